@@ -1,0 +1,51 @@
+# make demo     data, autoencoder, training and a picture of new faces: about five minutes on two cores
+# make test     the tests
+#
+# Everything runs in a virtual environment of its own, made from PYTHON with EXTRAS of pyproject.toml:
+#   make test PYTHON=python3.12 EXTRAS=test,cuda12 VENV=.venv-3.12
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,\
+            $(if $(shell $(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
+EXTRAS ?= test
+VENV ?= .venv
+
+PY := $(VENV)/bin/python
+comma := ,
+INSTALLED := $(VENV)/.installed-$(subst /,_,$(PYTHON))-$(subst $(comma),_,$(EXTRAS))
+
+# Huge pages save about a fifth of a training step on a CPU; glibc reads this before Python starts.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+export PYTHONUNBUFFERED = 1
+
+.PHONY: help install demo demo-long test test-slow lint
+help:
+	@sed -n 's/^# //p' Makefile
+
+install: $(INSTALLED)
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one, or give PYTHON=..."; exit 1; }
+	@test -e $(PY) && test "$$($(PY) -V)" = "$$($(PYTHON) -V)" || $(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.installed-* && touch $@
+
+demo: $(INSTALLED)
+	$(PY) -m sisma_jax.data.synthetic --out data/synthetic --count 6144 --size 64 --seed 0
+	$(PY) -m sisma_jax.train_autoencoder --config configs/autoencoder.py --workdir runs/autoencoder
+	$(PY) -m sisma_jax.train --config configs/synthetic.py --workdir runs/demo
+	$(PY) -m sisma_jax.demo --workdir runs/demo
+
+demo-long: $(INSTALLED)
+	$(PY) -m sisma_jax.data.synthetic --out data/synthetic-long --count 30720 --size 64 --seed 0
+	$(PY) -m sisma_jax.train_autoencoder --config configs/autoencoder.py:long --workdir runs/autoencoder-long
+	$(PY) -m sisma_jax.train --config configs/synthetic.py:long --workdir runs/demo-long
+	$(PY) -m sisma_jax.demo --workdir runs/demo-long
+
+test: $(INSTALLED)
+	$(PY) -m pytest -n 2
+
+test-slow: $(INSTALLED)
+	$(PY) -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .

@@ -1,0 +1,78 @@
+"""The first stage that SISMA's latents come from.
+
+    python -m sisma_jax.train_autoencoder --config configs/autoencoder.py --workdir runs/autoencoder
+
+Variants: "" (factor 4 for synthetic faces of 64 pixels, about a minute on two CPU cores), "long"
+(the first stage of `configs/synthetic.py:long`) and "celeba" (Stable Diffusion's architecture with
+factor 8 on CelebAMask-HQ at 256 pixels, from scratch; not trained to the end yet).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in ("", "long", "celeba"):
+        raise ValueError("choose 'long' or 'celeba', or none")
+    long, celeba = variant == "long", variant == "celeba"
+    config = ConfigDict()
+    config.seed = 0
+
+    # Data
+    config.data = ConfigDict()
+    config.data.path = "data/synthetic"
+    config.data.size = 64
+    config.data.synthetic_count = 6144
+    config.data.test_from = 5632
+    config.data.flip = True
+    config.data.threads = 1
+    if long:
+        config.data.path = "data/synthetic-long"
+        config.data.synthetic_count = 30720
+        config.data.test_from = 30208
+    if celeba:
+        config.data.path = "data/CelebAMask-HQ"
+        config.data.size = 256
+        config.data.synthetic_count = 0
+        config.data.test_from = 28000
+        config.data.threads = 16
+
+    # Model
+    config.autoencoder = ConfigDict()
+    config.autoencoder.image_channels = 3
+    config.autoencoder.latent_channels = 4
+    config.autoencoder.block_channels = (128, 256, 512, 512) if celeba else (32, 64)
+    config.autoencoder.layers_per_block = 2 if celeba else 1
+    config.autoencoder.norm_groups = 32 if celeba else 8
+    config.autoencoder.mid_attention = celeba
+    config.autoencoder.fold = 1 if celeba else 2
+    config.autoencoder.linear_skip = not celeba
+    config.autoencoder.scaling_factor = 1.0  # measured on the trained latents at the end
+    config.autoencoder.dtype = "bfloat16" if celeba else "float32"
+
+    # Loss
+    config.loss = ConfigDict()
+    config.loss.kl_weight = 1e-4
+
+    # Training
+    config.train = ConfigDict()
+    config.train.steps = 200_000 if celeba else 8000 if long else 1000
+    config.train.batch_size = 32 if celeba else 8
+    config.train.learning_rate = 1e-4 if celeba else 2e-3
+    config.train.warmup = 1000 if celeba else 50
+    config.train.schedule = "cosine"
+    config.train.weight_decay = 0.0
+    config.train.clip = 1.0
+    config.train.ema_decay = 0.999 if celeba else 0.9
+    config.train.init_from = ""
+    config.train.log_every = 100 if celeba else 50
+    config.train.sample_every = 5000 if celeba else 500
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 5000 if celeba else 250
+    config.checkpoint.keep = 2
+
+    # Devices: -1 takes what the other axis leaves
+    config.mesh = ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    return config

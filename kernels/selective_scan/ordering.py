@@ -1,0 +1,80 @@
+"""Scan orders: step s of a scan visits row order[s], or from the last s when reversed."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Int, Shaped
+
+
+def visited_rows(
+    order: Int[Array, "length"] | None, length: int, reverse: bool
+) -> Int[Array, "length"] | None:
+    """The row of each step, or None where step s visits row s."""
+    if reverse:
+        order = jnp.arange(length, dtype=jnp.int32) if order is None else order
+        return order[::-1]
+    return order
+
+
+def in_sequence(
+    x: Shaped[Array, "batch length width"], rows: Int[Array, "length"] | None
+) -> Shaped[Array, "batch length width"]:
+    """x with the row of step s at position s."""
+    return x if rows is None else _permute(x, rows, jnp.argsort(rows))
+
+
+def in_rows(
+    y: Shaped[Array, "batch length width"], rows: Int[Array, "length"] | None
+) -> Shaped[Array, "batch length width"]:
+    """The inverse of `in_sequence`."""
+    return y if rows is None else _permute(y, jnp.argsort(rows), rows)
+
+
+@jax.custom_vjp
+def _permute(x, rows, inverse):
+    """x[:, rows]. The gradient of a permutation is its inverse: a gather too, not a scatter."""
+    return jnp.take(x, rows, axis=1, mode="clip")
+
+
+def _permute_forward(x, rows, inverse):
+    return _permute(x, rows, inverse), (rows, inverse)
+
+
+def _permute_backward(residuals, ybar):
+    rows, inverse = residuals
+    return _permute(ybar, inverse, rows), None, None
+
+
+_permute.defvjp(_permute_forward, _permute_backward)
+
+
+def one_order_at_a_time(function: Callable) -> Callable:
+    """`function(order, arrays)`, such that `jax.vmap` over orders is a loop.
+
+    A function which reads and writes row order[s] in place would, batched over orders, have to
+    gather and scatter rows. So several orders run one after another, each on the rows of the same
+    arrays; anything else that is mapped is batched as usual.
+    """
+    looped = custom_vmap(function)
+
+    @looped.def_vmap
+    def rule(size, is_mapped, order, arrays):
+        order_is_mapped, arrays_are_mapped = is_mapped
+        if order_is_mapped:
+
+            def at(index):
+                take = lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False)
+                pick = lambda mapped, x: take(x) if mapped else x
+                return looped(take(order), jax.tree.map(pick, arrays_are_mapped, arrays))
+
+            results = lax.map(at, jnp.arange(size))
+        else:
+            axes = jax.tree.map(lambda mapped: 0 if mapped else None, arrays_are_mapped)
+            batched = jax.vmap(function, in_axes=(None, axes), axis_size=size)
+            results = one_order_at_a_time(batched)(order, arrays)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return looped

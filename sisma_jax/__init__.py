@@ -1,0 +1,17 @@
+"""SISMA: semantic face image synthesis with Mamba, in JAX."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sisma_jax.synthesizer import Synthesizer
+
+__all__ = ["Synthesizer"]
+
+
+def __getattr__(name: str) -> Any:
+    # Data commands start worker processes, which should not wait for JAX.
+    if name == "Synthesizer":
+        from sisma_jax.synthesizer import Synthesizer
+
+        return Synthesizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,136 @@
+"""From a data source to batches: one global order, whatever the number of processes and threads.
+
+Global batch k of size B holds records [kB, (k + 1)B) of an endless stream: the source, shuffled
+anew every epoch, repeated, each record mirrored or not by (seed, its place in the stream) alone.
+Process p of n reads the contiguous rows [kB + pB/n, kB + (p + 1)B/n). The position is one integer,
+the number of the next global batch, so a run resumes exactly and may change its process count.
+
+Batches stay uint8 NumPy arrays on the host; placing them on devices is the caller's.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+from jaxtyping import UInt8
+
+from sisma_jax.data import label_maps
+from sisma_jax.data.raw import FIELDS, TEST_FROM, RawFaces
+from sisma_jax.errors import InputError
+
+Source = grain.sources.RandomAccessDataSource[dict[str, np.ndarray]]
+"""Random access to items: dicts of "image" uint8 (h, w, 3) and "labels" uint8 (h, w), or one."""
+
+
+def open_dataset(
+    path: Path | str,
+    size: int,
+    *,
+    split: str = "train",
+    test_from: int = TEST_FROM,
+    fields: Sequence[str] = FIELDS,
+) -> Source:
+    """Opens a data set folder in the one layout known so far, the raw one (`raw.RawFaces`).
+
+    Arguments and errors are those of `RawFaces`: a folder of any other layout is refused.
+    """
+    return RawFaces(path, size, split=split, test_from=test_from, fields=fields)
+
+
+def training_stream(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    flip: bool = True,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+    prefetch: int = 4,
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+    """Endless batches of this process; reading begins at once, `close()` ends it.
+
+    Args:
+      source: the items; fewer of them than `batch_size` recur within a batch.
+      batch_size: records of a global batch, over all processes.
+      seed: of the order and of the flips, 0 <= seed < 2**32.
+      flip: mirror half of the records, labels with left and right classes exchanged.
+      start: number of the first global batch.
+      process_index: this process, 0 <= process_index < process_count.
+      process_count: processes that share a global batch, each getting as many rows.
+      threads: threads that read, one batch at a time each; 0 reads only when asked.
+      prefetch: batches of this process that are read ahead; below `threads`, threads idle.
+
+    Returns:
+      Iterator of dicts of the source's fields, uint8 (batch_size / process_count, ...).
+
+    Raises:
+      InputError: `batch_size` is not a positive multiple of `process_count`. While iterating:
+        whatever the source raises.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise InputError(
+            f"The batch size {batch_size} cannot be shared by {process_count} processes: choose a "
+            f"positive multiple of {process_count}."
+        )
+    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    if flip:
+        stream = stream.random_map(_flip_half)
+    rows = _ProcessRows(stream, batch_size, process_index, process_count)
+    batches = rows.batch(batch_size // process_count).slice(slice(start, None))
+    iterator = iter(
+        batches.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+        )
+    )
+    iterator.start_prefetch()
+    return iterator
+
+
+def fixed_batch(source: Source, count: int) -> dict[str, UInt8[np.ndarray, "count ..."]]:
+    """The first `count` items of a source, in its order and never mirrored, stacked.
+
+    Raises:
+      InputError: the source has fewer items.
+    """
+    if count > len(source):
+        raise InputError(
+            f"{count} faces are asked for, but {source!r} has {len(source)}: ask for fewer or "
+            "choose a larger split."
+        )
+    items = [source[index] for index in range(count)]
+    return {field: np.stack([item[field] for item in items]) for field in items[0]}
+
+
+_MIRROR = {"image": lambda image: image[:, ::-1], "labels": label_maps.flip}
+
+
+def _flip_half(item: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    if rng.random() < 0.5:
+        return item
+    return {field: _MIRROR[field](value) for field, value in item.items()}
+
+
+class _ProcessRows(grain.MapDataset):
+    """The rows of one process, out of a stream in global order.
+
+    Selecting them here, after everything random, is what keeps batches independent of the process
+    count: grain draws from the index it is asked for, and that index is still the global one.
+    """
+
+    def __init__(
+        self, stream: grain.MapDataset, batch_size: int, process_index: int, process_count: int
+    ):
+        super().__init__(stream)
+        self._batch_size = batch_size
+        self._rows = batch_size // process_count
+        self._first_row = process_index * self._rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._rows
+
+    def __getitem__(self, index):
+        batch, row = divmod(index, self._rows)
+        return self._parent[batch * self._batch_size + self._first_row + row]

@@ -1,0 +1,18 @@
+"""Procedural faces with their label maps: the data set that needs no download.
+
+A face has two independent halves. Its geometry (pose, proportions, hair style, expression, what is
+worn) comes from (seed, index) and fixes the label map; its look (colours, light, make-up, beard,
+patterns, background) comes from (seed, index, look) and never sees the geometry. So one label map
+has as many right pictures as there are looks, which is what a generative model is asked to learn.
+
+    python -m sisma_jax.data.synthetic --out data/synthetic --count 2000 --size 64 --seed 0
+
+writes look 0 of the faces 0 to count - 1 in the raw layout of CelebAMask-HQ (`writer`). Rooms:
+`head` (pose), `features`, `hair`, `attire` (outlines), `figure` (their depth order), `appearance`
+(looks), `render` (light and colour). Nothing here imports jax, so that workers start quickly.
+"""
+
+from sisma_jax.data.synthetic.faces import face, face_parts
+from sisma_jax.data.synthetic.writer import read_settings, write_dataset
+
+__all__ = ["face", "face_parts", "read_settings", "write_dataset"]

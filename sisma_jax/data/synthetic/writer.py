@@ -1,0 +1,234 @@
+"""Writes synthetic faces in the raw layout of CelebAMask-HQ, in parallel and resumable.
+
+The layout's folders are those of `sisma_jax.data.raw_layout`; images are JPEG at quality 95 without
+chroma subsampling, part masks white-on-black PNG, absent parts no file. Beside them lie the mapping
+file and `synthetic.json`, the settings, which is written last and so marks a finished set. Until
+then they stand in `synthetic.unfinished.json`. An id's image is written after its masks: an id with
+an image is done.
+"""
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from sisma_jax.data import raw_layout
+from sisma_jax.data.synthetic.appearance import sample_look
+from sisma_jax.data.synthetic.figure import APPEARANCE, generator, part_masks, sample_figure
+from sisma_jax.data.synthetic.render import render
+from sisma_jax.errors import InputError
+from sisma_jax.files import write_atomically
+
+VERSION = 1
+"""Grows when the same settings give other pixels."""
+
+_MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
+_FINISHED, _UNFINISHED = "synthetic.json", "synthetic.unfinished.json"
+_CELEBA_IMAGES = 202_599
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides every byte of a data set; raises InputError where a value is out of range."""
+
+    count: int
+    size: int
+    mask_size: int
+    seed: int
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("count", 1, 10**6),
+            ("size", 32, 1024),
+            ("mask_size", 32, 1024),
+            ("seed", 0, 2**63 - 1),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                name = name.replace("_", "-")
+                raise InputError(
+                    f"The {name} {value} is out of range: give a whole number from {least} "
+                    f"to {most}."
+                )
+
+
+def read_settings(folder: Path) -> dict[str, int] | None:
+    """Settings (`count`, `size`, `mask_size`, `seed`, `version`) of a finished synthetic data set.
+
+    None where `folder` holds no such set.
+    """
+    return _read(folder / _FINISHED)
+
+
+def write_dataset(
+    out: Path,
+    *,
+    count: int,
+    size: int,
+    seed: int,
+    mask_size: int | None = None,
+    workers: int | None = None,
+) -> bool:
+    """Writes look 0 of the faces 0 to `count` - 1 of set `seed`; False if they were there already.
+
+    Args:
+      out: a new or empty folder, or one where an earlier run with the same settings stopped; that
+        run is continued.
+      count: number of faces.
+      size: pixels of an image, 32 to 1024.
+      seed: another seed gives other faces.
+      mask_size: pixels of a mask, `size` by default.
+      workers: number of processes, one per core by default; the files do not depend on it.
+
+    Raises:
+      InputError: a value is out of range, or `out` holds anything else or cannot be written.
+    """
+    settings = Settings(count, size, size if mask_size is None else mask_size, seed)
+    if workers is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if workers < 1:
+        raise InputError(f"The number of workers is {workers}: give at least 1.")
+    if read_settings(out) == asdict(settings):
+        return False
+    _open_folder(out, settings)
+    done = {int(path.stem) for path in (out / raw_layout.IMAGE_FOLDER).glob("*.jpg")}
+    missing = [index for index in range(count) if index not in done]
+    with tqdm(total=count, initial=len(done), desc="faces", unit="face") as progress:
+        for written in _write_all(out, settings, missing, workers):
+            progress.update(written)
+    write_atomically(out / _MAPPING, _mapping(count).encode())
+    write_atomically(out / _FINISHED, _settings_file(settings))
+    (out / _UNFINISHED).unlink()
+    return True
+
+
+def _open_folder(out: Path, settings: Settings) -> None:
+    """Makes `out` ready to be written."""
+    wanted = asdict(settings)
+    found = read_settings(out) or _read(out / _UNFINISHED)
+    if found not in (None, wanted):
+        different = " and ".join(
+            f"{key} {found.get(key)} instead of {value}"
+            for key, value in wanted.items()
+            if found.get(key) != value
+        )
+        raise InputError(
+            f"{out} holds a synthetic data set with {different}: name another folder or delete it."
+        )
+    try:
+        if found is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} is not an empty folder: name a new or an empty one.")
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / _UNFINISHED, _settings_file(settings))
+        (out / raw_layout.IMAGE_FOLDER).mkdir(exist_ok=True)
+        masks = out / raw_layout.MASK_FOLDER
+        for index in range(0, settings.count, raw_layout.FACES_PER_MASK_FOLDER):
+            raw_layout.part_path(masks, index, "skin").parent.mkdir(parents=True, exist_ok=True)
+        for stale in out.rglob("*.tmp"):
+            stale.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written ({error.strerror}): name another folder."
+        ) from error
+
+
+def _write_all(out: Path, settings: Settings, missing: list[int], workers: int) -> Iterator[int]:
+    """Yields how many faces have just been written, until all of `missing` are."""
+    step = max(32 * 64**2 // settings.size**2, 1)  # about a quarter of a second
+    chunks = [missing[k : k + step] for k in range(0, len(missing), step)]
+    workers = min(workers, len(chunks))
+    if workers <= 1:
+        for chunk in chunks:
+            yield _write_faces(out, settings, chunk)
+        return
+    # Spawned, not forked: the caller may hold threads of numerical libraries. A pipe for each
+    # worker, not a shared queue: a worker whose caller was killed fails to send and ends.
+    context = multiprocessing.get_context("spawn")
+    running = {}
+    try:
+        for k in range(workers):
+            reader, sender = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_work, args=(sender, out, settings, chunks[k::workers]), daemon=True
+            )
+            process.start()
+            sender.close()
+            running[reader] = process
+        while running:
+            for reader in wait(list(running)):
+                try:
+                    yield reader.recv()
+                except EOFError:
+                    process = running.pop(reader)
+                    process.join()
+                    if process.exitcode:
+                        raise RuntimeError(
+                            f"A worker that writes {out} ended with status {process.exitcode}; the "
+                            "same command continues where it stopped."
+                        ) from None
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.join()
+
+
+def _work(sender: Connection, out: Path, settings: Settings, chunks: list[list[int]]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller ends its workers itself
+    for chunk in chunks:
+        sender.send(_write_faces(out, settings, chunk))
+    sender.close()
+
+
+def _write_faces(out: Path, settings: Settings, indices: list[int]) -> int:
+    masks = out / raw_layout.MASK_FOLDER
+    for index in indices:
+        figure = sample_figure(settings.seed, index, settings.size)
+        look = sample_look(generator(settings.seed, index, APPEARANCE))
+        samples = figure.label_samples(settings.size)
+        pixels = render(figure, look, settings.size, samples)
+        if settings.mask_size != settings.size:
+            samples = figure.label_samples(settings.mask_size)
+        for part, mask in part_masks(figure, samples).items():
+            image = Image.fromarray(mask.view(np.uint8) * np.uint8(255))
+            path = raw_layout.part_path(masks, index, part)
+            write_atomically(path, _encoded(image, format="PNG", compress_level=1))
+        image = _encoded(Image.fromarray(pixels), format="JPEG", quality=95, subsampling=0)
+        write_atomically(raw_layout.image_path(out, index), image)
+    return len(indices)
+
+
+def _encoded(image: Image.Image, **options: str | int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def _read(path: Path) -> dict[str, int] | None:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _settings_file(settings: Settings) -> bytes:
+    return (json.dumps(asdict(settings), indent=2) + "\n").encode()
+
+
+def _mapping(count: int) -> str:
+    """The real file's columns; a step coprime to CelebA's size gives every id its own original."""
+    rows = ["idx     orig_idx    orig_file"]
+    for index in range(count):
+        original = (119_613 + 104_729 * index) % _CELEBA_IMAGES
+        rows.append(f"{index:<8}{original:<12}{original + 1:06d}.jpg")
+    return "\n".join(rows) + "\n"

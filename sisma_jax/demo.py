@@ -1,0 +1,161 @@
+"""Show what the demo's model has learned: a sheet of faces, and figures beside it.
+
+`python -m sisma_jax.demo --workdir runs/demo` synthesises faces for masks of the test split of the
+run's synthetic data set, writes `samples.png` (mask, faces, class colours) and `report.json` into
+the run folder, and prints:
+
+  regions   share of the pixel variance that the regions of the mask explain: of the samples, of
+            faces rendered from the same masks, and of the samples with another face's mask
+  spread    how much faces of one mask differ: samples, and renderings of the same mask
+  loss      flow-matching loss on the test split with the right masks and with shuffled ones
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt8
+from PIL import Image
+
+from sisma_jax import cli, flow
+from sisma_jax.config import section
+from sisma_jax.contact_sheet import mask_sheet, with_legend
+from sisma_jax.data import synthetic
+from sisma_jax.data.image_files import save_png
+from sisma_jax.data.input_pipeline import fixed_batch
+from sisma_jax.errors import InputError
+from sisma_jax.files import write_atomically
+from sisma_jax.metrics.regions import explained_variance, spread
+from sisma_jax.models import SISMA
+from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.setup import DataConfig
+
+MASKS = 12
+PER_MASK = 6
+LOSS_COUNT = 128
+REPORT = "report.json"
+
+
+def main() -> None:
+    parser = cli.parser("sisma_jax.demo", __doc__, "python -m sisma_jax.demo --workdir runs/demo")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="run folder")
+    parser.add_argument("--steps", type=int, default=25, help="solver steps")
+    parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance")
+    args = parser.parse_args()
+
+    synthesizer = Synthesizer.load(args.workdir, batch_size=24)
+    report_file = args.workdir / REPORT
+    settings = {"step": synthesizer.step, "steps": args.steps, "guidance": args.guidance}
+    if report_file.exists():
+        report = json.loads(report_file.read_text())
+        if report["settings"] == settings:
+            show(report)
+            print(f"{args.workdir / 'samples.png'} is up to date")
+            return
+
+    data = section(DataConfig, RunFolder(args.workdir).config(), "data")
+    test = data.open("test", ("image", "labels"))
+    if len(test) < LOSS_COUNT:
+        raise InputError(
+            f"the test split of {data.path} has {len(test)} faces: the demo needs {LOSS_COUNT}"
+        )
+    faces = fixed_batch(test, LOSS_COUNT)
+    labels = faces["labels"][:MASKS]
+    samples = synthesizer(
+        np.repeat(labels, PER_MASK, axis=0), steps=args.steps, guidance=args.guidance
+    ).reshape(MASKS, PER_MASK, data.size, data.size, 3)
+    report = {
+        "settings": settings,
+        "regions": regions(samples, labels, faces["image"][:MASKS]),
+        "spread": {
+            "samples": float(spread(samples).mean()),
+            "renderings": float(spread(renderings(data, test.ids[:MASKS])).mean()),
+        },
+        "loss": held_out_loss(synthesizer, faces["image"], faces["labels"]),
+    }
+    sheet = with_legend(mask_sheet(labels, samples))
+    save_png(Image.fromarray(sheet), args.workdir / "samples.png")
+    write_atomically(report_file, (json.dumps(report, indent=2) + "\n").encode())
+    show(report)
+    print(f"wrote {args.workdir / 'samples.png'}")
+
+
+def regions(
+    samples: UInt8[np.ndarray, "n k h w 3"],
+    labels: UInt8[np.ndarray, "n h w"],
+    rendered: UInt8[np.ndarray, "n h w 3"],
+) -> dict[str, float]:
+    """Explained variance of samples, of rendered faces, and of samples with another's mask."""
+    per_mask = samples.shape[1]
+    flat = samples.reshape(-1, *samples.shape[2:])
+    own = np.repeat(labels, per_mask, axis=0)
+    other = np.repeat(np.roll(labels, 1, axis=0), per_mask, axis=0)
+    return {
+        "samples": float(explained_variance(flat, own).mean()),
+        "rendered": float(explained_variance(rendered, labels).mean()),
+        "other_mask": float(explained_variance(flat, other).mean()),
+    }
+
+
+def renderings(data: DataConfig, ids: np.ndarray) -> UInt8[np.ndarray, "n k h w 3"]:
+    """Other right answers to the masks of faces `ids` of the synthetic set."""
+    seed = synthetic.read_settings(Path(data.path))["seed"]
+    return np.stack(
+        [[synthetic.face(seed, int(i), data.size, look=k)[0] for k in range(PER_MASK)] for i in ids]
+    )
+
+
+def held_out_loss(
+    synthesizer: Synthesizer, images: UInt8[np.ndarray, "n h w 3"], labels: np.ndarray
+) -> dict[str, float]:
+    """Loss at fixed noise and evenly spread times, with right and with shuffled masks."""
+    config, autoencoder = synthesizer.config, synthesizer.autoencoder
+
+    @jax.jit
+    def losses(params: dict, autoencoder, images: Array, labels: Array, key: Array, t: Array):
+        latent_key, noise_key = jax.random.split(key)
+        x = autoencoder.to_latents(latent_key, images.astype(jnp.float32) / 127.5 - 1.0)
+        velocity = lambda z, t: SISMA(config).apply({"params": params}, z, t, labels)
+        return flow.loss_at(velocity, x, jax.random.normal(noise_key, x.shape), t)
+
+    batch = 32
+    quantiles = (np.arange(batch) + 0.5) / batch
+    t = jax.nn.sigmoid(jax.scipy.stats.norm.ppf(jnp.asarray(quantiles, jnp.float32)))
+    run = partial(losses, synthesizer.params, autoencoder)
+
+    def mean_loss(labels: np.ndarray) -> float:
+        starts = range(0, len(images) - batch + 1, batch)
+        return float(
+            np.mean(
+                [
+                    run(images[i : i + batch], labels[i : i + batch], jax.random.key(i), t)
+                    for i in starts
+                ]
+            )
+        )
+
+    right, shuffled = mean_loss(labels), mean_loss(np.roll(labels, 1, axis=0))
+    return {"right_masks": right, "shuffled_masks": shuffled, "ratio": shuffled / right}
+
+
+def show(report: dict) -> None:
+    """Print the figures as a table."""
+    r, s, loss = report["regions"], report["spread"], report["loss"]
+    print("share of pixel variance explained by the regions of the mask")
+    print(f"  samples, their own mask      {r['samples']:.3f}")
+    print(f"  rendered faces, their own    {r['rendered']:.3f}")
+    print(f"  samples, another face's mask {r['other_mask']:.3f}")
+    print("spread over faces of one mask (mean standard deviation of a pixel)")
+    print(f"  samples    {s['samples']:.3f}")
+    print(f"  renderings {s['renderings']:.3f}")
+    print("flow-matching loss on the test split")
+    print(f"  right masks    {loss['right_masks']:.3f}")
+    print(f"  shuffled masks {loss['shuffled_masks']:.3f}  (ratio {loss['ratio']:.2f})")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,9 @@
+"""What a command tells its user when the input is wrong."""
+
+
+class InputError(ValueError):
+    """The user's input cannot be used.
+
+    The message is one sentence that names the offending value, where it stands and what to do
+    about it. Commands print it without a traceback and exit with status 2 (`sisma_jax.cli`).
+    """

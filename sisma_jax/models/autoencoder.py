@@ -1,0 +1,278 @@
+"""The autoencoder whose latents SISMA works on: Stable Diffusion's AutoencoderKL in Flax Linen.
+
+    images in [-1, 1]  --encode-->  mean, logvar of a diagonal Gaussian            (1)
+    latent = scaling_factor * (mean + exp(logvar / 2) * eps),   eps ~ N(0, I)      (2)
+    latent / scaling_factor  --decode-->  images                                   (3)
+
+Everything is NHWC. The module's z is that before scaling; the scaled, sampled latents of (2) are
+what generative models see. `sample_latent` is the only place that samples and scales.
+
+Architecture: Rombach et al., arXiv 2112.10752, as published with the sd-vae-ft weights.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from sisma_jax.errors import InputError
+from sisma_jax.models.autoencoder_config import AutoencoderConfig
+from sisma_jax.models.autoencoder_layers import (
+    Decoder,
+    Encoder,
+    fold_pixels,
+    unfold_pixels,
+)
+from sisma_jax.models.weights import check_weight_file, load_tree, save_tree
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderConfig",
+    "AutoencoderKL",
+    "load_autoencoder",
+    "parameter_shapes",
+    "posterior_kl",
+    "sample_latent",
+    "save_autoencoder",
+]
+
+LOGVAR_RANGE = (-30.0, 20.0)
+STARTING_LOGVAR = -5.0
+"""Posterior variance of an autoencoder that starts from its linear maps: little noise, so that
+what the maps say arrives."""
+
+CONFIG_FILE = "config.json"
+WEIGHT_FILE = "weights.safetensors"
+DIFFUSERS_WEIGHT_FILE = "diffusion_pytorch_model.safetensors"
+
+
+def quiet_posterior(key: PRNGKeyArray, shape: tuple[int], dtype: Any) -> Float[Array, " moments"]:
+    """Start the biases of mean at 0 and of logvar at STARTING_LOGVAR."""
+    del key
+    return jnp.repeat(jnp.array([0.0, STARTING_LOGVAR], dtype), shape[0] // 2)
+
+
+class AutoencoderKL(nn.Module):
+    """Images to the moments of their latents and back; call it through `method=`."""
+
+    config: AutoencoderConfig
+
+    def setup(self) -> None:
+        cfg = self.config
+        self.encoder = Encoder(cfg)
+        self.decoder = Decoder(cfg)
+        self.quant_conv = nn.Conv(
+            2 * cfg.latent_channels,
+            (1, 1),
+            bias_init=quiet_posterior if cfg.linear_skip else nn.initializers.zeros,
+            dtype=jnp.dtype(cfg.dtype),
+        )
+        self.post_quant_conv = nn.Conv(cfg.latent_channels, (1, 1), dtype=jnp.dtype(cfg.dtype))
+        if cfg.linear_skip:
+            self.linear_encoder = nn.Dense(cfg.latent_channels)
+            self.linear_decoder = nn.Dense(cfg.image_channels * cfg.factor**2)
+
+    def encode(
+        self, images: Float[Array, "b h w image_channels"]
+    ) -> tuple[
+        Float[Array, "b h/f w/f latent_channels"], Float[Array, "b h/f w/f latent_channels"]
+    ]:
+        """Return mean and log-variance of the latents, before scaling, float32.
+
+        Args:
+          images: in [-1, 1]; height and width multiples of the configuration's `factor`.
+
+        Raises:
+          InputError: if the factor does not divide height and width.
+        """
+        factor = self.config.factor
+        height, width = images.shape[1:3]
+        if height % factor or width % factor:
+            raise InputError(
+                f"images of {height} x {width} pixels do not divide into latents: resize both "
+                f"sides to a multiple of {factor}"
+            )
+        moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        if self.config.linear_skip:
+            mean = mean + self.linear_encoder(fold_pixels(images, factor))
+        return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+    def decode(
+        self, z: Float[Array, "b h w latent_channels"]
+    ) -> Float[Array, "b h*f w*f image_channels"]:
+        """Return float32 images, about in [-1, 1] and not clipped, of latents before scaling."""
+        images = self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+        if self.config.linear_skip:
+            images = images + unfold_pixels(self.linear_decoder(z), self.config.factor)
+        return images
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Reconstruct images from the mean of their latents."""
+        return self.decode(self.encode(images)[0])
+
+
+def sample_latent(
+    key: PRNGKeyArray,
+    mean: Float[Array, "*shape"],
+    logvar: Float[Array, "*shape"],
+    scaling_factor: float,
+) -> Float[Array, "*shape"]:
+    """Draw scaled latents from the posterior, equation (2).
+
+    Args:
+      key: randomness.
+      mean: before scaling; float16 moments of a cache will do.
+      logvar: likewise.
+      scaling_factor: the autoencoder's; 1 gives the z that `decode` takes.
+
+    Returns:
+      Latents in float32.
+    """
+    deviation = jnp.exp(0.5 * logvar.astype(jnp.float32))
+    noise = jax.random.normal(key, mean.shape)
+    return scaling_factor * (mean.astype(jnp.float32) + deviation * noise)
+
+
+def posterior_kl(mean: Float[Array, "*shape"], logvar: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """Return the divergence of N(mean, exp(logvar)) from N(0, 1), averaged over elements."""
+    return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """An autoencoder with its parameters.
+
+    A pytree whose leaves are the parameters: pass it to jitted functions as an argument, or its
+    `params` to `module.apply({"params": params}, ..., method="decode")`.
+    """
+
+    config: AutoencoderConfig
+    params: Any
+
+    @property
+    def module(self) -> AutoencoderKL:
+        return AutoencoderKL(self.config)
+
+    @property
+    def scaling_factor(self) -> float:
+        """What z is multiplied by to give latents of about unit standard deviation."""
+        return self.config.scaling_factor
+
+    @jax.jit
+    def encode(
+        self, images: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b _ _ latent_channels"], Float[Array, "b _ _ latent_channels"]]:
+        """Return mean and logvar before scaling; see `AutoencoderKL.encode`."""
+        return self.module.apply({"params": self.params}, images, method="encode")
+
+    @jax.jit
+    def decode(self, z: Float[Array, "b h w latent_channels"]) -> Float[Array, "b _ _ c"]:
+        """Return images of z before scaling; see `AutoencoderKL.decode`."""
+        return self.module.apply({"params": self.params}, z, method="decode")
+
+    def to_latents(
+        self, key: PRNGKeyArray, images: Float[Array, "b h w c"]
+    ) -> Float[Array, "b _ _ latent_channels"]:
+        """Draw scaled latents of images in [-1, 1], equation (2)."""
+        return sample_latent(key, *self.encode(images), self.scaling_factor)
+
+    def from_latents(
+        self, latents: Float[Array, "b h w latent_channels"]
+    ) -> Float[Array, "b _ _ c"]:
+        """Return the images of scaled latents, equation (3)."""
+        return self.decode(latents / self.scaling_factor)
+
+
+jax.tree_util.register_dataclass(Autoencoder, data_fields=["params"], meta_fields=["config"])
+
+
+def parameter_shapes(config: AutoencoderConfig) -> Any:
+    """Return the parameter tree of a configuration as shapes and types; computes nothing."""
+    image = jnp.zeros((1, config.factor, config.factor, config.image_channels))
+    module = AutoencoderKL(config)
+    return jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+
+
+def save_autoencoder(
+    path: str | os.PathLike, config: AutoencoderConfig, params: Mapping[str, Any]
+) -> None:
+    """Write the folder `path`: `config.json` and `weights.safetensors`, both or neither.
+
+    Raises:
+      InputError: if `path` exists and is anything but an autoencoder's folder.
+    """
+    path = Path(path)
+    if path.exists() and not (
+        path.is_dir() and {child.name for child in path.iterdir()} <= {CONFIG_FILE, WEIGHT_FILE}
+    ):
+        raise InputError(
+            f"{path} exists and holds other things than an autoencoder: give a new folder"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        new, old = Path(folder) / "new", Path(folder) / "old"
+        new.mkdir()
+        fields = {"model": AutoencoderKL.__name__} | dataclasses.asdict(config)
+        (new / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+        save_tree(new / WEIGHT_FILE, params, {"model": AutoencoderKL.__name__})
+        if path.exists():
+            os.replace(path, old)
+        os.replace(new, path)
+
+
+def load_autoencoder(path: str | os.PathLike) -> Autoencoder:
+    """Read the autoencoder in a folder.
+
+    Args:
+      path: a folder written by `save_autoencoder`, or a run folder that holds one under
+        `autoencoder/`.
+
+    Raises:
+      InputError: if there is none, if it is pickled or in the published (diffusers) format, or if
+        its configuration or weights are damaged or do not belong together.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" or (path.suffix and not path.is_dir()):
+        check_weight_file(path)
+        raise InputError(f"{path} is a single weight file: give the folder that holds it")
+    if (path / "autoencoder").is_dir():
+        path = path / "autoencoder"
+    config = _read_config(path)
+    return Autoencoder(config, load_tree(path / WEIGHT_FILE, parameter_shapes(config)))
+
+
+def _read_config(folder: Path) -> AutoencoderConfig:
+    """Read and check `config.json` of an autoencoder's folder."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(
+            f"there is no autoencoder in {folder}: give a folder that holds {CONFIG_FILE} and "
+            f"{WEIGHT_FILE}, or a run folder with autoencoder/ in it"
+        )
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): export the autoencoder again") from error
+    if "_class_name" in fields or (folder / DIFFUSERS_WEIGHT_FILE).exists():
+        raise InputError(
+            f"{folder} holds published weights in diffusers' format, which this version cannot "
+            "load: give the folder of an autoencoder trained by this package"
+        )
+    known = {field.name for field in dataclasses.fields(AutoencoderConfig)} | {"model"}
+    differing = sorted(known ^ fields.keys())
+    if differing:
+        raise InputError(
+            f"{path} has missing or unknown entries {', '.join(differing)}: export the "
+            "autoencoder again with this version"
+        )
+    del fields["model"]
+    return AutoencoderConfig(**fields)

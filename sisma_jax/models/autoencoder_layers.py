@@ -1,0 +1,189 @@
+"""The halves of Stable Diffusion's autoencoder and what they are built from.
+
+Submodules carry the names of diffusers' AutoencoderKL, with "_" where PyTorch counts with ".":
+`encoder.down_blocks.0.resnets.1.conv1` is `encoder/down_blocks_0/resnets_1/conv1`. Arrays are
+NHWC. Convolutions and attention run in the configuration's dtype; parameters, the statistics of
+norms and the softmax are float32.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from sisma_jax.models.autoencoder_config import AutoencoderConfig
+
+NORM_EPSILON = 1e-6
+"""PyTorch's default would be 1e-5; the difference shows in flat images."""
+
+
+def norm(config: AutoencoderConfig, name: str) -> nn.GroupNorm:
+    """Group normalisation. The variance is that of centred values: E[x^2] - E[x]^2 would drown
+    the small variance of a flat image in rounding."""
+    return nn.GroupNorm(
+        config.norm_groups,
+        epsilon=NORM_EPSILON,
+        use_fast_variance=False,
+        dtype=jnp.dtype(config.dtype),
+        name=name,
+    )
+
+
+def conv(
+    config: AutoencoderConfig, channels: int, name: str, *, size: int = 3, zero: bool = False
+) -> nn.Conv:
+    """A convolution that keeps the image's size; `zero` starts it at zero."""
+    start = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    return nn.Conv(
+        channels, (size, size), kernel_init=start, dtype=jnp.dtype(config.dtype), name=name
+    )
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), x through a 1x1 convolution if it widens."""
+
+    config: AutoencoderConfig
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w channels"]:
+        cfg = self.config
+        h = conv(cfg, self.channels, "conv1")(nn.silu(norm(cfg, "norm1")(x)))
+        h = conv(cfg, self.channels, "conv2")(nn.silu(norm(cfg, "norm2")(h)))
+        if x.shape[-1] != self.channels:
+            x = conv(cfg, self.channels, "conv_shortcut", size=1)(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all positions, with a residual connection."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        batch, height, width, channels = x.shape
+
+        def linear(name: str) -> nn.Dense:
+            return nn.Dense(channels, dtype=jnp.dtype(self.config.dtype), name=name)
+
+        tokens = norm(self.config, "group_norm")(x).reshape(batch, height * width, 1, channels)
+        query, key, value = (linear(name)(tokens) for name in ("to_q", "to_k", "to_v"))
+        mixed = linear("to_out_0")(jax.nn.dot_product_attention(query, key, value))
+        return x + mixed.reshape(x.shape)
+
+
+class MidBlock(nn.Module):
+    """The coarsest resolution: residual block, attention, residual block."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        x = ResnetBlock(self.config, x.shape[-1], name="resnets_0")(x)
+        if self.config.mid_attention:
+            x = Attention(self.config, name="attentions_0")(x)
+        return ResnetBlock(self.config, x.shape[-1], name="resnets_1")(x)
+
+
+class Downsample(nn.Module):
+    """Halve the image: zeros below and to the right only, then a stride-2 convolution."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
+        return nn.Conv(
+            x.shape[-1],
+            (3, 3),
+            strides=2,
+            padding=((0, 1), (0, 1)),
+            dtype=jnp.dtype(self.config.dtype),
+            name="conv",
+        )(x)
+
+
+class Upsample(nn.Module):
+    """Double the image by repeating pixels, then convolve."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        return conv(self.config, x.shape[-1], "conv")(x)
+
+
+class DownBlock(nn.Module):
+    """The encoder's residual blocks of one resolution, then half of it."""
+
+    config: AutoencoderConfig
+    channels: int
+    downsample: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ channels"]:
+        for i in range(self.config.layers_per_block):
+            x = ResnetBlock(self.config, self.channels, name=f"resnets_{i}")(x)
+        return Downsample(self.config, name="downsamplers_0")(x) if self.downsample else x
+
+
+class UpBlock(nn.Module):
+    """The decoder's residual blocks of one resolution, then double of it."""
+
+    config: AutoencoderConfig
+    channels: int
+    upsample: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ channels"]:
+        for i in range(self.config.layers_per_block + 1):
+            x = ResnetBlock(self.config, self.channels, name=f"resnets_{i}")(x)
+        return Upsample(self.config, name="upsamplers_0")(x) if self.upsample else x
+
+
+class Encoder(nn.Module):
+    """Images to what `quant_conv` turns into mean and logvar."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b _ _ moments"]:
+        cfg = self.config
+        x = fold_pixels(images, cfg.fold)
+        x = conv(cfg, cfg.block_channels[0], "conv_in")(x)
+        for i, channels in enumerate(cfg.block_channels):
+            downsample = i < len(cfg.block_channels) - 1
+            x = DownBlock(cfg, channels, downsample, name=f"down_blocks_{i}")(x)
+        x = MidBlock(cfg, name="mid_block")(x)
+        x = nn.silu(norm(cfg, "conv_norm_out")(x))
+        return conv(cfg, 2 * cfg.latent_channels, "conv_out", zero=cfg.linear_skip)(x)
+
+
+class Decoder(nn.Module):
+    """What `post_quant_conv` makes of latents to images."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "b h w c"]) -> Float[Array, "b _ _ image_channels"]:
+        cfg = self.config
+        x = conv(cfg, cfg.block_channels[-1], "conv_in")(z)
+        x = MidBlock(cfg, name="mid_block")(x)
+        for i, channels in enumerate(reversed(cfg.block_channels)):
+            upsample = i < len(cfg.block_channels) - 1
+            x = UpBlock(cfg, channels, upsample, name=f"up_blocks_{i}")(x)
+        x = nn.silu(norm(cfg, "conv_norm_out")(x))
+        folded = cfg.image_channels * cfg.fold**2
+        return unfold_pixels(conv(cfg, folded, "conv_out", zero=cfg.linear_skip)(x), cfg.fold)
+
+
+def fold_pixels(images: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ _ _"]:
+    """Move each `factor` x `factor` patch of pixels into channels (space to depth)."""
+    return rearrange(images, "b (h i) (w j) c -> b h w (i j c)", i=factor, j=factor)
+
+
+def unfold_pixels(patches: Float[Array, "b h w d"], factor: int) -> Float[Array, "b _ _ _"]:
+    """Undo `fold_pixels`."""
+    return rearrange(patches, "b h w (i j c) -> b (h i) (w j) c", i=factor, j=factor)

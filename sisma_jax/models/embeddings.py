@@ -1,0 +1,52 @@
+"""Positions on the token grid and the embedding of time."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+TIME_FREQUENCIES = 256
+
+
+def sincos_positions(
+    height: int, width: int, features: int
+) -> Float[np.ndarray, "length features"]:
+    """Return fixed 2-D sine-cosine positions, the initial value of the learned ones (DiT's)."""
+
+    def axis(positions: np.ndarray, features: int) -> np.ndarray:
+        frequencies = 10000.0 ** -(np.arange(features // 2) / (features // 2))
+        angles = positions[:, None] * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    rows, columns = np.divmod(np.arange(height * width), width)
+    half = features // 2
+    return np.concatenate([axis(columns, half), axis(rows, half)], axis=1).astype(np.float32)
+
+
+class Positions(nn.Module):
+    """Adds a learned position to every token, in float32; starts from sines and cosines."""
+
+    grid: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b l width"]) -> Float[Array, "b l width"]:
+        init = lambda key, shape: jnp.asarray(sincos_positions(*self.grid, shape[-1]))
+        table = self.param("table", init, tokens.shape[1:])
+        return tokens + table[None]
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of 1000 t (cosines first), then a two-layer perceptron."""
+
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b width"]:
+        half = TIME_FREQUENCIES // 2
+        frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+        angles = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies[None]
+        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+        init = nn.initializers.normal(0.02)
+        hidden = nn.silu(nn.Dense(self.width, kernel_init=init, dtype=self.dtype)(waves))
+        return nn.Dense(self.width, kernel_init=init, dtype=self.dtype)(hidden)

@@ -1,0 +1,254 @@
+"""Self-Mamba and Cross-Mamba: the two token mixers of a SISMA block.
+
+Both run a selective scan (Gu & Dao, arXiv 2312.00752) over the tokens of an H x W grid. With X the
+normalised tokens, d = expand x D channels, n states, and pi a scan order (`scan_orders`):
+
+  Self-Mamba                                      Cross-Mamba, S = the mask's tokens
+    [x~, z] = X W_in                                [x~, z] = X W_in;        s~ = S W_s
+    x = SiLU(DWConv(x~))                            x = SiLU(DWConv(x~));    s = SiLU(DWConv(s~))
+    [delta, B, C] = x W_x                           [delta, B] = s W_s->dtB; C = x W_x->C
+    h_l = exp(Delta_l A) h_l-1 + Delta_l B_l x_l    h_l = exp(Delta_l A) h_l-1 + Delta_l B_l s_l
+    y_l = <C_l, h_l> + D_skip x_l                   y_l = <C_l, h_l> + D_skip s_l
+                          Delta = softplus(delta W_dt + b_dt),  A = -exp(A_log)
+                          out = (LayerNorm(y) * SiLU(z)) W_out
+
+Rows are visited in the order pi, and y stays in grid order. In Cross-Mamba the image reads a state
+that the mask alone has written: keys B and values s come from the mask, the query C and the gate z
+from the image; one depthwise convolution serves both streams (the wiring of Mamba-ST,
+arXiv 2409.10385, with the mask in place of the style). With K orders, W_x, W_dt, b_dt, A_log and
+D_skip exist once per order, and the K outputs are summed before the LayerNorm.
+
+Shape letters: b batch, l length = H W, c channels d, k orders K, n state, r rank of delta.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+try:
+    from kernels import selective_scan
+except ImportError as error:
+    import kernels
+
+    raise ImportError(
+        f"the package 'kernels' found at {kernels.__path__} is not this project's: uninstall the "
+        "distribution of that name, or put this project's checkout ahead of it on the path"
+    ) from error
+
+xavier = nn.initializers.xavier_uniform()
+layer_norm = partial(nn.LayerNorm, epsilon=1e-6)
+
+
+@jax.custom_vjp
+def depthwise_conv3x3(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"]
+) -> Float[Array, "b h w c"]:
+    """Convolve every channel with its own 3x3 kernel, zero padding.
+
+    Nine shifted multiply-adds, which XLA fuses into one pass; its grouped convolution is many
+    times slower on CPU.
+    """
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(
+        padded[:, i : i + height, j : j + width] * kernel[i, j][None, None, None]
+        for i in range(3)
+        for j in range(3)
+    )
+
+
+def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_conv3x3(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    dkernel = jnp.stack(
+        [
+            jnp.sum(padded[:, i : i + height, j : j + width] * dy, (0, 1, 2), dtype=jnp.float32)
+            for i in range(3)
+            for j in range(3)
+        ]
+    )
+    dx = depthwise_conv3x3(dy, kernel[::-1, ::-1])
+    return dx, dkernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+depthwise_conv3x3.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class GridConv(nn.Module):
+    """SiLU(DWConv3x3(x)) of tokens on their grid; the convolution is not causal."""
+
+    grid: tuple[int, int]
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
+        channels = x.shape[-1]
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=(0, 1))
+        kernel = self.param("kernel", uniform, (3, 3, channels))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        grid = x.reshape(x.shape[0], *self.grid, channels).astype(self.dtype)
+        out = depthwise_conv3x3(grid, kernel.astype(self.dtype))
+        out = nn.silu(out + bias.astype(self.dtype)[None, None, None])
+        return out.reshape(x.shape)
+
+
+def _a_log_init(key: Array, shape: tuple[int, ...]) -> Array:
+    """S4D-real: A = -(1, ..., n) in every channel."""
+    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=jnp.float32)), shape)
+
+
+def _delta_weight_init(key: Array, shape: tuple[int, ...]) -> Array:
+    """U(-r^-1/2, r^-1/2): keeps the variance of delta at initialisation."""
+    bound = shape[-2] ** -0.5
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def _delta_bias_init(key: Array, shape: tuple[int, ...]) -> Array:
+    """softplus^-1 of step sizes log-uniform in [1e-3, 1e-1], at least 1e-4."""
+    low, high = jnp.log(1e-3), jnp.log(1e-1)
+    delta = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
+    delta = jnp.maximum(delta, 1e-4)
+    return delta + jnp.log(-jnp.expm1(-delta))
+
+
+class PerOrderDense(nn.Module):
+    """One bias-free linear map per scan order."""
+
+    features: int
+    orders: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "k b l features"]:
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", batch_axis=(0,))
+        kernel = self.param("kernel", init, (self.orders, x.shape[-1], self.features))
+        return jnp.einsum("blc,kcf->kblf", x, kernel.astype(self.dtype))
+
+
+class OrderedScan(nn.Module):
+    """The selective scans of one layer, one per order, summed: the state space's own parameters."""
+
+    channels: int
+    state: int
+    rank: int
+    orders: int
+    dtype: str
+
+    def setup(self) -> None:
+        k, c = self.orders, self.channels
+        self.delta_weight = self.param("delta_weight", _delta_weight_init, (k, self.rank, c))
+        self.delta_bias = self.param("delta_bias", _delta_bias_init, (k, c))
+        self.A_log = self.param("A_log", _a_log_init, (k, c, self.state))
+        self.D = self.param("D", nn.initializers.ones, (k, c))
+
+    def step_sizes(self, delta: Float[Array, "k b l r"]) -> Float[Array, "k b l c"]:
+        """Return Delta > 0 in float32 from its low-rank form."""
+        raw = jnp.einsum("kblr,krc->kblc", delta, self.delta_weight.astype(self.dtype))
+        return jax.nn.softplus(raw.astype(jnp.float32) + self.delta_bias[:, None, None])
+
+    def __call__(
+        self,
+        u: Float[Array, "b l c"],
+        delta: Float[Array, "k b l c"],
+        B: Float[Array, "k b l n"],
+        C: Float[Array, "k b l n"],
+        order: Int32[Array, "k l"],
+    ) -> Float[Array, "b l c"]:
+        A = -jnp.exp(self.A_log)
+
+        def scan(delta: Array, A: Array, B: Array, C: Array, D: Array, order: Array) -> Array:
+            return selective_scan(u, delta, A, B, C, D, order=order)
+
+        if self.orders == 1:
+            return scan(delta[0], A[0], B[0], C[0], self.D[0], order[0])
+        y = jax.vmap(scan)(delta, A, B, C, self.D, order)
+        return jnp.sum(y, 0, dtype=jnp.float32).astype(self.dtype)
+
+
+class _Mixer(nn.Module):
+    """What Self- and Cross-Mamba share: projections in and out, convolution, scan, gate."""
+
+    width: int
+    grid: tuple[int, int]
+    state: int = 16
+    expand: int = 2
+    orders: int = 1
+    dtype: str = "float32"
+
+    @property
+    def channels(self) -> int:
+        return self.expand * self.width
+
+    @property
+    def rank(self) -> int:
+        return -(-self.width // 16)
+
+    def setup(self) -> None:
+        dense = partial(nn.Dense, use_bias=False, kernel_init=xavier, dtype=self.dtype)
+        self.project_in = dense(2 * self.channels)
+        self.conv = GridConv(self.grid, self.dtype)
+        self.scan = OrderedScan(self.channels, self.state, self.rank, self.orders, self.dtype)
+        self.norm = layer_norm()
+        self.project_out = dense(self.width)
+
+    def _gate_out(self, y: Float[Array, "b l c"], z: Float[Array, "b l c"]) -> Array:
+        return self.project_out(self.norm(y.astype(jnp.float32)).astype(self.dtype) * nn.silu(z))
+
+
+class SelfMamba(_Mixer):
+    """Tokens mix among themselves (module docstring, left column)."""
+
+    def setup(self) -> None:
+        super().setup()
+        features = self.rank + 2 * self.state
+        self.project_x = PerOrderDense(features, self.orders, self.dtype)
+
+    def __call__(
+        self, tokens: Float[Array, "b l width"], order: Int32[Array, "k l"]
+    ) -> Float[Array, "b l width"]:
+        x, z = jnp.split(self.project_in(tokens), 2, axis=-1)
+        x = self.conv(x)
+        delta, B, C = jnp.split(self.project_x(x), [self.rank, self.rank + self.state], axis=-1)
+        return self._gate_out(self.scan(x, self.scan.step_sizes(delta), B, C, order), z)
+
+
+@flax.struct.dataclass
+class MaskStream:
+    """All that one Cross-Mamba needs of the mask; the same at every solver step."""
+
+    u: Float[Array, "*depth b l c"]
+    delta: Float[Array, "*depth k b l c"]
+    B: Float[Array, "*depth k b l n"]
+
+
+class CrossMamba(_Mixer):
+    """Image tokens read the state that the mask wrote (module docstring, right column)."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.project_mask = nn.Dense(
+            self.channels, use_bias=False, kernel_init=xavier, dtype=self.dtype
+        )
+        self.project_s = PerOrderDense(self.rank + self.state, self.orders, self.dtype)
+        self.project_c = PerOrderDense(self.state, self.orders, self.dtype)
+
+    def mask_stream(self, mask_tokens: Float[Array, "b l width"]) -> MaskStream:
+        s = self.conv(self.project_mask(mask_tokens))
+        delta, B = jnp.split(self.project_s(s), [self.rank], axis=-1)
+        return MaskStream(s, self.scan.step_sizes(delta), B)
+
+    def __call__(
+        self, tokens: Float[Array, "b l width"], mask: MaskStream, order: Int32[Array, "k l"]
+    ) -> Float[Array, "b l width"]:
+        x, z = jnp.split(self.project_in(tokens), 2, axis=-1)
+        C = self.project_c(self.conv(x))
+        return self._gate_out(self.scan(mask.u, mask.delta, mask.B, C, order), z)

@@ -1,0 +1,111 @@
+"""The sizes of SISMA."""
+
+import dataclasses
+from typing import Any
+
+from sisma_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SISMAConfig:
+    """Sizes of a SISMA model; the defaults are the reported model's (`large`).
+
+    The paper publishes the block's structure and no sizes. These are our choice, after DiT and
+    U-Shape Mamba.
+    """
+
+    latent_size: int = 32
+    """Height and width of the latents."""
+    latent_channels: int = 4
+    factor: int = 8
+    """Down-sampling of the autoencoder: label maps measure latent_size * factor."""
+    num_classes: int = 19
+    patch: int = 1
+    width: int = 768
+    """Token width D."""
+    depth: int = 12
+    """Number of blocks N."""
+    state: int = 16
+    """States n of every channel's scan."""
+    expand: int = 2
+    """Scanned channels over width."""
+    orders: int = 1
+    """Scan orders K per layer: 1, 2 or 4."""
+    ff_ratio: int = 4
+    mask_channels: int = 64
+    """Channels of the mask encoder's first convolution; each further one doubles them."""
+    dtype: str = "bfloat16"
+    """Compute type of linear maps and convolutions; scan, norms and parameters are float32."""
+    remat: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (type(value) is not int or value < 1):
+                raise InputError(
+                    f"model.{field.name} is {value!r}: set a whole number of at least 1"
+                )
+        if self.latent_size % self.patch:
+            raise InputError(
+                f"model.patch {self.patch} does not divide model.latent_size {self.latent_size}: "
+                "choose a patch that does"
+            )
+        if self.downsampling & (self.downsampling - 1):
+            raise InputError(
+                f"model.factor x model.patch is {self.factor} x {self.patch}: the mask encoder "
+                "halves the map, so their product has to be a power of two"
+            )
+        if self.orders not in (1, 2, 4):
+            raise InputError(
+                f"model.orders is {self.orders}: choose 1, 2 or 4 scan orders per layer"
+            )
+        if self.mask_channels % 8:
+            raise InputError(
+                f"model.mask_channels is {self.mask_channels}: choose a multiple of 8, the number "
+                "of normalisation groups"
+            )
+        if self.width % 4:
+            raise InputError(
+                f"model.width is {self.width}: choose a multiple of 4, for sines and cosines of "
+                "two axes"
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"model.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return (self.latent_size // self.patch,) * 2
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of the label map along one side of a token."""
+        return self.factor * self.patch
+
+    @property
+    def image_size(self) -> int:
+        return self.latent_size * self.factor
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> "SISMAConfig":
+        """For tests and demonstrations on a CPU."""
+        sizes = dict(width=128, depth=4, state=8, patch=2, mask_channels=32, dtype="float32")
+        return cls(**(sizes | changes))
+
+    @classmethod
+    def small(cls, **changes: Any) -> "SISMAConfig":
+        return cls(**(dict(width=384, depth=12, patch=2) | changes))
+
+    @classmethod
+    def base(cls, **changes: Any) -> "SISMAConfig":
+        return cls(**(dict(width=512, depth=16) | changes))
+
+    @classmethod
+    def large(cls, **changes: Any) -> "SISMAConfig":
+        """The size of the reported model."""
+        return cls(**changes)
+
+    @classmethod
+    def xlarge(cls, **changes: Any) -> "SISMAConfig":
+        return cls(**(dict(depth=24) | changes))

@@ -1,0 +1,112 @@
+"""Make faces from masks: `python -m sisma_jax.sample --workdir runs/demo --masks DIR --out DIR`."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from sisma_jax import cli, flow
+from sisma_jax.data.image_files import save_png
+from sisma_jax.data.label_maps import collect_masks, read_label_map, resize_nearest
+from sisma_jax.errors import InputError
+from sisma_jax.synthesizer import Synthesizer
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(
+        "sisma_jax.sample",
+        __doc__,
+        "python -m sisma_jax.sample --workdir runs/demo --masks masks/ --out faces/ --per-mask 4",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="run folder of a trained model")
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="label maps, or folders of them: PNG files of class ids or in the classes' colours",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the faces, new or empty"
+    )
+    parser.add_argument("--per-mask", type=int, default=1, help="faces for every mask")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--steps", type=int, default=25, help="solver steps")
+    parser.add_argument("--solver", choices=flow.SOLVERS, default="euler", help="ODE solver")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="classifier-free guidance; 1 is the plain model, more follows the mask more closely",
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="faces made at a time")
+    parser.add_argument(
+        "--allow-unlabelled",
+        action="store_true",
+        help="accept 255 (or mid grey) in masks: the model decides what is there",
+    )
+    return parser.parse_args()
+
+
+def check_output(folder: Path) -> None:
+    """Raises InputError unless `folder` is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"output folder {folder} is not empty: give --out a new or empty one")
+
+
+def read_masks(paths: list[Path], size: int, allow_unlabelled: bool) -> UInt8[np.ndarray, "n h w"]:
+    """Read label maps and bring them to `size`; says so where it has to resize."""
+    masks, resized = [], Counter()
+    for path in paths:
+        labels = read_label_map(path, allow_unlabelled=allow_unlabelled)
+        height, width = labels.shape
+        if height != width:
+            raise InputError(f"mask {path} has {width}x{height} pixels: crop it to a square")
+        if height != size:
+            resized[height] += 1
+            labels = resize_nearest(labels, size)
+        masks.append(labels)
+    for old, count in resized.items():
+        print(f"note: {count} masks of {old}x{old} pixels were resized to {size}x{size} (nearest)")
+    return np.stack(masks)
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.per_mask < 1:
+        raise InputError(f"--per-mask is {args.per_mask}: use at least 1")
+    check_output(args.out)
+    paths = collect_masks(args.masks)
+    twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
+    if twice:
+        raise InputError(f"two masks are named {twice[0]!r}: rename one, faces take their names")
+
+    synthesizer = Synthesizer.load(args.workdir, batch_size=args.batch_size)
+    masks = read_masks(paths, synthesizer.config.image_size, args.allow_unlabelled)
+    batches = synthesizer.batches(
+        np.repeat(masks, args.per_mask, axis=0),
+        seed=args.seed,
+        steps=args.steps,
+        solver=args.solver,
+        guidance=args.guidance,
+    )
+    names = [f"{path.stem}_{k}.png" for path in paths for k in range(args.per_mask)]
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"{len(names)} faces with the weights of step {synthesizer.step} of {args.workdir}")
+    with tqdm(total=len(names), unit="face") as progress:
+        done = 0
+        for images in batches:
+            for name, image in zip(names[done:], images, strict=False):
+                save_png(Image.fromarray(image), args.out / name)
+            done += len(images)
+            progress.update(len(images))
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,147 @@
+"""Train SISMA: `python -m sisma_jax.train --config configs/synthetic.py`."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sisma_jax import cli, flow
+from sisma_jax.config import section
+from sisma_jax.contact_sheet import mask_sheet
+from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.data.input_pipeline import fixed_batch, training_stream
+from sisma_jax.errors import InputError
+from sisma_jax.models import SISMA, SISMAConfig
+from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
+from sisma_jax.models.sisma import decayed, init_params
+from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.training.checkpoint import CheckpointConfig
+from sisma_jax.training.loop import train
+from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.setup import DataConfig, check_image_size, parse_training_command
+from sisma_jax.training.sharding import MeshConfig, make_mesh
+from sisma_jax.training.state import Params, TrainConfig, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """The config's section `flow`."""
+
+    sampling: str
+    """Distribution of training times: "logit_normal" or "uniform"."""
+    drop: float
+    """Share of masks replaced by the null mask, for guidance."""
+
+    def __post_init__(self) -> None:
+        if self.sampling not in flow.TIME_SAMPLINGS:
+            raise InputError(
+                f"flow.sampling is {self.sampling!r}: choose 'logit_normal' or 'uniform'"
+            )
+        if not 0 <= self.drop <= 1:
+            raise InputError(f"flow.drop is {self.drop}: choose a share in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """The config's section `samples`: the grids written while training."""
+
+    masks: int
+    per_mask: int
+    steps: int
+    solver: str
+    guidance: float
+
+
+def training_loss(
+    params: Params,
+    batch: dict[str, Array],
+    key: Array,
+    autoencoder: Autoencoder,
+    *,
+    config: SISMAConfig,
+    flow_config: FlowConfig,
+) -> tuple[Array, dict[str, Array]]:
+    """Flow-matching loss of a batch of uint8 images and label maps."""
+    latent_key, drop_key, flow_key = jax.random.split(key, 3)
+    images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+    latents = autoencoder.to_latents(latent_key, images)
+    labels = flow.drop_condition(drop_key, batch["labels"], UNLABELLED, flow_config.drop)
+    velocity = lambda z, t: SISMA(config).apply({"params": params}, z, t, labels)
+    return flow.loss(velocity, flow_key, latents, sampling=flow_config.sampling), {}
+
+
+def main() -> None:
+    config, workdir = parse_training_command(
+        "sisma_jax.train",
+        __doc__,
+        "python -m sisma_jax.train --config configs/synthetic.py --config.train.steps=1000",
+    )
+    data = section(DataConfig, config, "data")
+    model = section(SISMAConfig, config, "model")
+    settings = section(TrainConfig, config, "train")
+    checkpoint = section(CheckpointConfig, config, "checkpoint")
+    samples = section(SamplesConfig, config, "samples")
+    flow_config = section(FlowConfig, config, "flow")
+    mesh = make_mesh(section(MeshConfig, config, "mesh"))
+    run = RunFolder(workdir)
+
+    # Everything that could be wrong is looked at before the first file is written.
+    check_image_size(data, model.factor)
+    if data.size != model.image_size:
+        raise InputError(
+            f"data.size is {data.size} where model.latent_size x model.factor is "
+            f"{model.latent_size} x {model.factor}: make them agree"
+        )
+    has_copy = run.autoencoder.exists()
+    autoencoder = load_autoencoder(run.autoencoder if has_copy else config.autoencoder.path)
+    Synthesizer(model, {}, autoencoder)
+    data.make_if_synthetic()
+    train_source = data.open("train", ("image", "labels"))
+    test_source = data.open("test", ("image", "labels"))
+    run.claim(config)
+    if not has_copy:
+        save_autoencoder(run.autoencoder, autoencoder.config, autoencoder.params)
+
+    fixed = fixed_batch(test_source, min(samples.masks, len(test_source)))
+
+    def sample_grid(ema: Params) -> np.ndarray:
+        synthesizer = Synthesizer(model, ema, autoencoder)
+        images = synthesizer(
+            np.repeat(fixed["labels"], samples.per_mask, axis=0),
+            seed=0,
+            steps=samples.steps,
+            solver=samples.solver,
+            guidance=samples.guidance,
+        )
+        images = images.reshape(len(fixed["labels"]), samples.per_mask, *images.shape[1:])
+        return mask_sheet(fixed["labels"], images, reference=fixed["image"])
+
+    train(
+        run=run,
+        config=settings,
+        checkpoint=checkpoint,
+        mesh=mesh,
+        seed=config.seed,
+        init_params=lambda: init_params(model, jax.random.key(config.seed)),
+        optimizer=make_optimizer(settings, decayed),
+        loss_fn=partial(training_loss, config=model, flow_config=flow_config),
+        constants=(autoencoder,),
+        open_stream=lambda start: training_stream(
+            train_source,
+            batch_size=settings.batch_size,
+            seed=config.seed,
+            flip=data.flip,
+            start=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=data.threads,
+        ),
+        sample_grid=sample_grid,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

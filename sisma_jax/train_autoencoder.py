@@ -1,0 +1,127 @@
+"""Train a first stage: `python -m sisma_jax.train_autoencoder --config configs/autoencoder.py`."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sisma_jax import cli
+from sisma_jax.config import section
+from sisma_jax.contact_sheet import tile
+from sisma_jax.data.input_pipeline import fixed_batch, training_stream
+from sisma_jax.errors import InputError
+from sisma_jax.models.autoencoder import Autoencoder, AutoencoderKL, save_autoencoder
+from sisma_jax.models.autoencoder_config import AutoencoderConfig
+from sisma_jax.models.autoencoder_training import (
+    autoencoder_loss,
+    decibels,
+    latent_scale,
+    patch_pca_init,
+)
+from sisma_jax.synthesizer import to_uint8
+from sisma_jax.training.checkpoint import CheckpointConfig
+from sisma_jax.training.loop import train
+from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.setup import DataConfig, check_image_size, parse_training_command
+from sisma_jax.training.sharding import MeshConfig, make_mesh
+from sisma_jax.training.state import Params, TrainConfig, make_optimizer
+
+FACES_FOR_STATISTICS = 512
+FACES_ON_SHEET = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The config's section `loss`."""
+
+    kl_weight: float
+
+    def __post_init__(self) -> None:
+        if self.kl_weight < 0:
+            raise InputError(f"loss.kl_weight is {self.kl_weight}: use 0 or more")
+
+
+def to_float(images: Array | np.ndarray) -> Array:
+    """Bytes to [-1, 1]."""
+    return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
+
+
+def decayed(params: Params) -> Params:
+    """Mark the matrices and convolutions, which weight decay may touch."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def main() -> None:
+    config, workdir = parse_training_command(
+        "sisma_jax.train_autoencoder",
+        __doc__,
+        "python -m sisma_jax.train_autoencoder --config configs/autoencoder.py "
+        "--workdir runs/autoencoder",
+    )
+    data = section(DataConfig, config, "data")
+    model = section(AutoencoderConfig, config, "autoencoder")
+    loss = section(LossConfig, config, "loss")
+    settings = section(TrainConfig, config, "train")
+    checkpoint = section(CheckpointConfig, config, "checkpoint")
+    mesh = make_mesh(section(MeshConfig, config, "mesh"))
+    run = RunFolder(workdir)
+
+    check_image_size(data, model.factor)
+    data.make_if_synthetic()
+    train_source = data.open("train", ("image",))
+    test_source = data.open("test", ("image",))
+    run.claim(config)
+
+    module = AutoencoderKL(model)
+    statistics = to_float(
+        fixed_batch(train_source, min(FACES_FOR_STATISTICS, len(train_source)))["image"]
+    )
+    test = to_float(fixed_batch(test_source, min(FACES_FOR_STATISTICS, len(test_source)))["image"])
+    new_params = lambda: module.init(jax.random.key(config.seed), statistics[:1])["params"]
+    if model.linear_skip:
+        start = patch_pca_init(jax.jit(new_params)(), statistics)
+        new_params = lambda: start
+
+    reconstruct = jax.jit(lambda params, images: module.apply({"params": params}, images))
+
+    def sample_grid(ema: Params) -> np.ndarray:
+        faces = test[:FACES_ON_SHEET]
+        return tile([np.asarray(to_uint8(x)) for x in (faces, reconstruct(ema, faces))])
+
+    state = train(
+        run=run,
+        config=settings,
+        checkpoint=checkpoint,
+        mesh=mesh,
+        seed=config.seed,
+        init_params=new_params,
+        optimizer=make_optimizer(settings, decayed),
+        loss_fn=lambda params, batch, key: autoencoder_loss(
+            module, params, key, to_float(batch["image"]), loss.kl_weight
+        ),
+        open_stream=lambda start: training_stream(
+            train_source,
+            batch_size=settings.batch_size,
+            seed=config.seed,
+            flip=data.flip,
+            start=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=data.threads,
+        ),
+        sample_grid=sample_grid,
+    )
+    if state.step < settings.steps:
+        return
+    batches = [test[i : i + 64] for i in range(0, len(test) - len(test) % 64, 64)] or [test]
+    error = np.mean([np.mean((reconstruct(state.ema, x) - x) ** 2) for x in batches])
+    scale = latent_scale(Autoencoder(model, state.ema), statistics)
+    save_autoencoder(run.autoencoder, dataclasses.replace(model, scaling_factor=scale), state.ema)
+    print(f"test PSNR {float(decibels(error)):.2f} dB, scaling factor {scale:.4f}")
+    print(f"wrote {run.autoencoder}: set autoencoder.path to {run.path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,96 @@
+"""What a run folder holds, and where.
+
+config.json     the resolved config
+checkpoints/    Orbax steps: state, ema and position
+autoencoder/    a copy of the first stage, so that a moved run still loads
+metrics.jsonl   one row per logged step
+samples/        sample grids by step
+events.*        TensorBoard
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from sisma_jax.config import flatten, from_json, to_json
+from sisma_jax.errors import InputError
+from sisma_jax.files import write_atomically
+
+CHANGEABLE = (
+    "autoencoder.path",
+    "checkpoint.",
+    "data.path",
+    "data.threads",
+    "mesh.",
+    "samples.",
+    "train.init_from",
+    "train.log_every",
+    "train.sample_every",
+    "train.steps",
+)
+"""Config keys (or sections, with a dot) that may differ when a run is continued."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run folder."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def autoencoder(self) -> Path:
+        return self.path / "autoencoder"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def config(self) -> ConfigDict:
+        """Read the resolved config; raises InputError where there is none."""
+        return from_json(self.config_file)
+
+    def claim(self, config: ConfigDict) -> None:
+        """Make this the folder of a run with `config`, or continue the run that it holds.
+
+        Raises:
+          InputError: if it holds a run of another config or other files.
+        """
+        if self.config_file.exists():
+            _refuse_other(self.config_file, self.config(), config)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(
+                f"{self.path} is not empty and holds no run: give --workdir a new or empty folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.config_file, to_json(config).encode())
+        except OSError as error:
+            raise InputError(
+                f"run folder {self.path} cannot be written ({error.strerror}): "
+                "give --workdir a folder that can"
+            ) from error
+
+
+def _refuse_other(path: Path, old: ConfigDict, new: ConfigDict) -> None:
+    # Both sides as JSON has them: tuples are lists there.
+    before, after = flatten(old), flatten(json.loads(to_json(new)))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not key.startswith(CHANGEABLE):
+            raise InputError(
+                f"{path} has {key} = {before.get(key)!r} where this run has {after.get(key)!r}: "
+                "continue with the old value, or give --workdir a new folder"
+            )
