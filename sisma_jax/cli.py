@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from absl import logging
+
 from sisma_jax.errors import InputError
 
 
@@ -29,6 +31,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; wrong input ends it with one sentence on stderr and status 2."""
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of options that it sets itself
     try:
         main()
     except InputError as error:

@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 
 from sisma_jax import flow
 from sisma_jax.config import section
@@ -24,7 +25,7 @@ from sisma_jax.training.sharding import replicated
 from sisma_jax.training.state import Params
 
 
-def noise_keys(seed: int | Sequence[int], start: int, count: int) -> PRNGKeyArray:
+def noise_keys(seed: int | Sequence[int], start: int, count: int) -> Key[Array, " b"]:
     """Return the key of each image's noise.
 
     With one seed, image i of a set has the noise (seed, i), where i counts from `start`. With one
@@ -43,7 +44,7 @@ def noise_keys(seed: int | Sequence[int], start: int, count: int) -> PRNGKeyArra
 def synthesize_latents(
     config: SISMAConfig,
     params: Params,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " b"],
     labels: UInt8[Array, "b H W"],
     guidance: Float[Array, ""] | float,
     *,
@@ -133,6 +134,7 @@ class Synthesizer:
         autoencoder = jax.device_put(load_autoencoder(run.autoencoder), replicated(mesh))
         return cls(config, params, autoencoder, batch_size, step)
 
+    @no_type_check  # wrong labels are answered by `_check`, in words
     def __call__(
         self,
         labels: UInt8[np.ndarray, "batch H W"],
@@ -154,12 +156,11 @@ class Synthesizer:
         Raises:
           InputError: if an argument is out of range or the label maps do not fit the model.
         """
-        labels = np.asarray(labels)
-        self._check(labels, seed, steps, solver, guidance)
-        batches = self.batches(labels, seed, steps, solver, guidance)
+        batches = self.batches(np.asarray(labels), seed, steps, solver, guidance)
         size = self.config.image_size
         return np.concatenate([np.empty((0, size, size, 3), np.uint8), *batches])
 
+    @no_type_check
     def batches(
         self,
         labels: UInt8[np.ndarray, "batch H W"],
@@ -170,10 +171,20 @@ class Synthesizer:
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
         """Yield what a call returns, `batch_size` images at a time."""
         self._check(labels, seed, steps, solver, guidance)
+        return self._batches(labels, seed, steps, solver, guidance)
+
+    def _batches(
+        self,
+        labels: UInt8[np.ndarray, "batch H W"],
+        seed: int | Sequence[int],
+        steps: int,
+        solver: str,
+        guidance: float,
+    ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
         mesh = _local_mesh()
         rows = NamedSharding(mesh, PartitionSpec("data"))
         # Whole batches of one shape, so that everything compiles once.
-        size = min(self.batch_size, len(labels))
+        size = max(min(self.batch_size, len(labels)), 1)
         size = -(-size // mesh.size) * mesh.size
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.loop import train
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import DataConfig, check_image_size, parse_training_command
-from sisma_jax.training.sharding import MeshConfig, make_mesh
+from sisma_jax.training.sharding import MeshConfig, check_batch, make_mesh
 from sisma_jax.training.state import Params, TrainConfig, make_optimizer
 
 
@@ -53,6 +54,17 @@ class SamplesConfig:
     steps: int
     solver: str
     guidance: float
+
+    def __post_init__(self) -> None:
+        for name in ("masks", "per_mask", "steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"samples.{name} is {getattr(self, name)}: set at least 1")
+        if self.solver not in flow.SOLVERS:
+            raise InputError(
+                f"samples.solver is {self.solver!r}: choose one of {', '.join(flow.SOLVERS)}"
+            )
+        if self.guidance < 0:
+            raise InputError(f"samples.guidance is {self.guidance}: set 0 or more")
 
 
 def training_loss(
@@ -89,7 +101,10 @@ def main() -> None:
     run = RunFolder(workdir)
 
     # Everything that could be wrong is looked at before the first file is written.
+    check_batch(settings.batch_size, mesh)
     check_image_size(data, model.factor)
+    if settings.init_from:
+        RunFolder(Path(settings.init_from)).config()
     if data.size != model.image_size:
         raise InputError(
             f"data.size is {data.size} where model.latent_size x model.factor is "

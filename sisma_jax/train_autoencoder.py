@@ -25,7 +25,7 @@ from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.loop import train
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import DataConfig, check_image_size, parse_training_command
-from sisma_jax.training.sharding import MeshConfig, make_mesh
+from sisma_jax.training.sharding import MeshConfig, check_batch, make_mesh
 from sisma_jax.training.state import Params, TrainConfig, make_optimizer
 
 FACES_FOR_STATISTICS = 512
@@ -68,6 +68,7 @@ def main() -> None:
     mesh = make_mesh(section(MeshConfig, config, "mesh"))
     run = RunFolder(workdir)
 
+    check_batch(settings.batch_size, mesh)
     check_image_size(data, model.factor)
     data.make_if_synthetic()
     train_source = data.open("train", ("image",))

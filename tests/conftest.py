@@ -1,6 +1,7 @@
 """Strict JAX for every test: no silent rank or dtype promotion, CPU only, several fake devices."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile far longer than they compute: LLVM's optimisations would cost minutes.
@@ -10,6 +11,9 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+# Many tests train the same tiny model: compile its step once.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="sisma_jax_tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -17,3 +21,23 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def inputs_folder(tmp_path_factory):
+    """Tiny data and first stage (tests/runs.py)."""
+    from tests.runs import write_inputs
+
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(inputs_folder, tmp_path_factory):
+    """A finished tiny run; do not write into it."""
+    from tests.runs import train_tiny
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    train_tiny(inputs_folder, workdir)
+    return workdir

@@ -83,7 +83,7 @@ class AutoencoderKL(nn.Module):
     def encode(
         self, images: Float[Array, "b h w image_channels"]
     ) -> tuple[
-        Float[Array, "b h/f w/f latent_channels"], Float[Array, "b h/f w/f latent_channels"]
+        Float[Array, "b _ _ latent_channels"], Float[Array, "b _ _ latent_channels"]
     ]:
         """Return mean and log-variance of the latents, before scaling, float32.
 
@@ -108,7 +108,7 @@ class AutoencoderKL(nn.Module):
 
     def decode(
         self, z: Float[Array, "b h w latent_channels"]
-    ) -> Float[Array, "b h*f w*f image_channels"]:
+    ) -> Float[Array, "b _ _ image_channels"]:
         """Return float32 images, about in [-1, 1] and not clipped, of latents before scaling."""
         images = self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
         if self.config.linear_skip:
@@ -275,4 +275,5 @@ def _read_config(folder: Path) -> AutoencoderConfig:
             "autoencoder again with this version"
         )
     del fields["model"]
+    fields["block_channels"] = tuple(fields["block_channels"])  # JSON has lists
     return AutoencoderConfig(**fields)

@@ -1,7 +1,7 @@
 """The sizes of the autoencoder."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 from sisma_jax.errors import InputError
 
@@ -33,8 +33,6 @@ class AutoencoderConfig:
     """Compute type of convolutions and attention; norms and parameters are float32."""
 
     def __post_init__(self) -> None:
-        # A configuration read from JSON has a list here, which could not be hashed.
-        object.__setattr__(self, "block_channels", tuple(self.block_channels))
         if not self.block_channels:
             raise InputError("autoencoder.block_channels is empty: give at least one resolution")
         counts = [
@@ -69,12 +67,12 @@ class AutoencoderConfig:
         return self.fold * 2 ** (len(self.block_channels) - 1)
 
     @classmethod
-    def stable_diffusion(cls, **changes: Any) -> Self:
+    def stable_diffusion(cls, **changes: Any) -> "AutoencoderConfig":
         """Stable Diffusion's KL-f8, the one behind the published sd-vae-ft weights."""
         return cls(**changes)
 
     @classmethod
-    def tiny(cls, **changes: Any) -> Self:
+    def tiny(cls, **changes: Any) -> "AutoencoderConfig":
         """Factor 4 for small images on a CPU: 64 x 64 pixels become 16 x 16 x 4 latents."""
         sizes = dict(
             block_channels=(32, 64),

@@ -22,6 +22,7 @@ Shape letters: b batch, l length = H W, c channels d, k orders K, n state, r ran
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -223,11 +224,15 @@ class SelfMamba(_Mixer):
 
 @flax.struct.dataclass
 class MaskStream:
-    """All that one Cross-Mamba needs of the mask; the same at every solver step."""
+    """All that one Cross-Mamba needs of the mask; the same at every solver step.
 
-    u: Float[Array, "*depth b l c"]
-    delta: Float[Array, "*depth k b l c"]
-    B: Float[Array, "*depth k b l n"]
+    u (b, l, c), delta (k, b, l, c) in float32, B (k, b, l, n); for a whole model each has one more
+    axis in front, the blocks.
+    """
+
+    u: Any
+    delta: Any
+    B: Any
 
 
 class CrossMamba(_Mixer):

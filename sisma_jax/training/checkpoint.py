@@ -44,11 +44,11 @@ class Checkpoints:
             ocp.CheckpointManagerOptions(read_only=True)
             if config is None
             else ocp.CheckpointManagerOptions(
-                save_interval_steps=config.every,
                 max_to_keep=config.keep,
                 cleanup_tmp_directories=True,
             )
         )
+        self._config = config
         self._path = run.checkpoints.absolute()
         self._manager = ocp.CheckpointManager(
             self._path, options=options, item_names=("state", "ema", "position")
@@ -65,7 +65,8 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, *, force: bool = False) -> None:
         """Save if `step` is due, or in any case with `force`; a step already there stays."""
-        if step == self.latest_step():
+        due = force or step % self._config.every == 0
+        if not due or step == self.latest_step():
             return
         self._manager.save(
             step,
@@ -74,7 +75,7 @@ class Checkpoints:
                 ema=ocp.args.StandardSave(state.ema),
                 position=ocp.args.JsonSave({"batch": step}),
             ),
-            force=force,
+            force=True,  # Orbax would save the first step too
         )
 
     def restore(self, abstract: TrainState) -> TrainState | None:

@@ -20,11 +20,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sisma_jax.data.image_files import save_png
+from sisma_jax.files import write_atomically
 from sisma_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstract_like
 from sisma_jax.training.logging import MetricsLog, Progress
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.sharding import (
-    check_batch,
     put_batch,
     replicated,
     state_shardings,
@@ -88,12 +88,11 @@ def train(
       sample_grid: averaged weights -> a picture for samples/ and TensorBoard.
 
     Raises:
-      InputError: if the batch does not fit the devices or the checkpoint the config.
+      InputError: if the newest checkpoint cannot be restored.
       FloatingPointError: if the loss is not finite; nothing is saved then.
     """
-    check_batch(config.batch_size, mesh)
     with Checkpoints(run, checkpoint) as checkpoints:
-        state = _restore_or_init(checkpoints, config, init_params, optimizer, mesh)
+        state = _restore_or_init(run, checkpoints, config, init_params, optimizer, mesh)
         start = int(state.step)
         if start >= config.steps:
             print(f"{run.path} is trained: step {start} of {config.steps}")
@@ -166,6 +165,7 @@ def _means(pending: list[Metrics], step: int) -> dict[str, float]:
 
 
 def _restore_or_init(
+    run: RunFolder,
     checkpoints: Checkpoints,
     config: TrainConfig,
     init_params: Callable[[], Params],
@@ -179,7 +179,9 @@ def _restore_or_init(
     state = checkpoints.restore(abstract)
     if state is not None:
         return state
-    print(parameter_overview.get_parameter_overview(abstract.params, include_stats=False))
+    overview = parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
+    write_atomically(run.parameters_file, (overview + "\n").encode())
+    print(f"{parameter_overview.count_parameters(abstract.params):,} parameters")
     if config.init_from:
         params = _weights_of(config.init_from, abstract.params)
         print(f"starting from the weights of {config.init_from}")

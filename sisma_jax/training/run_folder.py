@@ -4,6 +4,7 @@ config.json     the resolved config
 checkpoints/    Orbax steps: state, ema and position
 autoencoder/    a copy of the first stage, so that a moved run still loads
 metrics.jsonl   one row per logged step
+parameters.txt  names and shapes of the weights
 samples/        sample grids by step
 events.*        TensorBoard
 """
@@ -54,6 +55,10 @@ class RunFolder:
     @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def parameters_file(self) -> Path:
+        return self.path / "parameters.txt"
 
     @property
     def samples(self) -> Path:

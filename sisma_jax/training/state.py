@@ -60,7 +60,10 @@ class TrainConfig:
 
 @flax.struct.dataclass
 class TrainState:
-    step: Int32[Array, ""]
+    """All that a step changes; also as a tree of shapes or shardings, hence the loose types."""
+
+    step: Any
+    """int32 scalar: steps done."""
     params: Params
     ema: Params
     opt_state: optax.OptState

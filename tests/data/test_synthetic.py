@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from sisma_jax.data.synthetic.figure import majority, sample_figure
 from sisma_jax.errors import InputError
 
 SIZE = 64
-COUNT = 300
+COUNT = 160
 LABEL = {name: index for index, name in enumerate(CLASSES)}
 
 
@@ -95,7 +97,7 @@ def test_left_and_right_are_the_subjects_own(faces):
                 for side, mask in zip(sides, masks, strict=True):
                     side.append((mask.sum(0) * columns).sum() / mask.sum())
         left, right = map(np.array, sides)
-        assert len(left) > 50
+        assert len(left) > 20
         assert (left > right + 4).all(), part
 
 
@@ -110,8 +112,8 @@ def test_faces_fill_the_crop_like_the_data_set(faces):
 
 def test_the_turned_face_shows_more_of_the_nearer_side(faces):
     _, labels = faces
-    yaw = np.array([sample_figure(0, index, SIZE).pose.yaw for index in range(COUNT)])
-    far, near = (labels == LABEL["l_eye"]).sum((1, 2)), (labels == LABEL["r_eye"]).sum((1, 2))
+    yaw = np.array([sample_figure(0, index, SIZE).pose.yaw for index in range(80)])
+    far, near = ((labels[:80] == LABEL[eye]).sum((1, 2)) for eye in ("l_eye", "r_eye"))
     clear = (far > 0) & (near > 0)
     assert np.corrcoef(yaw[clear], (near - far)[clear])[0, 1] > 0.5
 
@@ -135,13 +137,15 @@ def mean_colour(image, labels, name):
 
 def test_looks_of_one_mask_differ_as_much_as_faces_do(faces):
     images, labels = faces
-    chosen = [i for i in range(COUNT) if (labels[i] == LABEL["hair"]).mean() > 0.05][:120]
+    mask = labels[3]
+    looks = [face(0, 3, SIZE, look=look)[0] for look in range(1, 61)]
     for name in ("skin", "hair", "background"):
-        across = [mean_colour(images[i], labels[i], name) for i in chosen]
-        within = [
-            mean_colour(face(0, chosen[3], SIZE, look=look)[0], labels[chosen[3]], name)
-            for look in range(1, 121)
+        across = [
+            mean_colour(image, map_, name)
+            for image, map_ in zip(images, labels, strict=True)
+            if (map_ == LABEL[name]).mean() > 0.05
         ]
+        within = [mean_colour(image, mask, name) for image in looks]
         ratio = np.std(within, axis=0).mean() / np.std(across, axis=0).mean()
         assert 0.7 < ratio < 1.4, (name, ratio)
 
@@ -150,8 +154,8 @@ def test_no_colour_can_be_told_from_the_mask(faces):
     images, labels = faces
     long_hair = (labels == LABEL["hair"]).mean((1, 2))
     skin = np.array([mean_colour(i, m, "skin").mean() for i, m in zip(images, labels, strict=True)])
-    # A correlation by chance has a standard deviation of 0.06 over 300 faces.
-    assert abs(np.corrcoef(long_hair, skin)[0, 1]) < 0.2
+    # A correlation by chance has a standard deviation of 0.08 over 160 faces.
+    assert abs(np.corrcoef(long_hair, skin)[0, 1]) < 0.25
 
 
 def test_regions_explain_most_of_a_picture(faces):
@@ -171,7 +175,7 @@ def test_regions_explain_most_of_a_picture(faces):
 
 @pytest.mark.parametrize("mask_size", [32, 64, 128])
 def test_parts_painted_in_index_order_give_the_labels(mask_size):
-    for index in range(40):
+    for index in range(20):
         parts = face_parts(0, index, SIZE, mask_size)
         labels = merged(parts, mask_size)
         expected = majority(sample_figure(0, index, SIZE).label_samples(mask_size))
@@ -365,6 +369,24 @@ def test_the_command_answers_wrong_input_with_one_sentence(tmp_path):
     answer = run("--out", tmp_path / "set", "--count", 0)
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blow", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_killed_command_continues_to_the_same_files(tmp_path, blow):
+    arguments = ["--count", 200, "--size", 64, "--workers", 2]
+    run("--out", tmp_path / "whole", *arguments)
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "sisma_jax.data.synthetic", "--out", killed, *arguments]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+    while not list(killed.glob("CelebA-HQ-img/*.jpg")):
+        time.sleep(0.05)
+    process.send_signal(signal.Signals[blow])
+    assert process.wait() != 0
+    assert not (killed / "synthetic.json").exists()
+    time.sleep(3)  # a worker finishes the faces it is at before it notices
+    assert run("--out", killed, *arguments).returncode == 0
+    assert contents(killed) == contents(tmp_path / "whole")
 
 
 def test_workers_do_not_wait_for_jax():

@@ -184,7 +184,8 @@ def test_initial_step_sizes_and_decays_are_mambas():
     table = jnp.asarray(block_orders(*GRID, 1, 2)[0])
     params = module.init(jax.random.key(0), jnp.zeros((1, LENGTH, WIDTH)), table)["params"]["scan"]
     delta = np.log1p(np.exp(np.asarray(params["delta_bias"], np.float64)))
-    assert 1e-3 * 0.99 < delta.min() and delta.max() < 1e-1 * 1.01
-    np.testing.assert_allclose(-np.exp(params["A_log"]), -np.broadcast_to(np.arange(1, STATE + 1), (2, 2 * WIDTH, STATE)), rtol=1e-6)  # fmt: skip
+    assert delta.min() > 1e-3 * 0.99 and delta.max() < 1e-1 * 1.01
+    decays = np.broadcast_to(np.arange(1, STATE + 1), (2, 2 * WIDTH, STATE))
+    np.testing.assert_allclose(np.exp(params["A_log"]), decays, rtol=1e-6)
     np.testing.assert_array_equal(params["D"], 1)
     assert np.abs(params["delta_weight"]).max() <= RANK**-0.5

@@ -190,7 +190,7 @@ def test_the_program_does_not_grow_with_depth():
 
 
 def test_with_remat_memory_grows_by_one_stream_per_block():
-    """Temporary memory per further block: one float32 (batch, length, width), plus its gradients."""
+    """Per further block: one float32 (batch, length, width), beside the gradients."""
     batch = 16
 
     def temporaries(depth, remat):
@@ -234,8 +234,9 @@ def test_time_embedding_starts_with_cosines_of_a_thousand_t():
     # An identity in place of the perceptron's first map shows the waves.
     seen = []
     hook = lambda next_fun, args, kwargs, context: (
-        seen.append(args[0]) if context.module.name == "Dense_0" else None
-    ) or next_fun(*args, **kwargs)
+        (seen.append(args[0]) if context.module.name == "Dense_0" else None)
+        or next_fun(*args, **kwargs)
+    )
     import flax.linen as nn
 
     with nn.intercept_methods(hook):

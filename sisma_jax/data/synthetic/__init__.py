@@ -7,9 +7,11 @@ has as many right pictures as there are looks, which is what a generative model 
 
     python -m sisma_jax.data.synthetic --out data/synthetic --count 2000 --size 64 --seed 0
 
-writes look 0 of the faces 0 to count - 1 in the raw layout of CelebAMask-HQ (`writer`). Rooms:
-`head` (pose), `features`, `hair`, `attire` (outlines), `figure` (their depth order), `appearance`
-(looks), `render` (light and colour). Nothing here imports jax, so that workers start quickly.
+writes look 0 of the faces 0 to count - 1 in the raw layout of CelebAMask-HQ (`writer`).
+
+Geometry: `curves`, `head` (pose), `features`, `hair`, `attire` (outlines), `figure` (depth order).
+Look: `appearance`, `plate`, `colouring`, `lighting`, `details`, `render`. Nothing here imports jax,
+so that workers start quickly.
 """
 
 from sisma_jax.data.synthetic.faces import face, face_parts

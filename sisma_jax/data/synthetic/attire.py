@@ -14,7 +14,10 @@ FRAMES = {"round": 0.3, "square": 0.45, "aviator": 0.25}
 
 @dataclass(frozen=True)
 class Body:
-    """Neck with bare shoulders, the cloth over them, its folded collar and its neckline."""
+    """Neck with bare shoulders, the cloth over them, its folded collar and its neckline.
+
+    `slack` is how far below the neck's base a necklace may hang.
+    """
 
     neck: Points
     cloth: list[Points]
@@ -109,7 +112,7 @@ class Glasses:
     """`shapes` cover frame and lens, `lenses` the lens alone; `dark` ones hide the eyes."""
 
     shapes: list[Points]
-    lenses: list[Points]
+    lenses: tuple[Points, Points]
     dark: bool
 
 
@@ -125,17 +128,12 @@ def sample_glasses(chance: Chance, pose: Pose, build: Build) -> Glasses:
     if kind == "aviator":  # taper towards the cheek
         unit[:, 0] *= 1 - 0.16 * (unit[:, 1] + 1) / 2
     centre = np.array([build.eye_gap + 0.02, 0.035])
-    shapes, lenses = [], []
-    for side in (-1, 1):
-        lens = (unit * (width, height) + centre) * (side, 1)
-        frame = (unit * (width + rim, height + rim) + centre) * (side, 1)
-        shapes.append(pose.on_face(frame, 0.06))
-        lenses.append(pose.on_face(lens, 0.06))
-        outer = centre[0] + width
-        arm = np.array([(side * x, -0.06) for x in np.linspace(outer, 1.0, 5)])
-        lift = np.linspace(0.05, 0, 5)
-        shapes.append(pose.on_face(ribbon(arm, 1.6 * rim), np.concatenate([lift, lift[::-1]])))
+    lenses = pose.on_both_sides(unit * (width, height) + centre, 0.06)
+    frames = pose.on_both_sides(unit * (width + rim, height + rim) + centre, 0.06)
+    arm = np.array([(x, -0.06) for x in np.linspace(centre[0] + width, 1.0, 5)])
+    lift = np.linspace(0.05, 0, 5)
+    arms = pose.on_both_sides(ribbon(arm, 1.6 * rim), np.concatenate([lift, lift[::-1]]))
     x = np.linspace(-1, 1, 9) * (centre[0] - width + 0.02)
     bridge = np.stack([x, -0.05 - 0.05 * (1 - (x / x[-1]) ** 2)], 1)
-    shapes.append(pose.on_face(ribbon(bridge, 1.3 * rim), 0.10))
-    return Glasses(shapes, lenses, dark=chance.happens(0.15))
+    bridge = pose.on_face(ribbon(bridge, 1.3 * rim), 0.10)
+    return Glasses([*frames, *arms, bridge], lenses, dark=chance.happens(0.15))

@@ -6,10 +6,6 @@ from sisma_jax.data.synthetic.curves import ribbon
 from sisma_jax.data.synthetic.figure import CLASS_ID
 from sisma_jax.data.synthetic.plate import Plate
 
-_BARE = np.zeros(256, np.float32)
-for _name in ("skin", "nose", "eye_g", "l_ear", "r_ear", "neck"):
-    _BARE[CLASS_ID[_name]] = 1.0
-
 _WHITE_OF_EYE = np.array((0.92, 0.89, 0.87))
 
 
@@ -74,7 +70,8 @@ def complexion(plate: Plate) -> None:
     places = pose.on_face(at, np.array([0, 0, 0.15]))
     spreads = np.array([(0.24, 0.18), (0.24, 0.18), (0.12, 0.09)]) * scale
     red = plate.blobs(places, spreads, look.blush * np.array([1, 1, 0.5]))
-    plate.blend(plate.sharp(red) * np.take(_BARE, plate.labels), look.skin * (0.98, 0.66, 0.66))
+    bare = (plate.labels >= CLASS_ID["skin"]) & (plate.labels <= CLASS_ID["eye_g"])
+    plate.blend(plate.sharp(red) * bare, look.skin * (0.98, 0.66, 0.66))
     lids = np.array([eye.crease.mean(0) for eye in figure.eyes.values()])
     lids[:, 1] += 0.02 * scale
     shade = plate.blobs(lids, np.full((2, 2), (0.20, 0.07)) * scale, np.ones(2))
@@ -160,9 +157,9 @@ def cloth(plate: Plate) -> None:
 
 def teeth(plate: Plate) -> None:
     mouth = plate.figure.mouth
-    if mouth.opening is None:
+    if mouth.teeth is None:
         return
-    shown = plate.drawing([(shape, 1.0) for shape in mouth.teeth])
+    shown = plate.drawing([(mouth.teeth, 1.0)])
     shown *= plate.labels == CLASS_ID["mouth"]
     away = (plate.axis - float(mouth.centre[0])) / mouth.half_width
     tone = 1.0 - 0.45 * away * away

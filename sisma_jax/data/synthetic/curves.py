@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-Points = Float[np.ndarray, "n 2"]
+Points = Float[np.ndarray, "_ 2"]
 
 Corners = Sequence[tuple[float | int, ...]] | np.ndarray
 """Control points (n, k) as written down; the first two columns are x and y."""

@@ -4,11 +4,12 @@ Every function samples its own proportions and returns outlines in picture coord
 +1 for the viewer's right (the subject's left, `l_`) and -1 for the viewer's left (`r_`).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from sisma_jax.data.synthetic.curves import Points, ellipse, mirrored, smooth
+from sisma_jax.data.synthetic.curves import Corners, Points, ellipse, mirrored, smooth
 from sisma_jax.data.synthetic.head import Chance, Pose
 
 
@@ -56,6 +57,17 @@ def face_outline(chance: Chance, pose: Pose, build: Build) -> Points:
     return pose.silhouette(smooth(mirrored(half)))
 
 
+# From where an ear is attached (x = 0) to its edge (1), and from its top (y = 0) to its lobe (1).
+_EAR = smooth(
+    [(-0.25, 0.02), (0.30, -0.16), (0.80, -0.12), (1.02, 0.16), (0.92, 0.46), (0.66, 0.70),
+     (0.44, 0.92), (0.12, 1.0), (-0.2, 0.86)]
+)  # fmt: skip
+_EAR_FOLD = smooth(
+    [(0.30, 0.02), (0.66, 0.02), (0.76, 0.22), (0.62, 0.48), (0.36, 0.60)], closed=False
+)
+_EAR_LOBE = np.array([(0.28, 0.93)])
+
+
 @dataclass(frozen=True)
 class Ear:
     """An ear's outline, the curve of its inner fold and the point an earring hangs from."""
@@ -72,14 +84,7 @@ def ear(pose: Pose, build: Build, side: int, size: float) -> Ear:
     attached = np.sin(np.clip(side * 1.50 + pose.yaw, -1.65, 1.65))
     edge = 1.0 + 0.19 * size
     outer = edge * np.sin(side * 1.72 + pose.yaw)
-    in_front = side * pose.yaw < -0.05
-    template = np.array(
-        [
-            (-0.25, 0.02), (0.30, -0.16), (0.80, -0.12), (1.02, 0.16), (0.92, 0.46), (0.66, 0.70),
-            (0.44, 0.92), (0.12, 1.0), (-0.2, 0.86),
-        ]
-    )  # fmt: skip
-    fold = np.array([(0.30, 0.02), (0.66, 0.02), (0.76, 0.22), (0.62, 0.48), (0.36, 0.60)])
+    in_front = bool(side * pose.yaw < -0.05)
     top, height = -0.10, (0.12 + build.nose_base) * size
 
     def place(shape: np.ndarray) -> Points:
@@ -88,10 +93,10 @@ def ear(pose: Pose, build: Build, side: int, size: float) -> Ear:
         return pose.turned(x, top + shape[:, 1] * height, 0.1)
 
     return Ear(
-        outline=place(smooth(template)),
-        fold=place(smooth(fold, closed=False)),
-        lobe=place(np.array([(0.28, 0.93)]))[0],
-        facing=side * outer > 1.03,
+        outline=place(_EAR),
+        fold=place(_EAR_FOLD),
+        lobe=place(_EAR_LOBE)[0],
+        facing=bool(side * outer > 1.03),
         in_front=in_front,
     )
 
@@ -110,42 +115,38 @@ def nose_outline(pose: Pose, build: Build) -> Points:
     return pose.on_face(whole[:, :2], whole[:, 2])
 
 
-def nostrils(pose: Pose, build: Build) -> list[Points]:
-    shapes = []
-    for side in (-1, 1):
-        hole = ellipse(0, 0, 0.30 * build.nose_width, 0.032) @ np.array([[1, -0.25 * side], [0, 1]])
-        hole += (side * 0.45 * build.nose_width, build.nose_base + 0.008)
-        shapes.append(pose.on_face(hole, 0.10))
-    return shapes
+def nostrils(pose: Pose, build: Build) -> tuple[Points, Points]:
+    x, y = 0.45 * build.nose_width, build.nose_base + 0.008
+    hole = ellipse(x, y, 0.30 * build.nose_width, 0.032)
+    hole[:, 1] -= 0.25 * (hole[:, 0] - x)  # higher towards the wings
+    return pose.on_both_sides(hole, 0.10)
 
 
-def nose_wings(pose: Pose, build: Build) -> list[Points]:
+def nose_wings(pose: Pose, build: Build) -> tuple[Points, Points]:
     """The creases around the nostrils' outer walls."""
     wide, base = build.nose_width, build.nose_base
     line = [(0.86 * wide, base - 0.15), (1.04 * wide, base - 0.08), (0.92 * wide, base + 0.005)]
-    line = smooth(line, closed=False)
-    return [pose.on_face(line * (side, 1), 0.03) for side in (-1, 1)]
+    return pose.on_both_sides(smooth(line, closed=False), 0.03)
 
 
-def smile_folds(pose: Pose, build: Build) -> list[Points]:
+def smile_folds(pose: Pose, build: Build) -> tuple[Points, Points]:
     """The lines from the nose's wings past the corners of the mouth."""
     wide = 0.03 * max(build.smile, 0)
     base, mouth = build.nose_base, build.mouth
     line = [(build.nose_width + 0.04, base - 0.08), (0.38 + wide, base + 0.10),
             (0.46 + 2 * wide, mouth - 0.10), (0.47 + 2 * wide, mouth + 0.06)]  # fmt: skip
-    line = smooth(line, closed=False)
-    return [pose.on_face(line * (side, 1)) for side in (-1, 1)]
+    return pose.on_both_sides(smooth(line, closed=False))
 
 
 @dataclass(frozen=True)
 class Mouth:
-    """Lips, the opening between them (None when shut), the seam, and the teeth."""
+    """Lips and their seam; the opening between them and the teeth, None when shut."""
 
     upper: Points
     lower: Points
     opening: Points | None
     seam: Points
-    teeth: list[Points]
+    teeth: Points | None
     centre: np.ndarray
     half_width: float
 
@@ -159,14 +160,11 @@ def mouth(chance: Chance, pose: Pose, build: Build) -> Mouth:
     if chance.happens(0.20 + 0.42 * max(smile, 0)):
         gap = chance.between(0.08, 0.16) + 0.06 * max(smile, 0)
 
-    def bend(points: list[tuple[float, float]]) -> np.ndarray:
+    def bend(points: Corners) -> np.ndarray:
         """From (share of the half width, y) to head coordinates with the corners lifted."""
         x, y = np.asarray(points, np.float64).T
         lift = smile * (0.10 * x**2 - 0.03)
         return np.stack([x * half, build.mouth + y - lift], 1)
-
-    def place(points: np.ndarray) -> Points:
-        return pose.on_face(points, 0.07 * (1 - (points[:, 0] / half) ** 2))
 
     shut = 0.010
     crown = bend([(-1, 0), (-0.58, -0.52 * top), (-0.20, -top), (0, -0.80 * top),
@@ -181,26 +179,37 @@ def mouth(chance: Chance, pose: Pose, build: Build) -> Mouth:
     crown, upper_edge, lower_edge, base = (
         smooth(curve, closed=False) for curve in (crown, upper_edge, lower_edge, base)
     )
-    if gap:  # the corners of an open mouth are lip, not hole
-        upper_edge = upper_edge * (0.93, 1)
-        lower_edge = lower_edge * (0.93, 1)
-    teeth = []
+    curves = [crown, base, upper_edge, lower_edge]
     if gap:
+        curves[2:] = upper_edge, lower_edge = upper_edge * (0.93, 1), lower_edge * (0.93, 1)
         drop = chance.between(0.45, 0.75) * gap
-        teeth.append(np.concatenate([upper_edge, (upper_edge * (0.86, 1) + (0, drop))[::-1]]))
-        if gap > 0.17 and chance.happens(0.5):
-            teeth.append(
-                np.concatenate([lower_edge * (0.8, 1), (lower_edge * (0.7, 1) - (0, 0.05))[::-1]])
-            )
+        curves += [upper_edge, upper_edge * (0.86, 1) + (0, drop)]
+    points = np.concatenate([[(0.0, build.mouth)], *curves])
+    points = pose.on_face(points, 0.07 * (1 - (points[:, 0] / half) ** 2))
+    centre, crown, base, upper_edge, lower_edge, *teeth = np.split(
+        points, np.cumsum([1] + [len(curve) for curve in curves[:-1]])
+    )
     return Mouth(
-        upper=place(np.concatenate([crown, upper_edge[::-1]])),
-        lower=place(np.concatenate([lower_edge, base[::-1]])),
-        opening=place(np.concatenate([upper_edge, lower_edge[::-1]])) if gap else None,
-        seam=place(upper_edge),
-        teeth=[place(shape) for shape in teeth],
-        centre=place(np.array([(0.0, build.mouth)]))[0],
+        upper=np.concatenate([crown, upper_edge[::-1]]),
+        lower=np.concatenate([lower_edge, base[::-1]]),
+        opening=np.concatenate([upper_edge, lower_edge[::-1]]) if gap else None,
+        seam=upper_edge,
+        teeth=np.concatenate([teeth[0], teeth[1][::-1]]) if gap else None,
+        centre=centre[0],
         half_width=half * pose.scale,
     )
+
+
+# From the inner corner of an eye (x = -1) to the outer one (1).
+_UPPER_LID = smooth(
+    [(-1.06, 0.30), (-0.70, -0.46), (-0.1, -1.0), (0.52, -0.82), (1.05, 0.08)], closed=False
+)
+_LOWER_LID = smooth(
+    [(1.05, 0.08), (0.55, 0.66), (0.0, 0.84), (-0.62, 0.62), (-1.06, 0.30)], closed=False
+)
+_CREASE = _UPPER_LID[(_UPPER_LID[:, 0] > -0.95) & (_UPPER_LID[:, 0] < 1.03)]
+_LIDS = np.concatenate([_UPPER_LID, _LOWER_LID, _CREASE])
+_LIFTED = np.arange(len(_LIDS)) >= len(_UPPER_LID) + len(_LOWER_LID)
 
 
 @dataclass(frozen=True)
@@ -231,33 +240,28 @@ def sample_gaze(chance: Chance, pose: Pose, build: Build) -> Gaze:
         half_width=chance.about(0.208, 0.011),
         height=chance.about(0.109, 0.012) - 0.012 * max(build.smile, 0),
         slant=chance.about(0.008, 0.014),
-        x=chance.about(0.0, 0.025) - 0.10 * np.sin(pose.yaw),
+        x=chance.about(0.0, 0.025) - 0.10 * math.sin(pose.yaw),
         y=chance.about(-0.004, 0.008),
         crease=chance.about(0.055, 0.014),
     )
 
 
 def eye(pose: Pose, build: Build, gaze: Gaze, side: int) -> Eye:
-    upper = np.array([(-1.06, 0.30), (-0.70, -0.46), (-0.1, -1.0), (0.52, -0.82), (1.05, 0.08)])
-    lower = np.array([(1.05, 0.08), (0.55, 0.66), (0.0, 0.84), (-0.62, 0.62), (-1.06, 0.30)])
+    x = side * (build.eye_gap + _LIDS[:, 0] * gaze.half_width)
+    y = _LIDS[:, 1] * gaze.height - gaze.slant * _LIDS[:, 0] - gaze.crease * _LIFTED
+    lids = pose.on_face(np.stack([x, y], 1), -0.03)
+    upper, lower = lids[: len(_UPPER_LID)], lids[len(_UPPER_LID) : -len(_CREASE)]
 
-    def place(curve: np.ndarray, lift: float = 0.0) -> Points:
-        x = side * (build.eye_gap + curve[:, 0] * gaze.half_width)
-        y = curve[:, 1] * gaze.height - gaze.slant * curve[:, 0] - lift
-        return pose.on_face(np.stack([x, y], 1), -0.03)
-
-    upper, lower = smooth(upper, closed=False), smooth(lower, closed=False)
-    lifted = upper[(upper[:, 0] > -0.95) & (upper[:, 0] < 1.03)]
     radius = 0.102
     at_x, at_y = side * build.eye_gap + gaze.x, gaze.y - 0.012
     places = pose.on_face(np.array([(at_x, at_y), (at_x + 0.02, at_y)]), -0.03)
     (x, y), (x_right, _) = places.tolist()
     turned = min(max((x_right - x) / (0.02 * pose.scale), 0.55), 1)
     return Eye(
-        opening=place(np.concatenate([upper, lower[1:-1]])),
-        upper_lid=place(upper),
-        lower_lid=place(lower),
-        crease=place(lifted, gaze.crease),
+        opening=np.concatenate([upper, lower[1:-1]]),
+        upper_lid=upper,
+        lower_lid=lower,
+        crease=lids[-len(_CREASE) :],
         iris=(x, y, radius * turned * pose.scale, radius * pose.scale),
     )
 

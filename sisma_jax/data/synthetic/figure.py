@@ -1,5 +1,6 @@
 """One face's geometry: every outline in depth order, sampled from (seed, index) alone."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,9 +53,9 @@ class Figure:
     outline: Points
     ears: list[features.Ear]
     eyes: dict[int, features.Eye]
-    nostrils: list[Points]
-    wings: list[Points]
-    folds: list[Points]
+    nostrils: tuple[Points, Points]
+    wings: tuple[Points, Points]
+    folds: tuple[Points, Points]
     mouth: features.Mouth
     style: hair.Style
     hat: hair.Hat | None
@@ -84,9 +85,9 @@ def sample_figure(seed: int, index: int, size: int) -> Figure:
         x=chance.about(0.0, 0.02),
         y=chance.between(-0.10, -0.04),
         scale=chance.about(0.545, 0.020),
-        yaw=np.radians(chance.about(0.0, 14.0, limit=2.3)),
-        pitch=np.radians(chance.about(0.0, 6.0)),
-        roll=np.radians(chance.about(0.0, 3.5)),
+        yaw=math.radians(chance.about(0.0, 14.0, limit=2.3)),
+        pitch=math.radians(chance.about(0.0, 6.0)),
+        roll=math.radians(chance.about(0.0, 3.5)),
     )
     build = features.sample_build(chance)
     hatted = chance.happens(0.12)
@@ -132,8 +133,9 @@ def sample_figure(seed: int, index: int, size: int) -> Figure:
     for side, name in ((1, "l_eye"), (-1, "r_eye")):
         if glasses is None or not glasses.dark:
             paint(name, eyes[side].opening)
-    for side, name in ((1, "l_brow"), (-1, "r_brow")):
-        paint(name, pose.on_face(ribbon(brow * (side, 1), brow_width)))
+    left_brow, right_brow = pose.on_both_sides(ribbon(brow, brow_width))
+    paint("l_brow", left_brow)
+    paint("r_brow", right_brow)
     paint("hair", *hair.front_of_hair(pose, style))
     for ear in ears.values():
         if earrings != "none" and ear.facing:

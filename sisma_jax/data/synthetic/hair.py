@@ -1,16 +1,16 @@
 """Hair styles and hats: outlines in head coordinates, drawn behind and in front of the face.
 
-A style is a volume around the skull (`Volume`), how far the hair falls on either side, and where
-the hairline runs. What lies behind the head is one outline from fall to fall over the crown; what
-lies in front is the same outline closed along the hairline, so that fringe, temples and locks come
-out of one construction.
+A style is a volume around the skull, how far the hair falls on either side, and where the hairline
+runs. What lies behind the head is one outline from fall to fall over the crown; what lies in front
+is the same outline closed along the hairline, so that fringe, temples and locks come out of one
+construction. Pairs are (viewer's left, viewer's right).
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sisma_jax.data.synthetic.curves import Points, ellipse, mirrored, smooth
+from sisma_jax.data.synthetic.curves import Corners, Points, ellipse, mirrored, smooth
 from sisma_jax.data.synthetic.head import Chance, Pose
 
 STYLES = {
@@ -24,7 +24,7 @@ STYLES = {
     "wavy": 0.14,
     "tied": 0.08,
 }
-"""Share of faces with each hair style; the first four and the last leave the ears free."""
+"""Share of faces with each hair style; only curly, bob, long and wavy ones may hide the ears."""
 
 HATS = {"beanie": 0.4, "cap": 0.3, "brim": 0.3}
 
@@ -33,9 +33,10 @@ HATS = {"beanie": 0.4, "cap": 0.3, "brim": 0.3}
 class Style:
     """Everything that shapes one head of hair.
 
-    `crown`, `sides`: volume over the skull; `fall`: how far down it reaches on either side
-    (left, right); `flare`: how far out at the bottom; `waves`: amplitude and count of the outline's
-    undulation; `hairline`: half-width curve of the opening for the face as (x, y) per side.
+    `crown`, `sides`: volume over the skull. `fall`: how far down it reaches; `flare`: how far out
+    it stands there; `in_front`: whether it falls before the shoulder. `waves`: amplitude, count and
+    phase of the outline's undulation. `hairline`: control points of the face's opening from temple
+    to temple. `bun`: its x, y and radius.
     """
 
     name: str
@@ -53,18 +54,17 @@ class Style:
 
 @dataclass(frozen=True)
 class Hat:
-    """Filled outlines of a hat, its trimmings with their opacities, and its lower edge's height."""
+    """Filled outlines of a hat, and its trimmings with their opacities."""
 
     kind: str
     shapes: list[Points]
     details: list[tuple[Points, float]]
-    edge: float
 
 
 def sample_style(chance: Chance, hatted: bool) -> Style:
     weights = dict(STYLES)
     if hatted:
-        weights["tied"] = weights["bald"] = 0
+        weights["tied"] = weights["bald"] = 0.0
     name = chance.pick(weights)
     loose = name in ("bob", "long", "wavy")
     parting = chance.about(0.0, 0.10) if chance.happens(0.5) else chance.between(0.22, 0.5)
@@ -177,7 +177,8 @@ def _outer(style: Style, falls: tuple[float, float]) -> np.ndarray:
     sides = []
     for side, fall in ((-1, falls[0]), (1, falls[1])):
         heights = np.array([0.2, 0.5, 0.82, 0.97, 1.0]) * (fall + 0.2) - 0.2
-        flare = style.flare if fall == style.fall[side > 0] else 0.4 * style.flare - 0.04
+        cut = fall < style.fall[side > 0]  # a lock that ends early stays within the rest
+        flare = 0.4 * style.flare - 0.04 if cut else style.flare
         widths = 1.0 + style.sides + flare * np.array([0.1, 0.45, 1.0, 0.9, 0.5])
         widths[-1] -= 0.10
         if fall < 0.3:  # cropped hair ends at the sideburn
@@ -232,7 +233,7 @@ def sample_hat(chance: Chance, pose: Pose) -> Hat:
     kind = chance.pick(HATS)
     edge = chance.about(-0.64, 0.05)
 
-    def outline(half: list[tuple[float, float]]) -> Points:
+    def outline(half: Corners) -> Points:
         return pose.outer(smooth(mirrored(half)))
 
     if kind == "beanie":
@@ -242,7 +243,7 @@ def sample_hat(chance: Chance, pose: Pose) -> Hat:
         cuff = [(0, edge - 0.33), (0.6, edge - 0.30), (1.15, edge - 0.18), (1.14, edge + 0.16),
                 (0.6, edge + 0.06), (0, edge + 0.03)]  # fmt: skip
         dome, cuff = outline(dome), outline(cuff)
-        return Hat(kind, [dome, cuff], [(cuff, 0.35)], edge)
+        return Hat(kind, [dome, cuff], [(cuff, 0.35)])
     if kind == "cap":
         dome = [(0, -1.62), (0.5, -1.55), (0.92, -1.30), (1.09, -0.85), (1.08, edge + 0.18),
                 (0.6, edge + 0.04), (0, edge)]  # fmt: skip
@@ -252,11 +253,11 @@ def sample_hat(chance: Chance, pose: Pose) -> Hat:
                  (0, edge + 1.08 * drop, 0.55)]  # fmt: skip
         visor = smooth(mirrored(visor))
         visor = pose.on_face(visor[:, :2], visor[:, 2])
-        return Hat(kind, [outline(dome), visor], [(visor, 0.5)], edge)
+        return Hat(kind, [outline(dome), visor], [(visor, 0.5)])
     reach = chance.between(1.45, 1.80)
     crown = [(0, -1.62), (0.35, -1.68), (0.80, -1.55), (0.93, -1.0), (0.98, edge - 0.05), (0, edge)]
     band = [(0, edge - 0.38), (0.955, edge - 0.42), (1.0, edge - 0.03), (0, edge + 0.02)]
-    brim = ellipse(0, edge - 0.02, reach, 0.20)
+    brim = ellipse(0.0, edge - 0.02, reach, 0.20)
     brim[:, 1] -= 0.10 * np.abs(brim[:, 0]) ** 2 / reach
     band, brim = pose.outer(mirrored(band)), pose.outer(brim)
-    return Hat(kind, [outline(crown), brim], [(band, 0.9), (brim, 0.12)], edge)
+    return Hat(kind, [outline(crown), brim], [(band, 0.9), (brim, 0.12)])

@@ -67,6 +67,13 @@ class Pose:
         depth = np.cos(angle) * np.sqrt(1 - curve * curve) + out
         return self.turned(np.sin(angle) + out * math.sin(self.yaw), y, depth)
 
+    def on_both_sides(self, right: Points, out: float | np.ndarray = 0.0) -> tuple[Points, Points]:
+        """`on_face` of a shape on the viewer's right, and of its mirror image."""
+        x = np.concatenate([right[:, 0], -right[:, 0]])
+        y = np.concatenate([right[:, 1], right[:, 1]])
+        both = self.on_face(np.stack([x, y], 1), out if np.isscalar(out) else np.tile(out, 2))
+        return both[: len(right)], both[len(right) :]
+
     def silhouette(self, points: Points) -> Points:
         """Points of the frontal outline of face and jaw: the chin leads when the head turns."""
         x, y = points[:, 0], points[:, 1]

@@ -12,15 +12,10 @@ import numpy as np
 from sisma_jax.data.synthetic.figure import CLASS_ID
 from sisma_jax.data.synthetic.plate import Plate, SoftPlane, products
 
-SKIN, HAIR, HAT, EARRING, NECKLACE, NECK, CLOTH = (
-    CLASS_ID[name] for name in ("skin", "hair", "hat", "ear_r", "neck_l", "neck", "cloth")
+SKIN, U_LIP, L_LIP, HAIR, HAT, EARRING, NECKLACE, NECK, CLOTH = (
+    CLASS_ID[name]
+    for name in ("skin", "u_lip", "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth")
 )
-
-_SHINE = np.zeros(256, np.float32)
-for _name in ("skin", "nose", "eye_g", "l_ear", "r_ear", "neck"):
-    _SHINE[CLASS_ID[_name]] = 1.0
-for _name in ("u_lip", "l_lip"):
-    _SHINE[CLASS_ID[_name]] = 1.6
 
 
 def light(plate: Plate) -> None:
@@ -38,43 +33,49 @@ def light(plate: Plate) -> None:
     fringe = plate.softened(above, 0.05, -0.10 * lx * pose.scale, 0.10 * pose.scale)
     chin = plate.softened(head, 0.06, -0.18 * lx * pose.scale, 0.16 * pose.scale)
     hanging = np.clip(1.3 * y - 0.44, 0, 1)[:, None]  # hair behind the neck
-    forms = [  # where, normals, how much light reaches them
+    over = (labels == HAIR) | (labels == HAT)
+    forms = [  # where, normals, share of the light that reaches them, whether they shine
         (
             (labels >= SKIN) & (labels < HAIR) | (labels == EARRING),
             _normals(np.clip(0.85 * x, -0.92, 0.92), np.clip(0.48 * y, -0.9, 0.9), *relief(plate)),
             (1 - 0.42 * fringe) * (1 - np.minimum(hollows(plate), 0.6)),
+            True,
         ),
         (
-            (labels == HAIR) | (labels == HAT),
+            over,
             _normals(np.clip(0.66 * x, -0.92, 0.92), np.clip(0.52 * y, -0.9, 0.25)),
             1 - 0.45 * chin * hanging,
+            False,
         ),
         (
             (labels == NECKLACE) | (labels == NECK),
             _normals(np.clip(1.18 * across, -0.92, 0.92), np.zeros_like(y)),
             1 - 0.45 * chin,
+            True,
         ),
         (
             labels == CLOTH,
             _normals(np.clip(0.42 * across, -0.92, 0.92), np.zeros_like(y)),
             1 - 0.45 * chin,
+            False,
         ),
     ]
     length = math.sqrt(lx * lx + ly * ly + (lz + 1) ** 2)
     shade, shine = np.ones_like(plate.rgb[0]), np.zeros_like(plate.rgb[0])
-    for where, (nx, ny, nz), reached in forms:
+    for where, (nx, ny, nz), reached, shines in forms:
         facing = np.maximum(nx * lx + ny * ly + nz * lz, 0)
         lit = (look.ambient + 1.07 * (1 - look.ambient) * facing) * reached
         np.copyto(shade, plate.sharp(lit), where=where)
-        mirror = np.maximum((nx * lx + ny * ly + nz * (lz + 1)) / length, 0)
-        for _ in range(4):
-            mirror *= mirror
-        np.copyto(shine, plate.sharp(mirror), where=where)
+        if shines:
+            mirror = np.maximum((nx * lx + ny * ly + nz * (lz + 1)) / length, 0)
+            for _ in range(4):
+                mirror *= mirror
+            np.copyto(shine, plate.sharp(mirror * look.gloss), where=where)
     dark = np.maximum(1 - shade, 0)
-    plate.rgb[0] *= shade + 0.10 * dark * ((labels != HAIR) & (labels != HAT))
+    plate.rgb[0] *= shade + 0.10 * dark * ~over  # light scatters red in skin
     plate.rgb[1] *= shade
-    plate.rgb[2] *= shade - 0.03 * dark  # light scatters red in skin, less blue in all
-    plate.rgb += shine * np.take(_SHINE, labels) * look.gloss
+    plate.rgb[2] *= shade - 0.03 * dark
+    plate.rgb += shine * (1 + 0.6 * ((labels == U_LIP) | (labels == L_LIP)))
 
 
 def _normals(

@@ -7,6 +7,7 @@ then they stand in `synthetic.unfinished.json`. An id's image is written after i
 an image is done.
 """
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -185,12 +186,16 @@ def _write_all(out: Path, settings: Settings, missing: list[int], workers: int) 
 
 def _work(sender: Connection, out: Path, settings: Settings, chunks: list[list[int]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller ends its workers itself
-    for chunk in chunks:
-        sender.send(_write_faces(out, settings, chunk))
+    with contextlib.suppress(BrokenPipeError):  # the caller was killed
+        for chunk in chunks:
+            sender.send(_write_faces(out, settings, chunk))
     sender.close()
 
 
 def _write_faces(out: Path, settings: Settings, indices: list[int]) -> int:
+    # Freeing one large block makes glibc keep what the pictures' arrays free; otherwise it hands
+    # the memory back and gets it again, page by page, for every picture (a quarter of the time).
+    np.empty(24 << 20, np.uint8)
     masks = out / raw_layout.MASK_FOLDER
     for index in indices:
         figure = sample_figure(settings.seed, index, settings.size)

@@ -1,0 +1,73 @@
+"""A data set, a first stage and a run small enough to train within a test, made once a session."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sisma_jax import train
+from sisma_jax.data import synthetic
+from sisma_jax.models.autoencoder import parameter_shapes, save_autoencoder
+from sisma_jax.models.autoencoder_config import AutoencoderConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SIZE = 32
+
+
+def write_inputs(folder: Path) -> None:
+    """data/: 16 faces of 32 pixels; autoencoder/: factor 4, random weights."""
+    synthetic.write_dataset(folder / "data", count=16, size=SIZE, seed=0, workers=1)
+    config = AutoencoderConfig.tiny(block_channels=(8,), norm_groups=4, fold=4, scaling_factor=0.5)
+    random = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda shape: random.normal(0, 0.2, shape.shape).astype(np.float32),
+        parameter_shapes(config),
+    )
+    save_autoencoder(folder / "autoencoder", config, params)
+
+
+def arguments(folder: Path, workdir: Path, **overrides: object) -> list[str]:
+    """Command line of a tiny training run."""
+    settings = {
+        "data.path": folder / "data",
+        "data.size": SIZE,
+        "data.test_from": 12,
+        "data.synthetic_count": 0,
+        "autoencoder.path": folder / "autoencoder",
+        "model.latent_size": SIZE // 4,
+        "model.width": 16,
+        "model.depth": 2,
+        "model.state": 2,
+        "model.mask_channels": 8,
+        "train.steps": 6,
+        "train.batch_size": 4,
+        "train.warmup": 2,
+        "train.schedule": "constant",
+        "train.log_every": 2,
+        "train.sample_every": 100,
+        "samples.masks": 2,
+        "samples.per_mask": 2,
+        "samples.steps": 2,
+        "checkpoint.every": 2,
+    } | {key.replace("__", "."): value for key, value in overrides.items()}
+    return [
+        f"--config={CONFIGS / 'synthetic.py'}",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def call(main, *arguments: object) -> None:
+    """Run a command in this process."""
+    before = sys.argv
+    sys.argv = ["command", *map(str, arguments)]
+    try:
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
+            main()
+    finally:
+        sys.argv = before
+
+
+def train_tiny(folder: Path, workdir: Path, **overrides: object) -> None:
+    call(train.main, *arguments(folder, workdir, **overrides))

@@ -1,0 +1,86 @@
+"""The sample command: masks as files to faces as files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sisma_jax import sample
+from sisma_jax.data.label_maps import colourise, write_label_map
+from sisma_jax.errors import InputError
+from tests.runs import call
+
+
+@pytest.fixture
+def masks(tmp_path):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    labels = np.random.default_rng(0).integers(0, 19, (2, 32, 32)).astype(np.uint8)
+    write_label_map(folder / "a.png", labels[0])
+    Image.fromarray(colourise(labels[1])).save(folder / "b.png")
+    return folder
+
+
+def read(folder):
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.iterdir())}
+
+
+def run(workdir, masks, out, *more):
+    call(sample.main, "--workdir", workdir, "--masks", masks, "--out", out, "--steps", 2, *more)
+    return read(out)
+
+
+def test_several_faces_per_mask_whatever_the_batch_size(tiny_run, masks, tmp_path):
+    small = run(tiny_run, masks, tmp_path / "x", "--per-mask", 3, "--batch-size", 4)
+    large = run(tiny_run, masks, tmp_path / "y", "--per-mask", 3, "--batch-size", 8)
+    assert list(small) == [f"{name}_{k}.png" for name in "ab" for k in range(3)]
+    for name, image in small.items():
+        assert image.shape == (32, 32, 3)
+        assert np.abs(image.astype(int) - large[name]).max() <= 1
+    assert np.abs(small["a_0.png"].astype(int) - small["a_1.png"]).max() > 20
+
+
+def test_colour_masks_mean_the_same_as_indexed_ones(tiny_run, masks, tmp_path):
+    ids = tmp_path / "ids"
+    ids.mkdir()
+    for name in "ab":
+        labels = sample.read_masks([masks / f"{name}.png"], 32, False)[0]
+        write_label_map(ids / f"{name}.png", labels)
+    first, second = run(tiny_run, masks, tmp_path / "x"), run(tiny_run, ids, tmp_path / "y")
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_masks_of_another_size_are_resized_with_a_note(tiny_run, masks, tmp_path, capsys):
+    large = tmp_path / "large"
+    large.mkdir()
+    for name in "ab":
+        labels = sample.read_masks([masks / f"{name}.png"], 32, False)[0]
+        write_label_map(large / f"{name}.png", np.kron(labels, np.ones((3, 3), np.uint8)))
+    first, second = run(tiny_run, masks, tmp_path / "x"), run(tiny_run, large, tmp_path / "y")
+    assert "2 masks of 96x96 pixels were resized to 32x32" in capsys.readouterr().out
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_wrong_input_is_refused_and_nothing_is_written(tiny_run, masks, tmp_path):
+    out = tmp_path / "out"
+    (masks / "sub").mkdir()
+    write_label_map(masks / "sub" / "a.png", np.zeros((32, 32), np.uint8))
+    write_label_map(masks / "sub" / "wide.png", np.zeros((16, 32), np.uint8))
+    for arguments, message in [
+        ((tiny_run, masks / "none.png", out), "none.png does not exist"),
+        ((tmp_path / "none", masks, out), "is not a run folder"),
+        ((tiny_run, masks, tiny_run), "is not empty: give --out"),
+        ((tiny_run, masks, out, "--per-mask", 0), "--per-mask is 0"),
+        ((tiny_run, masks, out, "--batch-size", 0), "batch size 0"),
+        ((tiny_run, masks, out, "--guidance", -1), "guidance is -1"),
+        ((tiny_run, masks / "sub" / "wide.png", out), "has 32x16 pixels: crop it"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            run(*arguments)
+        assert not out.exists()
+    with pytest.raises(InputError, match="steps is 0"):
+        call(sample.main, "--workdir", tiny_run, "--masks", masks, "--out", out, "--steps", 0)
+    assert not out.exists()
+    with pytest.raises(InputError, match="two masks are named 'a'"):
+        run(tiny_run, masks / "a.png", out, "--masks", masks / "a.png", masks / "sub" / "a.png")

@@ -1,0 +1,167 @@
+"""The training command: a whole run, exact resume, clean stops, what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from sisma_jax import train
+from sisma_jax.data import input_pipeline
+from sisma_jax.errors import InputError
+from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.training.run_folder import RunFolder
+from tests.runs import arguments, call, train_tiny
+
+
+def weights(workdir):
+    return jax.tree.leaves(Synthesizer.load(workdir).params)
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(first, second):
+    for a, b in zip(weights(first), weights(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    drop = lambda row: {k: v for k, v in row.items() if k != "images_per_second"}
+    assert list(map(drop, rows(first))) == list(map(drop, rows(second)))
+
+
+def test_a_run_folder_holds_what_it_promises(tiny_run):
+    run = RunFolder(tiny_run)
+    assert run.config().train.steps == 6
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["4", "6"]
+    assert {path.name for path in run.autoencoder.iterdir()} == {
+        "config.json",
+        "weights.safetensors",
+    }
+    assert [row["step"] for row in rows(tiny_run)] == [2, 4, 6]
+    assert {"loss", "gradient_norm", "learning_rate"} <= rows(tiny_run)[0].keys()
+    assert list(tiny_run.glob("events.*"))
+    assert "blocks" in run.parameters_file.read_text()
+    with Image.open(run.samples / "step_0000006.png") as image:
+        assert image.size == (4 * 34 - 2, 2 * 34 - 2)  # mask, reference, two samples; two rows
+
+
+def test_continuing_equals_an_undisturbed_run_bit_for_bit(tiny_run, inputs_folder, tmp_path):
+    train_tiny(inputs_folder, tmp_path / "run", train__steps=4)
+    train_tiny(inputs_folder, tmp_path / "run", train__steps=6)
+    assert_same_run(tmp_path / "run", tiny_run)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_run, inputs_folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.glob("checkpoints/*/*")}
+    train_tiny(inputs_folder, tiny_run)
+    assert "is trained: step 6 of 6" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in tiny_run.glob("checkpoints/*/*")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_returns_and_the_run_continues_exactly(
+    number, tiny_run, inputs_folder, tmp_path, monkeypatch
+):
+    def interrupted(source, **settings):
+        stream = input_pipeline.training_stream(source, **settings)
+
+        class Stream:
+            def __init__(self):
+                self.read = 0
+
+            def __next__(self):
+                self.read += 1
+                if self.read == 2:
+                    os.kill(os.getpid(), number)
+                return next(stream)
+
+            def close(self):
+                stream.close()
+
+        return Stream()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "training_stream", interrupted)
+        train_tiny(inputs_folder, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train_tiny(inputs_folder, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tiny_run)
+
+
+def test_rows_past_the_restored_step_are_dropped(tiny_run, inputs_folder, tmp_path):
+    """A crash after step 6 was logged and before it was saved."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.rmtree(run / "checkpoints" / "6")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    train_tiny(inputs_folder, run)
+    assert_same_run(run, tiny_run)
+
+
+def test_a_moved_run_continues_without_its_first_autoencoder(tiny_run, inputs_folder, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "moved")
+    train_tiny(
+        inputs_folder, tmp_path / "moved", train__steps=7, autoencoder__path=tmp_path / "gone"
+    )
+    assert Synthesizer.load(tmp_path / "moved").step == 7
+
+
+def test_init_from_starts_with_the_other_runs_averaged_weights(tiny_run, inputs_folder, tmp_path):
+    train_tiny(
+        inputs_folder, tmp_path / "run", train__steps=1, train__init_from=tiny_run,
+        train__learning_rate=1e-12,
+    )  # fmt: skip
+    for a, b in zip(weights(tmp_path / "run"), weights(tiny_run), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_checkpoint_cut_short_is_named(tiny_run, inputs_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    files = [path for path in (run / "checkpoints" / "6").rglob("*") if path.is_file()]
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for action in (lambda: train_tiny(inputs_folder, run, train__steps=8), lambda: weights(run)):
+        with pytest.raises(InputError, match=r"checkpoints/6 cannot be restored .* delete this"):
+            action()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data__path": "nowhere"}, "nowhere"),
+        ({"autoencoder__path": "nowhere"}, "no autoencoder in nowhere"),
+        ({"data__size": 30}, "data.size 30 is not a multiple of the .*factor 4"),
+        ({"data__size": 64}, "data.size is 64 where .* is 8 x 4"),
+        ({"data__test_from": 500}, "test"),
+        ({"model__patch": 3}, "model.patch 3 does not divide model.latent_size 8"),
+        ({"model__factor": 8, "model__latent_size": 4}, "factor 4 .* where the model has 8"),
+        ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
+        ({"train__steps": 0}, "train.steps is 0"),
+        ({"train__schedule": "cosin"}, "train.schedule is 'cosin'"),
+        ({"train__init_from": "nowhere"}, "nowhere is not a run folder"),
+        ({"mesh__data": 3}, "mesh.data 3 x mesh.fsdp 1 does not cover the 4 devices"),
+        ({"flow__drop": 1.5}, "flow.drop is 1.5"),
+        ({"checkpoint__every": 0}, "checkpoint.every is 0"),
+        ({"samples__solver": "rk4"}, "samples.solver is 'rk4'"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(
+    overrides, message, inputs_folder, tmp_path
+):
+    with pytest.raises(InputError, match=message):
+        train_tiny(inputs_folder, tmp_path / "run", **overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_config_is_refused(tiny_run, inputs_folder):
+    with pytest.raises(InputError, match=r"model.width = 16 where this run has 24"):
+        train_tiny(inputs_folder, tiny_run, model__width=24)
+    with pytest.raises(InputError, match=r"'model.widht' does not exist: did you mean"):
+        call(train.main, *arguments(inputs_folder, tiny_run), "--config.model.widht=24")
