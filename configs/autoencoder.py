@@ -40,25 +40,26 @@ def get_config(variant: str = "") -> ConfigDict:
     config.autoencoder = ConfigDict()
     config.autoencoder.image_channels = 3
     config.autoencoder.latent_channels = 4
-    config.autoencoder.block_channels = (128, 256, 512, 512) if celeba else (32, 64)
+    config.autoencoder.block_channels = (128, 256, 512, 512) if celeba else (64,)
     config.autoencoder.layers_per_block = 2 if celeba else 1
     config.autoencoder.norm_groups = 32 if celeba else 8
     config.autoencoder.mid_attention = celeba
-    config.autoencoder.fold = 1 if celeba else 2
+    config.autoencoder.fold = 1 if celeba else 4
     config.autoencoder.linear_skip = not celeba
     config.autoencoder.scaling_factor = 1.0  # measured on the trained latents at the end
     config.autoencoder.dtype = "bfloat16" if celeba else "float32"
 
     # Loss
     config.loss = ConfigDict()
-    config.loss.kl_weight = 1e-4
+    config.loss.kl_weight = 1e-4 if celeba else 1e-3
 
     # Training
     config.train = ConfigDict()
-    config.train.steps = 200_000 if celeba else 8000 if long else 1000
-    config.train.batch_size = 32 if celeba else 8
-    config.train.learning_rate = 1e-4 if celeba else 2e-3
-    config.train.warmup = 1000 if celeba else 50
+    config.train.steps = 200_000 if celeba else 5000 if long else 500
+    config.train.batch_size = 32 if celeba else 8 if long else 4
+    config.train.optimizer = "adamw" if celeba else "muon"
+    config.train.learning_rate = 1e-4 if celeba else 4e-3
+    config.train.warmup = 1000 if celeba else 25
     config.train.schedule = "cosine"
     config.train.weight_decay = 0.0
     config.train.clip = 1.0

@@ -66,6 +66,7 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 20 if debug else 400_000
     config.train.batch_size = 4 if debug else 64
+    config.train.optimizer = "adamw"
     config.train.learning_rate = 1e-4
     config.train.warmup = 1000
     config.train.schedule = "constant"

@@ -52,20 +52,20 @@ def get_config(variant: str = "") -> ConfigDict:
     config.flow.sampling = "logit_normal"
     config.flow.drop = 0.1
 
-    # Training. So short a run wants thirty times the usual learning rate, and a cosine in place
-    # of an average over steps.
+    # Training. So short a run wants Muon, a high rate and a cosine instead of an average.
     config.train = ConfigDict()
-    config.train.steps = 3000 if long else 400
+    config.train.steps = 3000 if long else 420
     config.train.batch_size = 16 if long else 8
-    config.train.learning_rate = 2e-3 if long else 3e-3
-    config.train.warmup = 50
+    config.train.optimizer = "muon"
+    config.train.learning_rate = 1e-2 if long else 1.5e-2
+    config.train.warmup = 100 if long else 30
     config.train.schedule = "cosine"
     config.train.weight_decay = 0.0
     config.train.clip = 1.0
     config.train.ema_decay = 0.99 if long else 0.9
     config.train.init_from = ""
-    config.train.log_every = 20
-    config.train.sample_every = 1000 if long else 200
+    config.train.log_every = 50 if long else 20
+    config.train.sample_every = 1000 if long else 210
 
     config.samples = ConfigDict()
     config.samples.masks = 8
@@ -75,7 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.samples.guidance = 1.0
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 500 if long else 100
+    config.checkpoint.every = 500 if long else 105
     config.checkpoint.keep = 2
 
     # Devices: -1 takes what the other axis leaves

@@ -17,7 +17,7 @@ from sisma_jax.data.input_pipeline import fixed_batch, training_stream
 from sisma_jax.errors import InputError
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
-from sisma_jax.models.sisma import decayed, init_params
+from sisma_jax.models.sisma import init_params, matrix_axes
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.loop import train
@@ -141,7 +141,7 @@ def main() -> None:
         mesh=mesh,
         seed=config.seed,
         init_params=lambda: init_params(model, jax.random.key(config.seed)),
-        optimizer=make_optimizer(settings, decayed),
+        optimizer=make_optimizer(settings, matrix_axes),
         loss_fn=partial(training_loss, config=model, flow_config=flow_config),
         constants=(autoencoder,),
         open_stream=lambda start: training_stream(

@@ -48,9 +48,10 @@ def to_float(images: Array | np.ndarray) -> Array:
     return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
 
 
-def decayed(params: Params) -> Params:
-    """Mark the matrices and convolutions, which weight decay may touch."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return (input axes, output axes) of linear maps and convolutions, None of the rest."""
+    last = leaf.ndim - 1
+    return (tuple(range(last)), (last,)) if path[-1].key == "kernel" else None
 
 
 def main() -> None:
@@ -98,7 +99,7 @@ def main() -> None:
         mesh=mesh,
         seed=config.seed,
         init_params=new_params,
-        optimizer=make_optimizer(settings, decayed),
+        optimizer=make_optimizer(settings, matrix_axes),
         loss_fn=lambda params, batch, key: autoencoder_loss(
             module, params, key, to_float(batch["image"]), loss.kl_weight
         ),

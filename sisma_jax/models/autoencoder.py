@@ -82,9 +82,7 @@ class AutoencoderKL(nn.Module):
 
     def encode(
         self, images: Float[Array, "b h w image_channels"]
-    ) -> tuple[
-        Float[Array, "b _ _ latent_channels"], Float[Array, "b _ _ latent_channels"]
-    ]:
+    ) -> tuple[Float[Array, "b _ _ latent_channels"], Float[Array, "b _ _ latent_channels"]]:
         """Return mean and log-variance of the latents, before scaling, float32.
 
         Args:
@@ -262,6 +260,8 @@ def _read_config(folder: Path) -> AutoencoderConfig:
         fields = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): export the autoencoder again") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path} holds no configuration: export the autoencoder again")
     if "_class_name" in fields or (folder / DIFFUSERS_WEIGHT_FILE).exists():
         raise InputError(
             f"{folder} holds published weights in diffusers' format, which this version cannot "
@@ -275,5 +275,13 @@ def _read_config(folder: Path) -> AutoencoderConfig:
             "autoencoder again with this version"
         )
     del fields["model"]
-    fields["block_channels"] = tuple(fields["block_channels"])  # JSON has lists
+    for field in dataclasses.fields(AutoencoderConfig):
+        value = fields[field.name]
+        if isinstance(value, list):  # JSON has no tuples
+            value = fields[field.name] = tuple(value)
+        if type(value) is not type(field.default):
+            raise InputError(
+                f"{path} has {field.name} = {value!r}, which is no {type(field.default).__name__}: "
+                "export the autoencoder again"
+            )
     return AutoencoderConfig(**fields)

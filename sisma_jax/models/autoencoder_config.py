@@ -73,13 +73,17 @@ class AutoencoderConfig:
 
     @classmethod
     def tiny(cls, **changes: Any) -> "AutoencoderConfig":
-        """Factor 4 for small images on a CPU: 64 x 64 pixels become 16 x 16 x 4 latents."""
+        """Factor 4 for small images on a CPU: 64 x 64 pixels become 16 x 16 x 4 latents.
+
+        Folding all of the factor keeps every convolution at the latents' resolution, where a CPU
+        learns most per second.
+        """
         sizes = dict(
-            block_channels=(32, 64),
+            block_channels=(64,),
             layers_per_block=1,
             norm_groups=8,
             mid_attention=False,
-            fold=2,
+            fold=4,
             linear_skip=True,
             scaling_factor=1.0,
         )

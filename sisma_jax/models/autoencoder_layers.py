@@ -18,16 +18,22 @@ NORM_EPSILON = 1e-6
 """PyTorch's default would be 1e-5; the difference shows in flat images."""
 
 
-def norm(config: AutoencoderConfig, name: str) -> nn.GroupNorm:
-    """Group normalisation. The variance is that of centred values: E[x^2] - E[x]^2 would drown
-    the small variance of a flat image in rounding."""
-    return nn.GroupNorm(
+def norm(
+    config: AutoencoderConfig, x: Float[Array, "b h w c"], name: str
+) -> Float[Array, "b h w c"]:
+    """Group normalisation, computed and returned in float32.
+
+    The variance is that of centred values: E[x^2] - E[x]^2 would drown the small variance of a
+    flat image in rounding.
+    """
+    layer = nn.GroupNorm(
         config.norm_groups,
         epsilon=NORM_EPSILON,
         use_fast_variance=False,
-        dtype=jnp.dtype(config.dtype),
+        dtype=jnp.float32,
         name=name,
     )
+    return layer(x.astype(jnp.float32))
 
 
 def conv(
@@ -49,8 +55,8 @@ class ResnetBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w channels"]:
         cfg = self.config
-        h = conv(cfg, self.channels, "conv1")(nn.silu(norm(cfg, "norm1")(x)))
-        h = conv(cfg, self.channels, "conv2")(nn.silu(norm(cfg, "norm2")(h)))
+        h = conv(cfg, self.channels, "conv1")(nn.silu(norm(cfg, x, "norm1")))
+        h = conv(cfg, self.channels, "conv2")(nn.silu(norm(cfg, h, "norm2")))
         if x.shape[-1] != self.channels:
             x = conv(cfg, self.channels, "conv_shortcut", size=1)(x)
         return x + h
@@ -68,9 +74,12 @@ class Attention(nn.Module):
         def linear(name: str) -> nn.Dense:
             return nn.Dense(channels, dtype=jnp.dtype(self.config.dtype), name=name)
 
-        tokens = norm(self.config, "group_norm")(x).reshape(batch, height * width, 1, channels)
+        tokens = norm(self.config, x, "group_norm").reshape(batch, height * width, channels)
         query, key, value = (linear(name)(tokens) for name in ("to_q", "to_k", "to_v"))
-        mixed = linear("to_out_0")(jax.nn.dot_product_attention(query, key, value))
+        # jax.nn.dot_product_attention refuses bfloat16 where dtype promotion is strict.
+        logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * channels**-0.5).astype(value.dtype)
+        mixed = linear("to_out_0")(jnp.einsum("bqk,bkc->bqc", weights, value))
         return x + mixed.reshape(x.shape)
 
 
@@ -157,7 +166,7 @@ class Encoder(nn.Module):
             downsample = i < len(cfg.block_channels) - 1
             x = DownBlock(cfg, channels, downsample, name=f"down_blocks_{i}")(x)
         x = MidBlock(cfg, name="mid_block")(x)
-        x = nn.silu(norm(cfg, "conv_norm_out")(x))
+        x = nn.silu(norm(cfg, x, "conv_norm_out"))
         return conv(cfg, 2 * cfg.latent_channels, "conv_out", zero=cfg.linear_skip)(x)
 
 
@@ -174,7 +183,7 @@ class Decoder(nn.Module):
         for i, channels in enumerate(reversed(cfg.block_channels)):
             upsample = i < len(cfg.block_channels) - 1
             x = UpBlock(cfg, channels, upsample, name=f"up_blocks_{i}")(x)
-        x = nn.silu(norm(cfg, "conv_norm_out")(x))
+        x = nn.silu(norm(cfg, x, "conv_norm_out"))
         folded = cfg.image_channels * cfg.fold**2
         return unfold_pixels(conv(cfg, folded, "conv_out", zero=cfg.linear_skip)(x), cfg.fold)
 

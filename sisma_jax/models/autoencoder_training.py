@@ -14,11 +14,17 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sisma_jax.errors import InputError
-from sisma_jax.models.autoencoder import AutoencoderKL, posterior_kl, sample_latent
+from sisma_jax.models.autoencoder import (
+    Autoencoder,
+    AutoencoderKL,
+    posterior_kl,
+    sample_latent,
+)
 from sisma_jax.models.autoencoder_layers import fold_pixels
 
 PEAK_TO_PEAK = 2.0
 """Range of images in [-1, 1]."""
+STATISTICS_BATCH = 64
 
 
 def autoencoder_loss(
@@ -89,3 +95,21 @@ def patch_pca_init(params: Any, images: Float[Array, "b h w c"]) -> Any:
         "linear_decoder": {"kernel": (components * deviation).T, "bias": mean},
     }
     return {**params, **jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), linear)}
+
+
+def latent_scale(autoencoder: Autoencoder, images: Float[Array, "n h w c"]) -> float:
+    """Return the scaling factor that gives sampled latents unit standard deviation.
+
+    It is one number for all channels, over the root of their variance about the common mean.
+
+    Args:
+      autoencoder: a trained one; its own scaling factor plays no part.
+      images: training images in [-1, 1]; encoded `STATISTICS_BATCH` at a time.
+    """
+    keys = jax.random.split(jax.random.key(0), len(images))
+    starts = range(0, len(images), STATISTICS_BATCH)
+    latents = [
+        sample_latent(keys[i], *autoencoder.encode(images[i : i + STATISTICS_BATCH]), 1.0)
+        for i in starts
+    ]
+    return float(1.0 / np.std(np.concatenate(latents), dtype=np.float64))

@@ -13,7 +13,6 @@ once, whatever the depth.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int32, UInt8
@@ -47,7 +46,8 @@ class SISMABlock(nn.Module):
             orders=cfg.orders,
             dtype=cfg.dtype,
         )
-        self.modulation = nn.Dense(9 * cfg.width, kernel_init=nn.initializers.zeros, dtype=cfg.dtype)
+        zeros = nn.initializers.zeros
+        self.modulation = nn.Dense(9 * cfg.width, kernel_init=zeros, dtype=cfg.dtype)
         self.norm = layer_norm(use_scale=False, use_bias=False)
         self.self_mamba = SelfMamba(**mixer)
         self.cross_mamba = CrossMamba(**mixer)
@@ -211,8 +211,15 @@ def init_params(config: SISMAConfig, key: Array) -> dict:
     )["params"]
 
 
-def decayed(params: dict) -> dict:
-    """Mark which parameters weight decay may touch: matrices, but not A_log, D, norms or biases."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key in ("kernel", "delta_weight"), params
-    )
+def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return (input axes, output axes) of a parameter that is a linear map, else None.
+
+    Not maps: A_log, D, depthwise kernels, positions, norms and biases.
+    """
+    module, name = path[-2].key if len(path) > 1 else "", path[-1].key
+    if name not in ("kernel", "delta_weight") or module == "conv":
+        return None
+    last = leaf.ndim - 1
+    # Convolutions of the mask encoder sum over their window too; other axes are blocks or orders.
+    first = 0 if path[0].key == "mask_encoder" else last - 1
+    return tuple(range(first, last)), (last,)

@@ -7,7 +7,6 @@ parameter of the model is filled, with the shape and the type the model declares
 """
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from sisma_jax.errors import InputError
+from sisma_jax.files import write_atomically
 
 PICKLED = (".bin", ".ckpt", ".pth", ".pt")
 LISTED = 8
@@ -55,10 +55,7 @@ def save_tree(path: str | os.PathLike, tree: Mapping[str, Any], metadata: dict[s
     tensors = {
         name: np.ascontiguousarray(array) for name, array in flatten_dict(tree, sep="/").items()
     }
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        unfinished = Path(folder) / path.name
-        save_file(tensors, unfinished, metadata=metadata)
-        os.replace(unfinished, path)
+    write_atomically(path, save(tensors, metadata))
 
 
 def load_tree(path: str | os.PathLike, like: Mapping[str, Any]) -> dict[str, Any]:

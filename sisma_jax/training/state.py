@@ -6,18 +6,25 @@ Everything random in a step is drawn from (seed, step), so the state at a step a
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from sisma_jax.errors import InputError
 
+MUON_RMS = 0.2
+"""Size of Muon's updates over the learning rate: about AdamW's, so that one rate fits both."""
+
 Params = dict[str, Any]
 Metrics = dict[str, Float[Array, ""]]
+MatrixAxes = Callable[[Any, Array], tuple[tuple[int, ...], tuple[int, ...]] | None]
+"""(path, parameter) -> the axes that a linear map sums over and those it gives, or None."""
 LossFn = Callable[..., tuple[Float[Array, ""], Metrics]]
 """(params, batch, key, *constants) -> (loss, metrics)."""
 
@@ -29,6 +36,9 @@ class TrainConfig:
     steps: int
     batch_size: int
     """Of all devices and hosts together."""
+    optimizer: str
+    """"adamw", or "muon": matrices by orthogonalised momentum (Jordan et al. 2024), the rest by
+    AdamW; further along after few steps."""
     learning_rate: float
     warmup: int
     schedule: str
@@ -47,6 +57,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name} is {getattr(self, name)}: set at least 1")
+        if self.optimizer not in ("adamw", "muon"):
+            raise InputError(f"train.optimizer is {self.optimizer!r}: choose 'adamw' or 'muon'")
         if self.schedule not in ("constant", "cosine"):
             raise InputError(f"train.schedule is {self.schedule!r}: choose 'constant' or 'cosine'")
         if not 0 <= self.ema_decay < 1:
@@ -78,16 +90,29 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, steps, 0.05 * peak)
 
 
-def make_optimizer(
-    config: TrainConfig, decayed: Callable[[Params], Params]
-) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm; `decayed` marks what weight decay may touch."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            learning_rate(config), b2=0.999, weight_decay=config.weight_decay, mask=decayed
-        ),
-    )
+def make_optimizer(config: TrainConfig, matrix_axes: MatrixAxes) -> optax.GradientTransformation:
+    """AdamW, or Muon for the matrices and AdamW for the rest, behind a clip of the global norm.
+
+    Weight decay touches matrices only.
+    """
+    rate = learning_rate(config)
+    is_matrix = lambda path, leaf: matrix_axes(path, leaf) is not None
+    decayed = partial(jax.tree_util.tree_map_with_path, is_matrix)
+    if config.optimizer == "adamw":
+        optimizer = optax.adamw(rate, weight_decay=config.weight_decay, mask=decayed)
+    else:
+
+        def dimensions(path: Any, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+            axes = matrix_axes(path, leaf)
+            return axes and optax.contrib.MuonDimensionNumbers(*axes)
+
+        optimizer = optax.contrib.muon(
+            rate,
+            consistent_rms=MUON_RMS,
+            weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, dimensions),
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

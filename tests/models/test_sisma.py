@@ -7,7 +7,7 @@ import pytest
 
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.embeddings import TimeEmbedding, sincos_positions
-from sisma_jax.models.sisma import decayed, init_params
+from sisma_jax.models.sisma import init_params, matrix_axes
 
 
 def small(**changes):
@@ -209,14 +209,27 @@ def test_with_remat_memory_grows_by_one_stream_per_block():
     assert kept > 8 * stream
 
 
-def test_weight_decay_leaves_out_the_state_space_norms_and_biases():
-    params = init_params(small(), jax.random.key(0))
-    marks = jax.tree_util.tree_leaves_with_path(decayed(params))
-    names = {path[-1].key: mark for path, mark in marks}
-    assert [name for name, mark in names.items() if mark] == ["kernel", "delta_weight"] or {
-        name for name, mark in names.items() if mark
-    } == {"kernel", "delta_weight"}
-    assert not names["A_log"] and not names["D"] and not names["bias"] and not names["table"]
+def test_linear_maps_are_told_from_the_state_space_norms_and_biases():
+    params = init_params(small(orders=2), jax.random.key(0))
+    axes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            leaf.shape,
+            matrix_axes(path, leaf),
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    for name, (shape, maps) in axes.items():
+        is_map = name.endswith(("kernel", "delta_weight")) and "/conv/" not in name
+        assert (maps is not None) == is_map, name
+        if is_map:
+            # A map's output axis is its last, and what is not an input is stacked.
+            assert maps[1] == (len(shape) - 1,)
+            stacked = set(range(len(shape))) - set(maps[0]) - set(maps[1])
+            expected = 1 if name.startswith("blocks") else 0
+            expected += any(
+                part in name for part in ("project_x", "project_s/", "project_c", "delta_")
+            )
+            assert len(stacked) == expected, name
 
 
 def test_sizes_that_do_not_fit_are_named():

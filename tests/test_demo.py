@@ -1,0 +1,79 @@
+"""The demo's figures: what they mean on pictures whose answer is known, and on the demo itself."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sisma_jax.contact_sheet import GAP, mask_sheet, tile, with_legend
+from sisma_jax.data import synthetic
+from sisma_jax.data.classes import PALETTE
+from sisma_jax.metrics.regions import explained_variance, spread
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def faces():
+    pairs = [synthetic.face(0, index, 32) for index in range(6)]
+    return tuple(np.stack(column) for column in zip(*pairs, strict=True))
+
+
+def test_flat_regions_are_explained_wholly(faces):
+    _, labels = faces
+    colours = np.random.default_rng(0).integers(0, 256, (19, 3)).astype(np.uint8)
+    np.testing.assert_allclose(explained_variance(colours[labels], labels), 1)
+
+
+def test_noise_is_not_explained(faces):
+    _, labels = faces
+    noise = np.random.default_rng(0).integers(0, 256, (*labels.shape, 3)).astype(np.uint8)
+    assert (explained_variance(noise, labels) < 0.05).all()
+
+
+def test_faces_are_explained_by_their_own_masks_best(faces):
+    images, labels = faces
+    own = explained_variance(images, labels).mean()
+    assert own > 0.6
+    assert own > explained_variance(images, np.roll(labels, 1, axis=0)).mean() + 0.1
+
+
+def test_explained_variance_by_hand():
+    image = np.array([[0, 0], [10, 30]], np.uint8)[None, :, :, None].repeat(3, -1)
+    labels = np.array([[0, 0], [1, 1]], np.uint8)[None]
+    # Mean 10: total 100 + 100 + 0 + 400; within the second region (20): 100 + 100.
+    np.testing.assert_allclose(explained_variance(image, labels), 1 - 200 / 600)
+
+
+def test_spread_is_the_deviation_over_pictures_of_one_mask():
+    same = np.full((1, 4, 2, 2, 3), 77, np.uint8)
+    assert spread(same) == 0
+    apart = same.copy()
+    apart[0, :2] = 0
+    np.testing.assert_allclose(spread(apart), np.std([0, 0, 77, 77], ddof=1) / 255)
+
+
+def test_a_sheet_shows_every_picture_where_it_belongs(faces):
+    images, labels = faces
+    sheet = mask_sheet(labels[:2], np.stack([images[:3], images[3:]]))
+    assert sheet.shape == (2 * 32 + GAP, 4 * 32 + 3 * GAP, 3)
+    np.testing.assert_array_equal(sheet[:32, :32], PALETTE[labels[0]])
+    np.testing.assert_array_equal(sheet[32 + GAP :, -32:], images[5])
+    assert (tile([[images[0]], [images[1], images[2]]])[:32, 32:] == 255).all()
+    legend = with_legend(sheet)[len(sheet) :]
+    for colour in PALETTE:
+        assert (legend == colour).all(-1).any()
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_what_its_first_runs_reached():
+    """Runs `make demo` unless it has been run; thresholds a little below the first measured run."""
+    subprocess.run(["make", "demo"], cwd=ROOT, check=True)
+    report = json.loads((ROOT / "runs" / "demo" / "report.json").read_text())
+    regions = report["regions"]
+    assert regions["samples"] > 0.9 * regions["rendered"]
+    assert regions["other_mask"] < regions["samples"] - 0.2
+    assert 0.6 < report["spread"]["samples"] / report["spread"]["renderings"] < 1.5
+    assert report["loss"]["ratio"] > 2
