@@ -15,8 +15,6 @@ INSTALLED := $(VENV)/.installed-$(subst /,_,$(PYTHON))-$(subst $(comma),_,$(EXTR
 
 # Huge pages save about a fifth of a training step on a CPU; glibc reads this before Python starts.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-# The scan runs on one core per device: spread batches over two.
-export JAX_NUM_CPU_DEVICES ?= 2
 export PYTHONUNBUFFERED = 1
 
 .PHONY: help install demo demo-long test test-slow lint

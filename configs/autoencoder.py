@@ -55,10 +55,10 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Training
     config.train = ConfigDict()
-    config.train.steps = 200_000 if celeba else 5000 if long else 500
+    config.train.steps = 200_000 if celeba else 5000 if long else 480
     config.train.batch_size = 32 if celeba else 8 if long else 4
     config.train.optimizer = "adamw" if celeba else "muon"
-    config.train.learning_rate = 1e-4 if celeba else 4e-3
+    config.train.learning_rate = 1e-4 if celeba else 6e-3
     config.train.warmup = 1000 if celeba else 25
     config.train.schedule = "cosine"
     config.train.weight_decay = 0.0
@@ -66,10 +66,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.ema_decay = 0.999 if celeba else 0.9
     config.train.init_from = ""
     config.train.log_every = 100 if celeba else 50
-    config.train.sample_every = 5000 if celeba else 500
+    config.train.sample_every = 5000 if celeba else 480
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 5000 if celeba else 250
+    config.checkpoint.every = 5000 if celeba else 240
     config.checkpoint.keep = 2
 
     # Devices: -1 takes what the other axis leaves

@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Training. So short a run wants Muon, a high rate and a cosine instead of an average.
     config.train = ConfigDict()
-    config.train.steps = 3000 if long else 420
+    config.train.steps = 3000 if long else 320
     config.train.batch_size = 16 if long else 8
     config.train.optimizer = "muon"
     config.train.learning_rate = 1e-2 if long else 1.5e-2
@@ -65,7 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.ema_decay = 0.99 if long else 0.9
     config.train.init_from = ""
     config.train.log_every = 50 if long else 20
-    config.train.sample_every = 1000 if long else 210
+    config.train.sample_every = 1000 if long else 160
 
     config.samples = ConfigDict()
     config.samples.masks = 8
@@ -75,7 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.samples.guidance = 1.0
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 500 if long else 105
+    config.checkpoint.every = 500 if long else 80
     config.checkpoint.keep = 2
 
     # Devices: -1 takes what the other axis leaves

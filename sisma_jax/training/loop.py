@@ -130,6 +130,10 @@ def _steps(
     for step in range(start + 1, config.steps + 1):
         state, metrics = advance(state)
         pending.append(metrics)
+        if jax.default_backend() == "cpu":
+            # Several devices of one CPU share its threads: two steps in flight could each hold some
+            # and wait for the rest in a collective.
+            jax.block_until_ready(metrics)
         if step == start + 1:
             jax.block_until_ready(state)
             progress.compiled(step)
