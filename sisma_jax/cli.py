@@ -30,11 +30,11 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; wrong input ends it with one sentence on stderr and status 2."""
+    """Run a command; wrong input or a diverged run ends it with one sentence and status 2."""
     logging.set_verbosity(logging.ERROR)  # Orbax warns of options that it sets itself
     try:
         main()
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

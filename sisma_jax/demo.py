@@ -103,7 +103,13 @@ def regions(
 
 def renderings(data: DataConfig, ids: np.ndarray) -> UInt8[np.ndarray, "n k h w 3"]:
     """Other right answers to the masks of faces `ids` of the synthetic set."""
-    seed = synthetic.read_settings(Path(data.path))["seed"]
+    settings = synthetic.read_settings(Path(data.path))
+    if settings is None:
+        raise InputError(
+            f"{data.path} is not a finished synthetic data set: the demo compares with renderings "
+            "of its masks, use sisma_jax.sample for other data"
+        )
+    seed = settings["seed"]
     return np.stack(
         [[synthetic.face(seed, int(i), data.size, look=k)[0] for k in range(PER_MASK)] for i in ids]
     )

@@ -121,6 +121,14 @@ def test_init_from_starts_with_the_other_runs_averaged_weights(tiny_run, inputs_
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_a_missing_synthetic_set_is_made(inputs_folder, tmp_path):
+    data = tmp_path / "data"
+    train_tiny(
+        inputs_folder, tmp_path / "run", train__steps=2, data__path=data, data__synthetic_count=16
+    )
+    assert len(list((data / "CelebA-HQ-img").iterdir())) == 16
+
+
 def test_a_checkpoint_cut_short_is_named(tiny_run, inputs_folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
