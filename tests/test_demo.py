@@ -69,11 +69,12 @@ def test_a_sheet_shows_every_picture_where_it_belongs(faces):
 
 @pytest.mark.slow
 def test_the_demo_reaches_what_its_first_runs_reached():
-    """Runs `make demo` unless it has been run; thresholds a little below the first measured run."""
+    """Runs `make demo` unless it has been run. First measured run (2026-11-20): 0.86 of the rendered
+    faces' share, 0.32 above another mask's, 0.86 of the renderings' spread, loss ratio 2.41."""
     subprocess.run(["make", "demo"], cwd=ROOT, check=True)
     report = json.loads((ROOT / "runs" / "demo" / "report.json").read_text())
     regions = report["regions"]
-    assert regions["samples"] > 0.9 * regions["rendered"]
+    assert regions["samples"] > 0.8 * regions["rendered"]
     assert regions["other_mask"] < regions["samples"] - 0.2
     assert 0.6 < report["spread"]["samples"] / report["spread"]["renderings"] < 1.5
     assert report["loss"]["ratio"] > 2
