@@ -90,7 +90,7 @@ def main() -> None:
 
     def sample_grid(ema: Params) -> np.ndarray:
         faces = test[:FACES_ON_SHEET]
-        return tile([np.asarray(to_uint8(x)) for x in (faces, reconstruct(ema, faces))])
+        return tile([list(np.asarray(to_uint8(x))) for x in (faces, reconstruct(ema, faces))])
 
     state = train(
         run=run,
@@ -118,7 +118,8 @@ def main() -> None:
     if state.step < settings.steps:
         return
     batches = [test[i : i + 64] for i in range(0, len(test) - len(test) % 64, 64)] or [test]
-    error = np.mean([np.mean((reconstruct(state.ema, x) - x) ** 2) for x in batches])
+    errors = [jnp.mean((reconstruct(state.ema, x) - x) ** 2) for x in batches]
+    error = jnp.mean(jnp.stack(errors))
     scale = latent_scale(Autoencoder(model, state.ema), statistics)
     save_autoencoder(run.autoencoder, dataclasses.replace(model, scaling_factor=scale), state.ema)
     print(f"test PSNR {float(decibels(error)):.2f} dB, scaling factor {scale:.4f}")

@@ -1,0 +1,62 @@
+"""The first stage's command: what it exports, and when."""
+
+import numpy as np
+import pytest
+
+from sisma_jax import train_autoencoder
+from sisma_jax.data.input_pipeline import fixed_batch, open_dataset
+from sisma_jax.errors import InputError
+from sisma_jax.models.autoencoder import load_autoencoder
+from tests.runs import CONFIGS, SIZE, call
+
+
+def run(inputs_folder, workdir, **overrides):
+    settings = {
+        "data.path": inputs_folder / "data",
+        "data.size": SIZE,
+        "data.test_from": 12,
+        "autoencoder.block_channels": "(8,)",
+        "autoencoder.norm_groups": 4,
+        "train.steps": 4,
+        "train.warmup": 1,
+        "train.log_every": 2,
+        "checkpoint.every": 2,
+    } | {key.replace("__", "."): value for key, value in overrides.items()}
+    call(
+        train_autoencoder.main,
+        f"--config={CONFIGS / 'autoencoder.py'}",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    )
+
+
+def test_the_export_is_scaled_and_reconstructs_and_continues(inputs_folder, tmp_path, capsys):
+    run(inputs_folder, tmp_path / "run")
+    assert "test PSNR" in capsys.readouterr().out
+    autoencoder = load_autoencoder(tmp_path / "run")
+    faces = fixed_batch(open_dataset(inputs_folder / "data", SIZE, split="all"), 12)["image"]
+    images = train_autoencoder.to_float(faces)
+    mean, _ = autoencoder.encode(images)
+    np.testing.assert_allclose(np.std(mean * autoencoder.scaling_factor), 1, atol=0.1)
+    # Starting from principal components, even four steps reconstruct well.
+    error = np.mean((np.asarray(autoencoder.decode(mean)) - images) ** 2)
+    assert 10 * np.log10(4 / error) > 18
+    run(inputs_folder, tmp_path / "run", train__steps=6)
+    assert "continuing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data__size": 30}, "data.size 30 is not a multiple of the autoencoder's factor 4"),
+        ({"loss__kl_weight": -1.0}, "loss.kl_weight is -1"),
+        ({"autoencoder__norm_groups": 3}, "autoencoder.norm_groups 3 does not divide"),
+        ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(
+    overrides, message, inputs_folder, tmp_path
+):
+    with pytest.raises(InputError, match=message):
+        run(inputs_folder, tmp_path / "run", **overrides)
+    assert not (tmp_path / "run").exists()
