@@ -28,7 +28,6 @@ Velocity = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[A
 
 TIME_SAMPLINGS = ("logit_normal", "uniform")
 SOLVERS = ("euler", "midpoint", "heun")
-VELOCITIES_PER_STEP = {"euler": 1, "midpoint": 2, "heun": 2}
 
 
 def _per_sample(t: Shaped[Array, " batch"], like: Array) -> Array:

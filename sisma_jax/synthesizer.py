@@ -17,7 +17,7 @@ from sisma_jax.config import section
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.errors import InputError
 from sisma_jax.models import SISMA, SISMAConfig
-from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder
+from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from sisma_jax.models.sisma import init_params
 from sisma_jax.training.checkpoint import Checkpoints, abstract_like
 from sisma_jax.training.run_folder import RunFolder
@@ -72,11 +72,6 @@ def synthesize_latents(
         return flow.guide(*jnp.split(both, 2), guidance)
 
     return flow.integrate(guided_velocity, noise, steps=steps, solver=solver)
-
-
-def to_uint8(images: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
-    """Return images in [-1, 1] as bytes."""
-    return jnp.round(jnp.clip(127.5 * (images + 1.0), 0.0, 255.0)).astype(jnp.uint8)
 
 
 @partial(jax.jit, static_argnames=("config", "steps", "solver", "guided"))

@@ -21,7 +21,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder_config import AutoencoderConfig
@@ -42,6 +43,8 @@ __all__ = [
     "posterior_kl",
     "sample_latent",
     "save_autoencoder",
+    "to_float",
+    "to_uint8",
 ]
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -116,6 +119,16 @@ class AutoencoderKL(nn.Module):
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Reconstruct images from the mean of their latents."""
         return self.decode(self.encode(images)[0])
+
+
+def to_float(images: UInt8[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
+    """Return bytes as the images in [-1, 1] that the autoencoder takes."""
+    return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
+    """Return images in [-1, 1] as bytes; values outside are clipped."""
+    return jnp.round(jnp.clip(127.5 * (images + 1.0), 0.0, 255.0)).astype(jnp.uint8)
 
 
 def sample_latent(

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -92,11 +91,6 @@ def load_tree(path: str | os.PathLike, like: Mapping[str, Any]) -> dict[str, Any
             "configuration these weights were trained with"
         )
     return unflatten_dict({name: jnp.asarray(array) for name, array in tensors.items()}, sep="/")
-
-
-def parameter_count(tree: Any) -> int:
-    """Return the number of scalars in a tree of arrays or of their shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def _differences(wanted: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> list[str]:

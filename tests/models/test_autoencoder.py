@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu import parameter_overview
 from safetensors.numpy import load_file, save_file
 
 from sisma_jax.errors import InputError
@@ -36,7 +37,7 @@ from sisma_jax.models.autoencoder_training import (
     latent_scale,
     patch_pca_init,
 )
-from sisma_jax.models.weights import load_tree, parameter_count, save_tree
+from sisma_jax.models.weights import load_tree, save_tree
 
 SMALL_KL = AutoencoderConfig(block_channels=(8, 16), layers_per_block=1, norm_groups=4)
 SMALL_TINY = AutoencoderConfig.tiny(block_channels=(8,), norm_groups=4)
@@ -79,7 +80,7 @@ def folder(tmp_path):
 class TestArchitecture:
     def test_stable_diffusion_has_the_published_number_of_parameters(self):
         shapes = cached_shapes(AutoencoderConfig.stable_diffusion())
-        assert parameter_count(shapes) == 83_653_863
+        assert parameter_overview.count_parameters(shapes) == 83_653_863
 
     def test_parameter_names_are_those_of_diffusers(self):
         shapes = cached_shapes(AutoencoderConfig.stable_diffusion())
