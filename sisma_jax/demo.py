@@ -10,7 +10,6 @@ the run folder, and prints:
   loss      flow-matching loss on the test split with the right masks and with shuffled ones
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -27,9 +26,9 @@ from sisma_jax.data import synthetic
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.errors import InputError
-from sisma_jax.files import write_atomically
 from sisma_jax.metrics.regions import explained_variance, spread
 from sisma_jax.models import SISMA
+from sisma_jax.models.autoencoder import to_float
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import DataConfig
@@ -37,7 +36,6 @@ from sisma_jax.training.setup import DataConfig
 MASKS = 12
 PER_MASK = 6
 LOSS_COUNT = 128
-REPORT = "report.json"
 
 
 def main() -> None:
@@ -48,16 +46,15 @@ def main() -> None:
     args = parser.parse_args()
 
     synthesizer = Synthesizer.load(args.workdir, batch_size=24)
-    report_file = args.workdir / REPORT
+    run = RunFolder(args.workdir)
     settings = {"step": synthesizer.step, "steps": args.steps, "guidance": args.guidance}
-    if report_file.exists():
-        report = json.loads(report_file.read_text())
-        if report["settings"] == settings:
-            show(report)
-            print(f"{args.workdir / 'samples.png'} is up to date")
-            return
+    report = run.report()
+    if report is not None and report["settings"] == settings:
+        show(report)
+        print(f"{args.workdir / 'samples.png'} is up to date")
+        return
 
-    data = section(DataConfig, RunFolder(args.workdir).config(), "data")
+    data = section(DataConfig, run.config(), "data")
     test = data.open("test", ("image", "labels"))
     if len(test) < LOSS_COUNT:
         raise InputError(
@@ -79,7 +76,7 @@ def main() -> None:
     }
     sheet = with_legend(mask_sheet(labels, samples))
     save_png(Image.fromarray(sheet), args.workdir / "samples.png")
-    write_atomically(report_file, (json.dumps(report, indent=2) + "\n").encode())
+    run.write_report(report)
     show(report)
     print(f"wrote {args.workdir / 'samples.png'}")
 
@@ -124,7 +121,7 @@ def held_out_loss(
     @jax.jit
     def losses(params: dict, autoencoder, images: Array, labels: Array, key: Array, t: Array):
         latent_key, noise_key = jax.random.split(key)
-        x = autoencoder.to_latents(latent_key, images.astype(jnp.float32) / 127.5 - 1.0)
+        x = autoencoder.to_latents(latent_key, to_float(images))
         velocity = lambda z, t: SISMA(config).apply({"params": params}, z, t, labels)
         return flow.loss_at(velocity, x, jax.random.normal(noise_key, x.shape), t)
 

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -13,10 +12,15 @@ from sisma_jax import cli, flow
 from sisma_jax.config import section
 from sisma_jax.contact_sheet import mask_sheet
 from sisma_jax.data.classes import UNLABELLED
-from sisma_jax.data.input_pipeline import fixed_batch, training_stream
+from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.errors import InputError
 from sisma_jax.models import SISMA, SISMAConfig
-from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
+from sisma_jax.models.autoencoder import (
+    Autoencoder,
+    load_autoencoder,
+    save_autoencoder,
+    to_float,
+)
 from sisma_jax.models.sisma import init_params, matrix_axes
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.checkpoint import CheckpointConfig
@@ -78,8 +82,7 @@ def training_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Flow-matching loss of a batch of uint8 images and label maps."""
     latent_key, drop_key, flow_key = jax.random.split(key, 3)
-    images = batch["image"].astype(jnp.float32) / 127.5 - 1.0
-    latents = autoencoder.to_latents(latent_key, images)
+    latents = autoencoder.to_latents(latent_key, to_float(batch["image"]))
     labels = flow.drop_condition(drop_key, batch["labels"], UNLABELLED, flow_config.drop)
     velocity = lambda z, t: SISMA(config).apply({"params": params}, z, t, labels)
     return flow.loss(velocity, flow_key, latents, sampling=flow_config.sampling), {}
@@ -144,16 +147,7 @@ def main() -> None:
         optimizer=make_optimizer(settings, matrix_axes),
         loss_fn=partial(training_loss, config=model, flow_config=flow_config),
         constants=(autoencoder,),
-        open_stream=lambda start: training_stream(
-            train_source,
-            batch_size=settings.batch_size,
-            seed=config.seed,
-            flip=data.flip,
-            start=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            threads=data.threads,
-        ),
+        open_stream=data.stream(train_source, batch_size=settings.batch_size, seed=config.seed),
         sample_grid=sample_grid,
     )
 

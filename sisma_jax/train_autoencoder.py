@@ -10,9 +10,15 @@ from jaxtyping import Array
 from sisma_jax import cli
 from sisma_jax.config import section
 from sisma_jax.contact_sheet import tile
-from sisma_jax.data.input_pipeline import fixed_batch, training_stream
+from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.errors import InputError
-from sisma_jax.models.autoencoder import Autoencoder, AutoencoderKL, save_autoencoder
+from sisma_jax.models.autoencoder import (
+    Autoencoder,
+    AutoencoderKL,
+    save_autoencoder,
+    to_float,
+    to_uint8,
+)
 from sisma_jax.models.autoencoder_config import AutoencoderConfig
 from sisma_jax.models.autoencoder_training import (
     autoencoder_loss,
@@ -20,7 +26,6 @@ from sisma_jax.models.autoencoder_training import (
     latent_scale,
     patch_pca_init,
 )
-from sisma_jax.synthesizer import to_uint8
 from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.loop import train
 from sisma_jax.training.run_folder import RunFolder
@@ -41,11 +46,6 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.kl_weight < 0:
             raise InputError(f"loss.kl_weight is {self.kl_weight}: use 0 or more")
-
-
-def to_float(images: Array | np.ndarray) -> Array:
-    """Bytes to [-1, 1]."""
-    return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
 
 
 def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -75,6 +75,10 @@ def main() -> None:
     train_source = data.open("train", ("image",))
     test_source = data.open("test", ("image",))
     run.claim(config)
+    report = run.report()
+    if report is not None and report["step"] >= settings.steps:
+        show(run, report)
+        return
 
     module = AutoencoderKL(model)
     statistics = to_float(
@@ -103,16 +107,7 @@ def main() -> None:
         loss_fn=lambda params, batch, key: autoencoder_loss(
             module, params, key, to_float(batch["image"]), loss.kl_weight
         ),
-        open_stream=lambda start: training_stream(
-            train_source,
-            batch_size=settings.batch_size,
-            seed=config.seed,
-            flip=data.flip,
-            start=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            threads=data.threads,
-        ),
+        open_stream=data.stream(train_source, batch_size=settings.batch_size, seed=config.seed),
         sample_grid=sample_grid,
     )
     if state.step < settings.steps:
@@ -122,8 +117,22 @@ def main() -> None:
     error = jnp.mean(jnp.stack(errors))
     scale = latent_scale(Autoencoder(model, state.ema), statistics)
     save_autoencoder(run.autoencoder, dataclasses.replace(model, scaling_factor=scale), state.ema)
-    print(f"test PSNR {float(decibels(error)):.2f} dB, scaling factor {scale:.4f}")
-    print(f"wrote {run.autoencoder}: set autoencoder.path to {run.path}")
+    report = {
+        "step": int(state.step),
+        "test_psnr_db": float(decibels(error)),
+        "scaling_factor": scale,
+    }
+    run.write_report(report)
+    show(run, report)
+
+
+def show(run: RunFolder, report: dict) -> None:
+    """Print what the finished first stage is, and how it is used."""
+    print(
+        f"step {report['step']}: test PSNR {report['test_psnr_db']:.2f} dB, "
+        f"scaling factor {report['scaling_factor']:.4f}"
+    )
+    print(f"{run.autoencoder} is ready: set autoencoder.path to {run.path}")
 
 
 if __name__ == "__main__":

@@ -63,10 +63,13 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, *, force: bool = False) -> None:
-        """Save if `step` is due, or in any case with `force`; a step already there stays."""
-        due = force or step % self._config.every == 0
-        if not due or step == self.latest_step():
+    def due(self, step: int) -> bool:
+        """Whether `step` is one of those saved on the way."""
+        return step % self._config.every == 0
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Save; a step already there stays."""
+        if step == self.latest_step():
             return
         self._manager.save(
             step,

@@ -6,7 +6,7 @@ what follows equals an undisturbed run. SIGTERM and Ctrl-C finish the step at ha
 
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def train(
     optimizer: optax.GradientTransformation,
     loss_fn: LossFn,
     constants: tuple[Any, ...] = (),
-    open_stream: Callable[[int], Batches],
+    open_stream: Callable[..., Batches],
     sample_grid: SampleGrid,
 ) -> TrainState:
     """Train until `config.steps`, or until told to stop; return the last state, which is saved.
@@ -84,12 +84,12 @@ def train(
       optimizer: made by `make_optimizer`.
       loss_fn: (params, batch, key, *constants) -> (loss, metrics).
       constants: arrays that the loss needs beside the batch (the frozen autoencoder).
-      open_stream: (first batch number) -> closable iterator of this process's rows.
+      open_stream: (start: first batch number) -> closable iterator of this process's rows.
       sample_grid: averaged weights -> a picture for samples/ and TensorBoard.
 
     Raises:
       InputError: if the newest checkpoint cannot be restored.
-      FloatingPointError: if the loss is not finite; nothing is saved then.
+      FloatingPointError: if a loss or a gradient is not finite; that step is not saved.
     """
     with Checkpoints(run, checkpoint) as checkpoints:
         state = _restore_or_init(run, checkpoints, config, init_params, optimizer, mesh)
@@ -102,7 +102,7 @@ def train(
         step_fn = _compile(make_step(loss_fn, optimizer, config, seed), state, mesh)
         constants = jax.device_put(constants, replicated(mesh))
         log = MetricsLog(run, start)
-        batches = open_stream(start)
+        batches = open_stream(start=start)
         try:
             with stop_requests() as stop_requested:
                 return _steps(
@@ -139,7 +139,8 @@ def _steps(
             progress.compiled(step)
         stopping = stop_requested() or step == config.steps
         if step % config.log_every == 0 or stopping:
-            means = _means(pending, step)
+            means = _means(pending)
+            _check_finite(means, step)
             pending = []
             rate = progress.images_per_second(step)
             if rate:
@@ -151,21 +152,26 @@ def _steps(
             run.samples.mkdir(exist_ok=True)
             save_png(Image.fromarray(image), run.samples / f"step_{step:07d}.png")
             log.image(step, "samples", image)
-        checkpoints.save(step, state, force=stopping)
+        if stopping or checkpoints.due(step):
+            _check_finite(_means([metrics]), step)
+            checkpoints.save(step, state)
         if stopping:
             break
     return state
 
 
-def _means(pending: list[Metrics], step: int) -> dict[str, float]:
+def _means(pending: list[Metrics]) -> dict[str, float]:
     rows = jax.device_get(pending)
-    means = {name: float(np.mean([row[name] for row in rows])) for name in sorted(rows[0])}
-    if not math.isfinite(means["loss"]):
-        raise FloatingPointError(
-            f"the loss is {means['loss']} by step {step}: lower train.learning_rate and continue "
-            "from the last checkpoint"
-        )
-    return means
+    return {name: float(np.mean([row[name] for row in rows])) for name in sorted(rows[0])}
+
+
+def _check_finite(metrics: Mapping[str, float], step: int) -> None:
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(metrics[name]):
+            raise FloatingPointError(
+                f"{name} is {metrics[name]} by step {step}: lower train.learning_rate and continue "
+                "from the last checkpoint"
+            )
 
 
 def _restore_or_init(

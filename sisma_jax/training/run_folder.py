@@ -6,12 +6,14 @@ autoencoder/    a copy of the first stage, so that a moved run still loads
 metrics.jsonl   one row per logged step
 parameters.txt  names and shapes of the weights
 samples/        sample grids by step
+report.json     what the finished run was measured to do
 events.*        TensorBoard
 """
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -63,6 +65,17 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / "samples"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.json"
+
+    def report(self) -> dict[str, Any] | None:
+        """Read the report, or None where there is none."""
+        return json.loads(self.report_file.read_text()) if self.report_file.exists() else None
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        write_atomically(self.report_file, (json.dumps(report, indent=2) + "\n").encode())
 
     def config(self) -> ConfigDict:
         """Read the resolved config; raises InputError where there is none."""

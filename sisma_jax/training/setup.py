@@ -1,15 +1,19 @@
 """From a command line to the parts of a run: what the training commands share."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+import grain
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from sisma_jax import cli
 from sisma_jax.config import load_config
 from sisma_jax.data import synthetic
-from sisma_jax.data.input_pipeline import Source, open_dataset
+from sisma_jax.data.input_pipeline import Source, open_dataset, training_stream
 from sisma_jax.errors import InputError
 
 
@@ -33,6 +37,21 @@ class DataConfig:
         """Open a split; raises InputError where there is no such data."""
         return open_dataset(
             self.path, self.size, split=split, test_from=self.test_from, fields=fields
+        )
+
+    def stream(
+        self, source: Source, *, batch_size: int, seed: int
+    ) -> Callable[..., grain.DatasetIterator[dict[str, np.ndarray]]]:
+        """Return (start: number of the first global batch) -> this process's rows from there on."""
+        return partial(
+            training_stream,
+            source,
+            batch_size=batch_size,
+            seed=seed,
+            flip=self.flip,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=self.threads,
         )
 
     def make_if_synthetic(self) -> None:

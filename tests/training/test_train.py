@@ -14,6 +14,7 @@ from sisma_jax import train
 from sisma_jax.data import input_pipeline
 from sisma_jax.errors import InputError
 from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.training import setup
 from sisma_jax.training.run_folder import RunFolder
 from tests.runs import arguments, call, train_tiny
 
@@ -85,12 +86,21 @@ def test_a_signal_saves_and_returns_and_the_run_continues_exactly(
         return Stream()
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "training_stream", interrupted)
+        patch.setattr(setup, "training_stream", interrupted)
         train_tiny(inputs_folder, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train_tiny(inputs_folder, tmp_path / "run")
     assert_same_run(tmp_path / "run", tiny_run)
+
+
+def test_a_diverged_step_is_not_saved(inputs_folder, tmp_path):
+    """The step that saves is not one that logs; the last good one stays."""
+    diverge = {"train__learning_rate": 1e30, "train__warmup": 0, "train__log_every": 100}
+    train_tiny(inputs_folder, tmp_path / "run", train__steps=1, **diverge)
+    with pytest.raises(FloatingPointError, match=r"by step 2: lower train\.learning_rate"):
+        train_tiny(inputs_folder, tmp_path / "run", train__steps=3, **diverge)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
 
 
 def test_rows_past_the_restored_step_are_dropped(tiny_run, inputs_folder, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from sisma_jax import train_autoencoder
 from sisma_jax.data.input_pipeline import fixed_batch, open_dataset
 from sisma_jax.errors import InputError
-from sisma_jax.models.autoencoder import load_autoencoder
+from sisma_jax.models.autoencoder import load_autoencoder, to_float
 from tests.runs import CONFIGS, SIZE, call
 
 
@@ -35,7 +35,7 @@ def test_the_export_is_scaled_and_reconstructs_and_continues(inputs_folder, tmp_
     assert "test PSNR" in capsys.readouterr().out
     autoencoder = load_autoencoder(tmp_path / "run")
     faces = fixed_batch(open_dataset(inputs_folder / "data", SIZE, split="all"), 12)["image"]
-    images = train_autoencoder.to_float(faces)
+    images = to_float(faces)
     mean, _ = autoencoder.encode(images)
     np.testing.assert_allclose(np.std(mean * autoencoder.scaling_factor), 1, atol=0.1)
     # Starting from principal components, even four steps reconstruct well.
@@ -43,6 +43,10 @@ def test_the_export_is_scaled_and_reconstructs_and_continues(inputs_folder, tmp_
     assert 10 * np.log10(4 / error) > 18
     run(inputs_folder, tmp_path / "run", train__steps=6)
     assert "continuing" in capsys.readouterr().out
+    before = (tmp_path / "run/autoencoder/config.json").stat().st_mtime_ns
+    run(inputs_folder, tmp_path / "run", train__steps=6)
+    assert "step 6: test PSNR" in capsys.readouterr().out
+    assert (tmp_path / "run/autoencoder/config.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
