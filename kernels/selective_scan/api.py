@@ -21,7 +21,7 @@ from kernels.selective_scan.validation import check_arguments, check_implementat
 def _not_built(name: str, *arguments, **options):
     raise NotImplementedError(
         f"selective_scan: the implementation {name!r} is not built yet; "
-        "name 'chunked', which runs on every device, or leave implementation=None."
+        "name 'chunked', which runs on every device, or leave implementation=None"
     )
 
 

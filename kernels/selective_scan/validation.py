@@ -25,7 +25,7 @@ def check_implementation(name: str, known: Iterable[str]) -> None:
     if name not in known:
         raise ValueError(
             f"selective_scan: there is no implementation {name!r}; "
-            f"choose one of {', '.join(map(repr, known))}, or None for the best one here."
+            f"choose one of {', '.join(map(repr, known))}, or None for the best one here"
         )
 
 
@@ -43,12 +43,12 @@ def _check_floating(name: str, array) -> None:
     if not hasattr(array, "dtype"):
         raise TypeError(
             f"selective_scan: {name} must be a floating-point array of shape {_pattern(name)}, "
-            f"but it is a {type(array).__name__}."
+            f"but it is a {type(array).__name__}"
         )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"selective_scan: {name} has dtype {array.dtype}, but the scan is defined for real "
-            "floating-point arrays only; cast it first."
+            "floating-point arrays only; cast it first"
         )
 
 
@@ -58,7 +58,7 @@ def _check_shapes(arrays: Mapping) -> None:
         if len(shape) != len(_DIMENSIONS[name]) or 0 in shape:
             raise ValueError(
                 f"selective_scan: {name} has shape {shape}, but {_pattern(name)} with every size "
-                "at least 1 was expected."
+                "at least 1 was expected"
             )
     sizes = dict(zip(_DIMENSIONS["u"], arrays["u"].shape, strict=True))
     sizes["state"] = arrays["A"].shape[1]
@@ -69,7 +69,7 @@ def _check_shapes(arrays: Mapping) -> None:
         if array.shape != expected:
             raise ValueError(
                 f"selective_scan: {name} has shape {array.shape}, but {_pattern(name)} = "
-                f"{expected} was expected, from u {arrays['u'].shape} and A {arrays['A'].shape}."
+                f"{expected} was expected, from u {arrays['u'].shape} and A {arrays['A'].shape}"
             )
 
 
@@ -77,12 +77,12 @@ def _check_order(order, length: int) -> None:
     if getattr(order, "dtype", None) != np.int32:
         raise TypeError(
             "selective_scan: order must be an int32 array, but it is "
-            f"{getattr(order, 'dtype', type(order).__name__)}; use .astype(np.int32)."
+            f"{getattr(order, 'dtype', type(order).__name__)}; use .astype(np.int32)"
         )
     if order.shape != (length,):
         raise ValueError(
             f"selective_scan: order has shape {order.shape}, but (length,) = ({length},) was "
-            "expected, one row per step."
+            "expected, one row per step"
         )
     if isinstance(order, jax.core.Tracer):
         return
@@ -92,7 +92,7 @@ def _check_order(order, length: int) -> None:
         raise ValueError(
             f"selective_scan: order is not a permutation of range({length}): row {missing[0]} is "
             f"never visited (entries run from {visits.min()} to {visits.max()}, "
-            f"{np.unique(visits).size} of them distinct)."
+            f"{np.unique(visits).size} of them distinct)"
         )
 
 

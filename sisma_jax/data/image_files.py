@@ -37,7 +37,7 @@ def load(path: Path | str, image_format: str, *, draft: int | None = None) -> Im
         reason = getattr(error, "strerror", None) or "damaged, cut short or of another format"
         raise InputError(
             f"{path} cannot be read as a {image_format} file ({reason}): replace the file by an "
-            "intact one."
+            "intact one"
         ) from error
 
 

@@ -72,8 +72,8 @@ def training_stream(
     """
     if batch_size < 1 or batch_size % process_count:
         raise InputError(
-            f"The batch size {batch_size} cannot be shared by {process_count} processes: choose a "
-            f"positive multiple of {process_count}."
+            f"batch size {batch_size} cannot be shared by {process_count} processes: choose a "
+            f"positive multiple of {process_count}"
         )
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if flip:
@@ -98,7 +98,7 @@ def fixed_batch(source: Source, count: int) -> dict[str, UInt8[np.ndarray, "coun
     if count > len(source):
         raise InputError(
             f"{count} faces are asked for, but {source!r} has {len(source)}: ask for fewer or "
-            "choose a larger split."
+            "choose a larger split"
         )
     items = [source[index] for index in range(count)]
     return {field: np.stack([item[field] for item in items]) for field in items[0]}

@@ -71,9 +71,7 @@ def collect_masks(paths: Iterable[Path | str]) -> list[Path]:
     masks = []
     for path in map(Path, paths):
         if not path.exists():
-            raise InputError(
-                f"The mask {path} does not exist: name a PNG file or a folder of them."
-            )
+            raise InputError(f"mask {path} does not exist: name a PNG file or a folder of them")
         if not path.is_dir():
             masks.append(path)
             continue
@@ -85,8 +83,8 @@ def collect_masks(paths: Iterable[Path | str]) -> list[Path]:
         )
         if not inside:
             raise InputError(
-                f"The folder {path} holds no PNG file: masks are read from files named *.png "
-                "directly inside it."
+                f"folder {path} holds no PNG file: masks are read from files named *.png "
+                "directly inside it"
             )
         masks.extend(inside)
     return masks
@@ -127,28 +125,27 @@ def _checked_colour_type(path: Path | str) -> int:
             header = file.read(_COLOUR_TYPE_BYTE + 1)
     except OSError as error:
         raise InputError(
-            f"The mask {path} cannot be opened ({error.strerror}): name a readable PNG file."
+            f"mask {path} cannot be opened ({error.strerror}): name a readable PNG file"
         ) from error
     if not header.startswith(_SIGNATURE):
         kind = (
             "a JPEG, whose compression blurs class ids" if header[:2] == b"\xff\xd8" else "no PNG"
         )
         raise InputError(
-            f"The mask {path} is {kind}: save it again, from the original, as an 8-bit PNG of "
-            "class ids."
+            f"mask {path} is {kind}: save it again, from the original, as an 8-bit PNG of class ids"
         )
     if len(header) <= _COLOUR_TYPE_BYTE:
-        raise InputError(f"The mask {path} is cut short: replace the file by an intact one.")
+        raise InputError(f"mask {path} is cut short: replace the file by an intact one")
     depth, colour_type = header[_DEPTH_BYTE], header[_COLOUR_TYPE_BYTE]
     if colour_type in _WITH_ALPHA:
         raise InputError(
-            f"The mask {path} has an alpha channel, which can mean no class: save it without "
-            "transparency, as class ids or in the class colours."
+            f"mask {path} has an alpha channel, which can mean no class: save it without "
+            "transparency, as class ids or in the class colours"
         )
     if depth != 8 and colour_type != _INDEXED:
         raise InputError(
-            f"The mask {path} has {depth}-bit values, not 8-bit ones: save its class ids as an "
-            "8-bit greyscale or indexed PNG."
+            f"mask {path} has {depth}-bit values, not 8-bit ones: save its class ids as an "
+            "8-bit greyscale or indexed PNG"
         )
     return colour_type
 
@@ -171,12 +168,12 @@ def _checked_ids(path: Path | str, ids: np.ndarray, allow_unlabelled: bool) -> n
     value = int(ids[y, x])
     if value == UNLABELLED:
         raise InputError(
-            f"The mask {path} holds {UNLABELLED} (unlabelled) at pixel ({x}, {y}): give the pixel "
-            "a class, or allow unlabelled pixels."
+            f"mask {path} holds {UNLABELLED} (unlabelled) at pixel ({x}, {y}): give the pixel "
+            "a class, or allow unlabelled pixels"
         )
     raise InputError(
-        f"The mask {path} holds the value {value} at pixel ({x}, {y}), but class ids run from 0 to "
-        f"{len(CLASSES) - 1}: remap it to the order of sisma_jax.data.classes.CLASSES."
+        f"mask {path} holds the value {value} at pixel ({x}, {y}), but class ids run from 0 to "
+        f"{len(CLASSES) - 1}: remap it to the order of sisma_jax.data.classes.CLASSES"
     )
 
 
@@ -203,9 +200,9 @@ def _ids_from_colours(path: Path | str, rgb: np.ndarray, allow_unlabelled: bool)
     distances = np.sum((PALETTE.astype(int) - colour) ** 2, axis=1)
     nearest = int(np.argmin(distances))
     raise InputError(
-        f"The mask {path} has the colour {colour} at pixel ({x}, {y}), which is no class colour "
+        f"mask {path} has the colour {colour} at pixel ({x}, {y}), which is no class colour "
         f"(the nearest is {CLASSES[nearest]}, {tuple(map(int, PALETTE[nearest]))}): paint with the "
-        "exact colours of sisma_jax.data.classes.PALETTE and without soft edges."
+        "exact colours of sisma_jax.data.classes.PALETTE and without soft edges"
     )
 
 
@@ -224,8 +221,8 @@ def _resolve_indices(
         first = int(np.argmax(by_colour != used))
         x, y = _first_pixel(indices == used[first])
         raise InputError(
-            f"The mask {path} is ambiguous at pixel ({x}, {y}): palette index {used[first]} has "
-            f"the colour of class {by_colour[first]}; save it as greyscale ids or as RGB."
+            f"mask {path} is ambiguous at pixel ({x}, {y}): palette index {used[first]} has "
+            f"the colour of class {by_colour[first]}; save it as greyscale ids or as RGB"
         )
     lookup = np.zeros(256, np.uint8)
     lookup[used] = by_colour

@@ -74,9 +74,9 @@ class RawFaces:
         self.ids = ids[_in_split(ids, split, test_from)]
         if not len(self.ids):
             raise InputError(
-                f"The split {split!r} of {self._root} is empty: its ids run from {ids[0]} to "
+                f"split {split!r} of {self._root} is empty: its ids run from {ids[0]} to "
                 f"{ids[-1]} and the test split starts at test_from={test_from}; choose another "
-                "test_from or split."
+                "test_from or split"
             )
         self._parts = [parts.get(face, 0) for face in self.ids.tolist()]
         self[0]
@@ -107,7 +107,7 @@ def _in_split(ids: np.ndarray, split: str, test_from: int) -> np.ndarray:
         return ids >= test_from
     if split == "all":
         return np.ones_like(ids, bool)
-    raise InputError(f"The split {split!r} does not exist: choose train, test or all.")
+    raise InputError(f"split {split!r} does not exist: choose train, test or all")
 
 
 def _read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -117,7 +117,7 @@ def _read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     if image.width != image.height or image.width < size:
         raise InputError(
             f"{path} has {image.width} x {image.height} pixels, but square images of at least "
-            f"{size} x {size} are asked for: choose a smaller size or other images."
+            f"{size} x {size} are asked for: choose a smaller size or other images"
         )
     if image.mode != "RGB":
         image = image.convert("RGB")
@@ -140,7 +140,7 @@ def _merge_parts(masks: Path, face: int, present: int) -> UInt8[np.ndarray, "h w
             raise InputError(
                 f"{path} has {where.shape[1]} x {where.shape[0]} pixels, but the parts of face "
                 f"{face} before it have {labels.shape[1]} x {labels.shape[0]}: bring all parts of "
-                "a face to one size."
+                "a face to one size"
             )
         np.copyto(labels, np.uint8(label), where=where)
     return labels
@@ -153,7 +153,7 @@ def _read_part(path: Path) -> Bool[np.ndarray, "h w"]:
     if image.mode != "L":
         raise InputError(
             f"{path} is a PNG of mode {image.mode}: save it as an 8-bit PNG, white on black, "
-            "without transparency."
+            "without transparency"
         )
     values = np.asarray(image)
     # Soft edges, as a resized copy has them, are cut at one half. Where grey prevails (1 for 255, a
@@ -163,6 +163,6 @@ def _read_part(path: Path) -> Bool[np.ndarray, "h w"]:
     if grey > white:
         raise InputError(
             f"{path} is not a binary mask ({grey} pixels are neither 0 nor 255, only {white} are "
-            "255): replace it by one that is white (255) on black (0)."
+            "255): replace it by one that is white (255) on black (0)"
         )
     return values >= _WHITE_FROM

@@ -44,7 +44,7 @@ def check_root(root: Path) -> None:
     if not root.is_dir():
         raise InputError(
             f"{root} is not a folder: name a raw CelebAMask-HQ folder, or make one with "
-            f"{_HOW_TO_MAKE_ONE.format(root)}."
+            f"{_HOW_TO_MAKE_ONE.format(root)}"
         )
 
 
@@ -63,13 +63,13 @@ def list_images(root: Path) -> set[int]:
         if not stem.isdecimal() or str(int(stem)) != stem:
             raise InputError(
                 f"{entry.path} is not named after a face: images are {IMAGE_FOLDER}/{{id}}.jpg "
-                "with an unpadded number; rename or remove it."
+                "with an unpadded number; rename or remove it"
             )
         images.add(int(stem))
     if not images:
         raise InputError(
             f"{folder} holds no image named {{id}}.jpg: unpack the data set there, or make one "
-            f"with {_HOW_TO_MAKE_ONE.format('DIR')}."
+            f"with {_HOW_TO_MAKE_ONE.format('DIR')}"
         )
     return images
 
@@ -93,20 +93,20 @@ def list_parts(masks: Path) -> dict[int, int]:
             if bit is None or len(number) != 5 or not number.isdecimal():
                 raise InputError(
                     f"{entry.path} is not named {{id:05d}}_{{part}}.png with one of the parts "
-                    f"{', '.join(_BIT_OF_PART)}: rename or remove it."
+                    f"{', '.join(_BIT_OF_PART)}: rename or remove it"
                 )
             face = int(number)
             if subfolder.name != str(face // FACES_PER_MASK_FOLDER):
                 raise InputError(
                     f"{entry.path} lies in the wrong folder: parts of face {face} belong in "
-                    f"{masks / str(face // FACES_PER_MASK_FOLDER)}; move them there."
+                    f"{masks / str(face // FACES_PER_MASK_FOLDER)}; move them there"
                 )
             parts[face] = parts.get(face, 0) | bit
     if not parts:
         raise InputError(
             f"{masks} holds no part mask named {{id // {FACES_PER_MASK_FOLDER}}}/{{id:05d}}_"
             "{part}.png: unpack the data set there, or make one with "
-            f"{_HOW_TO_MAKE_ONE.format('DIR')}."
+            f"{_HOW_TO_MAKE_ONE.format('DIR')}"
         )
     return parts
 
@@ -125,7 +125,7 @@ def check_pairs(root: Path, images: Collection[int], masked: Collection[int]) ->
     if found:
         raise InputError(
             f"{root} has {' and '.join(found)}, of {len(images)} images and {len(masked)} masked "
-            "faces in all: complete the folder, or remove what has no counterpart."
+            "faces in all: complete the folder, or remove what has no counterpart"
         )
 
 
@@ -137,5 +137,5 @@ def _scan(folder: Path) -> list[os.DirEntry]:
     except OSError as error:
         raise InputError(
             f"{folder} cannot be listed ({error.strerror}): a raw CelebAMask-HQ folder holds "
-            f"{IMAGE_FOLDER} and {MASK_FOLDER}; {_HOW_TO_MAKE_ONE.format('DIR')} makes one."
+            f"{IMAGE_FOLDER} and {MASK_FOLDER}; {_HOW_TO_MAKE_ONE.format('DIR')} makes one"
         ) from error

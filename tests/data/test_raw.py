@@ -195,7 +195,7 @@ def refusal(path: Path, size: int = SIZE, **options) -> str:
     with pytest.raises(InputError) as caught:
         RawFaces(path, size, **options)
     message = str(caught.value)
-    assert message.endswith(".") and ". " not in message.replace(".jpg", "").replace(".png", "")
+    assert not message.endswith(".") and ". " not in message.replace(".jpg", "").replace(".png", "")
     return message
 
 

@@ -29,7 +29,7 @@ def sentence(error):
     """The message, having checked that it is one sentence."""
     message = str(error.value)
     assert message.startswith("selective_scan: ")
-    assert message.endswith(".")
+    assert not message.endswith(".")
     assert "\n" not in message
     return message
 

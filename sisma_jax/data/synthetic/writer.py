@@ -58,8 +58,7 @@ class Settings:
             if not least <= value <= most:
                 name = name.replace("_", "-")
                 raise InputError(
-                    f"The {name} {value} is out of range: give a whole number from {least} "
-                    f"to {most}."
+                    f"{name} {value} is out of range: give a whole number from {least} to {most}"
                 )
 
 
@@ -99,7 +98,7 @@ def write_dataset(
         affinity = getattr(os, "sched_getaffinity", None)
         workers = len(affinity(0)) if affinity else os.cpu_count() or 1
     if workers < 1:
-        raise InputError(f"The number of workers is {workers}: give at least 1.")
+        raise InputError(f"number of workers is {workers}: give at least 1")
     if read_settings(out) == asdict(settings):
         return False
     _open_folder(out, settings)
@@ -125,11 +124,11 @@ def _open_folder(out: Path, settings: Settings) -> None:
             if found.get(key) != value
         )
         raise InputError(
-            f"{out} holds a synthetic data set with {different}: name another folder or delete it."
+            f"{out} holds a synthetic data set with {different}: name another folder or delete it"
         )
     try:
         if found is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out} is not an empty folder: name a new or an empty one.")
+            raise InputError(f"{out} is not an empty folder: name a new or an empty one")
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / _UNFINISHED, _settings_file(settings))
         (out / raw_layout.IMAGE_FOLDER).mkdir(exist_ok=True)
@@ -140,7 +139,7 @@ def _open_folder(out: Path, settings: Settings) -> None:
             stale.unlink()
     except OSError as error:
         raise InputError(
-            f"{out} cannot be written ({error.strerror}): name another folder."
+            f"{out} cannot be written ({error.strerror}): name another folder"
         ) from error
 
 
@@ -175,8 +174,8 @@ def _write_all(out: Path, settings: Settings, missing: list[int], workers: int) 
                     process.join()
                     if process.exitcode:
                         raise RuntimeError(
-                            f"A worker that writes {out} ended with status {process.exitcode}; the "
-                            "same command continues where it stopped."
+                            f"a worker that writes {out} ended with status {process.exitcode}: the "
+                            "same command continues where it stopped"
                         ) from None
     finally:
         for process in running.values():
