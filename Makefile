@@ -35,7 +35,7 @@ demo: $(INSTALLED)
 	$(PY) -m sisma_jax.demo --workdir runs/demo
 
 demo-long: $(INSTALLED)
-	$(PY) -m sisma_jax.data.synthetic --out data/synthetic-long --count 30720 --size 64 --seed 0
+	$(PY) -m sisma_jax.data.synthetic --out data/synthetic-long --count 15360 --size 64 --seed 0
 	$(PY) -m sisma_jax.train_autoencoder --config configs/autoencoder.py:long --workdir runs/autoencoder-long
 	$(PY) -m sisma_jax.train --config configs/synthetic.py:long --workdir runs/demo-long
 	$(PY) -m sisma_jax.demo --workdir runs/demo-long

@@ -27,8 +27,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.threads = 1
     if long:
         config.data.path = "data/synthetic-long"
-        config.data.synthetic_count = 30720
-        config.data.test_from = 30208
+        config.data.synthetic_count = 15360
+        config.data.test_from = 14848
     if celeba:
         config.data.path = "data/CelebAMask-HQ"
         config.data.size = 256
@@ -55,8 +55,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Training
     config.train = ConfigDict()
-    config.train.steps = 200_000 if celeba else 5000 if long else 480
-    config.train.batch_size = 32 if celeba else 8 if long else 4
+    config.train.steps = 200_000 if celeba else 1600 if long else 480
+    config.train.batch_size = 32 if celeba else 4
     config.train.optimizer = "adamw" if celeba else "muon"
     config.train.learning_rate = 1e-4 if celeba else 6e-3
     config.train.warmup = 1000 if celeba else 25
@@ -66,7 +66,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.ema_decay = 0.999 if celeba else 0.9
     config.train.init_from = ""
     config.train.log_every = 100 if celeba else 50
-    config.train.sample_every = 5000 if celeba else 480
+    config.train.sample_every = 5000 if celeba else 800 if long else 480
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 5000 if celeba else 240

@@ -21,8 +21,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict()
     config.data.path = "data/synthetic-long" if long else "data/synthetic"
     config.data.size = 64
-    config.data.synthetic_count = 30720 if long else 6144
-    config.data.test_from = 30208 if long else 5632
+    config.data.synthetic_count = 15360 if long else 6144
+    config.data.test_from = 14848 if long else 5632
     config.data.flip = True
     config.data.threads = 1
 
@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.factor = 4
     config.model.num_classes = 19
     config.model.patch = 1
-    config.model.width = 128 if long else 96
+    config.model.width = 96
     config.model.depth = 6 if long else 4
     config.model.state = 8
     config.model.expand = 2
@@ -54,25 +54,25 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Training. So short a run wants Muon, a high rate and a cosine instead of an average.
     config.train = ConfigDict()
-    config.train.steps = 3000 if long else 320
-    config.train.batch_size = 16 if long else 8
+    config.train.steps = 2000 if long else 320
+    config.train.batch_size = 8
     config.train.optimizer = "muon"
     config.train.learning_rate = 1e-2 if long else 1.5e-2
     config.train.warmup = 100 if long else 30
     config.train.schedule = "cosine"
     config.train.weight_decay = 0.0
     config.train.clip = 1.0
-    config.train.ema_decay = 0.99 if long else 0.9
+    config.train.ema_decay = 0.95 if long else 0.9
     config.train.init_from = ""
     config.train.log_every = 50 if long else 20
-    config.train.sample_every = 1000 if long else 160
+    config.train.sample_every = 500 if long else 160
 
     config.samples = ConfigDict()
     config.samples.masks = 8
     config.samples.per_mask = 3
-    config.samples.steps = 10
+    config.samples.steps = 12
     config.samples.solver = "euler"
-    config.samples.guidance = 1.0
+    config.samples.guidance = 1.5
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500 if long else 80

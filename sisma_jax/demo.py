@@ -41,8 +41,8 @@ LOSS_COUNT = 128
 def main() -> None:
     parser = cli.parser("sisma_jax.demo", __doc__, "python -m sisma_jax.demo --workdir runs/demo")
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="run folder")
-    parser.add_argument("--steps", type=int, default=25, help="solver steps")
-    parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance")
+    parser.add_argument("--steps", type=int, default=12, help="solver steps")
+    parser.add_argument("--guidance", type=float, default=1.5, help="classifier-free guidance")
     args = parser.parse_args()
 
     synthesizer = Synthesizer.load(args.workdir, batch_size=24)

@@ -6,8 +6,10 @@ Convention, stated here once. Time runs from noise to data:
     v   = dz_t / dt = x - eps                                                      (2)
 
 A model predicts v from (z_t, t, condition). It is trained on the mean squared error of v over all
-dimensions, unweighted, with t drawn from a logit-normal(0, 1) (Esser et al., arXiv 2403.03206) or
-uniformly. Synthesis integrates dz/dt = v(z, t) from t = 0 to t = 1 in equal steps.
+dimensions, unweighted, with t from a logit-normal(0, 1) (Esser et al., arXiv 2403.03206) or
+uniform. The times of a batch are stratified (Kingma et al., arXiv 2107.00630): each is drawn so,
+and together they cover the range evenly, which lowers the variance of the gradient. Synthesis
+integrates dz/dt = v(z, t) from t = 0 to t = 1 in equal steps.
 
 Classifier-free guidance: during training some conditions are dropped (replaced by the null
 condition); in synthesis
@@ -46,15 +48,17 @@ def interpolate(
 def sample_time(
     key: PRNGKeyArray, batch: int, sampling: str = "logit_normal"
 ) -> Float[Array, " batch"]:
-    """Draw training times in (0, 1).
+    """Draw training times in (0, 1): one in each of `batch` equally likely parts of the range.
 
     Raises:
       ValueError: if `sampling` is neither "logit_normal" nor "uniform".
     """
+    quantiles = (jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(key)) / batch
+    quantiles = jnp.clip(quantiles, 1e-6, 1 - 1e-6)
     if sampling == "logit_normal":
-        return jax.nn.sigmoid(jax.random.normal(key, (batch,)))
+        return jax.nn.sigmoid(jax.scipy.stats.norm.ppf(quantiles))
     if sampling == "uniform":
-        return jax.random.uniform(key, (batch,))
+        return quantiles
     raise ValueError(f"time sampling {sampling!r} is unknown: use 'logit_normal' or 'uniform'")
 
 

@@ -82,6 +82,17 @@ def _synthesize(config, params, autoencoder, keys, labels, guidance, *, steps, s
     return to_uint8(autoencoder.from_latents(latents))
 
 
+def check_autoencoder(config: SISMAConfig, autoencoder: Autoencoder) -> None:
+    """Raises InputError unless the model was configured for this autoencoder's latents."""
+    factor, channels = autoencoder.config.factor, autoencoder.config.latent_channels
+    if (factor, channels) != (config.factor, config.latent_channels):
+        raise InputError(
+            f"the autoencoder has factor {factor} and {channels} latent channels where the "
+            f"model has {config.factor} and {config.latent_channels}: "
+            "set model.factor and model.latent_channels to the autoencoder's"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Synthesizer:
     """Masks to images.
@@ -102,13 +113,7 @@ class Synthesizer:
     """The training step of the weights, where they come from a run."""
 
     def __post_init__(self) -> None:
-        factor, channels = self.autoencoder.config.factor, self.autoencoder.config.latent_channels
-        if (factor, channels) != (self.config.factor, self.config.latent_channels):
-            raise InputError(
-                f"the autoencoder has factor {factor} and {channels} latent channels where the "
-                f"model has {self.config.factor} and {self.config.latent_channels}: "
-                "set model.factor and model.latent_channels to the autoencoder's"
-            )
+        check_autoencoder(self.config, self.autoencoder)
         if self.batch_size < 1:
             raise InputError(f"batch size {self.batch_size} makes no image: use at least 1")
 

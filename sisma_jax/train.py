@@ -22,7 +22,7 @@ from sisma_jax.models.autoencoder import (
     to_float,
 )
 from sisma_jax.models.sisma import init_params, matrix_axes
-from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.synthesizer import Synthesizer, check_autoencoder
 from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.loop import train
 from sisma_jax.training.run_folder import RunFolder
@@ -115,7 +115,7 @@ def main() -> None:
         )
     has_copy = run.autoencoder.exists()
     autoencoder = load_autoencoder(run.autoencoder if has_copy else config.autoencoder.path)
-    Synthesizer(model, {}, autoencoder)
+    check_autoencoder(model, autoencoder)
     data.make_if_synthetic()
     train_source = data.open("train", ("image", "labels"))
     test_source = data.open("test", ("image", "labels"))

@@ -45,6 +45,13 @@ def test_logit_normal_and_uniform_times(key):
         flow.sample_time(key, 2, "cosine")
 
 
+def test_each_time_of_a_batch_has_the_whole_distribution_and_together_they_are_stratified(key):
+    many = jax.vmap(lambda key: flow.sample_time(key, 8, "uniform"))(jax.random.split(key, 1000))
+    np.testing.assert_array_equal(np.floor(8 * np.sort(many)), np.tile(np.arange(8), (1000, 1)))
+    within = 8 * np.asarray(many) % 1
+    np.testing.assert_allclose([within.mean(), within.var()], [0.5, 1 / 12], atol=0.02)
+
+
 def test_dropping_replaces_whole_conditions_at_the_given_rate(key):
     condition = jnp.ones((20_000, 2, 2), jnp.uint8)
     dropped = np.asarray(flow.drop_condition(key, condition, 255, 0.1))
