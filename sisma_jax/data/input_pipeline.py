@@ -79,9 +79,10 @@ def training_stream(
     if flip:
         stream = stream.random_map(_flip_half)
     rows = _ProcessRows(stream, batch_size, process_index, process_count)
-    batches = rows.batch(batch_size // process_count).slice(slice(start, None))
+    # Without `drop_remainder` the length of the endless stream overflows at one row a batch.
+    batches = rows.batch(batch_size // process_count, drop_remainder=True)
     iterator = iter(
-        batches.to_iter_dataset(
+        batches.slice(slice(start, None)).to_iter_dataset(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         )
     )

@@ -92,6 +92,11 @@ def test_every_epoch_is_a_permutation_and_no_two_are_alike():
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
 
 
+def test_one_record_a_batch_is_the_same_order():
+    singles = [number for batch in take(16, batch_size=1) for number in numbers(batch)]
+    assert singles == [number for batch in take(2) for number in numbers(batch)]
+
+
 def test_the_seed_decides_the_order():
     assert_same(take(3, seed=1), take(3, seed=1))
     assert numbers(take(1, seed=1)[0]) != numbers(take(1, seed=2)[0])
