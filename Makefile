@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml
 	@rm -f $(VENV)/.installed-* && touch $@
 
 demo: $(INSTALLED)
-	$(PY) -m sisma_jax.data.synthetic --out data/synthetic --count 6144 --size 64 --seed 0
+	$(PY) -m sisma_jax.data.synthetic --out data/synthetic --count 4096 --size 64 --seed 0
 	$(PY) -m sisma_jax.train_autoencoder --config configs/autoencoder.py --workdir runs/autoencoder
 	$(PY) -m sisma_jax.train --config configs/synthetic.py --workdir runs/demo
 	$(PY) -m sisma_jax.demo --workdir runs/demo

@@ -21,8 +21,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict()
     config.data.path = "data/synthetic"
     config.data.size = 64
-    config.data.synthetic_count = 6144
-    config.data.test_from = 5632
+    config.data.synthetic_count = 4096
+    config.data.test_from = 3584
     config.data.flip = True
     config.data.threads = 1
     if long:

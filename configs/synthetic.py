@@ -21,8 +21,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict()
     config.data.path = "data/synthetic-long" if long else "data/synthetic"
     config.data.size = 64
-    config.data.synthetic_count = 15360 if long else 6144
-    config.data.test_from = 14848 if long else 5632
+    config.data.synthetic_count = 15360 if long else 4096
+    config.data.test_from = 14848 if long else 3584
     config.data.flip = True
     config.data.threads = 1
 
@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Training. So short a run wants Muon, a high rate and a cosine instead of an average.
     config.train = ConfigDict()
-    config.train.steps = 2000 if long else 320
+    config.train.steps = 2000 if long else 360
     config.train.batch_size = 8
     config.train.optimizer = "muon"
     config.train.learning_rate = 1e-2 if long else 1.5e-2
@@ -65,7 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.ema_decay = 0.95 if long else 0.9
     config.train.init_from = ""
     config.train.log_every = 50 if long else 20
-    config.train.sample_every = 500 if long else 160
+    config.train.sample_every = 500 if long else 360
 
     config.samples = ConfigDict()
     config.samples.masks = 8
@@ -75,7 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.samples.guidance = 1.5
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 500 if long else 80
+    config.checkpoint.every = 500 if long else 120
     config.checkpoint.keep = 2
 
     # Devices: -1 takes what the other axis leaves
