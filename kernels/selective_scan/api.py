@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels.selective_scan import associative, chunked, reference
+from kernels.selective_scan import associative, chunked, pallas_triton, reference
 from kernels.selective_scan.validation import check_arguments, check_implementation
 
 
@@ -29,13 +29,23 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "sequential": reference.scan,
     "associative": associative.scan,
     "chunked": chunked.scan,
-    "pallas_triton": partial(_not_built, "pallas_triton"),
+    "pallas_triton": pallas_triton.scan,
     "pallas_mosaic": partial(_not_built, "pallas_mosaic"),
 }
 
 
-def best_implementation() -> str:
-    """The name which `implementation=None` stands for."""
+def best_implementation(state: int) -> str:
+    """The name which `implementation=None` stands for, given the number of states.
+
+    On NVIDIA GPUs from sm_80 on "pallas_triton", for the numbers of states that it takes; anywhere
+    else (CPUs, older GPUs, TPUs) "chunked".
+    """
+    if jax.default_backend() == "gpu":
+        try:
+            pallas_triton.check(state)
+        except NotImplementedError:
+            return "chunked"
+        return "pallas_triton"
     return "chunked"
 
 
@@ -101,14 +111,23 @@ def selective_scan(
         TypeError: something else than a floating array, an order which is not int32.
         NotImplementedError: the named implementation cannot run here.
     """
-    name = best_implementation() if implementation is None else implementation
-    check_implementation(name, IMPLEMENTATIONS)
+    if implementation is not None:
+        check_implementation(implementation, IMPLEMENTATIONS)
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
     check_arguments(arrays, order)
+    name = implementation or best_implementation(A.shape[1])
     arrays = jax.tree.map(jnp.asarray, arrays)
     if order is not None:
         order = jnp.array(order)  # a copy: nested vmaps of a NumPy table fail in custom_vjp
-    y, last_state = IMPLEMENTATIONS[name](
-        **arrays, delta_softplus=delta_softplus, order=order, reverse=reverse
-    )
+    try:
+        y, last_state = IMPLEMENTATIONS[name](
+            **arrays, delta_softplus=delta_softplus, order=order, reverse=reverse
+        )
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise NotImplementedError(
+            f"selective_scan: {name!r} has no forward-mode derivative; name 'sequential' or "
+            "'associative', which have"
+        ) from error
     return (y, last_state) if return_last_state else y

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scan_oracle
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kernels import selective_scan
+from kernels.selective_scan import oracle
 from kernels.selective_scan.api import IMPLEMENTATIONS
 
-BUILT = ["sequential", "associative", "chunked"]
+BUILT = ["sequential", "associative", "chunked", "pallas_triton"]
 BATCH, CHANNELS, STATE = 2, 6, 4
 OPTIONAL = ("D", "z", "delta_bias", "h0")
 
@@ -89,12 +89,12 @@ def check_against_oracle(
     outputs, gradients = compiled(implementation, **options)(
         *jax.tree.map(place, (arrays, order, bars))
     )
-    y, last_state = scan_oracle.forward(arrays, order=order, **options)
+    y, last_state = oracle.forward(arrays, order=order, **options)
     assert outputs[0].dtype == arrays["u"].dtype
     assert_close(outputs[0], y, y_tolerance, "y")
     assert outputs[1].dtype == jnp.float32
     assert_close(outputs[1], last_state, 1e-5, "last_state")
-    for name, expected in scan_oracle.gradients(arrays, *bars, order=order, **options).items():
+    for name, expected in oracle.gradients(arrays, *bars, order=order, **options).items():
         assert gradients[name].dtype == arrays[name].dtype
         assert_close(gradients[name], expected, gradient_tolerance, f"gradient of {name}")
 
@@ -191,10 +191,10 @@ class TestEveryImplementation:
         (y, last_state), (ubar, stacked_bar) = run(shared["u"], stacked, jnp.asarray(order), bars)
         ubar_expected = 0
         for k in range(orders):
-            expected = scan_oracle.forward(each[k], order=order[k])
+            expected = oracle.forward(each[k], order=order[k])
             assert_close(y[k], expected[0], 1e-5)
             assert_close(last_state[k], expected[1], 1e-5)
-            gradients = scan_oracle.gradients(each[k], bars[0][k], bars[1][k], order=order[k])
+            gradients = oracle.gradients(each[k], bars[0][k], bars[1][k], order=order[k])
             ubar_expected = ubar_expected + gradients["u"]
             for name in names:
                 assert_close(stacked_bar[name][k], gradients[name], 5e-5, name)
@@ -216,7 +216,7 @@ class TestEveryImplementation:
         inner = jax.jit(lambda s: jax.vmap(over_orders, in_axes=(None, 0))(orders, s))(scales)
         for k, s in itertools.product(range(2), range(3)):
             scaled = arrays | {"A": scales[s] * arrays["A"]}
-            expected, _ = scan_oracle.forward(scaled, order=orders[k])
+            expected, _ = oracle.forward(scaled, order=orders[k])
             assert_close(outer[k, s], expected, 1e-5)
             assert_close(inner[s, k], expected, 1e-5)
 
@@ -242,10 +242,10 @@ class TestEveryImplementation:
         u = np.asarray(arrays["u"], np.float64)
         for k in range(layers):
             inputs.append(arrays | {"u": u, "A": A[k]})
-            u = u + 0.1 * scan_oracle.forward(inputs[k], order=orders[k])[0]
+            u = u + 0.1 * oracle.forward(inputs[k], order=orders[k])[0]
         expected = 2 * u
         for k in reversed(range(layers)):
-            gradients = scan_oracle.gradients(inputs[k], 0.1 * expected, 0, order=orders[k])
+            gradients = oracle.gradients(inputs[k], 0.1 * expected, 0, order=orders[k])
             assert_close(Abar[k], gradients["A"], 5e-5, "A")
             expected = expected + gradients["u"]
         assert_close(ubar, expected, 5e-5, "u")
@@ -266,6 +266,8 @@ class TestEveryImplementation:
         )
 
     def test_gradient_of_an_order_has_no_scatter(self, implementation):
+        if implementation.startswith("pallas"):
+            pytest.skip("interpreted here; test_pallas_triton looks at what a GPU gets")
         length, orders = 18, 2
         arrays = make_arrays(length)
         order = jnp.asarray(np.stack([permutation(length, seed=k) for k in range(orders)]))
@@ -292,10 +294,10 @@ def test_oracle_gradients_agree_with_central_differences():
     options = dict(delta_softplus=True, order=permutation(length), reverse=True)
     arrays = {k: np.asarray(x, np.float64) for k, x in make_arrays(length).items()}
     ybar, hbar = (np.asarray(x, np.float64) for x in cotangents(length))
-    gradients = scan_oracle.gradients(arrays, ybar, hbar, **options)
+    gradients = oracle.gradients(arrays, ybar, hbar, **options)
 
     def loss(changed):
-        y, last_state = scan_oracle.forward(changed, **options)
+        y, last_state = oracle.forward(changed, **options)
         return np.sum(ybar * y) + np.sum(hbar * last_state)
 
     rng = np.random.default_rng(5)

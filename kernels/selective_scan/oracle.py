@@ -1,4 +1,7 @@
-"""The selective scan in float64 NumPy, one step at a time, and its adjoint derived by hand."""
+"""The selective scan in float64 NumPy, one step at a time, and its adjoint derived by hand.
+
+What every implementation is tested and benchmarked against; slow, and no part of any of them.
+"""
 
 import numpy as np
 

@@ -1,0 +1,91 @@
+"""How the work of a GPU kernel is laid over lanes, warps and schedulers: one cost formula.
+
+A lane may have one channel, two of them, or a half or a quarter of one channel's states. Two
+channels share what is read for both; parts of a channel bring more warps where there are too few
+to fill the GPU, at the price of doing a step's work beside the states (softplus, gate, addresses)
+more than once. Time runs sequentially in every warp, so a launch takes
+
+    rounds x steps x instructions of one warp in one step
+
+with rounds = ceil(warps / schedulers), each scheduler issuing one instruction a cycle.
+"""
+
+import dataclasses
+import math
+
+LANES = 32
+"""Threads of a warp."""
+
+STATES = (4, 8, 16, 32)
+"""Numbers of states that the GPU kernels take."""
+
+SCHEDULERS = 4
+"""Warp schedulers of a multiprocessor, from sm_80 to sm_120."""
+
+MULTIPROCESSORS = 132
+"""Of an H100 or H200: what is planned for where no GPU is at hand."""
+
+MAX_STATES_PER_LANE = 16
+"""Of one channel: more, with the rows that are read ahead, do not fit the registers."""
+
+MAX_ROWS_PER_LANE = 16
+"""Steps times channels of one lane whose rows the backward kernel keeps in registers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One kernel's share of work per lane."""
+
+    vectors: int
+    """Channels of one lane."""
+    groups: int
+    """Lanes that share one channel's states; 1 where `vectors` is 2."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of one warp."""
+        return self.vectors * LANES // self.groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Instructions of one warp and step, counted in machine code for sm_90."""
+
+    per_state: dict[int, float]
+    """For one state of one channel, by channels per lane."""
+    per_row: float
+    """For what a channel costs beside its states."""
+
+
+FORWARD = Cost(per_state={1: 7.1, 2: 6.1}, per_row=44.0)
+BACKWARD = Cost(per_state={1: 28.0, 2: 23.0}, per_row=90.0)
+
+_CANDIDATES = (Plan(1, 1), Plan(2, 1), Plan(1, 2), Plan(1, 4))
+
+
+def plan(
+    cost: Cost,
+    *,
+    batch: int,
+    channels: int,
+    state: int,
+    multiprocessors: int = MULTIPROCESSORS,
+) -> Plan:
+    """Return the cheapest plan; the length multiplies all alike.
+
+    Args:
+      cost: FORWARD or BACKWARD.
+      batch: sequences, times scan orders.
+      channels, state: of the scan; `state` one of STATES.
+      multiprocessors: of the GPU.
+    """
+
+    def cycles(candidate: Plan) -> float:
+        warps = batch * -(-channels // candidate.channels)
+        rounds = math.ceil(warps / (SCHEDULERS * multiprocessors))
+        states = state / candidate.groups
+        per_state = cost.per_state[candidate.vectors]
+        return rounds * candidate.vectors * (states * per_state + cost.per_row)
+
+    fitting = (p for p in _CANDIDATES if state // p.groups <= MAX_STATES_PER_LANE)
+    return min(fitting, key=cycles)

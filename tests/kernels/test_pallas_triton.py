@@ -1,0 +1,216 @@
+"""What is particular to the Triton kernels: plans, shapes, lowering for a GPU, what they refuse."""
+
+import itertools
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kernels import selective_scan
+from kernels.selective_scan import device, launch_plan, oracle, pallas_triton
+from kernels.selective_scan.launch_plan import BACKWARD, FORWARD, Plan, plan
+from kernels.selective_scan.sharding import batch_axes
+
+PLANS = [Plan(1, 1), Plan(2, 1), Plan(1, 2), Plan(1, 4)]
+
+
+def arrays_of(batch, length, channels, state, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)
+    return {
+        "u": normal(batch, length, channels),
+        "delta": normal(batch, length, channels),
+        "A": -jnp.exp(normal(channels, state).astype(jnp.float32)),
+        "B": normal(batch, length, state),
+        "C": normal(batch, length, state),
+        "D": normal(channels).astype(jnp.float32),
+        "z": normal(batch, length, channels),
+        "delta_bias": normal(channels).astype(jnp.float32),
+        "h0": normal(batch, channels, state).astype(jnp.float32),
+    }
+
+
+def run(arrays, order=None, reverse=False):
+    """((y, last state), gradients of 2 sum(y) + 3 sum(last state))."""
+
+    def scan(arrays):
+        return selective_scan(
+            **arrays, delta_softplus=True, order=order, reverse=reverse,
+            return_last_state=True, implementation="pallas_triton",
+        )  # fmt: skip
+
+    outputs, pull_back = jax.vjp(scan, arrays)
+    return outputs, pull_back((jnp.full_like(outputs[0], 2), jnp.full_like(outputs[1], 3)))[0]
+
+
+def check(arrays, order=None, reverse=False):
+    options = dict(delta_softplus=True, order=order, reverse=reverse)
+    outputs, gradients = jax.jit(partial(run, reverse=reverse))(arrays, order)
+    expected = oracle.forward(arrays, **options)
+    for actual, wanted in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, atol=1e-5 * np.abs(wanted).max())
+    bars = np.full(expected[0].shape, 2.0), np.full(expected[1].shape, 3.0)
+    for name, wanted in oracle.gradients(arrays, *bars, **options).items():
+        tolerance = 5e-5 * np.abs(wanted).max()
+        np.testing.assert_allclose(gradients[name], wanted, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("one_plan", PLANS, ids=str)
+def test_every_plan_gives_the_same(one_plan, monkeypatch):
+    """A length that no chunk divides, channels that no block divides."""
+    monkeypatch.setattr(pallas_triton, "plan", lambda *arguments, **options: one_plan)
+    order = np.random.default_rng(1).permutation(6).astype(np.int32)
+    check(arrays_of(2, 6, one_plan.channels + 3, 4), order, reverse=True)
+
+
+@pytest.mark.parametrize("state", launch_plan.STATES)
+def test_every_number_of_states(state):
+    check(arrays_of(1, 3, 5, state))
+
+
+def test_two_runs_give_the_same_bits():
+    arrays = arrays_of(2, 8, 6, 4)
+    first, second = (jax.jit(run)(arrays) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_the_interval_of_checkpoints_changes_memory_and_nothing_else():
+    arrays = arrays_of(2, 20, 6, 4) | {"h0": None}
+    options = dict(delta_softplus=True, order=None, reverse=False)
+
+    def residuals(chunk):
+        scan = lambda arrays: pallas_triton.scan(**arrays, **options, chunk=chunk)[0].sum()
+        value, gradients = jax.jit(jax.value_and_grad(scan))(arrays)
+        kept = jax.tree.leaves(jax.eval_shape(lambda a: jax.vjp(scan, a)[1], arrays))
+        return value, gradients, sorted(leaf.size for leaf in kept)
+
+    value_4, gradients_4, sizes_4 = residuals(4)
+    value_8, gradients_8, sizes_8 = residuals(8)
+    np.testing.assert_allclose(value_4, value_8, rtol=1e-6)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradients_4, gradients_8
+    )
+    # (batch, ceil(length / chunk), state, channels); nothing of (batch, length, channels, state).
+    assert 2 * 5 * 4 * 6 in sizes_4
+    assert 2 * 3 * 4 * 6 in sizes_8
+    assert max(sizes_4) == max(2 * 20 * 6, 2 * 5 * 4 * 6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels", "forward", "backward"),
+    [
+        (8, 1536, Plan(1, 1), Plan(1, 1)),
+        (64, 1536, Plan(2, 1), Plan(2, 1)),
+        (1, 1536, Plan(1, 4), Plan(1, 4)),
+        (64, 768, Plan(1, 1), Plan(1, 1)),
+        (8, 512, Plan(1, 4), Plan(1, 4)),
+    ],
+)
+def test_the_plans_of_the_benchmarks_shapes(batch, channels, forward, backward):
+    """16 states on an H200."""
+    sizes = dict(batch=batch, channels=channels, state=16)
+    assert plan(FORWARD, **sizes) == forward
+    assert plan(BACKWARD, **sizes) == backward
+
+
+def test_a_plan_leaves_no_lane_more_states_than_registers():
+    for cost, batch in itertools.product((FORWARD, BACKWARD), (1, 8, 512)):
+        assert 32 // plan(cost, batch=batch, channels=1024, state=32).groups <= 16
+
+
+def lowered(orders=None):
+    """StableHLO of the gradient for CUDA."""
+    shapes = jax.eval_shape(lambda: arrays_of(8, 64, 96, 8, jnp.bfloat16))
+
+    def loss(arrays, order):
+        scan = lambda order: selective_scan(
+            **arrays, delta_softplus=True, order=order, implementation="pallas_triton"
+        )
+        y = scan(order) if orders is None else jax.vmap(scan)(order)
+        return jnp.sum(y.astype(jnp.float32))
+
+    order = jax.ShapeDtypeStruct((64,) if orders is None else (orders, 64), jnp.int32)
+    traced = jax.jit(jax.grad(loss)).trace(shapes, order)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("orders", [None, 2])
+def test_one_launch_each_way_and_no_permuted_copy(orders):
+    text = lowered(orders)
+    assert len(re.findall(r"custom_call @\S*triton\S*\(", text)) == 2
+    assert "stablehlo.gather" not in text and "stablehlo.scatter" not in text
+    for permuted in re.findall(r"stablehlo.transpose .*", text):
+        assert "64x96" not in permuted
+
+
+def test_on_a_mesh_every_device_scans_its_own_sequences():
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    arrays = arrays_of(4, 6, 5, 4)
+    order = np.random.default_rng(1).permutation(6).astype(np.int32)
+    rows = NamedSharding(mesh, P(("data", "fsdp")))
+    place = lambda x: jax.device_put(x, rows if x.ndim == 3 else NamedSharding(mesh, P()))
+    expected = jax.jit(run)(arrays, order)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(run).lower(jax.tree.map(place, arrays), order).compile()
+        actual = compiled(jax.tree.map(place, arrays), order)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, actual, expected)
+    text = compiled.as_text()
+    assert "all-gather" not in text and "all-reduce" in text
+    assert actual[0][0].sharding.is_equivalent_to(rows, 3)
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_spread_as_far_as_it_goes():
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        assert [batch_axes(n) for n in (4, 6, 3)] == [("data", "fsdp"), ("data",), ()]
+    assert batch_axes(4) == ()
+
+
+def test_forward_mode_is_answered_by_who_has_it():
+    arrays = arrays_of(1, 4, 3, 4)
+    for name in ("pallas_triton", "chunked"):
+        scan = lambda u, name=name: selective_scan(**arrays | {"u": u}, implementation=name)
+        with pytest.raises(NotImplementedError, match=f"{name}.* name 'sequential' or 'associ"):
+            jax.jvp(scan, (arrays["u"],), (arrays["u"],))
+
+
+def test_other_numbers_of_states_are_refused_and_the_default_takes_them():
+    arrays = arrays_of(1, 4, 3, 5)
+    with pytest.raises(NotImplementedError, match="4, 8, 16, 32 states, but A has 5; name 'chunk"):
+        selective_scan(**arrays, implementation="pallas_triton")
+    assert selective_scan(**arrays).shape == (1, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "reason"),
+    [
+        ("tpu", None, "JAX runs on tpu"),
+        ("gpu", (7, 5), "this is sm_75"),
+        ("gpu", None, "no NVIDIA GPU"),
+    ],
+)
+def test_devices_without_it_say_so_and_default_to_chunked(
+    platform, capability, reason, monkeypatch
+):
+    from kernels.selective_scan.api import best_implementation
+
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(device, "compute_capability", lambda: capability)
+    with pytest.raises(NotImplementedError, match=reason):
+        pallas_triton.check(16)
+    assert best_implementation(16) == "chunked"
+
+
+def test_a_recent_gpu_defaults_to_it(monkeypatch):
+    from kernels.selective_scan.api import best_implementation
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(device, "compute_capability", lambda: (9, 0))
+    assert best_implementation(16) == "pallas_triton"
+    assert best_implementation(5) == "chunked"
