@@ -21,7 +21,7 @@ from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from sisma_jax.models.sisma import init_params
 from sisma_jax.training.checkpoint import Checkpoints, abstract_like
 from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.sharding import replicated
+from sisma_jax.training.sharding import replicated, under_mesh
 from sisma_jax.training.state import Params
 
 
@@ -193,7 +193,7 @@ class Synthesizer:
             if padding:
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], padding, axis=0)])
                 keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], padding)])
-            images = _synthesize(
+            images = under_mesh(mesh, _synthesize)(
                 self.config,
                 self.params,
                 self.autoencoder,

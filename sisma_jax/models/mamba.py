@@ -151,10 +151,14 @@ class OrderedScan(nn.Module):
         self.A_log = self.param("A_log", _a_log_init, (k, c, self.state))
         self.D = self.param("D", nn.initializers.ones, (k, c))
 
+    def raw_step_sizes(self, delta: Float[Array, "k b l r"]) -> Float[Array, "k b l c"]:
+        """Return Delta from its low-rank form, before bias and softplus."""
+        return jnp.einsum("kblr,krc->kblc", delta, self.delta_weight.astype(self.dtype))
+
     def step_sizes(self, delta: Float[Array, "k b l r"]) -> Float[Array, "k b l c"]:
         """Return Delta > 0 in float32 from its low-rank form."""
-        raw = jnp.einsum("kblr,krc->kblc", delta, self.delta_weight.astype(self.dtype))
-        return jax.nn.softplus(raw.astype(jnp.float32) + self.delta_bias[:, None, None])
+        raw = self.raw_step_sizes(delta).astype(jnp.float32)
+        return jax.nn.softplus(raw + self.delta_bias[:, None, None])
 
     def __call__(
         self,
@@ -163,15 +167,24 @@ class OrderedScan(nn.Module):
         B: Float[Array, "k b l n"],
         C: Float[Array, "k b l n"],
         order: Int32[Array, "k l"],
+        *,
+        raw: bool = False,
     ) -> Float[Array, "b l c"]:
-        A = -jnp.exp(self.A_log)
-
-        def scan(delta: Array, A: Array, B: Array, C: Array, D: Array, order: Array) -> Array:
-            return selective_scan(u, delta, A, B, C, D, order=order)
-
+        """Scan u; `raw` if delta still lacks bias and softplus, which the scan then applies."""
+        mapped = {
+            "delta": delta,
+            "A": -jnp.exp(self.A_log),
+            "B": B,
+            "C": C,
+            "D": self.D,
+            "order": order,
+        }
+        if raw:
+            mapped["delta_bias"] = self.delta_bias
+        scan = lambda mapped: selective_scan(u, **mapped, delta_softplus=raw)
         if self.orders == 1:
-            return scan(delta[0], A[0], B[0], C[0], self.D[0], order[0])
-        y = jax.vmap(scan)(delta, A, B, C, self.D, order)
+            return scan(jax.tree.map(lambda x: x[0], mapped))
+        y = jax.vmap(scan)(mapped)
         return jnp.sum(y, 0, dtype=jnp.float32).astype(self.dtype)
 
 
@@ -219,7 +232,8 @@ class SelfMamba(_Mixer):
         x, z = jnp.split(self.project_in(tokens), 2, axis=-1)
         x = self.conv(x)
         delta, B, C = jnp.split(self.project_x(x), [self.rank, self.rank + self.state], axis=-1)
-        return self._gate_out(self.scan(x, self.scan.step_sizes(delta), B, C, order), z)
+        y = self.scan(x, self.scan.raw_step_sizes(delta), B, C, order, raw=True)
+        return self._gate_out(y, z)
 
 
 @flax.struct.dataclass

@@ -28,6 +28,7 @@ from sisma_jax.training.sharding import (
     put_batch,
     replicated,
     state_shardings,
+    under_mesh,
 )
 from sisma_jax.training.state import (
     LossFn,
@@ -203,7 +204,8 @@ def _compile(
     step: Callable[..., tuple[TrainState, Metrics]], state: TrainState, mesh: Mesh
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return under_mesh(mesh, step)
 
 
 def _weights_of(path: str, abstract: Params) -> Params:

@@ -1,6 +1,7 @@
 """Where arrays live: a (data, fsdp) mesh, batches over both axes, parameters over fsdp."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,6 +49,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def under_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """`function`, called with `mesh` in force, by which the selective scan spreads its batch."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return function(*arguments, **options)
+
+    return call
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:

@@ -1,5 +1,8 @@
 """Self- and Cross-Mamba against a plain float64 NumPy recomputation from their equations."""
 
+import re
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -202,3 +205,31 @@ def test_initial_step_sizes_and_decays_are_mambas():
     np.testing.assert_allclose(np.exp(params["A_log"]), decays, rtol=1e-6)
     np.testing.assert_array_equal(params["D"], 1)
     assert np.abs(params["delta_weight"]).max() <= RANK**-0.5
+
+
+@pytest.mark.parametrize("orders", [1, 2])
+@pytest.mark.parametrize("cls", [SelfMamba, CrossMamba])
+def test_on_a_gpu_one_kernel_each_way_reads_the_rows_in_place(cls, orders, monkeypatch):
+    """No gather, scatter or transpose of (batch, length, channels) beside the scan."""
+    api = sys.modules["kernels.selective_scan.api"]
+    monkeypatch.setattr(api, "best_implementation", lambda state: "pallas_triton")
+    module = cls(width=WIDTH, grid=(8, 8), state=4, orders=orders, dtype="bfloat16")
+    order = jnp.asarray(block_orders(8, 8, 1, orders)[0])
+
+    def output(module, tokens, mask):
+        if cls is SelfMamba:
+            return module(tokens, order)
+        return module(tokens, module.mask_stream(mask), order)
+
+    def loss(params, tokens, mask):
+        y = module.apply({"params": params}, tokens, mask, method=output)
+        return jnp.sum(y.astype(jnp.float32))
+
+    tokens = jax.ShapeDtypeStruct((BATCH, 64, WIDTH), jnp.bfloat16)
+    init = lambda tokens: module.init(jax.random.key(0), tokens, tokens, method=output)["params"]
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(jax.eval_shape(init, tokens), tokens, tokens)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert len(re.findall(r"custom_call @\S*triton\S*\(", text)) == 2
+    for operation in re.findall(r"stablehlo\.(?:gather|scatter|transpose)\b.*", text):
+        assert "64x48" not in operation, operation
+    assert "scatter" not in text
