@@ -8,6 +8,7 @@ interpreted, which is for tests.
 """
 
 import dataclasses
+import warnings
 from functools import partial
 
 import jax
@@ -28,6 +29,9 @@ from kernels.selective_scan.launch_plan import (
 from kernels.selective_scan.triton_arithmetic import LN_2, LOG2_E, Arithmetic
 from kernels.selective_scan.triton_layout import Layout
 
+# Known, and of no use to those who call the scan: Mosaic GPU is to take this backend's place.
+warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -42,7 +46,8 @@ class Options:
 
 def longest_chunk(backward: Plan) -> int:
     """Most steps between checkpoints whose rows fit the backward kernel's registers."""
-    return MAX_ROWS_PER_LANE // backward.vectors
+    # Lanes that share a channel read B and C at addresses of their own, two registers each.
+    return MAX_ROWS_PER_LANE // (backward.vectors if backward.groups == 1 else 2)
 
 
 def check(state: int) -> None:

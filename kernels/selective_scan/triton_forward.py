@@ -17,8 +17,8 @@ from kernels.selective_scan.triton_layout import (
 AHEAD = 2
 """Steps whose rows are loaded while as many before them are computed."""
 
-STAGES = 2
-"""How often that happens in one iteration of the loop."""
+STAGES = {1: 2, 2: 4}
+"""How often that happens in one iteration of the loop, by channels per lane."""
 
 
 def forward(inputs: Refs, outputs: Refs, *, layout: Layout) -> None:
@@ -29,6 +29,7 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout) -> None:
     D, delta_bias (width,); order (length,); checkpoints (chunks, state, width).
     """
     math = layout.arithmetic
+    stages = min(STAGES[layout.vectors], layout.chunk // AHEAD)
     vectors, states = range(layout.vectors), range(layout.states)
     channel, mask = layout.lane_channels(), layout.lane_channel_exists()
     # By lane: what belongs to a channel, and to a channel's state.
@@ -80,7 +81,7 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout) -> None:
 
     def iteration(start, carry):
         h, loaded = carry
-        for _ in range(STAGES):
+        for _ in range(stages):
             # Asked for before they are needed: computing hides the way to memory.
             loaded_next = load_rows(start + AHEAD)
             h = compute(start, h, loaded)
@@ -93,7 +94,7 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout) -> None:
                 for n in states:
                     place = (index, layout.lane_state(n), channel[v])
                     store(outputs["checkpoints"], place, carry[0][v][n], mask[v])
-        size = STAGES * AHEAD
+        size = stages * AHEAD
         first = index * layout.chunk
         return lax.fori_loop(
             0, layout.chunk // size, lambda i, carry: iteration(first + i * size, carry), carry

@@ -128,6 +128,8 @@ class TestEveryImplementation:
     def test_every_combination_of_options(self, implementation, switches):
         length = 5
         *has, softplus, ordered, reverse = switches
+        if implementation.startswith("pallas") and sum(switches) % 2:
+            pytest.skip("interpreted: every other combination, in which all pairs occur")
         present = [name for name, wanted in zip(OPTIONAL, has, strict=True) if wanted]
         check_against_oracle(
             implementation,

@@ -1,0 +1,154 @@
+"""Compiles the Triton kernels to machine code for a GPU that is not there.
+
+    python tests/kernels/machine_code.py CHIP forward|gradient VECTORS GROUPS plain|full BATCH
+
+for sequences of 1024 steps, 1536 channels and 16 states in bfloat16, and prints JSON: temporary
+memory, and where ptxas and nvdisasm are at hand the instructions of each kernel's loops. A register
+that spills is an error. Needs the extra `gpu-check`.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+CHIPS = {
+    # name: capability, multiprocessors, GHz, bytes/s, L2, memory, shared memory, threads of an SM
+    "H200": ((9, 0), 132, 1.98, 4.8e12, 50 << 20, 141 << 30, 228 << 10, 2048),
+    "A100": ((8, 0), 108, 1.41, 2.0e12, 40 << 20, 80 << 30, 164 << 10, 2048),
+    "RTX 4090": ((8, 9), 128, 2.52, 1.01e12, 72 << 20, 24 << 30, 100 << 10, 1536),
+}
+
+TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {shared}
+  shared_memory_per_block_optin: {optin}
+  threads_per_core_limit: {threads}
+  core_count: {cores}
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth}
+  l2_cache_size: {cache}
+  clock_rate_ghz: {clock}
+  device_memory_size: {memory}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
+device_description_str: "NVIDIA {name}"
+"""
+
+
+def target(name: str) -> str:
+    (major, minor), cores, clock, bandwidth, cache, memory, shared, threads = CHIPS[name]
+    return TARGET.format(
+        name=name, major=major, minor=minor, cores=cores, clock=clock, bandwidth=int(bandwidth),
+        cache=cache, memory=memory, shared=shared, optin=shared - 1024, threads=threads,
+    )  # fmt: skip
+
+
+def tool(name: str) -> str | None:
+    """A program of the CUDA toolkit, from the path or from a wheel."""
+    wheels = Path(sysconfig.get_path("purelib"), "nvidia")
+    return shutil.which(name) or next(map(str, wheels.glob(f"**/bin/{name}")), None)
+
+
+def loops(ptx: Path, capability: tuple[int, int]) -> list[dict[str, int]]:
+    """Instructions of each backward branch's body by kind, innermost first."""
+    suffix = "a" if capability >= (9, 0) else ""
+    cubin = ptx.with_suffix(".cubin")
+    architecture = "sm_{}{}{}".format(*capability, suffix)
+    subprocess.run([tool("ptxas"), "-arch", architecture, ptx, "-o", cubin], check=True)
+    listing = subprocess.run(
+        [tool("nvdisasm"), "-c", cubin], check=True, capture_output=True, text=True
+    ).stdout
+    labels, instructions, found = {}, [], []
+    for line in listing.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            instructions.append(instruction[1].strip())
+            branch = re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction[1])
+            body = instructions[labels.get(branch[1], len(instructions)) :] if branch else []
+            if len(body) > 1:  # programs end in a jump to itself
+                names = [re.sub(r"^@!?U?P\w+ ", "", i).split()[0] for i in body]
+                found.append({name: names.count(name) for name in dict.fromkeys(names)})
+    return found
+
+
+def main() -> None:
+    chip, what, vectors, groups, options, batch = sys.argv[1:]
+    dump = Path(tempfile.mkdtemp())
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_gpu_fail_ptx_compilation_on_register_spilling=true --xla_dump_to={dump}"
+    )
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.experimental import topologies
+    from jax.sharding import Mesh, NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from kernels.selective_scan import pallas_triton
+    from kernels.selective_scan.launch_plan import Plan
+    from tests.lowering import gpu_in_mind
+
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=target(chip), topology="1x1x1"
+    )
+    replicated = NamedSharding(Mesh(np.array(topology.devices), ("device",)), P())
+    b, length, d, n = int(batch), 1024, 1536, 16
+    shape = lambda *sizes, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(
+        sizes, dtype, sharding=replicated
+    )
+    arrays = {
+        "u": shape(b, length, d),
+        "delta": shape(b, length, d),
+        "A": shape(d, n, dtype=jnp.float32),
+        "B": shape(b, length, n),
+        "C": shape(b, length, n),
+        "D": None,
+        "z": None,
+        "delta_bias": None,
+    }
+    if options == "full":
+        arrays["z"] = arrays["u"]
+        arrays["D"] = arrays["delta_bias"] = shape(d, dtype=jnp.float32)
+    pallas_triton.plan = lambda cost, **sizes: Plan(int(vectors), int(groups))
+
+    def scan(arrays: dict) -> jax.Array:
+        y, _ = pallas_triton.scan(
+            **arrays, h0=None, order=None, reverse=False, delta_softplus=options == "full"
+        )
+        return y
+
+    gradient = jax.grad(lambda arrays: jnp.sum(scan(arrays).astype(jnp.float32)))
+    with gpu_in_mind(f"NVIDIA {chip}"):
+        lowered = jax.jit(scan if what == "forward" else gradient).lower(arrays)
+    compiled = lowered.compile()
+    result = {"temp_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20}
+    if tool("ptxas") and tool("nvdisasm"):
+        result["loops"] = {
+            re.search(r"\.entry (\w+)", text)[1]: loops(ptx, CHIPS[chip][0])
+            for ptx in dump.glob("*.ptx")
+            if "selective_scan" in (text := ptx.read_text())
+        }
+    shutil.rmtree(dump)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

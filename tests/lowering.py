@@ -1,0 +1,34 @@
+"""What a program is for a GPU, asked on a machine without one."""
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import jax
+from jax.sharding import AbstractMesh
+
+
+def gpu_in_mind(name: str) -> AbstractContextManager:
+    """Lower for this GPU; jax before 0.11 asks for none."""
+    try:
+        from jax.sharding import AbstractDevice
+    except ImportError:
+        return nullcontext()
+    device = AbstractDevice(name, None, "gpu")
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
+
+
+def lowered_for_cuda(function: Callable, *arguments) -> str:
+    """StableHLO of `function` at arrays or shapes, for an H200."""
+    with gpu_in_mind("NVIDIA H200"):
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def launches(text: str) -> int:
+    """How many Triton kernels a program launches."""
+    return len(re.findall(r"custom_call @\S*triton\S*\(", text))
+
+
+def moved(text: str) -> list[str]:
+    """Operations that only move data."""
+    return re.findall(r"stablehlo\.(?:gather|scatter|transpose)\b.*", text)
