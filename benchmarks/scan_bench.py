@@ -1,0 +1,213 @@
+"""Time and memory of the selective scan's implementations, side by side in one run.
+
+    python benchmarks/scan_bench.py
+
+On a CPU it measures the implementations in plain JAX, on an NVIDIA GPU the Pallas kernels too, with
+the share of what the chip could do at best. Every implementation is first compared with float64
+NumPy; one that is wrong is not timed. Prints a table and writes JSON and a plot of time and memory
+over length (the plot needs matplotlib: `pip install -e '.[bench]'`).
+"""
+
+import argparse
+import dataclasses
+import datetime
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import scan_cases
+import scan_peer
+import scan_plot
+from hardware import bounds
+
+from kernels.selective_scan.api import IMPLEMENTATIONS
+
+CPU_SIZES = ("8,256,192,8", "2,1024,384,16")
+GPU_SIZES = (
+    "8,1024,1536,16",
+    "64,1024,1536,16",
+    "1,1024,1536,16",
+    "1,4096,1536,16",
+    "64,256,768,16",
+    "8,16384,512,16",
+)
+RESULTS = Path(__file__).parent / "results"
+
+
+def parse() -> argparse.Namespace:
+    on_gpu = jax.default_backend() == "gpu"
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/scan_bench.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    names = [n for n in IMPLEMENTATIONS if on_gpu or not n.startswith("pallas")]
+    add("--sizes", nargs="+", metavar="B,L,D,N", default=GPU_SIZES if on_gpu else CPU_SIZES)
+    add("--implementations", nargs="+", choices=[*IMPLEMENTATIONS], default=names, metavar="NAME")
+    add("--dtypes", nargs="+", choices=scan_cases.DTYPES, metavar="DTYPE",
+        default=["bfloat16", "float32"] if on_gpu else ["float32"])  # fmt: skip
+    add("--options", nargs="+", choices=("plain", "full"), default=["plain", "full"],
+        help="full: with z, delta_bias and softplus")  # fmt: skip
+    add("--orders", nargs="+", type=int, default=[1], metavar="K", help="scan orders per layer")
+    add("--lengths", nargs="*", type=int, metavar="L", help="lengths of the plot; none for no plot",
+        default=[256, 1024, 4096, 16384] if on_gpu else [256, 512, 1024])  # fmt: skip
+    add("--repeats", type=int, default=20 if on_gpu else 5, help="measurements of each time")
+    add(
+        "--peer",
+        choices=["mamba_ssm"],
+        help="its CUDA scan too, where it can be imported (timed, not compared)",
+    )
+    add("--out", type=Path, default=RESULTS, help="folder for scan_<device>.json and .png")
+    args = parser.parse_args()
+    try:
+        args.sizes = [scan_cases.Size.parse(text) for text in args.sizes]
+    except ValueError as error:
+        parser.error(str(error))
+    for name in ("repeats", "orders", "lengths"):
+        values = getattr(args, name)
+        if any(value < 1 for value in ([values] if name == "repeats" else values)):
+            parser.error(f"--{name} {values}: give whole numbers from 1 on")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    cases = [
+        scan_cases.Case(size, name, dtype, full=options == "full", orders=orders)
+        for size in args.sizes
+        for dtype in args.dtypes
+        for options in args.options
+        for orders in args.orders
+        for name in [*args.implementations, *([args.peer] if args.peer else [])]
+    ]
+    print(f"{device_name()}, jax {jax.__version__}")
+    print(HEADER)
+    rows = [measure(case, args.repeats) for case in cases]
+    curves = []
+    if args.lengths:
+        size = args.sizes[0]
+        for name in args.implementations:
+            for length in args.lengths:
+                at_length = dataclasses.replace(size, length=length)
+                case = scan_cases.Case(at_length, name, args.dtypes[0], full=True, orders=1)
+                curves.append(measure(case, args.repeats))
+    write(args, rows, curves)
+    if any(row["status"] == "wrong" for row in rows + curves):
+        sys.exit(1)
+
+
+HEADER = (
+    f"{'size':>18} {'dtype':>8} {'options':>7} {'K':>2} {'implementation':>14} "
+    f"{'forward':>10} {'backward':>10} {'both':>10} {'host':>10} {'of bound':>11} "
+    f"{'temp MiB':>9} {'error':>8}"
+)
+
+
+def measure(case: scan_cases.Case, repeats: int) -> dict:
+    """One row: what the case is, and its times or why it has none."""
+    row = {**dataclasses.asdict(case), "status": "measured"}
+    try:
+        of_peer = case.implementation == "mamba_ssm"
+        row["error"] = (scan_peer if of_peer else scan_cases).largest_error(case)
+        if not row["error"] < scan_cases.TOLERANCE[case.dtype]:
+            row["status"] = "wrong"
+        else:
+            row |= (scan_peer if of_peer else scan_cases).times(case, repeats)
+            best = bounds(device_name(), case.size, case.dtype, case.full, case.orders)
+            if best is not None and not of_peer:
+                row["bound_us"] = best
+                row["of_bound"] = {
+                    kind: best[kind] / row["device_us"][kind] for kind in ("forward", "backward")
+                }
+    except (NotImplementedError, ImportError) as error:
+        row |= {"status": "not measured", "reason": str(error)}
+    except jax.errors.JaxRuntimeError as error:
+        row |= {"status": "not measured", "reason": str(error).splitlines()[0][:200]}
+    print(line(row), flush=True)
+    return row
+
+
+def line(row: dict) -> str:
+    size = ",".join(str(x) for x in row["size"].values())
+    start = (
+        f"{size:>18} {row['dtype']:>8} {'full' if row['full'] else 'plain':>7} "
+        f"{row['orders']:>2} {row['implementation']:>14} "
+    )
+    if row["status"] == "wrong":
+        return start + f"WRONG, not timed: error {row['error']:.1e} against float64"
+    if row["status"] != "measured":
+        return start + f"not measured: {row['reason']}"
+    times = [row["device_us"].get(kind) for kind in scan_cases.KINDS]
+    times.append(row.get("host_us", {}).get("both"))
+    share = row.get("of_bound")
+    shares = f"{share['forward']:.0%} {share['backward']:.0%}" if share else "-"
+    memory = f"{row['temp_mib']:.1f}" if "temp_mib" in row else "-"
+    error = f"{row['error']:.0e}" if "error" in row else "-"
+    columns = " ".join(f"{'-' if time is None else duration(time):>10}" for time in times)
+    return f"{start}{columns} {shares:>11} {memory:>9} {error:>8}"
+
+
+def duration(microseconds: float) -> str:
+    if microseconds < 1e3:
+        return f"{microseconds:.1f} us"
+    return f"{microseconds / 1e3:.2f} ms"
+
+
+def device_name() -> str:
+    device = jax.devices()[0]
+    return f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind
+
+
+def write(args: argparse.Namespace, rows: list[dict], curves: list[dict]) -> None:
+    slug = "".join(c if c.isalnum() else "_" for c in device_name().lower())
+    slug = "cpu" if jax.default_backend() == "cpu" else slug
+    args.out.mkdir(parents=True, exist_ok=True)
+    report = {
+        "command": " ".join(["python", "benchmarks/scan_bench.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware(),
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "jaxlib": importlib.import_module("jaxlib").__version__,
+        },
+        "rows": rows,
+        "over_length": curves,
+    }
+    path = args.out / f"scan_{slug}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"wrote {path}")
+    if curves:
+        picture = path.with_suffix(".png")
+        if scan_plot.draw(curves, picture, title=device_name()):
+            print(f"wrote {picture}")
+        else:
+            print("no plot: matplotlib is not installed (pip install -e '.[bench]')")
+
+
+def hardware() -> dict[str, str]:
+    found = {"device": device_name(), "machine": platform.machine()}
+    if jax.default_backend() == "gpu":
+        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"]
+        found["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    else:
+        model = [x for x in _lines("/proc/cpuinfo") if x.startswith("model name")]
+        found["device"] = f"{len(model)} x {model[0].split(':')[1].strip()}" if model else "CPU"
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+if __name__ == "__main__":
+    jnp.zeros(()).block_until_ready()  # a device that cannot be used is said before anything else
+    main()

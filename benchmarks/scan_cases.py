@@ -1,0 +1,213 @@
+"""What is measured: sizes, inputs, the comparison with float64, and the clock."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels import selective_scan
+from kernels.selective_scan import oracle
+
+DTYPES = ("bfloat16", "float32")
+ITEM_SIZE = {"bfloat16": 2, "float32": 4}
+TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-4}
+KINDS = ("forward", "backward", "both")
+CACHES = 256 * 2**20
+"""Bytes that the inputs of one measurement exceed together, so that no cache holds them."""
+
+Arrays = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    batch: int
+    length: int
+    channels: int
+    state: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        try:
+            size = cls(*map(int, text.split(",")))
+        except (TypeError, ValueError):
+            raise ValueError(f"size {text!r}: give batch,length,channels,state") from None
+        if min(dataclasses.astuple(size)) < 1:
+            raise ValueError(f"size {text!r}: give whole numbers from 1 on")
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    size: Size
+    implementation: str
+    dtype: str
+    full: bool
+    """With gate, bias and softplus."""
+    orders: int
+
+
+def inputs(case: Case, seed: int) -> Arrays:
+    """Arguments of the scan; with several orders, those that differ have them in front."""
+    b, length, d, n = dataclasses.astuple(case.size)
+    k = case.orders
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.standard_normal(shape, np.float32)
+    delta = normal(k, b, length, d) - 3
+    arrays = {
+        "u": normal(b, length, d),
+        "delta": delta if case.full else np.logaddexp(0, delta),
+        "B": normal(k, b, length, n),
+        "C": normal(k, b, length, n),
+    }
+    if case.full:
+        arrays["z"] = normal(b, length, d)
+    arrays = {name: jnp.asarray(x, case.dtype) for name, x in arrays.items()}
+    arrays["A"] = jnp.tile(-jnp.arange(1.0, n + 1), (k, d, 1))
+    arrays["D"] = jnp.asarray(normal(k, d))
+    if case.full:
+        arrays["delta_bias"] = jnp.asarray(0.1 * normal(k, d))
+    arrays["order"] = jnp.asarray(
+        np.stack([rng.permutation(length) for _ in range(k)]).astype(np.int32)
+    )
+    if k == 1:
+        unmapped = {name: x if name in ("u", "z") else x[0] for name, x in arrays.items()}
+        return {name: x for name, x in unmapped.items() if name != "order"}
+    return arrays
+
+
+def scan(case: Case, arrays: Arrays) -> jax.Array:
+    """y, (batch, length, channels), or with several orders (orders, ...)."""
+    run = partial(selective_scan, delta_softplus=case.full, implementation=case.implementation)
+    if case.orders == 1:
+        return run(**arrays)
+    axes = {name: None if name in ("u", "z") else 0 for name in arrays}
+    return jax.vmap(lambda arrays: run(**arrays), in_axes=(axes,))(arrays)
+
+
+def gradients(case: Case, arrays: Arrays, ybar: jax.Array) -> tuple[jax.Array, Arrays]:
+    """y, and the gradients of sum(ybar y) for every floating argument."""
+    order = {name: x for name, x in arrays.items() if name == "order"}
+    floating = {name: x for name, x in arrays.items() if name != "order"}
+    y, pull_back = jax.vjp(lambda x: scan(case, x | order), floating)
+    return y, pull_back(ybar)[0]
+
+
+def cotangent(case: Case) -> jax.Array:
+    size = case.size
+    shape = (case.orders, size.batch, size.length, size.channels)
+    ybar = np.random.default_rng(99).standard_normal(shape, np.float32)
+    return jnp.asarray(ybar if case.orders > 1 else ybar[0], case.dtype)
+
+
+def largest_error(case: Case) -> float:
+    """Largest max |error| / max |reference| over y and all gradients.
+
+    The reference is too slow for everything at once, so it is computed twice: for a few channels of
+    all sequences, and for all channels of one sequence (gradients of B and C). With several
+    orders, of the last one; u's gradient, which is a sum over orders, is then left out.
+    """
+    arrays, ybar = inputs(case, 0), cotangent(case)
+    y, bars = jax.jit(partial(gradients, case))(arrays, ybar)
+    results = {"y": y, **bars}
+    if case.orders > 1:
+        last = lambda name, x: x if name in ("u", "z") else x[-1]
+        arrays = {name: last(name, x) for name, x in arrays.items()}
+        results = {n: last(n, x) for n, x in results.items() if n not in ("u", "z")}
+        ybar = ybar[-1]
+    order = np.asarray(arrays.pop("order")) if "order" in arrays else None
+    axes = {
+        "u": "bld", "delta": "bld", "z": "bld", "y": "bld",
+        "A": "dn", "B": "bln", "C": "bln", "D": "d", "delta_bias": "d",
+    }  # fmt: skip
+
+    def part(name: str, x: jax.Array, sequences: slice, channels: slice) -> np.ndarray:
+        cut = {"b": sequences, "d": channels}
+        x = x[tuple(cut.get(axis, slice(None)) for axis in axes[name])]
+        return np.asarray(x.astype(jnp.float32), np.float64)
+
+    def errors(names, sequences: slice, channels: slice):
+        cut = lambda tree: {n: part(n, x, sequences, channels) for n, x in tree.items()}
+        given = {"z": None, "delta_bias": None, "h0": None} | cut(arrays)
+        options = dict(delta_softplus=case.full, order=order)
+        expected = {"y": oracle.forward(given, **options)[0]} | oracle.gradients(
+            given, part("y", ybar, sequences, channels), 0.0, **options
+        )
+        found = cut(results)
+        for name in names & found.keys():
+            scale = np.abs(expected[name]).max()
+            yield np.abs(found[name] - expected[name]).max() / scale
+
+    everything = slice(None)
+    few = errors({"y", "u", "delta", "z", "A", "D", "delta_bias"}, everything, slice(0, 8))
+    one = errors({"B", "C"}, slice(0, 1), everything)
+    worst = [*few, *one]
+    return float("inf") if not np.isfinite(worst).all() else float(max(worst))
+
+
+def error_of_y(case: Case, y: np.ndarray) -> float:
+    """Like `largest_error`, of the forward result alone and for one order."""
+    arrays = inputs(case, 0)
+    few = slice(0, 8)
+    cut = {name: x if name in ("B", "C") else x[..., few] for name, x in arrays.items()}
+    given = {"z": None, "delta_bias": None, "h0": None} | cut | {"A": arrays["A"][few]}
+    expected, _ = oracle.forward(given, delta_softplus=case.full)
+    return float(np.abs(y[..., few] - expected).max() / np.abs(expected).max())
+
+
+def times(case: Case, repeats: int) -> dict:
+    """Median device and host microseconds of each kind, and temporary memory of "both".
+
+    Device time is that of several calls inside one program, on inputs which no cache holds, divided
+    by their number; host time is that of one call, from Python and back.
+    """
+    one = inputs(case, 0)
+    size = sum(x.nbytes for x in one.values())
+    count = max(2, min(16, -(-CACHES // size))) if jax.default_backend() == "gpu" else 1
+    sets = [one, *(inputs(case, seed) for seed in range(1, count))]
+    ybars = [cotangent(case)] * count
+
+    def pull_backs(sets: list[Arrays]):
+        pairs = []
+        for arrays in sets:
+            order = {name: x for name, x in arrays.items() if name == "order"}
+            floating = {name: x for name, x in arrays.items() if name != "order"}
+            pairs.append(jax.vjp(lambda x, order=order: scan(case, x | order), floating))
+        return [pull_back for _, pull_back in pairs]
+
+    several = lambda function: (
+        lambda *lists: [function(*arguments) for arguments in zip(*lists, strict=True)]
+    )
+    both = jax.jit(several(partial(gradients, case)))
+    device = {
+        "forward": clock(jax.jit(several(partial(scan, case))), (sets,), repeats),
+        "backward": clock(
+            jax.jit(several(lambda pull_back, ybar: pull_back(ybar))),
+            (jax.jit(pull_backs)(sets), ybars),
+            repeats,
+        ),
+        "both": clock(both, (sets, ybars), repeats),
+    }
+    memory = both.lower([one], ybars[:1]).compile().memory_analysis()
+    return {
+        "device_us": {kind: microseconds / count for kind, microseconds in device.items()},
+        "host_us": {
+            "forward": clock(jax.jit(partial(scan, case)), (one,), repeats),
+            "both": clock(jax.jit(partial(gradients, case)), (one, ybars[0]), repeats),
+        },
+        "temp_mib": memory.temp_size_in_bytes / 2**20,
+    }
+
+
+def clock(function: Callable, arguments: tuple, repeats: int) -> float:
+    """Median microseconds of a call, after two that do not count."""
+    measured = []
+    for _ in range(2 + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        measured.append(1e6 * (time.perf_counter() - start))
+    return statistics.median(measured[2:])
