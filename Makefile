@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed-$(subst /,_,$(PYTHON))-$(subst $(comma),_,$(EXTR
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help install demo demo-long test test-slow lint
+.PHONY: help install demo demo-long test test-kernels test-slow lint
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -42,6 +42,9 @@ demo-long: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest -n 2
+
+test-kernels: $(INSTALLED)
+	$(PY) -m pytest -n 2 tests/kernels
 
 test-slow: $(INSTALLED)
 	$(PY) -m pytest -m slow
