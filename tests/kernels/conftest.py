@@ -1,10 +1,23 @@
 """Kernels are interpreted here: few unrolled steps, so that they compile in seconds."""
 
+import itertools
+
+import jax
 import pytest
 
 from kernels.selective_scan import pallas_triton
+
+_tests = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
     monkeypatch.setattr(pallas_triton, "longest_chunk", lambda plan: 4)
+
+
+@pytest.fixture(autouse=True)
+def few_programs_at_a_time():
+    """Every compiled program maps memory, and a process crashes at some 65,000 mappings."""
+    yield
+    if next(_tests) % 40 == 0:
+        jax.clear_caches()

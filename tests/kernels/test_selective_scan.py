@@ -153,10 +153,11 @@ class TestEveryImplementation:
             arrays[name] = jnp.zeros_like(arrays[name])
         check_against_oracle(implementation, arrays, delta_softplus=True, reverse=True)
 
-    def test_bfloat16_inputs_keep_a_float32_state(self, implementation):
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    def test_half_precision_inputs_keep_a_float32_state(self, implementation, dtype):
         check_against_oracle(
             implementation,
-            make_arrays(8, dtype=jnp.bfloat16),
+            make_arrays(8, dtype=dtype),
             permutation(8),
             y_tolerance=1e-2,
             gradient_tolerance=1e-2,
