@@ -5,28 +5,10 @@ instructions (counted in machine code, `launch_plan`) on the schedulers, and the
 move to and from memory once.
 """
 
-import dataclasses
-
 from scan_cases import ITEM_SIZE, Size
 
-from kernels.selective_scan.launch_plan import BACKWARD, FORWARD, LANES, SCHEDULERS, Cost
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    multiprocessors: int
-    gigahertz: float
-    bytes_per_second: float
-    exponentials_per_clock: int = 16
-    """Of one multiprocessor."""
-
-
-CHIPS = {
-    "H200": Chip(132, 1.98, 4.8e12),
-    "H100": Chip(132, 1.98, 3.35e12),
-    "A100": Chip(108, 1.41, 2.0e12),
-    "RTX 4090": Chip(128, 2.52, 1.01e12),
-}
+from kernels.selective_scan.chips import CHIPS, EXPONENTIALS, LANES, SCHEDULERS
+from kernels.selective_scan.launch_plan import BACKWARD, FORWARD, Cost
 
 
 def bounds(device: str, size: Size, dtype: str, full: bool, orders: int) -> dict[str, float] | None:
@@ -35,16 +17,14 @@ def bounds(device: str, size: Size, dtype: str, full: bool, orders: int) -> dict
     if chip is None:
         return None
     rows = size.batch * size.length * size.channels * orders
-    exponentials = (
-        rows
-        * size.state
-        / (chip.multiprocessors * chip.exponentials_per_clock * chip.gigahertz * 1e3)
+    microseconds = lambda operations, per_clock: (
+        operations / (chip.multiprocessors * per_clock * chip.gigahertz * 1e3)
     )
+    exponentials = microseconds(rows * size.state, EXPONENTIALS)
 
     def issue(cost: Cost) -> float:
-        per_row = min(cost.per_state.values()) * size.state
-        lanes = chip.multiprocessors * SCHEDULERS * LANES
-        return rows * per_row / (lanes * chip.gigahertz * 1e3)
+        instructions = rows * size.state * min(cost.per_state.values())
+        return microseconds(instructions, SCHEDULERS * LANES)
 
     def memory(sequences: int) -> float:
         return rows * sequences * ITEM_SIZE[dtype] / chip.bytes_per_second * 1e6

@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
     add(
         "--peer",
         choices=["mamba_ssm"],
-        help="its CUDA scan too, where it can be imported (timed, not compared)",
+        help="its CUDA scan too, where it can be imported (y compared, gradients timed only)",
     )
     add("--out", type=Path, default=RESULTS, help="folder for scan_<device>.json and .png")
     args = parser.parse_args()

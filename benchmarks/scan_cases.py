@@ -89,12 +89,17 @@ def scan(case: Case, arrays: Arrays) -> jax.Array:
     return jax.vmap(lambda arrays: run(**arrays), in_axes=(axes,))(arrays)
 
 
-def gradients(case: Case, arrays: Arrays, ybar: jax.Array) -> tuple[jax.Array, Arrays]:
-    """y, and the gradients of sum(ybar y) for every floating argument."""
+def pull_back(case: Case, arrays: Arrays) -> tuple[jax.Array, Callable]:
+    """y, and its cotangent -> a tuple of the gradients of all floating arguments by name."""
     order = {name: x for name, x in arrays.items() if name == "order"}
     floating = {name: x for name, x in arrays.items() if name != "order"}
-    y, pull_back = jax.vjp(lambda x: scan(case, x | order), floating)
-    return y, pull_back(ybar)[0]
+    return jax.vjp(lambda x: scan(case, x | order), floating)
+
+
+def gradients(case: Case, arrays: Arrays, ybar: jax.Array) -> tuple[jax.Array, Arrays]:
+    """y, and the gradients of sum(ybar y)."""
+    y, to_gradients = pull_back(case, arrays)
+    return y, to_gradients(ybar)[0]
 
 
 def cotangent(case: Case) -> jax.Array:
@@ -105,15 +110,19 @@ def cotangent(case: Case) -> jax.Array:
 
 
 def largest_error(case: Case) -> float:
-    """Largest max |error| / max |reference| over y and all gradients.
+    """`compare` of y and all gradients."""
+    y, bars = jax.jit(partial(gradients, case))(inputs(case, 0), cotangent(case))
+    return compare(case, {"y": y, **bars})
+
+
+def compare(case: Case, results: dict) -> float:
+    """Largest max |error| / max |reference| over the results for `inputs(case, 0)`.
 
     The reference is too slow for everything at once, so it is computed twice: for a few channels of
     all sequences, and for all channels of one sequence (gradients of B and C). With several
     orders, of the last one; u's gradient, which is a sum over orders, is then left out.
     """
     arrays, ybar = inputs(case, 0), cotangent(case)
-    y, bars = jax.jit(partial(gradients, case))(arrays, ybar)
-    results = {"y": y, **bars}
     if case.orders > 1:
         last = lambda name, x: x if name in ("u", "z") else x[-1]
         arrays = {name: last(name, x) for name, x in arrays.items()}
@@ -149,16 +158,6 @@ def largest_error(case: Case) -> float:
     return float("inf") if not np.isfinite(worst).all() else float(max(worst))
 
 
-def error_of_y(case: Case, y: np.ndarray) -> float:
-    """Like `largest_error`, of the forward result alone and for one order."""
-    arrays = inputs(case, 0)
-    few = slice(0, 8)
-    cut = {name: x if name in ("B", "C") else x[..., few] for name, x in arrays.items()}
-    given = {"z": None, "delta_bias": None, "h0": None} | cut | {"A": arrays["A"][few]}
-    expected, _ = oracle.forward(given, delta_softplus=case.full)
-    return float(np.abs(y[..., few] - expected).max() / np.abs(expected).max())
-
-
 def times(case: Case, repeats: int) -> dict:
     """Median device and host microseconds of each kind, and temporary memory of "both".
 
@@ -171,23 +170,16 @@ def times(case: Case, repeats: int) -> dict:
     sets = [one, *(inputs(case, seed) for seed in range(1, count))]
     ybars = [cotangent(case)] * count
 
-    def pull_backs(sets: list[Arrays]):
-        pairs = []
-        for arrays in sets:
-            order = {name: x for name, x in arrays.items() if name == "order"}
-            floating = {name: x for name, x in arrays.items() if name != "order"}
-            pairs.append(jax.vjp(lambda x, order=order: scan(case, x | order), floating))
-        return [pull_back for _, pull_back in pairs]
-
     several = lambda function: (
         lambda *lists: [function(*arguments) for arguments in zip(*lists, strict=True)]
     )
     both = jax.jit(several(partial(gradients, case)))
+    pulled_back = jax.jit(several(partial(pull_back, case)))(sets)
     device = {
         "forward": clock(jax.jit(several(partial(scan, case))), (sets,), repeats),
         "backward": clock(
-            jax.jit(several(lambda pull_back, ybar: pull_back(ybar))),
-            (jax.jit(pull_backs)(sets), ybars),
+            jax.jit(several(lambda to_gradients, ybar: to_gradients(ybar))),
+            ([to_gradients for _, to_gradients in pulled_back], ybars),
             repeats,
         ),
         "both": clock(both, (sets, ybars), repeats),

@@ -99,7 +99,8 @@ def selective_scan(
         reverse: visit from the last step to the first (with `order`, from its last entry).
         return_last_state: also return the state after the last step visited.
         implementation: "sequential", "associative", "chunked", "pallas_triton" or
-            "pallas_mosaic"; None takes the best that works here. A named one never falls back.
+            "pallas_mosaic"; None takes the best that works here (`best_implementation`). A named
+            one never falls back; on a CPU a Pallas kernel is interpreted, which is slow.
 
     Returns:
         y, shaped like u and in its dtype; or (y, last_state) with last_state float32

@@ -13,17 +13,13 @@ with rounds = ceil(warps / schedulers), each scheduler issuing one instruction a
 import dataclasses
 import math
 
-LANES = 32
-"""Threads of a warp."""
+from kernels.selective_scan.chips import CHIPS, LANES, SCHEDULERS
 
 STATES = (4, 8, 16, 32)
 """Numbers of states that the GPU kernels take."""
 
-SCHEDULERS = 4
-"""Warp schedulers of a multiprocessor, from sm_80 to sm_120."""
-
-MULTIPROCESSORS = 132
-"""Of an H100 or H200: what is planned for where no GPU is at hand."""
+MULTIPROCESSORS = CHIPS["H200"].multiprocessors
+"""What is planned for where no GPU is at hand."""
 
 MAX_STATES_PER_LANE = 16
 """Of one channel: more, with the rows that are read ahead, do not fit the registers."""

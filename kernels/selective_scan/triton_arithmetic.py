@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plt
 
-from kernels.selective_scan.launch_plan import LANES
+from kernels.selective_scan.chips import LANES
 
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2.0)

@@ -6,13 +6,14 @@ The equations and their numbers are those of `chunked`.
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.selective_scan.launch_plan import LANES
+from kernels.selective_scan.chips import LANES
 from kernels.selective_scan.triton_arithmetic import LN_2
 from kernels.selective_scan.triton_layout import (
     Layout,
     Refs,
     both,
     load,
+    load_channels,
     load_single,
     step_size,
     store,
@@ -34,10 +35,7 @@ def backward(inputs: Refs, outputs: Refs, *, layout: Layout) -> None:
     vectors, steps = range(layout.vectors), range(layout.chunk)
     channel, mask = layout.lane_channels(), layout.lane_channel_exists()
     zero = jnp.zeros(LANES, jnp.float32)
-    of_channel = lambda name, v: (
-        load_single(inputs[name], (channel[v],), mask[v]) if name in inputs else None
-    )
-    D, bias = ([of_channel(name, v) for v in vectors] for name in ("D", "delta_bias"))
+    D, bias = (load_channels(layout, inputs, name) for name in ("D", "delta_bias"))
     for v in vectors:
         for n in range(layout.states):
             place = (layout.lane_state(n), channel[v])

@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.selective_scan.launch_plan import LANES
+from kernels.selective_scan.chips import LANES
 from kernels.selective_scan.triton_layout import (
     Layout,
     Refs,
     both,
     load,
+    load_channels,
     load_single,
     step_size,
     store,
@@ -32,15 +33,11 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout) -> None:
     stages = min(STAGES[layout.vectors], layout.chunk // AHEAD)
     vectors, states = range(layout.vectors), range(layout.states)
     channel, mask = layout.lane_channels(), layout.lane_channel_exists()
-    # By lane: what belongs to a channel, and to a channel's state.
-    of_channel = lambda name, v: (
-        load_single(inputs[name], (channel[v],), mask[v]) if name in inputs else None
-    )
     of_state = lambda name, n, v: load_single(
         inputs[name], (layout.lane_state(n), channel[v]), mask[v]
     )
     A = [[of_state("A", n, v) for n in states] for v in vectors]
-    D, bias = ([of_channel(name, v) for v in vectors] for name in ("D", "delta_bias"))
+    D, bias = (load_channels(layout, inputs, name) for name in ("D", "delta_bias"))
     sequences = [name for name in ("u", "delta", "z") if name in inputs]
 
     def load_rows(start):

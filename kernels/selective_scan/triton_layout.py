@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kernels.selective_scan.launch_plan import LANES, Plan
+from kernels.selective_scan.chips import LANES
+from kernels.selective_scan.launch_plan import Plan
 from kernels.selective_scan.triton_arithmetic import Arithmetic
 
 Refs = dict[str, Any]
@@ -168,6 +169,14 @@ def both(a, b):
         mask = b if a is None else a
         return mask if mask is None else jnp.broadcast_to(mask, (LANES,))
     return a & b
+
+
+def load_channels(layout: Layout, inputs: Refs, name: str) -> list:
+    """For each vector, a number of each lane's channel; None for an argument that is absent."""
+    if name not in inputs:
+        return [None] * layout.vectors
+    places = zip(layout.lane_channels(), layout.lane_channel_exists(), strict=True)
+    return [load_single(inputs[name], (channel,), mask) for channel, mask in places]
 
 
 def step_size(layout: Layout, raw, bias, exists):

@@ -17,12 +17,9 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-CHIPS = {
-    # name: capability, multiprocessors, GHz, bytes/s, L2, memory, shared memory, threads of an SM
-    "H200": ((9, 0), 132, 1.98, 4.8e12, 50 << 20, 141 << 30, 228 << 10, 2048),
-    "A100": ((8, 0), 108, 1.41, 2.0e12, 40 << 20, 80 << 30, 164 << 10, 2048),
-    "RTX 4090": ((8, 9), 128, 2.52, 1.01e12, 72 << 20, 24 << 30, 100 << 10, 1536),
-}
+os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
+
+from kernels.selective_scan.chips import CHIPS
 
 TARGET = """
 gpu_device_info {{
@@ -52,10 +49,12 @@ device_description_str: "NVIDIA {name}"
 
 
 def target(name: str) -> str:
-    (major, minor), cores, clock, bandwidth, cache, memory, shared, threads = CHIPS[name]
+    chip = CHIPS[name]
+    major, minor = chip.capability
     return TARGET.format(
-        name=name, major=major, minor=minor, cores=cores, clock=clock, bandwidth=int(bandwidth),
-        cache=cache, memory=memory, shared=shared, optin=shared - 1024, threads=threads,
+        name=name, major=major, minor=minor, cores=chip.multiprocessors, clock=chip.gigahertz,
+        bandwidth=int(chip.bytes_per_second), cache=chip.cache, memory=chip.memory,
+        shared=chip.shared, optin=chip.shared - 1024, threads=chip.threads,
     )  # fmt: skip
 
 
@@ -91,7 +90,6 @@ def loops(ptx: Path, capability: tuple[int, int]) -> list[dict[str, int]]:
 def main() -> None:
     chip, what, vectors, groups, options, batch = sys.argv[1:]
     dump = Path(tempfile.mkdtemp())
-    os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = (
         f"--xla_gpu_fail_ptx_compilation_on_register_spilling=true --xla_dump_to={dump}"
     )
@@ -142,7 +140,7 @@ def main() -> None:
     result = {"temp_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20}
     if tool("ptxas") and tool("nvdisasm"):
         result["loops"] = {
-            re.search(r"\.entry (\w+)", text)[1]: loops(ptx, CHIPS[chip][0])
+            re.search(r"\.entry (\w+)", text)[1]: loops(ptx, CHIPS[chip].capability)
             for ptx in dump.glob("*.ptx")
             if "selective_scan" in (text := ptx.read_text())
         }

@@ -36,7 +36,7 @@ def compile_for(chip, what, vectors, groups, options, batch=8):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("chip", machine_code.CHIPS)
+@pytest.mark.parametrize("chip", ["H200", "A100", "RTX 4090"])
 @pytest.mark.parametrize(
     ("vectors", "groups", "batch"), [(1, 1, 8), (2, 1, 8), (1, 2, 4), (1, 4, 1)]
 )

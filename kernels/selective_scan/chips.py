@@ -1,0 +1,36 @@
+"""GPUs as their data sheets give them, for planning, bounds, and compiling where there is none."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    capability: tuple[int, int]
+    multiprocessors: int
+    gigahertz: float
+    bytes_per_second: float
+    cache: int
+    """Bytes of the second-level cache."""
+    memory: int
+    """Bytes."""
+    shared: int
+    """Bytes of shared memory of one multiprocessor."""
+    threads: int
+    """Of one multiprocessor."""
+
+
+CHIPS = {
+    "H200": Chip((9, 0), 132, 1.98, 4.8e12, 50 << 20, 141 << 30, 228 << 10, 2048),
+    "H100": Chip((9, 0), 132, 1.98, 3.35e12, 50 << 20, 80 << 30, 228 << 10, 2048),
+    "A100": Chip((8, 0), 108, 1.41, 2.0e12, 40 << 20, 80 << 30, 164 << 10, 2048),
+    "RTX 4090": Chip((8, 9), 128, 2.52, 1.01e12, 72 << 20, 24 << 30, 100 << 10, 1536),
+}
+
+LANES = 32
+"""Threads of a warp."""
+
+SCHEDULERS = 4
+"""Of one multiprocessor, from sm_80 to sm_120."""
+
+EXPONENTIALS = 16
+"""Of one multiprocessor in one clock."""
