@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--sizes", "2,8,4,4", "--repeats", "1", "--options", "full"]
@@ -56,6 +57,15 @@ def test_a_wrong_implementation_is_not_timed(tmp_path):
     assert "WRONG, not timed" in done.stdout
     (row,) = json.loads((tmp_path / "scan_cpu.json").read_text())["rows"]
     assert row["status"] == "wrong" and "device_us" not in row
+
+
+@pytest.mark.slow
+def test_the_plot_is_drawn_where_matplotlib_is_installed(tmp_path):
+    pytest.importorskip("matplotlib")
+    done = bench(*TINY, "--implementations", "chunked", "--lengths", 4, 8, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "scan_cpu.png") as picture:
+        assert picture.size == (1200, 480) and len(picture.convert("RGB").getcolors(10**6)) > 10
 
 
 @pytest.mark.parametrize(
