@@ -30,17 +30,19 @@ MAX_ROWS_PER_LANE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One kernel's share of work per lane."""
+    """One kernel's share of work per lane, and the size of its programs."""
 
     vectors: int
     """Channels of one lane."""
-    groups: int
+    groups: int = 1
     """Lanes that share one channel's states; 1 where `vectors` is 2."""
+    warps: int = 1
+    """Of one program."""
 
     @property
     def channels(self) -> int:
-        """Channels of one warp."""
-        return self.vectors * LANES // self.groups
+        """Channels of one program."""
+        return self.vectors * self.warps * LANES // self.groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,32 +58,32 @@ class Cost:
 FORWARD = Cost(per_state={1: 7.1, 2: 6.1}, per_row=44.0)
 BACKWARD = Cost(per_state={1: 28.0, 2: 23.0}, per_row=90.0)
 
-_CANDIDATES = (Plan(1, 1), Plan(2, 1), Plan(1, 2), Plan(1, 4))
-
 
 def plan(
     cost: Cost,
+    plans: tuple[Plan, ...],
     *,
     batch: int,
     channels: int,
     state: int,
     multiprocessors: int = MULTIPROCESSORS,
 ) -> Plan:
-    """Return the cheapest plan; the length multiplies all alike.
+    """Return the cheapest of `plans`; the length multiplies all alike.
 
     Args:
       cost: FORWARD or BACKWARD.
+      plans: those that a backend has.
       batch: sequences, times scan orders.
       channels, state: of the scan; `state` one of STATES.
       multiprocessors: of the GPU.
     """
 
     def cycles(candidate: Plan) -> float:
-        warps = batch * -(-channels // candidate.channels)
+        warps = batch * -(-channels // candidate.channels) * candidate.warps
         rounds = math.ceil(warps / (SCHEDULERS * multiprocessors))
         states = state / candidate.groups
         per_state = cost.per_state[candidate.vectors]
         return rounds * candidate.vectors * (states * per_state + cost.per_row)
 
-    fitting = (p for p in _CANDIDATES if state // p.groups <= MAX_STATES_PER_LANE)
+    fitting = (p for p in plans if state // p.groups <= MAX_STATES_PER_LANE)
     return min(fitting, key=cycles)

@@ -6,8 +6,8 @@ The equations and their numbers are those of `chunked`.
 import jax.numpy as jnp
 from jax import lax
 
+from kernels.selective_scan.arithmetic import LN_2
 from kernels.selective_scan.chips import LANES
-from kernels.selective_scan.triton_arithmetic import LN_2
 from kernels.selective_scan.triton_layout import (
     Layout,
     Refs,

@@ -21,7 +21,7 @@ from jax.experimental.pallas import triton as plt
 
 from kernels.selective_scan.chips import LANES
 from kernels.selective_scan.launch_plan import Plan
-from kernels.selective_scan.triton_arithmetic import Arithmetic
+from kernels.selective_scan.triton_arithmetic import Assembly, Interpreted
 
 Refs = dict[str, Any]
 
@@ -42,7 +42,7 @@ class Layout:
     """Steps between two checkpoints of the state, 4, 8 or 16."""
     softplus: bool
     reverse: bool
-    arithmetic: Arithmetic
+    arithmetic: Assembly | Interpreted
 
     @property
     def vectors(self) -> int:

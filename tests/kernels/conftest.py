@@ -5,14 +5,14 @@ import itertools
 import jax
 import pytest
 
-from kernels.selective_scan import pallas_triton
+from kernels.selective_scan import pallas_scan
 
 _tests = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
-    monkeypatch.setattr(pallas_triton, "longest_chunk", lambda plan: 4)
+    monkeypatch.setattr(pallas_scan, "longest_chunk", lambda plan: 4)
 
 
 @pytest.fixture(autouse=True)

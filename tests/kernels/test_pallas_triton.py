@@ -13,12 +13,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kernels import selective_scan
-from kernels.selective_scan import device, launch_plan, oracle, pallas_triton
+from kernels.selective_scan import device, launch_plan, oracle, pallas_scan, pallas_triton
 from kernels.selective_scan.launch_plan import BACKWARD, FORWARD, Plan, plan
 from kernels.selective_scan.sharding import batch_axes
 from tests.lowering import launches, lowered_for_cuda, moved
-
-PLANS = [Plan(1, 1), Plan(2, 1), Plan(1, 2), Plan(1, 4)]
 
 
 def arrays_of(batch, length, channels, state, dtype=jnp.float32):
@@ -62,10 +60,10 @@ def check(arrays, order=None, reverse=False):
         np.testing.assert_allclose(gradients[name], wanted, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("one_plan", PLANS, ids=str)
+@pytest.mark.parametrize("one_plan", pallas_triton.PLANS, ids=str)
 def test_every_plan_gives_the_same(one_plan, monkeypatch):
     """A length that no chunk divides, channels that no block divides."""
-    monkeypatch.setattr(pallas_triton, "plan", lambda *arguments, **options: one_plan)
+    monkeypatch.setattr(pallas_scan, "plan", lambda *arguments, **options: one_plan)
     order = np.random.default_rng(1).permutation(6).astype(np.int32)
     check(arrays_of(2, 6, one_plan.channels + 3, 4), order, reverse=True)
 
@@ -122,13 +120,15 @@ def test_the_interval_of_checkpoints_changes_memory_and_nothing_else():
 def test_the_plans_of_the_benchmarks_shapes(batch, channels, forward, backward):
     """16 states on an H200."""
     sizes = dict(batch=batch, channels=channels, state=16)
-    assert plan(FORWARD, **sizes) == forward
-    assert plan(BACKWARD, **sizes) == backward
+    assert plan(FORWARD, pallas_triton.PLANS, **sizes) == forward
+    assert plan(BACKWARD, pallas_triton.PLANS, **sizes) == backward
 
 
 def test_a_plan_leaves_no_lane_more_states_than_registers():
     for cost, batch in itertools.product((FORWARD, BACKWARD), (1, 8, 512)):
-        assert 32 // plan(cost, batch=batch, channels=1024, state=32).groups <= 16
+        assert (
+            32 // plan(cost, pallas_triton.PLANS, batch=batch, channels=1024, state=32).groups <= 16
+        )
 
 
 def lowered(orders=None):
