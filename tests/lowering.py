@@ -7,26 +7,33 @@ from contextlib import AbstractContextManager, nullcontext
 import jax
 from jax.sharding import AbstractMesh
 
+from kernels.selective_scan.chips import CHIPS
+
 
 def gpu_in_mind(name: str) -> AbstractContextManager:
-    """Lower for this GPU; jax before 0.11 asks for none."""
+    """Lower for this chip of CHIPS; jax before 0.11 asks for none."""
     try:
         from jax.sharding import AbstractDevice
     except ImportError:
         return nullcontext()
-    device = AbstractDevice(name, None, "gpu")
+
+    class Device(AbstractDevice):
+        # Mosaic asks for it, as a real device has it.
+        compute_capability = "{}.{}".format(*CHIPS[name].capability)
+
+    device = Device(f"NVIDIA {name}", None, "gpu")
     return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
 def lowered_for_cuda(function: Callable, *arguments) -> str:
     """StableHLO of `function` at arrays or shapes, for an H200."""
-    with gpu_in_mind("NVIDIA H200"):
+    with gpu_in_mind("H200"):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
 
 def launches(text: str) -> int:
-    """How many Triton kernels a program launches."""
-    return len(re.findall(r"custom_call @\S*triton\S*\(", text))
+    """How many Pallas kernels a program launches."""
+    return len(re.findall(r"custom_call @\S*(?:triton|mosaic_gpu)\S*\(", text))
 
 
 def moved(text: str) -> list[str]:

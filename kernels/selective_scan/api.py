@@ -6,7 +6,6 @@ cannot run. To add one: write its file, and enter it in IMPLEMENTATIONS.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import no_type_check
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels.selective_scan import associative, chunked, pallas_triton, reference
+from kernels.selective_scan import associative, chunked, pallas_mosaic, pallas_triton, reference
 from kernels.selective_scan.validation import check_arguments, check_implementation
 
 
@@ -30,7 +29,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "associative": associative.scan,
     "chunked": chunked.scan,
     "pallas_triton": pallas_triton.scan,
-    "pallas_mosaic": partial(_not_built, "pallas_mosaic"),
+    "pallas_mosaic": pallas_mosaic.scan,
 }
 
 

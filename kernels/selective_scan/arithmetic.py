@@ -28,7 +28,8 @@ class Arithmetic:
         """log(1 + exp(x)), to float32's relative accuracy also where it vanishes."""
         e = self.exp2(-LOG2_E * jnp.abs(x))
         series = e * (1.0 - e * (1 / 2 - e * (1 / 3 - e * (1 / 4 - e * (1 / 5)))))
-        return jnp.maximum(x, 0.0) + jnp.where(e < 0.03, series, LN_2 * self.log2(1.0 + e))
+        positive = 0.5 * (x + jnp.abs(x))  # a maximum that keeps NaN is no instruction before sm_80
+        return positive + jnp.where(e < 0.03, series, LN_2 * self.log2(1.0 + e))
 
     def sigmoid(self, x):
         return self.reciprocal(1.0 + self.exp2(-LOG2_E * x))

@@ -21,8 +21,8 @@ STATES = (4, 8, 16, 32)
 MULTIPROCESSORS = CHIPS["H200"].multiprocessors
 """What is planned for where no GPU is at hand."""
 
-MAX_STATES_PER_LANE = 16
-"""Of one channel: more, with the rows that are read ahead, do not fit the registers."""
+MAX_STATES_PER_LANE = 32
+"""Of all its channels: more, with the rows that are read ahead, do not fit the registers."""
 
 MAX_ROWS_PER_LANE = 16
 """Steps times channels of one lane whose rows the backward kernel keeps in registers."""
@@ -85,5 +85,5 @@ def plan(
         per_state = cost.per_state[candidate.vectors]
         return rounds * candidate.vectors * (states * per_state + cost.per_row)
 
-    fitting = (p for p in plans if state // p.groups <= MAX_STATES_PER_LANE)
+    fitting = (p for p in plans if p.vectors * state // p.groups <= MAX_STATES_PER_LANE)
     return min(fitting, key=cycles)

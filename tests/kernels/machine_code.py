@@ -1,10 +1,11 @@
-"""Compiles the Triton kernels to machine code for a GPU that is not there.
+"""Compiles the Pallas kernels to machine code for a GPU that is not there.
 
-    python tests/kernels/machine_code.py CHIP forward|gradient VECTORS GROUPS plain|full BATCH
+    python tests/kernels/machine_code.py IMPLEMENTATION CHIP forward|gradient PLAN plain|full BATCH
 
-for sequences of 1024 steps, 1536 channels and 16 states in bfloat16, and prints JSON: temporary
-memory, and where ptxas and nvdisasm are at hand the instructions of each kernel's loops. A register
-that spills is an error. Needs the extra `gpu-check`.
+for sequences of 1024 steps, 1536 channels and 16 states in bfloat16; PLAN counts the
+implementation's, and `full` has every option but h0. Prints JSON: temporary memory, and where ptxas
+and nvdisasm are at hand the instructions of each kernel's loops. A register that spills is an
+error. Needs the extra `gpu-check`.
 """
 
 import json
@@ -88,11 +89,14 @@ def loops(ptx: Path, capability: tuple[int, int]) -> list[dict[str, int]]:
 
 
 def main() -> None:
-    chip, what, vectors, groups, options, batch = sys.argv[1:]
+    implementation, chip, what, number, options, batch = sys.argv[1:]
     dump = Path(tempfile.mkdtemp())
+    # Triton's kernels are compiled by XLA, Mosaic's by a compiler of their own.
     os.environ["XLA_FLAGS"] = (
         f"--xla_gpu_fail_ptx_compilation_on_register_spilling=true --xla_dump_to={dump}"
     )
+    os.environ |= {"MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_DUMP_PTXAS": "1"}
+    os.environ["MOSAIC_GPU_DUMP_TO"] = str(dump)
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -100,8 +104,7 @@ def main() -> None:
     from jax.sharding import Mesh, NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from kernels.selective_scan import pallas_scan, pallas_triton
-    from kernels.selective_scan.launch_plan import Plan
+    from kernels.selective_scan import pallas_mosaic, pallas_scan, pallas_triton
     from tests.lowering import gpu_in_mind
 
     topology = topologies.get_topology_desc(
@@ -121,28 +124,33 @@ def main() -> None:
         "D": None,
         "z": None,
         "delta_bias": None,
+        "order": None,
     }
     if options == "full":
         arrays["z"] = arrays["u"]
         arrays["D"] = arrays["delta_bias"] = shape(d, dtype=jnp.float32)
-    pallas_scan.plan = lambda cost, plans, **sizes: Plan(int(vectors), int(groups))
+        arrays["order"] = shape(length, dtype=jnp.int32)
+    module = {"pallas_triton": pallas_triton, "pallas_mosaic": pallas_mosaic}[implementation]
+    pallas_scan.plan = lambda cost, plans, **sizes: plans[int(number)]
 
     def scan(arrays: dict) -> jax.Array:
-        y, _ = pallas_triton.scan(
-            **arrays, h0=None, order=None, reverse=False, delta_softplus=options == "full"
-        )
+        y, _ = module.scan(**arrays, h0=None, reverse=False, delta_softplus=options == "full")
         return y
 
-    gradient = jax.grad(lambda arrays: jnp.sum(scan(arrays).astype(jnp.float32)))
-    with gpu_in_mind(f"NVIDIA {chip}"):
+    loss = lambda arrays: jnp.sum(scan(arrays).astype(jnp.float32))
+    gradient = jax.grad(loss, allow_int=True)
+    with gpu_in_mind(chip):
         lowered = jax.jit(scan if what == "forward" else gradient).lower(arrays)
     compiled = lowered.compile()
+    for log in dump.glob("*.ptxas"):
+        spills = re.findall(r"(\d+) bytes spill", log.read_text())
+        assert spills and not any(map(int, spills)), log.read_text()
     result = {"temp_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20}
     if tool("ptxas") and tool("nvdisasm"):
         result["loops"] = {
-            re.search(r"\.entry (\w+)", text)[1]: loops(ptx, CHIPS[chip].capability)
+            name[1].removesuffix("_mosaic_gpu_kernel"): loops(ptx, CHIPS[chip].capability)
             for ptx in dump.glob("*.ptx")
-            if "selective_scan" in (text := ptx.read_text())
+            if (name := re.search(r"\.entry (selective_scan\w*)", ptx.read_text()))
         }
     shutil.rmtree(dump)
     print(json.dumps(result))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from backends import ALL
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -14,7 +15,6 @@ from kernels import selective_scan
 from kernels.selective_scan import oracle
 from kernels.selective_scan.api import IMPLEMENTATIONS
 
-BUILT = ["sequential", "associative", "chunked", "pallas_triton"]
 BATCH, CHANNELS, STATE = 2, 6, 4
 OPTIONAL = ("D", "z", "delta_bias", "h0")
 
@@ -99,7 +99,7 @@ def check_against_oracle(
         assert_close(gradients[name], expected, gradient_tolerance, f"gradient of {name}")
 
 
-@pytest.mark.parametrize("implementation", BUILT)
+@pytest.mark.parametrize("implementation", ALL)
 class TestEveryImplementation:
     @pytest.mark.parametrize(
         ("length", "present", "softplus", "ordered", "reverse"),
@@ -287,7 +287,7 @@ class TestEveryImplementation:
 
 def test_list_of_built_implementations_is_complete():
     arrays = make_arrays(3)
-    for name in set(IMPLEMENTATIONS) - set(BUILT):
+    for name in set(IMPLEMENTATIONS) - set(ALL):
         with pytest.raises(NotImplementedError, match=name):
             selective_scan(**arrays, implementation=name)
 

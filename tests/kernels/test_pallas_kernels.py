@@ -1,4 +1,4 @@
-"""What is particular to the Triton kernels: plans, shapes, lowering for a GPU, what they refuse."""
+"""What is particular to the Pallas kernels: plans, shapes, lowering for a GPU, what they refuse."""
 
 import itertools
 from functools import partial
@@ -7,16 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from backends import PALLAS
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kernels import selective_scan
-from kernels.selective_scan import device, launch_plan, oracle, pallas_scan, pallas_triton
+from kernels.selective_scan import (
+    device,
+    launch_plan,
+    oracle,
+    pallas_mosaic,
+    pallas_scan,
+    pallas_triton,
+)
+from kernels.selective_scan.api import IMPLEMENTATIONS
 from kernels.selective_scan.launch_plan import BACKWARD, FORWARD, Plan, plan
 from kernels.selective_scan.sharding import batch_axes
 from tests.lowering import launches, lowered_for_cuda, moved
+
+PLANS = {"pallas_triton": pallas_triton.PLANS, "pallas_mosaic": pallas_mosaic.PLANS}
 
 
 def arrays_of(batch, length, channels, state, dtype=jnp.float32):
@@ -35,22 +46,23 @@ def arrays_of(batch, length, channels, state, dtype=jnp.float32):
     }
 
 
-def run(arrays, order=None, reverse=False):
+def run(arrays, order=None, reverse=False, *, implementation):
     """((y, last state), gradients of 2 sum(y) + 3 sum(last state))."""
 
     def scan(arrays):
         return selective_scan(
             **arrays, delta_softplus=True, order=order, reverse=reverse,
-            return_last_state=True, implementation="pallas_triton",
+            return_last_state=True, implementation=implementation,
         )  # fmt: skip
 
     outputs, pull_back = jax.vjp(scan, arrays)
     return outputs, pull_back((jnp.full_like(outputs[0], 2), jnp.full_like(outputs[1], 3)))[0]
 
 
-def check(arrays, order=None, reverse=False):
+def check(implementation, arrays, order=None, reverse=False):
     options = dict(delta_softplus=True, order=order, reverse=reverse)
-    outputs, gradients = jax.jit(partial(run, reverse=reverse))(arrays, order)
+    scan = partial(run, reverse=reverse, implementation=implementation)
+    outputs, gradients = jax.jit(scan)(arrays, order)
     expected = oracle.forward(arrays, **options)
     for actual, wanted in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(actual, wanted, atol=1e-5 * np.abs(wanted).max())
@@ -60,22 +72,29 @@ def check(arrays, order=None, reverse=False):
         np.testing.assert_allclose(gradients[name], wanted, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("one_plan", pallas_triton.PLANS, ids=str)
-def test_every_plan_gives_the_same(one_plan, monkeypatch):
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_every_plan_gives_the_same(implementation, which, monkeypatch):
     """A length that no chunk divides, channels that no block divides."""
+    if which >= len(PLANS[implementation]):
+        pytest.skip("has fewer plans")
+    one_plan = PLANS[implementation][which]
     monkeypatch.setattr(pallas_scan, "plan", lambda *arguments, **options: one_plan)
     order = np.random.default_rng(1).permutation(6).astype(np.int32)
-    check(arrays_of(2, 6, one_plan.channels + 3, 4), order, reverse=True)
+    check(implementation, arrays_of(2, 6, one_plan.channels + 3, 4), order, reverse=True)
 
 
 @pytest.mark.parametrize("state", launch_plan.STATES)
-def test_every_number_of_states(state):
-    check(arrays_of(1, 3, 5, state))
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_every_number_of_states(implementation, state):
+    check(implementation, arrays_of(1, 3, 5, state))
 
 
-def test_two_runs_give_the_same_bits():
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_two_runs_give_the_same_bits(implementation):
     """On a GPU only atomic operations could make them differ, so none may be there."""
-    kernels = str(jax.make_jaxpr(run)(arrays_of(2, 8, 6, 4)))
+    scan = partial(run, implementation=implementation)
+    kernels = str(jax.make_jaxpr(scan)(arrays_of(2, 8, 6, 4)))
     assert "selective_scan_backward" in kernels and "atomic" not in kernels
 
     def with_atomics(x_ref, y_ref):
@@ -85,12 +104,14 @@ def test_two_runs_give_the_same_bits():
     assert "atomic" in str(jax.make_jaxpr(pl.pallas_call(with_atomics, shape))(jnp.ones(4)))
 
 
-def test_the_interval_of_checkpoints_changes_memory_and_nothing_else():
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_the_interval_of_checkpoints_changes_memory_and_nothing_else(implementation):
     arrays = arrays_of(2, 20, 6, 4) | {"h0": None}
     options = dict(delta_softplus=True, order=None, reverse=False)
 
     def residuals(chunk):
-        scan = lambda arrays: pallas_triton.scan(**arrays, **options, chunk=chunk)[0].sum()
+        one = IMPLEMENTATIONS[implementation]
+        scan = lambda arrays: one(**arrays, **options, chunk=chunk)[0].sum()
         value, gradients = jax.jit(jax.value_and_grad(scan))(arrays)
         kept = jax.tree.leaves(jax.eval_shape(lambda a: jax.vjp(scan, a)[1], arrays))
         return value, gradients, sorted(leaf.size for leaf in kept)
@@ -108,36 +129,36 @@ def test_the_interval_of_checkpoints_changes_memory_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("batch", "channels", "forward", "backward"),
+    ("batch", "channels", "triton", "mosaic"),
     [
-        (8, 1536, Plan(1, 1), Plan(1, 1)),
-        (64, 1536, Plan(2, 1), Plan(2, 1)),
-        (1, 1536, Plan(1, 4), Plan(1, 4)),
-        (64, 768, Plan(1, 1), Plan(1, 1)),
-        (8, 512, Plan(1, 4), Plan(1, 4)),
+        (8, 1536, Plan(1), Plan(1, warps=4)),
+        (64, 1536, Plan(2), Plan(2, warps=4)),
+        (1, 1536, Plan(1, groups=4), Plan(1, warps=4)),
+        (64, 768, Plan(1), Plan(1, warps=4)),
+        (8, 512, Plan(1, groups=4), Plan(1, warps=4)),
     ],
 )
-def test_the_plans_of_the_benchmarks_shapes(batch, channels, forward, backward):
-    """16 states on an H200."""
-    sizes = dict(batch=batch, channels=channels, state=16)
-    assert plan(FORWARD, pallas_triton.PLANS, **sizes) == forward
-    assert plan(BACKWARD, pallas_triton.PLANS, **sizes) == backward
+def test_the_plans_of_the_benchmarks_shapes(batch, channels, triton, mosaic):
+    """16 states on an H200; both ways alike."""
+    for cost in (FORWARD, BACKWARD):
+        find = partial(plan, cost, batch=batch, channels=channels, state=16)
+        assert find(plans=PLANS["pallas_triton"]) == triton
+        assert find(plans=PLANS["pallas_mosaic"]) == mosaic
 
 
 def test_a_plan_leaves_no_lane_more_states_than_registers():
-    for cost, batch in itertools.product((FORWARD, BACKWARD), (1, 8, 512)):
-        assert (
-            32 // plan(cost, pallas_triton.PLANS, batch=batch, channels=1024, state=32).groups <= 16
-        )
+    for cost, batch, plans in itertools.product((FORWARD, BACKWARD), (1, 8, 512), PLANS.values()):
+        found = plan(cost, plans, batch=batch, channels=1024, state=32)
+        assert 32 * found.vectors // found.groups <= 32
 
 
-def lowered(orders=None):
+def lowered(implementation, orders=None):
     """StableHLO of the gradient for CUDA."""
     shapes = jax.eval_shape(lambda: arrays_of(8, 64, 96, 8, jnp.bfloat16))
 
     def loss(arrays, order):
         scan = lambda order: selective_scan(
-            **arrays, delta_softplus=True, order=order, implementation="pallas_triton"
+            **arrays, delta_softplus=True, order=order, implementation=implementation
         )
         y = scan(order) if orders is None else jax.vmap(scan)(order)
         return jnp.sum(y.astype(jnp.float32))
@@ -147,22 +168,25 @@ def lowered(orders=None):
 
 
 @pytest.mark.parametrize("orders", [None, 2])
-def test_one_launch_each_way_and_no_permuted_copy(orders):
-    text = lowered(orders)
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_one_launch_each_way_and_no_permuted_copy(implementation, orders):
+    text = lowered(implementation, orders)
     assert launches(text) == 2
     for operation in moved(text):
         assert "transpose" in operation and "64x96" not in operation
 
 
-def test_on_a_mesh_every_device_scans_its_own_sequences():
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_on_a_mesh_every_device_scans_its_own_sequences(implementation):
+    scan = partial(run, implementation=implementation)
     mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     arrays = arrays_of(4, 6, 5, 4)
     order = np.random.default_rng(1).permutation(6).astype(np.int32)
     rows = NamedSharding(mesh, P(("data", "fsdp")))
     place = lambda x: jax.device_put(x, rows if x.ndim == 3 else NamedSharding(mesh, P()))
-    expected = jax.jit(run)(arrays, order)
+    expected = jax.jit(scan)(arrays, order)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(run).lower(jax.tree.map(place, arrays), order).compile()
+        compiled = jax.jit(scan).lower(jax.tree.map(place, arrays), order).compile()
         actual = compiled(jax.tree.map(place, arrays), order)
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     jax.tree.map(close, actual, expected)
@@ -178,18 +202,19 @@ def test_a_batch_that_the_mesh_does_not_divide_is_spread_as_far_as_it_goes():
     assert batch_axes(4) == ()
 
 
-def test_forward_mode_is_answered_by_who_has_it():
+@pytest.mark.parametrize("name", [*PALLAS, "chunked"])
+def test_forward_mode_is_answered_by_who_has_it(name):
     arrays = arrays_of(1, 4, 3, 4)
-    for name in ("pallas_triton", "chunked"):
-        scan = lambda u, name=name: selective_scan(**arrays | {"u": u}, implementation=name)
-        with pytest.raises(NotImplementedError, match=f"{name}.* name 'sequential' or 'associ"):
-            jax.jvp(scan, (arrays["u"],), (arrays["u"],))
+    scan = lambda u: selective_scan(**arrays | {"u": u}, implementation=name)
+    with pytest.raises(NotImplementedError, match=f"{name}.* name 'sequential' or 'associ"):
+        jax.jvp(scan, (arrays["u"],), (arrays["u"],))
 
 
-def test_other_numbers_of_states_are_refused_and_the_default_takes_them():
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_other_numbers_of_states_are_refused_and_the_default_takes_them(implementation):
     arrays = arrays_of(1, 4, 3, 5)
     with pytest.raises(NotImplementedError, match="4, 8, 16, 32 states, but A has 5; name 'chunk"):
-        selective_scan(**arrays, implementation="pallas_triton")
+        selective_scan(**arrays, implementation=implementation)
     assert selective_scan(**arrays).shape == (1, 4, 3)
 
 
@@ -220,3 +245,17 @@ def test_a_recent_gpu_defaults_to_it(monkeypatch):
     monkeypatch.setattr(device, "compute_capability", lambda: (9, 0))
     assert best_implementation(16) == "pallas_triton"
     assert best_implementation(5) == "chunked"
+
+
+@pytest.mark.parametrize("implementation", PALLAS[1:])
+def test_mosaic_program_in_its_simulator(implementation, monkeypatch):
+    """What runs on a GPU, with its shared memory and layouts, and not the body alone."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    monkeypatch.setattr(pallas_mosaic, "_interpret", pallas_mosaic._run)
+    monkeypatch.setattr(pallas_mosaic, "Interpreted", pallas_mosaic.Warpgroup)
+    order = np.random.default_rng(1).permutation(6).astype(np.int32)
+    # Barriers are inline code, which it cannot follow: lanes run in step there anyway.
+    simulator = plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")
+    with plgpu.force_gpu_interpret_mode(simulator):
+        check(implementation, arrays_of(1, 6, 3, 4), order)
