@@ -13,16 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels.selective_scan import associative, chunked, pallas_mosaic, pallas_triton, reference
+from kernels.selective_scan import (
+    associative,
+    chunked,
+    device,
+    pallas_mosaic,
+    pallas_triton,
+    reference,
+)
 from kernels.selective_scan.validation import check_arguments, check_implementation
-
-
-def _not_built(name: str, *arguments, **options):
-    raise NotImplementedError(
-        f"selective_scan: the implementation {name!r} is not built yet; "
-        "name 'chunked', which runs on every device, or leave implementation=None"
-    )
-
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "sequential": reference.scan,
@@ -36,15 +35,17 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 def best_implementation(state: int) -> str:
     """The name which `implementation=None` stands for, given the number of states.
 
-    On NVIDIA GPUs from sm_80 on "pallas_triton", for the numbers of states that it takes; anywhere
-    else (CPUs, older GPUs, TPUs) "chunked".
+    On NVIDIA GPUs from sm_80 on a Pallas kernel if it takes that many states: "pallas_triton"
+    while jax has it, then "pallas_mosaic". Anywhere else (CPUs, older GPUs, TPUs) "chunked".
     """
-    if jax.default_backend() == "gpu":
-        try:
-            pallas_triton.check(state)
-        except NotImplementedError:
-            return "chunked"
-        return "pallas_triton"
+    capability = device.compute_capability()
+    if capability is not None and capability >= (8, 0):
+        for name, kernel in (("pallas_triton", pallas_triton), ("pallas_mosaic", pallas_mosaic)):
+            try:
+                kernel.check(state)
+            except NotImplementedError:
+                continue
+            return name
     return "chunked"
 
 

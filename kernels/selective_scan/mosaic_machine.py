@@ -1,24 +1,52 @@
-"""What the Mosaic kernels ask of the machine beyond jnp: a warpgroup, or its stand-in on a CPU.
+"""The machine of `kernel_layout` in Mosaic GPU: a program is a warpgroup, sums go by shared memory.
 
-Shared memory comes as references to float32 arrays. Between lanes it is ordered by `barrier` alone.
+References are whole arrays but for the axes that a program has one entry of. Shared memory is
+ordered between lanes by `barrier` alone.
 """
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from kernels.selective_scan.arithmetic import Arithmetic
 from kernels.selective_scan.chips import LANES
+from kernels.selective_scan.kernel_layout import Layout, Refs
 
 
-class Interpreted:
+class Interpreted(Arithmetic):
     """In the interpreter of `pl.pallas_call`."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
 
     def program(self) -> tuple:
         """The sequence and the block of channels."""
         return pl.program_id(0), pl.program_id(1)
 
-    def zeros(self, lanes: int):
-        return jnp.zeros(lanes, jnp.float32)
+    def channels(self) -> list:
+        first, lanes = self.program()[1] * self.layout.plan.channels, self.layout.lanes
+        return [pl.ds(first + v * lanes, lanes) for v in self.layout.vectors]
+
+    def state(self, n):
+        return n
+
+    def zeros(self):
+        return jnp.zeros(self.layout.lanes, jnp.float32)
+
+    def load(self, ref, *index):
+        return ref[index]
+
+    def store(self, ref, index: tuple, value) -> None:
+        ref[index] = value.astype(ref.dtype)
+
+    def sum_over_states(self, x):
+        return x
+
+    def obscured(self, x):
+        return x
+
+    def chunk(self, inputs: Refs, outputs: Refs, rows: list, start, scratch: Refs) -> "Chunk":
+        return Chunk(self, inputs, outputs, rows, **scratch)
 
     def barrier(self) -> None:
         """Waits until all lanes have come here."""
@@ -32,22 +60,23 @@ class Interpreted:
         target[...] = source[...]
 
 
-class Warpgroup:
+class Warpgroup(Interpreted):
     """In `plgpu.kernel`, for lane semantics."""
 
-    def __init__(self):
+    def __init__(self, layout: Layout):
         from jax.experimental.mosaic import gpu as mosaic
         from jax.experimental.pallas import mosaic_gpu as plgpu
 
+        super().__init__(layout)
         self.gpu = plgpu
         self.wait = plgpu.inline_mgpu()(lambda context: mosaic.warpgroup_barrier())
 
     def program(self) -> tuple:
         return lax.axis_index("sequence"), lax.axis_index("block")
 
-    def zeros(self, lanes: int):
-        layout = self.gpu.Layout.WG_STRIDED((lanes,), vec_size=1)
-        return self.gpu.layout_cast(jnp.zeros(lanes, jnp.float32), layout)
+    def zeros(self):
+        layout = self.gpu.Layout.WG_STRIDED((self.layout.lanes,), vec_size=1)
+        return self.gpu.layout_cast(super().zeros(), layout)
 
     def barrier(self) -> None:
         self.wait()
@@ -73,3 +102,57 @@ class Warpgroup:
         )
         values = self.gpu.load(source, layout=layout, optimized=False)
         self.gpu.store(target, values, optimized=False)
+
+
+class Chunk:
+    """B and C, and the products to be summed over lanes, pass through shared memory."""
+
+    def __init__(
+        self, machine: Interpreted, inputs: Refs, outputs: Refs, rows: list, products, BC, sums
+    ):
+        """
+        Args:
+          products: shared memory (2, rows, lanes), rows of at least twice the chunk: for one state,
+            and in turns for the next, C's and then B's gradient at every step and lane.
+          BC: shared memory (state, rows), the chunk's C and then its B. By state, so that several
+            steps are read at once, and at addresses known beforehand.
+          sums: shared memory (state, rows), the products summed over lanes.
+        """
+        self.machine, self.outputs = machine, outputs
+        self.products, self.BC, self.sums = products, BC, sums
+        self.length = len(rows)
+        for name, t, place in self._places():
+            machine.copy(inputs[name].at[rows[t]], BC.at[:, place])
+        machine.barrier()
+
+    def _places(self) -> list:
+        steps = range(self.length)
+        return [
+            (name, t, first + t) for name, first in (("C", 0), ("B", self.length)) for t in steps
+        ]
+
+    def C(self, t: int, n):
+        return self.BC[n, t]
+
+    def B(self, t: int, n):
+        return self.BC[n, self.length + t]
+
+    def put_C(self, t: int, n, value) -> None:
+        self.products[n % 2, t, :] = value
+
+    def C_done(self, n) -> None:
+        """Both are summed at once."""
+
+    def put_B(self, t: int, n, value) -> None:
+        self.products[n % 2, self.length + t, :] = value
+
+    def B_done(self, n) -> None:
+        # One wait a state: whoever writes the same half again has waited for the next state, and
+        # before that everybody has read this one.
+        self.machine.barrier()
+        self.sums[n, :] = self.machine.sum_over_lanes(self.products.at[n % 2])
+
+    def done(self, rows: list) -> None:
+        self.machine.barrier()
+        for name, t, place in self._places():
+            self.machine.copy(self.sums.at[:, place], self.outputs[name].at[rows[t]])

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from kernels.selective_scan import device, sharding
+from kernels.selective_scan import device, kernel_backward, kernel_forward, sharding
 from kernels.selective_scan.arithmetic import LN_2, LOG2_E
+from kernels.selective_scan.kernel_layout import Layout
 from kernels.selective_scan.launch_plan import (
     BACKWARD,
     FORWARD,
@@ -26,6 +27,8 @@ from kernels.selective_scan.launch_plan import (
 
 Arrays = dict[str, jax.Array]
 """By the argument's name in `selective_scan`; what is absent has no entry."""
+
+Axes = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,24 +44,31 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernels:
-    """What a backend brings. Its two kernels are functions of (options, arrays).
+class Launch:
+    """One kernel, and what it is to run on."""
 
-    They find A as (state, channels) times log2(e), and states as (batch, state, channels).
-    """
+    name: str
+    body: Callable
+    """Of (inputs, outputs) forward and (inputs, outputs, scratch) backward, references by name, and
+    of `layout=` and `machine=`; see `kernel_layout`."""
+    layout: Layout
+    inputs: Arrays
+    """Their number of channels is a multiple of the plan's."""
+    input_axes: dict[str, Axes]
+    outputs: dict[str, jax.ShapeDtypeStruct]
+    output_axes: dict[str, Axes]
+    grid: tuple[int, int]
+    """Sequences, blocks of channels."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
     name: str
     """Of the implementation."""
     plans: tuple[Plan, ...]
     """The cheapest of them is taken."""
-    forward: Callable[..., Arrays]
-    """With `checkpoints=` as well: y, last_state, and checkpoints where they are wanted."""
-    backward: Callable[[Options, Arrays], Arrays]
-    """From the arguments, `checkpoints`, `ybar` and `last_state_bar` to gradients.
-
-    Of sums over everything a program has its own: B and C are (batch, blocks, length or more,
-    state), A is (batch, state, channels), D and delta_bias are (batch, channels).
-    """
+    run: Callable[[Launch], Arrays]
+    """To the outputs by name."""
 
 
 def longest_chunk(backward: Plan) -> int:
@@ -93,7 +103,7 @@ def check(name: str, state: int, least: tuple[int, int]) -> None:
 
 
 def scan(
-    kernels: Kernels,
+    backend: Backend,
     u,
     delta,
     A,
@@ -112,6 +122,7 @@ def scan(
     """See `kernels.selective_scan.api.selective_scan`.
 
     Args:
+      backend: whose kernels are to run, which has been checked.
       chunk: steps between two checkpoints of the state, 4, 8 or 16. Fewer of them keep more
         checkpoints, (batch, length / chunk, state, channels) floats, and leave more registers free.
         None takes the most that fit the registers.
@@ -132,22 +143,22 @@ def scan(
     inputs = {name: x for name, x in inputs.items() if x is not None}
 
     def on_one_device(inputs: Arrays):
-        options = _options(kernels.plans, inputs, delta_softplus, reverse, chunk)
+        options = _options(backend, inputs, delta_softplus, reverse, chunk)
         arrays = {name: x for name, x in inputs.items() if name != "order"}
         order = {name: x for name, x in inputs.items() if name == "order"}
-        return _scan(kernels, options, arrays, order)
+        return _scan(backend, options, arrays, order)
 
-    mapped = sharding.over_batch(on_one_device, len(u), lambda name: ARGUMENTS[name][0] == "batch")
+    mapped = sharding.over_batch(on_one_device, len(u), lambda name: _ARGUMENTS[name][0] == "batch")
     y, last_state = mapped(inputs)
     return y, last_state.mT
 
 
-def _options(plans, inputs: Arrays, softplus: bool, reverse: bool, chunk: int | None) -> Options:
+def _options(backend: Backend, inputs, softplus: bool, reverse: bool, chunk: int | None) -> Options:
     batch, length, channels = inputs["u"].shape
     forward, backward = (
         plan(
             cost,
-            plans,
+            backend.plans,
             batch=batch,
             channels=channels,
             state=len(inputs["A"]),
@@ -162,22 +173,22 @@ def _options(plans, inputs: Arrays, softplus: bool, reverse: bool, chunk: int | 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(kernels: Kernels, options: Options, inputs: Arrays, order: Arrays):
+def _scan(backend: Backend, options: Options, inputs: Arrays, order: Arrays):
     """y and the last state (batch, state, channels)."""
-    outputs = kernels.forward(options, inputs | order, checkpoints=False)
+    outputs = _forward(backend, options, inputs | order, ("y", "last_state"))
     return outputs["y"], outputs["last_state"]
 
 
-def _scan_forward(kernels, options, inputs, order):
-    outputs = kernels.forward(options, inputs | order, checkpoints=True)
+def _scan_forward(backend, options, inputs, order):
+    outputs = _forward(backend, options, inputs | order, ("y", "last_state", "checkpoints"))
     return (outputs["y"], outputs["last_state"]), (inputs, order, outputs["checkpoints"])
 
 
-def _scan_backward(kernels, options, residuals, cotangents):
+def _scan_backward(backend, options, residuals, cotangents):
     inputs, order, checkpoints = residuals
     ybar, last_state_bar = cotangents
     more = {"checkpoints": checkpoints, "ybar": ybar, "last_state_bar": last_state_bar}
-    bars = kernels.backward(options, inputs | order | more)
+    bars = _backward(backend, options, inputs | order | more)
     # Sums over what the programs had apart: blocks of channels, or sequences.
     for name in ("B", "C"):
         bars[name] = jnp.sum(bars[name][:, :, : ybar.shape[1]], 1)
@@ -195,7 +206,7 @@ _scan.defvjp(_scan_forward, _scan_backward)
 _SEQUENCE = ("batch", "length", "channels")
 _STATE = ("batch", "state", "channels")
 _CHECKPOINTS = ("batch", "chunks", "state", "channels")
-ARGUMENTS = {
+_ARGUMENTS = {
     "u": _SEQUENCE,
     "delta": _SEQUENCE,
     "A": ("state", "channels"),
@@ -210,8 +221,8 @@ ARGUMENTS = {
     "ybar": _SEQUENCE,
     "last_state_bar": _STATE,
 }
-RESULTS = {"y": _SEQUENCE, "last_state": _STATE, "checkpoints": _CHECKPOINTS}
-GRADIENTS = {
+_RESULTS = {"y": _SEQUENCE, "last_state": _STATE, "checkpoints": _CHECKPOINTS}
+_GRADIENTS = {
     "u": _SEQUENCE,
     "delta": _SEQUENCE,
     "A": _STATE,
@@ -224,30 +235,71 @@ GRADIENTS = {
 }
 
 
-def sizes(options: Options, plan: Plan, inputs: Arrays) -> dict[str, int]:
-    """The length of every axis; `steps` is the length with the last chunk filled up."""
-    batch, length, channels = inputs["u"].shape
+def _forward(backend: Backend, options: Options, inputs: Arrays, wanted: tuple[str, ...]) -> Arrays:
+    axes = {name: _RESULTS[name] for name in wanted}
+    body, dtypes = kernel_forward.forward, {"y": inputs["u"].dtype}
+    return _run(backend, "selective_scan", body, options, options.forward, inputs, axes, dtypes)
+
+
+def _backward(backend: Backend, options: Options, inputs: Arrays) -> Arrays:
+    """All gradients, and always that of h0."""
+    axes = {name: axes for name, axes in _GRADIENTS.items() if name in inputs or name == "h0"}
+    dtypes = {name: inputs[name].dtype for name in ("u", "delta", "z") if name in inputs}
+    name, body = "selective_scan_backward", kernel_backward.backward
+    return _run(backend, name, body, options, options.backward, inputs, axes, dtypes)
+
+
+def _run(
+    backend: Backend,
+    name: str,
+    body: Callable,
+    options: Options,
+    plan: Plan,
+    inputs: Arrays,
+    output_axes: dict[str, Axes],
+    dtypes: dict[str, jnp.dtype],
+) -> Arrays:
+    """Launch a kernel; outputs whose dtype is not given are float32."""
+    channels = inputs["u"].shape[2]
+    inputs = {k: _padded(x, _ARGUMENTS[k], plan.channels) for k, x in inputs.items()}
+    batch, length, padded_channels = inputs["u"].shape
+    layout = Layout(
+        length=length,
+        state=len(inputs["A"]),
+        plan=plan,
+        chunk=options.chunk,
+        softplus=options.softplus,
+        reverse=options.reverse,
+    )
     chunks = pl.cdiv(length, options.chunk)
-    return {
+    sizes = {
         "batch": batch,
         "length": length,
-        "channels": channels,
-        "state": len(inputs["A"]),
+        "channels": padded_channels,
+        "state": layout.state,
         "chunks": chunks,
         "steps": chunks * options.chunk,
-        "blocks": pl.cdiv(channels, plan.channels),
+        "blocks": padded_channels // plan.channels,
     }
+    launch = Launch(
+        name=name,
+        body=body,
+        layout=layout,
+        inputs=inputs,
+        input_axes={k: _ARGUMENTS[k] for k in inputs},
+        outputs={
+            k: jax.ShapeDtypeStruct(tuple(sizes[a] for a in axes), dtypes.get(k, jnp.float32))
+            for k, axes in output_axes.items()
+        },
+        output_axes=output_axes,
+        grid=(batch, sizes["blocks"]),
+    )
+    cut = lambda x, axes: x[..., :channels] if axes[-1] == "channels" else x
+    return {k: cut(x, output_axes[k]) for k, x in backend.run(launch).items()}
 
 
-def result_dtypes(inputs: Arrays, *, checkpoints: bool) -> dict[str, jnp.dtype]:
-    """What the forward kernel writes."""
-    results = {"y": inputs["u"].dtype, "last_state": jnp.dtype(jnp.float32)}
-    return results | ({"checkpoints": jnp.dtype(jnp.float32)} if checkpoints else {})
-
-
-def gradient_dtypes(inputs: Arrays) -> dict[str, jnp.dtype]:
-    """What the backward kernel writes: all gradients, and always that of h0."""
-    names = [name for name in GRADIENTS if name in inputs or name == "h0"]
-    in_its_dtype = ("u", "delta", "z")
-    single = jnp.dtype(jnp.float32)
-    return {name: inputs[name].dtype if name in in_its_dtype else single for name in names}
+def _padded(x: jax.Array, axes: Axes, multiple: int) -> jax.Array:
+    missing = -x.shape[-1] % multiple
+    if axes[-1] != "channels" or not missing:
+        return x
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])

@@ -1,99 +1,87 @@
 """The selective scan as one Pallas kernel each way, through Triton, for NVIDIA GPUs from sm_80 on.
 
-Everything of `selective_scan` happens inside: step sizes, the recurrence, skip, gate and orders.
 On a CPU the kernels are interpreted, which is for tests.
 """
 
+import dataclasses
 import warnings
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plt
 
-from kernels.selective_scan import pallas_scan, triton_backward, triton_forward
+from kernels.selective_scan import pallas_scan
 from kernels.selective_scan.launch_plan import Plan
-from kernels.selective_scan.pallas_scan import Arrays, Kernels, Options
-from kernels.selective_scan.triton_arithmetic import Assembly, Interpreted
-from kernels.selective_scan.triton_layout import Layout
+from kernels.selective_scan.pallas_scan import Arrays, Axes, Backend, Launch
+
+try:
+    from jax.experimental.pallas import triton as plt
+
+    from kernels.selective_scan.triton_machine import Assembly, Interpreted
+except ImportError:  # deprecated since jax 0.11.0: some day it will be gone
+    plt = None
 
 # Known, and of no use to those who call the scan: Mosaic GPU is to take this backend's place.
 warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
 
 PLANS = (Plan(1), Plan(2), Plan(1, groups=2), Plan(1, groups=4))
-check = partial(pallas_scan.check, "pallas_triton", least=(8, 0))
+
+
+def check(state: int) -> None:
+    """Raises NotImplementedError with the reason where these kernels cannot run."""
+    if plt is None:
+        raise NotImplementedError(
+            f"selective_scan: jax {jax.__version__} has no Triton backend of Pallas, which "
+            "'pallas_triton' needs; name 'pallas_mosaic', or 'chunked', which runs everywhere"
+        )
+    pallas_scan.check("pallas_triton", state, least=(8, 0))
 
 
 def scan(u, delta, A, *arguments, **options):
     """See `pallas_scan.scan`."""
     check(A.shape[1])
-    return pallas_scan.scan(KERNELS, u, delta, A, *arguments, **options)
+    return pallas_scan.scan(BACKEND, u, delta, A, *arguments, **options)
 
 
-def _forward(options: Options, inputs: Arrays, *, checkpoints: bool) -> Arrays:
-    return _launch(
-        "selective_scan",
-        triton_forward.forward,
-        options,
-        options.forward,
-        inputs,
-        pallas_scan.RESULTS,
-        pallas_scan.result_dtypes(inputs, checkpoints=checkpoints),
-    )
+def _run(launch: Launch) -> Arrays:
+    backward = "ybar" in launch.inputs
+    if backward:
+        launch = _joined(launch)
 
-
-def _backward(options: Options, inputs: Arrays) -> Arrays:
-    return _launch(
-        "selective_scan_backward",
-        triton_backward.backward,
-        options,
-        options.backward,
-        inputs,
-        pallas_scan.GRADIENTS,
-        pallas_scan.gradient_dtypes(inputs),
-    )
-
-
-KERNELS = Kernels("pallas_triton", PLANS, _forward, _backward)
-
-
-def _launch(
-    name: str, body, options: Options, plan: Plan, inputs: Arrays, axes: dict, dtypes: dict
-) -> Arrays:
-    sizes = pallas_scan.sizes(options, plan, inputs)
-
-    def spec(axes: tuple[str, ...]) -> pl.BlockSpec:
-        """Of "batch" and "blocks" a program has one entry, of "channels" its block, else all."""
-        shape = {"batch": None, "blocks": None, "channels": plan.channels}
+    def spec(shape: tuple[int, ...], axes: Axes) -> pl.BlockSpec:
+        sizes = {"batch": None, "blocks": None, "channels": launch.layout.plan.channels}
         return pl.BlockSpec(
-            tuple(shape.get(axis, sizes[axis]) for axis in axes),
+            tuple(sizes.get(axis, size) for axis, size in zip(axes, shape, strict=True)),
             lambda b, i: tuple({"batch": b, "blocks": i, "channels": i}.get(x, 0) for x in axes),
         )
 
     def call(interpret: bool, inputs: Arrays) -> Arrays:
-        layout = Layout(
-            length=sizes["length"],
-            channels=sizes["channels"],
-            state=sizes["state"],
-            plan=plan,
-            chunk=options.chunk,
-            softplus=options.softplus,
-            reverse=options.reverse,
-            arithmetic=Interpreted() if interpret else Assembly(),
-        )
+        machine = (Interpreted if interpret else Assembly)(launch.layout)
+        body = partial(launch.body, layout=launch.layout, machine=machine)
         return pl.pallas_call(
-            partial(body, layout=layout),
-            out_shape={
-                name: jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in axes[name]), dtype)
-                for name, dtype in dtypes.items()
-            },
-            grid=(sizes["batch"], sizes["blocks"]),
-            in_specs=({name: spec(pallas_scan.ARGUMENTS[name]) for name in inputs},),
-            out_specs={name: spec(axes[name]) for name in dtypes},
+            partial(body, scratch={}) if backward else body,
+            out_shape=launch.outputs,
+            grid=launch.grid,
+            in_specs=({k: spec(x.shape, launch.input_axes[k]) for k, x in inputs.items()},),
+            out_specs={k: spec(x.shape, launch.output_axes[k]) for k, x in launch.outputs.items()},
             compiler_params=plt.CompilerParams(num_warps=1, num_stages=1),
             interpret=interpret,
-            name=name,
+            name=launch.name,
         )(inputs)
 
-    return lax.platform_dependent(inputs, cuda=partial(call, False), default=partial(call, True))
+    return lax.platform_dependent(
+        launch.inputs, cuda=partial(call, False), default=partial(call, True)
+    )
+
+
+def _joined(launch: Launch) -> Launch:
+    """B and C side by side, so that a row has one address, and not two to be kept in registers."""
+    inputs = dict(launch.inputs)
+    BC = jnp.concatenate([inputs.pop("B"), inputs.pop("C")], -1)
+    axes = launch.input_axes | {"BC": ("batch", "length", "states")}
+    return dataclasses.replace(launch, inputs=inputs | {"BC": BC}, input_axes=axes)
+
+
+BACKEND = Backend("pallas_triton", PLANS, _run)

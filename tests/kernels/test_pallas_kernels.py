@@ -238,13 +238,28 @@ def test_devices_without_it_say_so_and_default_to_chunked(
     assert best_implementation(16) == "chunked"
 
 
-def test_a_recent_gpu_defaults_to_it(monkeypatch):
+def test_a_recent_gpu_defaults_to_a_kernel(monkeypatch):
     from kernels.selective_scan.api import best_implementation
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(device, "compute_capability", lambda: (9, 0))
     assert best_implementation(16) == "pallas_triton"
     assert best_implementation(5) == "chunked"
+    monkeypatch.setattr(jax, "__version_info__", (0, 13, 0))
+    monkeypatch.setattr(pallas_triton, "plt", None)  # as in a jax that has dropped it
+    with pytest.raises(NotImplementedError, match=r"no Triton backend .* name 'pallas_mosaic'"):
+        pallas_triton.check(16)
+    assert best_implementation(16) == "pallas_mosaic"
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 1))
+    assert best_implementation(16) == "chunked"
+
+
+def test_an_old_jax_has_no_mosaic_kernel_and_says_so(monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 1))
+    with pytest.raises(
+        NotImplementedError, match=r"needs jax 0\.11\.2 or newer, .* name 'chunked'"
+    ):
+        selective_scan(**arrays_of(1, 4, 3, 4), implementation="pallas_mosaic")
 
 
 @pytest.mark.parametrize("implementation", PALLAS[1:])
@@ -252,7 +267,7 @@ def test_mosaic_program_in_its_simulator(implementation, monkeypatch):
     """What runs on a GPU, with its shared memory and layouts, and not the body alone."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    monkeypatch.setattr(pallas_mosaic, "_interpret", pallas_mosaic._run)
+    monkeypatch.setattr(pallas_mosaic, "_interpret", pallas_mosaic._compile)
     monkeypatch.setattr(pallas_mosaic, "Interpreted", pallas_mosaic.Warpgroup)
     order = np.random.default_rng(1).permutation(6).astype(np.int32)
     # Barriers are inline code, which it cannot follow: lanes run in step there anyway.

@@ -1,16 +1,9 @@
-"""The body of the forward kernel; see `mosaic_layout` for what a program is."""
+"""The body of the forward kernel; see `kernel_layout` for what a program is."""
 
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.selective_scan.mosaic_layout import (
-    Layout,
-    Refs,
-    load_channels,
-    math,
-    single,
-    store,
-)
+from kernels.selective_scan.kernel_layout import Layout, Machine, Refs
 
 FAR = 8
 """Steps, times channels of a lane, ahead of their use that u, delta and z are asked for: they come
@@ -21,47 +14,53 @@ NEAR = 32
 programs of a sequence read them."""
 
 
-def forward(inputs: Refs, outputs: Refs, *, layout: Layout) -> None:
+def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) -> None:
     """y, the last state, and the state before each chunk where there is a place for it."""
-    vectors, states = range(layout.plan.vectors), range(layout.state)
-    sequence, block = layout.machine.program()
-    channels = layout.channels(block)
-    A = [[inputs["A"][n, c] for n in states] for c in channels]
-    D, bias = (load_channels(inputs, name, channels) for name in ("D", "delta_bias"))
+    load, store, fma = machine.load, machine.store, machine.fma
+    vectors, states = layout.vectors, range(layout.states)
+    channels = machine.channels()
+    of_channels = lambda name: [
+        load(inputs[name], c).astype(jnp.float32) if name in inputs else None for c in channels
+    ]
+    of_states = lambda name: [
+        [load(inputs[name], machine.state(n), c) for n in states] for c in channels
+    ]
+    A, D, bias = of_states("A"), of_channels("D"), of_channels("delta_bias")
     sequences = [name for name in ("u", "delta", "z") if name in inputs]
     ordered = "order" in inputs
     far = min(FAR // layout.plan.vectors, layout.chunk)
-    near = min(max(NEAR // (layout.plan.vectors * layout.state), 1), far)
+    near = min(max(NEAR // (layout.plan.vectors * layout.states), 1), far)
 
     def row(step):
         """Of a step that may lie behind the last one, whose row is then asked for in vain."""
-        return layout.row(inputs, jnp.minimum(step, layout.length - 1))
+        return layout.row(machine, inputs, jnp.minimum(step, layout.length - 1))
 
     def load_far(row):
-        return {name: [inputs[name][sequence, row, c] for c in channels] for name in sequences}
+        return {name: [load(inputs[name], row, c) for c in channels] for name in sequences}
 
     def load_near(row):
-        return {name: [inputs[name][sequence, row, n] for n in states] for name in ("B", "C")}
+        return {n: [load(inputs[n], row, machine.state(k)) for k in states] for n in ("B", "C")}
 
     def compute(h, row, far_row, near_row):
         """One step; the states after it."""
         h = [list(values) for values in h]
         for v in vectors:
-            u = single(far_row["u"][v])
-            delta = layout.step_size(far_row["delta"][v], bias[v])
+            u, delta = (far_row[name][v].astype(jnp.float32) for name in ("u", "delta"))
+            delta = step_size(layout, machine, delta, bias[v])
             x = delta * u
             y = None
             for n in states:
-                decay = math.exp2(delta * A[v][n])
-                h[v][n] = math.fma(decay, h[v][n], x * near_row["B"][n])
-                product = h[v][n] * near_row["C"][n]
-                y = product if y is None else y + product
+                decay = machine.exp2(delta * A[v][n])
+                h[v][n] = fma(decay, h[v][n], x * near_row["B"][n])
+                C = near_row["C"][n]
+                y = h[v][n] * C if y is None else fma(h[v][n], C, y)
+            y = machine.sum_over_states(y)
             if D[v] is not None:
-                y = math.fma(D[v], u, y)
+                y = fma(D[v], u, y)
             if "z" in inputs:
-                z = single(far_row["z"][v])
-                y *= z * math.sigmoid(z)
-            store(outputs["y"], (sequence, row, channels[v]), y)
+                z = far_row["z"][v].astype(jnp.float32)
+                y *= z * machine.sigmoid(z)
+            store(outputs["y"], (row, channels[v]), y)
         return h
 
     def several_steps(start, carry):
@@ -81,31 +80,34 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout) -> None:
     def one_step(step, h):
         return compute(h, row(step), load_far(row(step)), load_near(row(step)))
 
-    def store_checkpoint(index, h):
-        if "checkpoints" in outputs:
-            for v in vectors:
-                for n in states:
-                    store(outputs["checkpoints"], (sequence, index, n, channels[v]), h[v][n])
+    def store_states(name, place: tuple, h):
+        for v in vectors:
+            for n in states:
+                store(outputs[name], (*place, machine.state(n), channels[v]), h[v][n])
 
     def chunk(index, carry):
-        store_checkpoint(index, carry[0])
+        if "checkpoints" in outputs:
+            store_states("checkpoints", (index,), carry[0])
         first = index * layout.chunk
         return lax.fori_loop(
             0, layout.chunk // far, lambda i, carry: several_steps(first + i * far, carry), carry
         )
 
-    if "h0" in inputs:
-        h = [[inputs["h0"][sequence, n, c] for n in states] for c in channels]
-    else:
-        h = [[layout.machine.zeros(layout.lanes) for _ in states] for _ in vectors]
+    h = of_states("h0") if "h0" in inputs else [[machine.zeros() for _ in states] for _ in vectors]
     if layout.whole_chunks:
         rows = [row(jnp.int32(k)) for k in range(2 * far)]
         far_rows, near_rows = [load_far(r) for r in rows[:far]], [load_near(r) for r in rows[:near]]
         carry = h, rows if ordered else [], far_rows, near_rows
         h = lax.fori_loop(0, layout.whole_chunks, chunk, carry)[0]
     if layout.left_over:
-        store_checkpoint(layout.whole_chunks, h)
+        if "checkpoints" in outputs:
+            store_states("checkpoints", (layout.whole_chunks,), h)
         h = lax.fori_loop(layout.length - layout.left_over, layout.length, one_step, h)
-    for v in vectors:
-        for n in states:
-            store(outputs["last_state"], (sequence, n, channels[v]), h[v][n])
+    store_states("last_state", (), h)
+
+
+def step_size(layout: Layout, machine: Machine, raw, bias):
+    """delta as the recurrence uses it."""
+    if bias is not None:
+        raw += bias
+    return machine.softplus(raw) if layout.softplus else raw
