@@ -1,5 +1,9 @@
-# make demo     data, autoencoder, training and a picture of new faces: about five minutes on two cores
-# make test     the tests
+# make demo          data, autoencoder, training and a picture of new faces: five minutes on two cores
+# make demo-long     the same for half an hour, with a better picture
+# make test          the tests
+# make test-kernels  those of the selective scan
+# make test-slow     the long ones (TESTS= to choose)
+# make lint          ruff
 #
 # Everything runs in a virtual environment of its own, made from PYTHON with EXTRAS of pyproject.toml:
 #   make test PYTHON=python3.12 EXTRAS=test,cuda12 VENV=.venv-3.12
@@ -19,7 +23,7 @@ export PYTHONUNBUFFERED = 1
 
 .PHONY: help install demo demo-long test test-kernels test-slow lint
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# \?//p' Makefile
 
 install: $(INSTALLED)
 $(INSTALLED): pyproject.toml
@@ -47,7 +51,7 @@ test-kernels: $(INSTALLED)
 	$(PY) -m pytest -n 2 tests/kernels
 
 test-slow: $(INSTALLED)
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow $(TESTS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

@@ -1,14 +1,17 @@
 """What a chip could do at best: the least time of a scan, from its data sheet.
 
-The larger of three: one exponential per (step, state) on the special function units, the kernel's
-instructions (counted in machine code, `launch_plan`) on the schedulers, and the bytes that have to
-move to and from memory once.
+The larger of three: one exponential per (step, state) on the special function units, the better
+kernel's instructions (counted in machine code) on the schedulers, and the bytes that have to move
+to and from memory once.
 """
 
 from scan_cases import ITEM_SIZE, Size
 
+from kernels.selective_scan import pallas_mosaic, pallas_triton
 from kernels.selective_scan.chips import CHIPS, EXPONENTIALS, LANES, SCHEDULERS
-from kernels.selective_scan.launch_plan import BACKWARD, FORWARD, Cost
+from kernels.selective_scan.launch_plan import Cost
+
+BACKENDS = pallas_triton.BACKEND, pallas_mosaic.BACKEND
 
 
 def bounds(device: str, size: Size, dtype: str, full: bool, orders: int) -> dict[str, float] | None:
@@ -22,15 +25,19 @@ def bounds(device: str, size: Size, dtype: str, full: bool, orders: int) -> dict
     )
     exponentials = microseconds(rows * size.state, EXPONENTIALS)
 
-    def issue(cost: Cost) -> float:
-        instructions = rows * size.state * min(cost.per_state.values())
-        return microseconds(instructions, SCHEDULERS * LANES)
+    def issue(*costs: Cost) -> float:
+        fewest = min(count for cost in costs for count in cost.per_state.values())
+        return microseconds(rows * size.state * fewest, SCHEDULERS * LANES)
 
     def memory(sequences: int) -> float:
         return rows * sequences * ITEM_SIZE[dtype] / chip.bytes_per_second * 1e6
 
     # u, delta, y; beside them z. Backward: u, delta, ybar, ubar, deltabar; beside them z and zbar.
     return {
-        "forward": max(exponentials, issue(FORWARD), memory(3 + full)),
-        "backward": max(exponentials, issue(BACKWARD), memory(5 + 2 * full)),
+        "forward": max(
+            exponentials, issue(*(backend.forward for backend in BACKENDS)), memory(3 + full)
+        ),
+        "backward": max(
+            exponentials, issue(*(backend.backward for backend in BACKENDS)), memory(5 + 2 * full)
+        ),
     }

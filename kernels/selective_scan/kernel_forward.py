@@ -6,8 +6,8 @@ from jax import lax
 from kernels.selective_scan.kernel_layout import Layout, Machine, Refs
 
 FAR = 8
-"""Steps, times channels of a lane, ahead of their use that u, delta and z are asked for: they come
-from memory, which takes about as long as computing that many steps."""
+"""Steps ahead of their use that u, delta and z are asked for: they come from memory, which takes
+about as long as computing that many steps."""
 
 NEAR = 32
 """Steps, times channels and states of a lane, for B and C: they come from a cache, since all
@@ -28,18 +28,20 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) ->
     A, D, bias = of_states("A"), of_channels("D"), of_channels("delta_bias")
     sequences = [name for name in ("u", "delta", "z") if name in inputs]
     ordered = "order" in inputs
-    far = min(FAR // layout.plan.vectors, layout.chunk)
+    far = min(FAR, layout.chunk)
     near = min(max(NEAR // (layout.plan.vectors * layout.states), 1), far)
 
-    def row(step):
-        """Of a step that may lie behind the last one, whose row is then asked for in vain."""
-        return layout.row(machine, inputs, jnp.minimum(step, layout.length - 1))
+    def rows_of(start):
+        """The rows of `far` steps; behind the last ones, those are asked for in vain."""
+        start = jnp.minimum(start, layout.whole_chunks * layout.chunk - far)
+        return [layout.row(machine, inputs, start + k) for k in range(far)]
 
     def load_far(row):
         return {name: [load(inputs[name], row, c) for c in channels] for name in sequences}
 
     def load_near(row):
-        return {n: [load(inputs[n], row, machine.state(k)) for k in states] for n in ("B", "C")}
+        names = {"B": machine.load_B, "C": machine.load_C}
+        return {name: [load(inputs, row, n) for n in states] for name, load in names.items()}
 
     def compute(h, row, far_row, near_row):
         """One step; the states after it."""
@@ -67,9 +69,9 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) ->
         """`far` steps, while what as many after them need is on its way."""
         h, rows, far_rows, near_rows = carry
         if ordered:  # an order's entries are on their way one round earlier still
-            rows_after = [*rows[far:], *(row(start + 2 * far + k) for k in range(far))]
+            rows_after = rows[far:] + rows_of(start + 2 * far)
         else:
-            rows, rows_after = [row(start + k) for k in range(2 * far)], []
+            rows, rows_after = rows_of(start) + rows_of(start + far), []
         far_rows_after, near_rows = [], list(near_rows)
         for k in range(far):
             far_rows_after.append(load_far(rows[far + k]))
@@ -78,7 +80,8 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) ->
         return h, rows_after, far_rows_after, near_rows
 
     def one_step(step, h):
-        return compute(h, row(step), load_far(row(step)), load_near(row(step)))
+        row = layout.row(machine, inputs, step)
+        return compute(h, row, load_far(row), load_near(row))
 
     def store_states(name, place: tuple, h):
         for v in vectors:
@@ -95,7 +98,7 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) ->
 
     h = of_states("h0") if "h0" in inputs else [[machine.zeros() for _ in states] for _ in vectors]
     if layout.whole_chunks:
-        rows = [row(jnp.int32(k)) for k in range(2 * far)]
+        rows = rows_of(jnp.int32(0)) + rows_of(jnp.int32(far))
         far_rows, near_rows = [load_far(r) for r in rows[:far]], [load_near(r) for r in rows[:near]]
         carry = h, rows if ordered else [], far_rows, near_rows
         h = lax.fori_loop(0, layout.whole_chunks, chunk, carry)[0]

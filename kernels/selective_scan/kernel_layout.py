@@ -80,6 +80,11 @@ class Machine(Protocol):
     def store(self, ref, index: tuple, value) -> None:
         """Any value, in the reference's dtype."""
 
+    def load_B(self, inputs: Refs, row, n):
+        """Of each lane's n-th state."""
+
+    def load_C(self, inputs: Refs, row, n): ...
+
     # See `arithmetic.Arithmetic`.
     def exp2(self, x): ...
     def fma(self, a, b, c): ...

@@ -55,10 +55,6 @@ class Cost:
     """For what a channel costs beside its states."""
 
 
-FORWARD = Cost(per_state={1: 7.1, 2: 6.1}, per_row=44.0)
-BACKWARD = Cost(per_state={1: 28.0, 2: 23.0}, per_row=90.0)
-
-
 def plan(
     cost: Cost,
     plans: tuple[Plan, ...],
@@ -71,8 +67,8 @@ def plan(
     """Return the cheapest of `plans`; the length multiplies all alike.
 
     Args:
-      cost: FORWARD or BACKWARD.
-      plans: those that a backend has.
+      cost: of the kernel.
+      plans: those that its backend has.
       batch: sequences, times scan orders.
       channels, state: of the scan; `state` one of STATES.
       multiprocessors: of the GPU.

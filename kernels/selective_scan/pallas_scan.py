@@ -17,10 +17,9 @@ from kernels.selective_scan import device, kernel_backward, kernel_forward, shar
 from kernels.selective_scan.arithmetic import LN_2, LOG2_E
 from kernels.selective_scan.kernel_layout import Layout
 from kernels.selective_scan.launch_plan import (
-    BACKWARD,
-    FORWARD,
     MAX_ROWS_PER_LANE,
     STATES,
+    Cost,
     Plan,
     plan,
 )
@@ -67,6 +66,8 @@ class Backend:
     """Of the implementation."""
     plans: tuple[Plan, ...]
     """The cheapest of them is taken."""
+    forward: Cost
+    backward: Cost
     run: Callable[[Launch], Arrays]
     """To the outputs by name."""
 
@@ -164,7 +165,7 @@ def _options(backend: Backend, inputs, softplus: bool, reverse: bool, chunk: int
             state=len(inputs["A"]),
             multiprocessors=device.multiprocessors(),
         )
-        for cost in (FORWARD, BACKWARD)
+        for cost in (backend.forward, backend.backward)
     )
     if chunk is None:
         # A short scan needs no steps past its end.

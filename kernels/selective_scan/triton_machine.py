@@ -1,8 +1,9 @@
 """The machine of `kernel_layout` in Triton: a program is a warp, sums go by exchange between lanes.
 
-References hold the program's block of channels. A vector is one register per lane; a state is one
-number in it and the states are a list, because Triton would split a two-dimensional tile over lanes
-and synchronise them at each step.
+References hold the program's block of channels. B and C are one array, `BC` (rows, states of B and
+then of C), so that a row has one address, and not two to be kept in registers. A vector is one
+register per lane; a state is one number in it and the states are a list, because Triton would split
+a two-dimensional tile over lanes and synchronise them at each step.
 
 XLA's Triton pipeline neither contracts a product and a sum into an FMA nor flushes denormals in
 `exp2`, so a state update would cost 13 to 15 instructions where 8 are enough. Inline assembly
@@ -47,6 +48,12 @@ class Interpreted(Arithmetic):
 
     def store(self, ref, index: tuple, value) -> None:
         plt.store(_at(ref, index), value.astype(ref.dtype))
+
+    def load_B(self, inputs: Refs, row, n):
+        return self.load(inputs["BC"], row, self.state(n))
+
+    def load_C(self, inputs: Refs, row, n):
+        return self.load(inputs["BC"], row, self.state(n) + self.layout.state)
 
     def chunk(self, inputs: Refs, outputs: Refs, rows: list, start, scratch: Refs) -> "Chunk":
         return Chunk(self, inputs, outputs, rows, start)
@@ -125,7 +132,7 @@ class Assembly(Interpreted):
 
 
 class Chunk:
-    """B and C are read where they are, as `BC` (rows, both states)."""
+    """B and C are read where they are."""
 
     def __init__(self, machine: Interpreted, inputs: Refs, outputs: Refs, rows: list, start):
         self.machine, self.inputs, self.outputs, self.rows = machine, inputs, outputs, rows
@@ -145,11 +152,10 @@ class Chunk:
             self.sums.append(row)
 
     def B(self, t: int, n):
-        return self.machine.load(self.inputs["BC"], self.rows[t], self.machine.state(n))
+        return self.machine.load_B(self.inputs, self.rows[t], n)
 
     def C(self, t: int, n):
-        state = self.machine.state(n) + self.machine.layout.state
-        return self.machine.load(self.inputs["BC"], self.rows[t], state)
+        return self.machine.load_C(self.inputs, self.rows[t], n)
 
     def put_C(self, t: int, n, value) -> None:
         self.products[t] = value

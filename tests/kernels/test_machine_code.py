@@ -33,8 +33,8 @@ def implementation(request):
 
 
 def compile_for(implementation, chip, what, plan, options, batch=8):
-    plans = {"pallas_triton": pallas_triton.PLANS, "pallas_mosaic": pallas_mosaic.PLANS}
-    if plan >= len(plans[implementation]):
+    backend = {b.name: b for b in (pallas_triton.BACKEND, pallas_mosaic.BACKEND)}[implementation]
+    if plan >= len(backend.plans):
         pytest.skip("has fewer plans")
     arguments = [str(x) for x in (implementation, chip, what, plan, options, batch)]
     done = subprocess.run(

@@ -23,11 +23,11 @@ from kernels.selective_scan import (
     pallas_triton,
 )
 from kernels.selective_scan.api import IMPLEMENTATIONS
-from kernels.selective_scan.launch_plan import BACKWARD, FORWARD, Plan, plan
+from kernels.selective_scan.launch_plan import Plan, plan
 from kernels.selective_scan.sharding import batch_axes
 from tests.lowering import launches, lowered_for_cuda, moved
 
-PLANS = {"pallas_triton": pallas_triton.PLANS, "pallas_mosaic": pallas_mosaic.PLANS}
+BACKENDS = {one.name: one for one in (pallas_triton.BACKEND, pallas_mosaic.BACKEND)}
 
 
 def arrays_of(batch, length, channels, state, dtype=jnp.float32):
@@ -76,9 +76,10 @@ def check(implementation, arrays, order=None, reverse=False):
 @pytest.mark.parametrize("implementation", PALLAS)
 def test_every_plan_gives_the_same(implementation, which, monkeypatch):
     """A length that no chunk divides, channels that no block divides."""
-    if which >= len(PLANS[implementation]):
+    plans = BACKENDS[implementation].plans
+    if which >= len(plans):
         pytest.skip("has fewer plans")
-    one_plan = PLANS[implementation][which]
+    one_plan = plans[which]
     monkeypatch.setattr(pallas_scan, "plan", lambda *arguments, **options: one_plan)
     order = np.random.default_rng(1).permutation(6).astype(np.int32)
     check(implementation, arrays_of(2, 6, one_plan.channels + 3, 4), order, reverse=True)
@@ -140,15 +141,16 @@ def test_the_interval_of_checkpoints_changes_memory_and_nothing_else(implementat
 )
 def test_the_plans_of_the_benchmarks_shapes(batch, channels, triton, mosaic):
     """16 states on an H200; both ways alike."""
-    for cost in (FORWARD, BACKWARD):
-        find = partial(plan, cost, batch=batch, channels=channels, state=16)
-        assert find(plans=PLANS["pallas_triton"]) == triton
-        assert find(plans=PLANS["pallas_mosaic"]) == mosaic
+    for name, expected in (("pallas_triton", triton), ("pallas_mosaic", mosaic)):
+        for cost in (BACKENDS[name].forward, BACKENDS[name].backward):
+            sizes = dict(batch=batch, channels=channels, state=16)
+            assert plan(cost, BACKENDS[name].plans, **sizes) == expected
 
 
-def test_a_plan_leaves_no_lane_more_states_than_registers():
-    for cost, batch, plans in itertools.product((FORWARD, BACKWARD), (1, 8, 512), PLANS.values()):
-        found = plan(cost, plans, batch=batch, channels=1024, state=32)
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+def test_a_plan_leaves_no_lane_more_states_than_registers(backend):
+    for cost, batch in itertools.product((backend.forward, backend.backward), (1, 8, 512)):
+        found = plan(cost, backend.plans, batch=batch, channels=1024, state=32)
         assert 32 * found.vectors // found.groups <= 32
 
 
