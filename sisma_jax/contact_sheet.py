@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from sisma_jax.data.classes import CLASSES, PALETTE
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.label_maps import colourise
 
 GAP = 2
@@ -31,24 +31,27 @@ def mask_sheet(
     labels: UInt8[np.ndarray, "rows h w"],
     images: UInt8[np.ndarray, "rows columns h w 3"],
     reference: UInt8[np.ndarray, "rows h w 3"] | None = None,
+    classes: ClassSet = CELEBAMASK,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """One row per mask: the mask in class colours, the image it belongs to, the faces made."""
     rows = []
-    for i, mask in enumerate(colourise(labels)):
+    for i, mask in enumerate(colourise(labels, classes)):
         row = [mask] if reference is None else [mask, reference[i]]
         rows.append(row + list(images[i]))
     return tile(rows)
 
 
-def with_legend(sheet: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H w 3"]:
+def with_legend(
+    sheet: UInt8[np.ndarray, "h w 3"], classes: ClassSet = CELEBAMASK
+) -> UInt8[np.ndarray, "H w 3"]:
     """Add the names and colours of the classes below a sheet."""
     size, columns = 12, max(1, sheet.shape[1] // 96)
-    lines = -(-len(CLASSES) // columns)
+    lines = -(-len(classes) // columns)
     legend = Image.new("RGB", (sheet.shape[1], lines * (size + 6) + 6), (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(legend)
     font = ImageFont.load_default(size)
-    for i, (name, colour) in enumerate(zip(CLASSES, PALETTE, strict=True)):
+    for i, (name, colour) in enumerate(zip(classes.names, classes.colours, strict=True)):
         x, y = i % columns * (sheet.shape[1] // columns) + 4, i // columns * (size + 6) + 6
-        draw.rectangle((x, y, x + size, y + size), fill=tuple(map(int, colour)), outline=(90,) * 3)
+        draw.rectangle((x, y, x + size, y + size), fill=colour, outline=(90,) * 3)
         draw.text((x + size + 4, y - 1), name, fill=(0, 0, 0), font=font)
     return np.concatenate([sheet, np.asarray(legend)])

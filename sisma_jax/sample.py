@@ -11,7 +11,12 @@ from tqdm import tqdm
 
 from sisma_jax import cli, flow
 from sisma_jax.data.image_files import save_png
-from sisma_jax.data.label_maps import collect_masks, read_label_map, resize_nearest
+from sisma_jax.data.label_maps import (
+    CLASS_ORDERS,
+    collect_masks,
+    read_label_map,
+    resize_nearest,
+)
 from sisma_jax.errors import InputError
 from sisma_jax.synthesizer import Synthesizer
 
@@ -46,6 +51,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=16, help="faces made at a time")
     parser.add_argument(
+        "--class-order",
+        choices=CLASS_ORDERS,
+        default="canonical",
+        help="how the masks number the CelebAMask-HQ classes; bisenet: as face-parsing.PyTorch",
+    )
+    parser.add_argument(
         "--allow-unlabelled",
         action="store_true",
         help="accept 255 (or mid grey) in masks: the model decides what is there",
@@ -59,11 +70,14 @@ def check_output(folder: Path) -> None:
         raise InputError(f"output folder {folder} is not empty: give --out a new or empty one")
 
 
-def read_masks(paths: list[Path], size: int, allow_unlabelled: bool) -> UInt8[np.ndarray, "n h w"]:
-    """Read label maps and bring them to `size`; says so where it has to resize."""
+def read_masks(paths: list[Path], size: int, **options) -> UInt8[np.ndarray, "n h w"]:
+    """Read label maps and bring them to `size`; says so where it has to resize.
+
+    `options` are those of `read_label_map`.
+    """
     masks, resized = [], Counter()
     for path in paths:
-        labels = read_label_map(path, allow_unlabelled=allow_unlabelled)
+        labels = read_label_map(path, **options)
         height, width = labels.shape
         if height != width:
             raise InputError(f"mask {path} has {width}x{height} pixels: crop it to a square")
@@ -87,7 +101,13 @@ def main() -> None:
         raise InputError(f"two masks are named {twice[0]!r}: rename one, faces take their names")
 
     synthesizer = Synthesizer.load(args.workdir, batch_size=args.batch_size)
-    masks = read_masks(paths, synthesizer.config.image_size, args.allow_unlabelled)
+    masks = read_masks(
+        paths,
+        synthesizer.config.image_size,
+        classes=synthesizer.classes,
+        class_order=args.class_order,
+        allow_unlabelled=args.allow_unlabelled,
+    )
     batches = synthesizer.batches(
         np.repeat(masks, args.per_mask, axis=0),
         seed=args.seed,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from sisma_jax import flow
 from sisma_jax.config import section
-from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
 from sisma_jax.errors import InputError
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_uint8
@@ -111,6 +111,8 @@ class Synthesizer:
     batch_size: int = 16
     step: int | None = None
     """The training step of the weights, where they come from a run."""
+    classes: ClassSet = CELEBAMASK
+    """What the labels are ids of."""
 
     def __post_init__(self) -> None:
         check_autoencoder(self.config, self.autoencoder)
@@ -132,7 +134,7 @@ class Synthesizer:
         with Checkpoints(run) as checkpoints:
             step, params = checkpoints.restore_ema(abstract_like(shapes, shardings))
         autoencoder = jax.device_put(load_autoencoder(run.autoencoder), replicated(mesh))
-        return cls(config, params, autoencoder, batch_size, step)
+        return cls(config, params, autoencoder, batch_size, step, run.classes())
 
     @no_type_check  # wrong labels are answered by `_check`, in words
     def __call__(

@@ -119,7 +119,15 @@ def main() -> None:
     data.make_if_synthetic()
     train_source = data.open("train", ("image", "labels"))
     test_source = data.open("test", ("image", "labels"))
+    classes = train_source.classes
+    if len(classes) != model.num_classes:
+        raise InputError(
+            f"model.num_classes is {model.num_classes}, but {data.path} has {len(classes)} "
+            f"classes: set --config.model.num_classes={len(classes)}"
+        )
+    run.check_classes(classes)
     run.claim(config)
+    run.write_classes(classes)
     if not has_copy:
         save_autoencoder(run.autoencoder, autoencoder.config, autoencoder.params)
 
@@ -135,7 +143,7 @@ def main() -> None:
             guidance=samples.guidance,
         )
         images = images.reshape(len(fixed["labels"]), samples.per_mask, *images.shape[1:])
-        return mask_sheet(fixed["labels"], images, reference=fixed["image"])
+        return mask_sheet(fixed["labels"], images, fixed["image"], classes)
 
     train(
         run=run,

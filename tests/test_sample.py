@@ -43,7 +43,7 @@ def test_colour_masks_mean_the_same_as_indexed_ones(tiny_run, masks, tmp_path):
     ids = tmp_path / "ids"
     ids.mkdir()
     for name in "ab":
-        labels = sample.read_masks([masks / f"{name}.png"], 32, False)[0]
+        labels = sample.read_masks([masks / f"{name}.png"], 32)[0]
         write_label_map(ids / f"{name}.png", labels)
     first, second = run(tiny_run, masks, tmp_path / "x"), run(tiny_run, ids, tmp_path / "y")
     for name in first:
@@ -54,7 +54,7 @@ def test_masks_of_another_size_are_resized_with_a_note(tiny_run, masks, tmp_path
     large = tmp_path / "large"
     large.mkdir()
     for name in "ab":
-        labels = sample.read_masks([masks / f"{name}.png"], 32, False)[0]
+        labels = sample.read_masks([masks / f"{name}.png"], 32)[0]
         write_label_map(large / f"{name}.png", np.kron(labels, np.ones((3, 3), np.uint8)))
     first, second = run(tiny_run, masks, tmp_path / "x"), run(tiny_run, large, tmp_path / "y")
     assert "2 masks of 96x96 pixels were resized to 32x32" in capsys.readouterr().out

@@ -9,18 +9,30 @@ Batches stay uint8 NumPy arrays on the host; placing them on devices is the call
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from jaxtyping import UInt8
 
 from sisma_jax.data import label_maps
+from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.raw import FIELDS, TEST_FROM, RawFaces
 from sisma_jax.errors import InputError
 
-Source = grain.sources.RandomAccessDataSource[dict[str, np.ndarray]]
-"""Random access to items: dicts of "image" uint8 (h, w, 3) and "labels" uint8 (h, w), or one."""
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to items; a grain data source."""
+
+    classes: ClassSet
+    """What labels are ids of."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Of "image" uint8 (h, w, 3) and "labels" uint8 (h, w), the fields that were asked for."""
 
 
 def open_dataset(
@@ -77,7 +89,7 @@ def training_stream(
         )
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if flip:
-        stream = stream.random_map(_flip_half)
+        stream = stream.random_map(partial(_flip_half, source.classes))
     rows = _ProcessRows(stream, batch_size, process_index, process_count)
     # Without `drop_remainder` the length of the endless stream overflows at one row a batch.
     batches = rows.batch(batch_size // process_count, drop_remainder=True)
@@ -105,13 +117,13 @@ def fixed_batch(source: Source, count: int) -> dict[str, UInt8[np.ndarray, "coun
     return {field: np.stack([item[field] for item in items]) for field in items[0]}
 
 
-_MIRROR = {"image": lambda image: image[:, ::-1], "labels": label_maps.flip}
-
-
-def _flip_half(item: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _flip_half(
+    classes: ClassSet, item: dict[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     if rng.random() < 0.5:
         return item
-    return {field: _MIRROR[field](value) for field, value in item.items()}
+    mirror = {"image": lambda x: x[:, ::-1], "labels": lambda x: label_maps.flip(x, classes)}
+    return {field: mirror[field](value) for field, value in item.items()}
 
 
 class _ProcessRows(grain.MapDataset):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sisma_jax.data import image_files, raw_layout
-from sisma_jax.data.classes import CLASSES
+from sisma_jax.data.classes import CELEBAMASK, CLASSES
 from sisma_jax.data.label_maps import resize_nearest
 from sisma_jax.errors import InputError
 
@@ -35,7 +35,10 @@ class RawFaces:
 
     Attributes:
       ids: int32 (len,), the data set's own number of each item.
+      classes: CelebAMask-HQ's.
     """
+
+    classes = CELEBAMASK
 
     def __init__(
         self,
@@ -88,12 +91,9 @@ class RawFaces:
         face = int(self.ids[index])
         item = {}
         if "image" in self._fields:
-            item["image"] = _read_image(raw_layout.image_path(self._root, face), self._size)
+            item["image"] = read_image(raw_layout.image_path(self._root, face), self._size)
         if "labels" in self._fields:
-            labels = _merge_parts(self._masks, face, self._parts[index])
-            if labels.shape != (self._size, self._size):
-                labels = resize_nearest(labels, self._size)
-            item["labels"] = labels
+            item["labels"] = read_parts(self._masks, face, self._parts[index], self._size)
         return item
 
     def __repr__(self) -> str:
@@ -110,10 +110,16 @@ def _in_split(ids: np.ndarray, split: str, test_from: int) -> np.ndarray:
     raise InputError(f"split {split!r} does not exist: choose train, test or all")
 
 
-def _read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """RGB pixels of a square JPEG, turned as its EXIF says, downscaled once with antialiasing.
+
+    Raises:
+      InputError: it cannot be read, is not square or smaller than `size`.
+    """
     # The decoder may skip resolution down to twice the size, which halves the time; LANCZOS then
     # still shapes the spectrum (54 dB from the full decode on a 1/f picture, 1024 to 256 pixels).
     image = image_files.load(path, "JPEG", draft=2 * size)
+    image = ImageOps.exif_transpose(image)
     if image.width != image.height or image.width < size:
         raise InputError(
             f"{path} has {image.width} x {image.height} pixels, but square images of at least "
@@ -124,6 +130,16 @@ def _read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     if image.width != size:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(image)
+
+
+def read_parts(masks: Path, face: int, present: int, size: int) -> UInt8[np.ndarray, "size size"]:
+    """The label map of a face, merged at its masks' own resolution, resized to the nearest.
+
+    Raises:
+      InputError: a part cannot be read, is not binary or of another size than those before it.
+    """
+    labels = _merge_parts(masks, face, present)
+    return labels if labels.shape == (size, size) else resize_nearest(labels, size)
 
 
 def _merge_parts(masks: Path, face: int, present: int) -> UInt8[np.ndarray, "h w"]:

@@ -8,7 +8,7 @@ Source: the release of Lee et al., "MaskGAN", CVPR 2020.
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sisma_jax.data.classes import CLASSES
@@ -48,8 +48,13 @@ def check_root(root: Path) -> None:
         )
 
 
-def list_images(root: Path) -> set[int]:
-    """Ids of all images.
+def refuse(message: str) -> None:
+    """What is done about a file that does not belong: here, to raise `InputError`."""
+    raise InputError(message)
+
+
+def list_images(root: Path, report: Callable[[str], None] = refuse) -> set[int]:
+    """Ids of all images; what is misnamed goes to `report`.
 
     Raises:
       InputError: there is no image folder or no image in it, or a file is misnamed.
@@ -61,10 +66,11 @@ def list_images(root: Path) -> set[int]:
         if dot + suffix != ".jpg":
             continue
         if not stem.isdecimal() or str(int(stem)) != stem:
-            raise InputError(
+            report(
                 f"{entry.path} is not named after a face: images are {IMAGE_FOLDER}/{{id}}.jpg "
                 "with an unpadded number; rename or remove it"
             )
+            continue
         images.add(int(stem))
     if not images:
         raise InputError(
@@ -74,8 +80,10 @@ def list_images(root: Path) -> set[int]:
     return images
 
 
-def list_parts(masks: Path) -> dict[int, int]:
+def list_parts(masks: Path, report: Callable[[str], None] = refuse) -> dict[int, int]:
     """Ids of all faces with a mask, and which parts each has: bit `label` for class `label`.
+
+    What is misnamed or misplaced goes to `report`.
 
     Raises:
       InputError: there is no mask folder or no part in it, or a file is misnamed or misplaced.
@@ -91,16 +99,18 @@ def list_parts(masks: Path) -> dict[int, int]:
             number, _, part = stem.partition("_")
             bit = _BIT_OF_PART.get(part)
             if bit is None or len(number) != 5 or not number.isdecimal():
-                raise InputError(
+                report(
                     f"{entry.path} is not named {{id:05d}}_{{part}}.png with one of the parts "
                     f"{', '.join(_BIT_OF_PART)}: rename or remove it"
                 )
+                continue
             face = int(number)
             if subfolder.name != str(face // FACES_PER_MASK_FOLDER):
-                raise InputError(
+                report(
                     f"{entry.path} lies in the wrong folder: parts of face {face} belong in "
                     f"{masks / str(face // FACES_PER_MASK_FOLDER)}; move them there"
                 )
+                continue
             parts[face] = parts.get(face, 0) | bit
     if not parts:
         raise InputError(

@@ -1,6 +1,7 @@
 """What a run folder holds, and where.
 
 config.json     the resolved config
+classes.json    the classes of its label maps
 checkpoints/    Orbax steps: state, ema and position
 autoencoder/    a copy of the first stage, so that a moved run still loads
 metrics.jsonl   one row per logged step
@@ -18,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sisma_jax.config import flatten, from_json, to_json
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.errors import InputError
 from sisma_jax.files import write_atomically
 
@@ -45,6 +47,10 @@ class RunFolder:
     @property
     def config_file(self) -> Path:
         return self.path / "config.json"
+
+    @property
+    def classes_file(self) -> Path:
+        return self.path / "classes.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -76,6 +82,22 @@ class RunFolder:
 
     def write_report(self, report: dict[str, Any]) -> None:
         write_atomically(self.report_file, (json.dumps(report, indent=2) + "\n").encode())
+
+    def classes(self) -> ClassSet:
+        """The classes of the run's label maps."""
+        return ClassSet.read(self.classes_file) if self.classes_file.exists() else CELEBAMASK
+
+    def check_classes(self, classes: ClassSet) -> None:
+        """Raises InputError where the run was begun with other classes."""
+        if self.config_file.exists() and self.classes() != classes:
+            raise InputError(
+                f"{self.path} was trained on other classes ({', '.join(self.classes().names)}) "
+                f"than the data set has ({', '.join(classes.names)}): give --workdir a new folder"
+            )
+
+    def write_classes(self, classes: ClassSet) -> None:
+        text = json.dumps(classes.to_json(), indent=2) + "\n"
+        write_atomically(self.classes_file, text.encode())
 
     def config(self) -> ConfigDict:
         """Read the resolved config; raises InputError where there is none."""

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sisma_jax.data import label_maps
+from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.input_pipeline import fixed_batch, open_dataset, training_stream
 from sisma_jax.errors import InputError
 
@@ -17,6 +18,8 @@ COUNT = 201
 
 class Numbered:
     """Item i: an image that shows i and which side is left, and labels that do likewise."""
+
+    classes = CELEBAMASK
 
     def __init__(self, count: int = COUNT, fields: tuple[str, ...] = ("image", "labels")):
         self._count = count

@@ -7,21 +7,18 @@ then they stand in `synthetic.unfinished.json`. An id's image is written after i
 an image is done.
 """
 
-import contextlib
 import io
 import json
-import multiprocessing
-import os
-import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection, wait
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from sisma_jax import processes
 from sisma_jax.data import raw_layout
 from sisma_jax.data.synthetic.appearance import sample_look
 from sisma_jax.data.synthetic.figure import APPEARANCE, generator, part_masks, sample_figure
@@ -94,9 +91,7 @@ def write_dataset(
       InputError: a value is out of range, or `out` holds anything else or cannot be written.
     """
     settings = Settings(count, size, size if mask_size is None else mask_size, seed)
-    if workers is None:
-        affinity = getattr(os, "sched_getaffinity", None)
-        workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+    workers = processes.cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"number of workers is {workers}: give at least 1")
     if read_settings(out) == asdict(settings):
@@ -147,48 +142,11 @@ def _write_all(out: Path, settings: Settings, missing: list[int], workers: int) 
     """Yields how many faces have just been written, until all of `missing` are."""
     step = max(32 * 64**2 // settings.size**2, 1)  # about a quarter of a second
     chunks = [missing[k : k + step] for k in range(0, len(missing), step)]
-    workers = min(workers, len(chunks))
-    if workers <= 1:
-        for chunk in chunks:
-            yield _write_faces(out, settings, chunk)
-        return
-    # Spawned, not forked: the caller may hold threads of numerical libraries. A pipe for each
-    # worker, not a shared queue: a worker whose caller was killed fails to send and ends.
-    context = multiprocessing.get_context("spawn")
-    running = {}
-    try:
-        for k in range(workers):
-            reader, sender = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_work, args=(sender, out, settings, chunks[k::workers]), daemon=True
-            )
-            process.start()
-            sender.close()
-            running[reader] = process
-        while running:
-            for reader in wait(list(running)):
-                try:
-                    yield reader.recv()
-                except EOFError:
-                    process = running.pop(reader)
-                    process.join()
-                    if process.exitcode:
-                        raise RuntimeError(
-                            f"a worker that writes {out} ended with status {process.exitcode}: the "
-                            "same command continues where it stopped"
-                        ) from None
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.join()
+    yield from processes.run(partial(_write_chunk, out, settings), chunks, workers, str(out))
 
 
-def _work(sender: Connection, out: Path, settings: Settings, chunks: list[list[int]]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller ends its workers itself
-    with contextlib.suppress(BrokenPipeError):  # the caller was killed
-        for chunk in chunks:
-            sender.send(_write_faces(out, settings, chunk))
-    sender.close()
+def _write_chunk(out: Path, settings: Settings, chunk: list[int]) -> Iterator[int]:
+    yield _write_faces(out, settings, chunk)
 
 
 def _write_faces(out: Path, settings: Settings, indices: list[int]) -> int:
