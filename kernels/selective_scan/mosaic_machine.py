@@ -123,9 +123,9 @@ class Chunk:
         Args:
           products: shared memory (2, rows, lanes), rows of at least twice the chunk: for one state,
             and in turns for the next, C's and then B's gradient at every step and lane.
-          BC: shared memory (state, rows), the chunk's C and then its B. By state, so that several
-            steps are read at once, and at addresses known beforehand.
-          sums: shared memory (state, rows), the products summed over lanes.
+          BC: shared memory (state, rows or more), the chunk's C and then its B, at addresses known
+            beforehand whatever the order.
+          sums: shared memory (state, rows or more), the products summed over lanes.
         """
         self.machine, self.outputs = machine, outputs
         self.products, self.BC, self.sums = products, BC, sums
@@ -159,7 +159,8 @@ class Chunk:
         # One wait a state: whoever writes the same half again has waited for the next state, and
         # before that everybody has read this one.
         self.machine.barrier()
-        self.sums[n, :] = self.machine.sum_over_lanes(self.products.at[n % 2])
+        rows = self.products.shape[1]
+        self.sums[n, pl.ds(0, rows)] = self.machine.sum_over_lanes(self.products.at[n % 2])
 
     def done(self, rows: list) -> None:
         self.machine.barrier()

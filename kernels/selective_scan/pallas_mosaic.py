@@ -109,8 +109,9 @@ def _scratch(launch: Launch) -> dict:
     rows = max(16, 2 * layout.chunk)  # of B and C, and a multiple of 16
     shapes = {
         "products": (2, rows, layout.lanes),
-        "BC": (layout.state, rows),
-        "sums": (layout.state, rows),
+        # Four more than a multiple of 32, so that the states of a row are not all in one bank.
+        "BC": (layout.state, rows + 4),
+        "sums": (layout.state, rows + 4),
     }
     return {name: plgpu.SMEM(shape, jnp.float32) for name, shape in shapes.items()}
 

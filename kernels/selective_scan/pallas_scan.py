@@ -29,6 +29,9 @@ Arrays = dict[str, jax.Array]
 
 Axes = tuple[str, ...]
 
+CHUNKS = (4, 8, 16)
+"""Steps that there may be between two checkpoints of the state."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -124,10 +127,17 @@ def scan(
 
     Args:
       backend: whose kernels are to run, which has been checked.
-      chunk: steps between two checkpoints of the state, 4, 8 or 16. Fewer of them keep more
+      chunk: steps between two checkpoints of the state, one of CHUNKS. Fewer of them keep more
         checkpoints, (batch, length / chunk, state, channels) floats, and leave more registers free.
         None takes the most that fit the registers.
+
+    Raises:
+      ValueError: `chunk` is not one of CHUNKS.
     """
+    if chunk not in (None, *CHUNKS):
+        raise ValueError(
+            f"selective_scan: chunk is {chunk}: take {', '.join(map(str, CHUNKS))}, or None"
+        )
     single = lambda x: None if x is None else x.astype(jnp.float32)
     inputs = {
         "u": u,

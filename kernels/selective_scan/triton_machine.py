@@ -121,7 +121,8 @@ class Assembly(Interpreted):
     def fma(self, a, b, c):
         shape = jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b), jnp.shape(c))
         return _assembly(
-            "fma.rn.f32 $0, $1, $2, $3;", *(jnp.broadcast_to(x, shape) for x in (a, b, c))
+            "fma.rn.f32 $0, $1, $2, $3;",
+            *(jnp.broadcast_to(jnp.asarray(x, jnp.float32), shape) for x in (a, b, c)),
         )
 
     def swap_lanes(self, x, stride: int):

@@ -47,7 +47,7 @@ class ClassSet:
                 f"{len(self.names)} classes have {len(self.colours)} colours: give each one"
             )
         for colour in self.colours:
-            if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+            if not all(0 <= value <= 255 for value in colour):
                 raise InputError(f"the colour {colour} is not three numbers 0..255 (RGB)")
         paired = [label for pair in self.flip_pairs for label in pair]
         if len(set(paired)) < len(paired) or any(len(pair) != 2 for pair in self.flip_pairs):
@@ -99,6 +99,9 @@ class ClassSet:
                 'a list of classes reads {"classes": [{"name": "sky", "color": [0, 0, 255]}, ...], '
                 '"flip_pairs": [["left", "right"], ...]}'
             ) from None
+        for colour in colours:
+            if len(colour) != 3:
+                raise InputError(f"the colour {colour} is not three numbers 0..255 (RGB)")
         for name in (name for pair in named for name in pair):
             if name not in names:
                 raise InputError(f"flip pairs name {name!r}, which is no class")

@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 
 from sisma_jax.data import label_maps
 from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.prepared import PreparedDataset, is_prepared
 from sisma_jax.data.raw import FIELDS, TEST_FROM, RawFaces
 from sisma_jax.errors import InputError
 
@@ -43,10 +44,13 @@ def open_dataset(
     test_from: int = TEST_FROM,
     fields: Sequence[str] = FIELDS,
 ) -> Source:
-    """Opens a data set folder in the one layout known so far, the raw one (`raw.RawFaces`).
+    """Opens a prepared data set (`prepared.PreparedDataset`) or a raw folder (`raw.RawFaces`).
 
-    Arguments and errors are those of `RawFaces`: a folder of any other layout is refused.
+    Arguments and errors are theirs; a prepared data set brings its splits, so that `test_from` is
+    of raw folders only.
     """
+    if is_prepared(path):
+        return PreparedDataset(path, size, split=split, fields=fields)
     return RawFaces(path, size, split=split, test_from=test_from, fields=fields)
 
 

@@ -139,6 +139,12 @@ def read_parts(masks: Path, face: int, present: int, size: int) -> UInt8[np.ndar
       InputError: a part cannot be read, is not binary or of another size than those before it.
     """
     labels = _merge_parts(masks, face, present)
+    height, width = labels.shape
+    if height != width:
+        raise InputError(
+            f"the parts of face {face} in {masks} have {width} x {height} pixels: bring them to a "
+            "square"
+        )
     return labels if labels.shape == (size, size) else resize_nearest(labels, size)
 
 

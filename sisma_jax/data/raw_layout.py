@@ -48,12 +48,12 @@ def check_root(root: Path) -> None:
         )
 
 
-def refuse(message: str) -> None:
-    """What is done about a file that does not belong: here, to raise `InputError`."""
+def refuse(message: str, face: int | None) -> None:
+    """What is done about a file that does not belong (but maybe is some face's): it is an error."""
     raise InputError(message)
 
 
-def list_images(root: Path, report: Callable[[str], None] = refuse) -> set[int]:
+def list_images(root: Path, report: Callable[[str, int | None], None] = refuse) -> set[int]:
     """Ids of all images; what is misnamed goes to `report`.
 
     Raises:
@@ -68,7 +68,8 @@ def list_images(root: Path, report: Callable[[str], None] = refuse) -> set[int]:
         if not stem.isdecimal() or str(int(stem)) != stem:
             report(
                 f"{entry.path} is not named after a face: images are {IMAGE_FOLDER}/{{id}}.jpg "
-                "with an unpadded number; rename or remove it"
+                "with an unpadded number; rename or remove it",
+                int(stem) if stem.isdecimal() else None,
             )
             continue
         images.add(int(stem))
@@ -80,7 +81,7 @@ def list_images(root: Path, report: Callable[[str], None] = refuse) -> set[int]:
     return images
 
 
-def list_parts(masks: Path, report: Callable[[str], None] = refuse) -> dict[int, int]:
+def list_parts(masks: Path, report: Callable[[str, int | None], None] = refuse) -> dict[int, int]:
     """Ids of all faces with a mask, and which parts each has: bit `label` for class `label`.
 
     What is misnamed or misplaced goes to `report`.
@@ -101,14 +102,16 @@ def list_parts(masks: Path, report: Callable[[str], None] = refuse) -> dict[int,
             if bit is None or len(number) != 5 or not number.isdecimal():
                 report(
                     f"{entry.path} is not named {{id:05d}}_{{part}}.png with one of the parts "
-                    f"{', '.join(_BIT_OF_PART)}: rename or remove it"
+                    f"{', '.join(_BIT_OF_PART)}: rename or remove it",
+                    int(number) if number.isdecimal() else None,
                 )
                 continue
             face = int(number)
             if subfolder.name != str(face // FACES_PER_MASK_FOLDER):
                 report(
                     f"{entry.path} lies in the wrong folder: parts of face {face} belong in "
-                    f"{masks / str(face // FACES_PER_MASK_FOLDER)}; move them there"
+                    f"{masks / str(face // FACES_PER_MASK_FOLDER)}; move them there",
+                    face,
                 )
                 continue
             parts[face] = parts.get(face, 0) | bit

@@ -1,0 +1,117 @@
+"""Look at a data set: `python -m sisma_jax.inspect_data --data DIR`.
+
+Writes a sheet of images, their label maps and both together, and prints what is in it.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sisma_jax import cli
+from sisma_jax.contact_sheet import tile, with_legend
+from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.data.image_files import save_png
+from sisma_jax.data.input_pipeline import Source, open_dataset
+from sisma_jax.data.label_maps import colourise
+from sisma_jax.data.prepared import file_checksum, is_prepared, read_description
+from sisma_jax.data.raw import TEST_FROM
+from sisma_jax.errors import InputError
+
+COUNTED = 500
+"""Items that class frequencies are counted over where the data set does not tell them."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(
+        "sisma_jax.inspect_data",
+        __doc__,
+        "python -m sisma_jax.inspect_data --data data/celeba-256 --out sheet.png",
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="a prepared data set, or a raw folder")
+    add("--out", type=Path, default=Path("data_sheet.png"), help="the sheet, a PNG file")
+    add("--split", default="train", help="which one is shown")
+    add("--count", type=int, default=16, help="items on the sheet, evenly spread")
+    add("--size", type=int, help="pixels of a side; of raw folders only (default: 256)")
+    add("--test-from", type=int, default=TEST_FROM, help="first test id; of raw folders only")
+    add("--verify", action="store_true", help="compare the shards with their checksums")
+    return parser.parse_args()
+
+
+def sheet(source: Source, indices: list[int]) -> UInt8[np.ndarray, "H W 3"]:
+    """Image, label map and overlay of every item, two items a row, with a legend."""
+    rows: list[list[np.ndarray]] = []
+    for place, index in enumerate(indices):
+        item = source[index]
+        colours = colourise(item["labels"], source.classes)
+        overlay = (item["image"].astype(np.uint16) + colours) // 2
+        if place % 2 == 0:
+            rows.append([])
+        rows[-1] += [item["image"], colours, overlay.astype(np.uint8)]
+    return with_legend(tile(rows), source.classes)
+
+
+def frequencies(source: Source) -> tuple[dict[str, float], float, int]:
+    """Share of the pixels of each class and of none, over so many items."""
+    count = min(len(source), COUNTED)
+    pixels = np.zeros(256, np.int64)
+    for index in np.linspace(0, len(source) - 1, count).astype(int):
+        pixels += np.bincount(source[int(index)]["labels"].reshape(-1), minlength=256)
+    share = pixels / pixels.sum()
+    known = share[: len(source.classes)].tolist()
+    return dict(zip(source.classes.names, known, strict=True)), float(share[UNLABELLED]), count
+
+
+def verify(path: Path, description: dict) -> None:
+    """Raises InputError at the first shard that is not what was written."""
+    for split in description["splits"].values():
+        for shard in split["shards"]:
+            if file_checksum(path / shard["file"]) != shard["sha256"]:
+                raise InputError(
+                    f"{path / shard['file']} is not what was written (its checksum differs): copy "
+                    "it again, or prepare the data set again"
+                )
+    print("all shards are as they were written")
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.count < 1:
+        raise InputError(f"--count is {args.count}: give at least 1")
+    size = args.size or 256
+    if is_prepared(args.data):
+        description = read_description(args.data)
+        size = description["size"]
+        if args.size not in (None, size):
+            raise InputError(f"{args.data} was prepared at {size} pixels: leave --size out")
+        counts = {name: len(split["ids"]) for name, split in description["splits"].items()}
+        print(f"{args.data}: prepared from {description['layout']}, {size} px, {counts}")
+        print(f"{description['rejected']} rejected when it was prepared")
+        if args.verify:
+            verify(args.data, description)
+        source = open_dataset(args.data, size, split=args.split)
+        chosen = description["splits"][args.split]
+        shares, unlabelled = chosen["class_frequency"], chosen["unlabelled"]
+        counted = len(source)
+    else:
+        if args.verify:
+            raise InputError(f"{args.data} has no checksums to --verify: it is not prepared")
+        source = open_dataset(args.data, size, split=args.split, test_from=args.test_from)
+        print(f"{args.data}: raw, shown at {size} px, {args.split} {len(source)}")
+        shares, unlabelled, counted = frequencies(source)
+    print(f"share of pixels over {counted} items of split {args.split!r}:")
+    for label, (name, share) in enumerate(shares.items()):
+        print(f"  {label:3d} {name:20s} {share:8.3%}")
+    print(f"      {'(unlabelled)':20s} {unlabelled:8.3%}")
+    count = min(args.count, len(source))
+    picture = sheet(source, np.linspace(0, len(source) - 1, count).astype(int).tolist())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_png(Image.fromarray(picture), args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,78 @@
+"""Make a data set ready for training: `python -m sisma_jax.prepare --source DIR --out DIR`.
+
+Reads a raw CelebAMask-HQ folder, the packed train/test folders of the synthesis papers, or any
+folders images/ and labels/ with a list of classes, and writes ArrayRecord shards of losslessly
+coded images and label maps, with dataset.json. The same command continues an interrupted run.
+"""
+
+import argparse
+from pathlib import Path
+
+from sisma_jax import cli
+from sisma_jax.data import layouts, preparation
+from sisma_jax.data.label_maps import CLASS_ORDERS
+from sisma_jax.data.raw import TEST_FROM
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(
+        "sisma_jax.prepare",
+        __doc__,
+        "python -m sisma_jax.prepare --source CelebAMask-HQ --out data/celeba-256 --size 256",
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="the data set's folder")
+    add("--out", type=Path, required=True, help="folder for the shards, new or empty")
+    add("--size", type=int, default=256, help="pixels of a side")
+    add(
+        "--split",
+        choices=layouts.SPLITS,
+        default="sis",
+        help="of a raw folder: by id as the synthesis papers have it, or CelebA's official one",
+    )
+    add(
+        "--test-from",
+        type=int,
+        default=TEST_FROM,
+        help="where the source brings no test split: its first id, or of folder pairs its place",
+    )
+    add("--classes", type=Path, help="JSON list of classes (default: classes.json in the source)")
+    add(
+        "--class-order",
+        choices=CLASS_ORDERS,
+        default="canonical",
+        help="how label maps number the CelebAMask-HQ classes",
+    )
+    add("--crop", action="store_true", help="take the middle of images that are no squares")
+    add("--workers", type=int, help="processes, no matter for the result (default: one per core)")
+    add("--shard-size", type=int, default=1024, help="items of one shard")
+    add("--strict", action="store_true", help="stop at the first item that cannot be used")
+    add("--allow-rejected", action="store_true", help="accept that more than 1 %% cannot be used")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    layout = layouts.survey(
+        args.source, split=args.split, test_from=args.test_from, classes_file=args.classes
+    )
+    reader = layouts.Reader(args.size, layout.classes, args.class_order, args.crop)
+    description = preparation.prepare(
+        layout,
+        reader,
+        args.out,
+        split_name=args.split if layout.name == "raw" else layout.name,
+        shard_size=args.shard_size,
+        workers=args.workers,
+        strict=args.strict,
+        allow_rejected=args.allow_rejected,
+    )
+    counts = ", ".join(f"{name} {len(s['ids'])}" for name, s in description["splits"].items())
+    print(f"{args.out}: {counts}, {len(layout.classes)} classes, {args.size} px")
+    if description["rejected"]:
+        print(f"{description['rejected']} rejected: see {args.out / preparation.REJECTED_FILE}")
+    print(f"train with --config.data.path={args.out} --config.data.size={args.size}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
