@@ -33,6 +33,7 @@ def bounds(device: str, size: Size, dtype: str, full: bool, orders: int) -> dict
         return rows * sequences * ITEM_SIZE[dtype] / chip.bytes_per_second * 1e6
 
     # u, delta, y; beside them z. Backward: u, delta, ybar, ubar, deltabar; beside them z and zbar.
+    # All of them for every order, although a cache may hold what orders share.
     return {
         "forward": max(
             exponentials, issue(*(backend.forward for backend in BACKENDS)), memory(3 + full)

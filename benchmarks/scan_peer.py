@@ -16,7 +16,7 @@ MOVED = ("u", "delta", "z", "B", "C")
 """Arrays whose length is last over there."""
 
 
-def largest_error(case: Case) -> float:
+def largest_errors(case: Case) -> dict[str, float]:
     """Of y, against float64.
 
     Raises:

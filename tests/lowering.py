@@ -38,4 +38,4 @@ def launches(text: str) -> int:
 
 def moved(text: str) -> list[str]:
     """Operations that only move data."""
-    return re.findall(r"stablehlo\.(?:gather|scatter|transpose)\b.*", text)
+    return re.findall(r"stablehlo\.(?:gather|scatter|transpose|reverse)\b.*", text)

@@ -69,7 +69,7 @@ def plan(
     Args:
       cost: of the kernel.
       plans: those that its backend has.
-      batch: sequences, times scan orders.
+      batch: sequences. Orders that `jax.vmap` adds are not known when a scan is planned.
       channels, state: of the scan; `state` one of STATES.
       multiprocessors: of the GPU.
     """

@@ -130,6 +130,7 @@ class Chunk:
         self.machine, self.outputs = machine, outputs
         self.products, self.BC, self.sums = products, BC, sums
         self.length = len(rows)
+        self.read = None
         for name, t, place in self._places():
             machine.copy(inputs[name].at[rows[t]], BC.at[:, place])
         machine.barrier()
@@ -140,11 +141,17 @@ class Chunk:
             (name, t, first + t) for name, first in (("C", 0), ("B", self.length)) for t in steps
         ]
 
+    def _values(self, n) -> list:
+        """C and then B of all steps: all at once, so that one instruction reads several."""
+        if self.read is None or self.read[0] is not n:
+            self.read = n, [self.BC[n, place] for _, _, place in self._places()]
+        return self.read[1]
+
     def C(self, t: int, n):
-        return self.BC[n, t]
+        return self._values(n)[t]
 
     def B(self, t: int, n):
-        return self.BC[n, self.length + t]
+        return self._values(n)[self.length + t]
 
     def put_C(self, t: int, n, value) -> None:
         self.products[n % 2, t, :] = value

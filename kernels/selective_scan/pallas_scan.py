@@ -306,7 +306,22 @@ def _run(
         grid=(batch, sizes["blocks"]),
     )
     cut = lambda x, axes: x[..., :channels] if axes[-1] == "channels" else x
-    return {k: cut(x, output_axes[k]) for k, x in backend.run(launch).items()}
+    return {k: cut(x, output_axes[k]) for k, x in _launched(backend, launch).items()}
+
+
+def _launched(backend: Backend, launch: Launch) -> Arrays:
+    @jax.custom_jvp
+    def run(inputs: Arrays) -> Arrays:
+        return backend.run(dataclasses.replace(launch, inputs=inputs))
+
+    @run.defjvp
+    def differentiate_again(primals, tangents):
+        raise NotImplementedError(
+            f"selective_scan: {backend.name!r} has first derivatives only; name 'sequential' or "
+            "'associative', which have others"
+        )
+
+    return run(launch.inputs)
 
 
 def _padded(x: jax.Array, axes: Axes, multiple: int) -> jax.Array:

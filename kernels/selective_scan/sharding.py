@@ -23,6 +23,22 @@ def batch_axes(batch: int) -> tuple[str, ...]:
     return tuple(axes) if size > 1 else ()
 
 
+def _whole(function: Callable) -> Callable:
+    """`function`, but for arrays that are split over an axis of a mesh which is explicit."""
+
+    def checked(inputs: dict[str, jax.Array]) -> Any:
+        for name, x in inputs.items():
+            spec = jax.typeof(x).sharding.spec
+            if any(axis is not None for axis in spec):
+                raise NotImplementedError(
+                    f"selective_scan: {name} is sharded as {spec} over explicit axes of a mesh, "
+                    "which kernels do not split: make the mesh with axis_types=(AxisType.Auto, ...)"
+                )
+        return function(inputs)
+
+    return checked
+
+
 def over_batch(function: Callable, batch: int, is_batched: Callable[[str], bool]) -> Callable:
     """`function(inputs)` for each device's sequences, where a mesh is set; else as it is.
 
@@ -31,7 +47,7 @@ def over_batch(function: Callable, batch: int, is_batched: Callable[[str], bool]
     """
     axes = batch_axes(batch)
     if not axes:
-        return function
+        return _whole(function)
 
     def mapped(inputs: dict[str, jax.Array]) -> Any:
         specs = {name: P(axes) if is_batched(name) else P() for name in inputs}

@@ -88,12 +88,40 @@ def test_every_plan_gives_the_same(implementation, which, monkeypatch):
 @pytest.mark.parametrize("state", launch_plan.STATES)
 @pytest.mark.parametrize("implementation", PALLAS)
 def test_every_number_of_states(implementation, state):
-    check(implementation, arrays_of(1, 3, 5, state))
+    check(implementation, arrays_of(1, 9, 5, state))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_the_chunks_of_a_gpu(implementation, which, monkeypatch):
+    """Else chunks are short here, for the interpreter's sake."""
+    one_plan = BACKENDS[implementation].plans[which]
+    monkeypatch.setattr(pallas_scan, "plan", lambda *arguments, **options: one_plan)
+    monkeypatch.setattr(pallas_scan, "longest_chunk", lambda plan: 16 // plan.vectors)
+    order = np.random.default_rng(1).permutation(37).astype(np.int32)
+    check(implementation, arrays_of(1, 37, 5, 16), order)
 
 
 @pytest.mark.parametrize("implementation", PALLAS)
-def test_two_runs_give_the_same_bits(implementation):
-    """On a GPU only atomic operations could make them differ, so none may be there."""
+def test_an_interval_of_checkpoints_that_no_kernel_has_is_refused(implementation):
+    with pytest.raises(ValueError, match="chunk is 12: take 4, 8, 16, or None"):
+        IMPLEMENTATIONS[implementation](
+            **arrays_of(1, 4, 3, 4), delta_softplus=True, order=None, reverse=False, chunk=12
+        )
+
+
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_second_derivatives_are_refused_in_words(implementation):
+    arrays = arrays_of(1, 4, 3, 4)
+    scan = lambda u: jnp.sum(selective_scan(**arrays | {"u": u}, implementation=implementation))
+    with pytest.raises(NotImplementedError, match="first derivatives only; name 'sequential'"):
+        jax.grad(lambda u: jnp.sum(jax.grad(scan)(u)))(arrays["u"])
+
+
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_nothing_is_summed_by_atomic_operations(implementation):
+    """On a GPU only they could make two runs differ."""
     scan = partial(run, implementation=implementation)
     kernels = str(jax.make_jaxpr(scan)(arrays_of(2, 8, 6, 4)))
     assert "selective_scan_backward" in kernels and "atomic" not in kernels
@@ -154,13 +182,17 @@ def test_a_plan_leaves_no_lane_more_states_than_registers(backend):
         assert 32 * found.vectors // found.groups <= 32
 
 
-def lowered(implementation, orders=None):
+def lowered(implementation, orders=None, reverse=False):
     """StableHLO of the gradient for CUDA."""
     shapes = jax.eval_shape(lambda: arrays_of(8, 64, 96, 8, jnp.bfloat16))
 
     def loss(arrays, order):
         scan = lambda order: selective_scan(
-            **arrays, delta_softplus=True, order=order, implementation=implementation
+            **arrays,
+            delta_softplus=True,
+            order=order,
+            reverse=reverse,
+            implementation=implementation,
         )
         y = scan(order) if orders is None else jax.vmap(scan)(order)
         return jnp.sum(y.astype(jnp.float32))
@@ -169,10 +201,10 @@ def lowered(implementation, orders=None):
     return lowered_for_cuda(jax.grad(loss), shapes, order)
 
 
-@pytest.mark.parametrize("orders", [None, 2])
+@pytest.mark.parametrize(("orders", "reverse"), [(None, True), (2, False)])
 @pytest.mark.parametrize("implementation", PALLAS)
-def test_one_launch_each_way_and_no_permuted_copy(implementation, orders):
-    text = lowered(implementation, orders)
+def test_one_launch_each_way_and_no_permuted_copy(implementation, orders, reverse):
+    text = lowered(implementation, orders, reverse)
     assert launches(text) == 2
     for operation in moved(text):
         assert "transpose" in operation and "64x96" not in operation
@@ -195,6 +227,22 @@ def test_on_a_mesh_every_device_scans_its_own_sequences(implementation):
     text = compiled.as_text()
     assert "all-gather" not in text and "all-reduce" in text
     assert actual[0][0].sharding.is_equivalent_to(rows, 3)
+
+
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_an_explicit_mesh_is_refused_in_words(implementation):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        place = lambda x: jax.device_put(x, P("data") if x.ndim == 3 else P())
+        arrays = jax.tree.map(place, arrays_of(4, 6, 5, 4))
+        with pytest.raises(NotImplementedError, match=r"explicit axes .*AxisType\.Auto"):
+            selective_scan(**arrays, implementation=implementation)
+
+
+@pytest.mark.parametrize("implementation", PALLAS)
+def test_lowers_with_double_precision_at_hand(implementation):
+    with jax.enable_x64(True):
+        assert launches(lowered(implementation)) == 2
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_spread_as_far_as_it_goes():
@@ -264,15 +312,20 @@ def test_an_old_jax_has_no_mosaic_kernel_and_says_so(monkeypatch):
         selective_scan(**arrays_of(1, 4, 3, 4), implementation="pallas_mosaic")
 
 
+@pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("implementation", PALLAS[1:])
-def test_mosaic_program_in_its_simulator(implementation, monkeypatch):
-    """What runs on a GPU, with its shared memory and layouts, and not the body alone."""
+def test_mosaic_program_in_its_simulator(implementation, which, monkeypatch):
+    """What runs on a GPU, with its shared memory and layouts, and not the body alone.
+
+    Lanes run in step there, so it says nothing of barriers, which are inline code to it.
+    """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     monkeypatch.setattr(pallas_mosaic, "_interpret", pallas_mosaic._compile)
     monkeypatch.setattr(pallas_mosaic, "Interpreted", pallas_mosaic.Warpgroup)
     order = np.random.default_rng(1).permutation(6).astype(np.int32)
-    # Barriers are inline code, which it cannot follow: lanes run in step there anyway.
-    simulator = plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")
+    one_plan = pallas_mosaic.BACKEND.plans[which]
+    monkeypatch.setattr(pallas_scan, "plan", lambda *arguments, **options: one_plan)
+    simulator = plgpu.InterpretGPUParams(inline_mgpu="ignore")
     with plgpu.force_gpu_interpret_mode(simulator):
         check(implementation, arrays_of(1, 6, 3, 4), order)

@@ -270,7 +270,7 @@ class TestEveryImplementation:
 
     def test_gradient_of_an_order_has_no_scatter(self, implementation):
         if implementation.startswith("pallas"):
-            pytest.skip("interpreted here; test_pallas_triton looks at what a GPU gets")
+            pytest.skip("interpreted here; test_pallas_kernels looks at what a GPU gets")
         length, orders = 18, 2
         arrays = make_arrays(length)
         order = jnp.asarray(np.stack([permutation(length, seed=k) for k in range(orders)]))
