@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.synthetic_count = 15360
         config.data.test_from = 14848
     if celeba:
-        config.data.path = "data/CelebAMask-HQ"
+        config.data.path = "data/celeba-256"
         config.data.size = 256
         config.data.synthetic_count = 0
         config.data.test_from = 28000

@@ -1,6 +1,6 @@
 """SISMA on CelebAMask-HQ at 256 pixels (arXiv 2509.17651).
 
-    python -m sisma_jax.train --config configs/celeba.py --config.data.path=data/CelebAMask-HQ \
+    python -m sisma_jax.train --config configs/celeba.py --config.data.path=data/celeba-256 \
         --config.autoencoder.path=runs/autoencoder-celeba
 
 The paper publishes its architecture's figure and its scores (FID 18.3, LPIPS diversity 0.61), but
@@ -29,9 +29,9 @@ def get_config(variant: str = "large") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
-    # Data: the raw archive. Ids from 28000 on are the synthesis papers' test split.
+    # Data: as `sisma_jax.prepare` writes it; of a raw folder, ids from test_from on are for tests.
     config.data = ConfigDict()
-    config.data.path = "data/CelebAMask-HQ"
+    config.data.path = "data/celeba-256"
     config.data.size = 256
     config.data.synthetic_count = 0
     config.data.test_from = 28000

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 from etils import epath
 
@@ -83,6 +82,8 @@ class PreparedDataset:
           InputError: it is not a prepared data set, of another size, without that split, or shards
             are missing or hold another number of records.
         """
+        import grain  # takes seconds, which processes that only write need not wait for
+
         description = read_description(path)
         if description["size"] != size:
             raise InputError(

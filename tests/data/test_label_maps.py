@@ -10,6 +10,7 @@ from PIL import Image
 
 from sisma_jax.data import label_maps
 from sisma_jax.data.classes import CLASSES, FLIP_PAIRS, PALETTE, UNLABELLED
+from sisma_jax.data.label_maps import read_label_map, write_label_map
 from sisma_jax.errors import InputError
 
 CLASS_COUNT = len(CLASSES)
@@ -275,3 +276,51 @@ class TestCollecting:
         (tmp_path / "a.jpg").touch()
         with pytest.raises(InputError, match="holds no PNG"):
             label_maps.collect_masks([tmp_path])
+
+
+class TestOtherConventions:
+    """What other software writes."""
+
+    BISENET = (
+        "background skin l_brow r_brow l_eye r_eye eye_g l_ear r_ear ear_r nose mouth u_lip l_lip "
+        "neck neck_l cloth hair hat"
+    )
+
+    @pytest.fixture
+    def labels(self):
+        return np.arange(19, dtype=np.uint8).reshape(1, 19).repeat(3, 0)
+
+    def test_the_colours_of_voc_are_ids(self, labels, tmp_path):
+        # Its first colours, as the development kit lists them.
+        voc = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128)]
+        known = np.array(voc, np.uint8)[labels[:, :6]]
+        Image.fromarray(known).save(tmp_path / "voc.png")
+        np.testing.assert_array_equal(read_label_map(tmp_path / "voc.png"), labels[:, :6])
+
+    def test_colours_of_both_conventions_at_once_are_refused(self, tmp_path):
+        sheet = np.array([[(204, 0, 0), (128, 0, 0)]], np.uint8)  # skin here, id 1 there
+        Image.fromarray(sheet).save(tmp_path / "mixed.png")
+        with pytest.raises(InputError, match=r"colour \(128, 0, 0\) at pixel \(1, 0\)"):
+            read_label_map(tmp_path / "mixed.png")
+
+    def test_grey_that_may_be_unlabelled_or_a_class_of_voc_is_ambiguous(self, tmp_path):
+        Image.fromarray(np.full((2, 2, 3), 128, np.uint8)).save(tmp_path / "grey.png")
+        with pytest.raises(InputError, match="is ambiguous at pixel"):
+            read_label_map(tmp_path / "grey.png", allow_unlabelled=True)
+
+    def test_the_order_of_bisenet_is_renumbered(self, labels, tmp_path):
+        Image.fromarray(labels).save(tmp_path / "ids.png")
+        read = read_label_map(tmp_path / "ids.png", class_order="bisenet")
+        assert [CLASSES[label] for label in read[0]] == self.BISENET.split()
+
+    def test_what_class_colours_say_is_not_renumbered(self, labels, tmp_path):
+        write_label_map(tmp_path / "indexed.png", labels)
+        Image.fromarray(label_maps.colourise(labels)).save(tmp_path / "rgb.png")
+        for name in ("indexed", "rgb"):
+            read = read_label_map(tmp_path / f"{name}.png", class_order="bisenet")
+            np.testing.assert_array_equal(read, labels)
+
+    def test_an_unknown_order_is_refused(self, labels, tmp_path):
+        write_label_map(tmp_path / "a.png", labels)
+        with pytest.raises(InputError, match="choose canonical or bisenet"):
+            read_label_map(tmp_path / "a.png", class_order="celeba")

@@ -1,0 +1,234 @@
+"""How fast images come to training, and how fast `prepare` makes a data set ready.
+
+Makes synthetic faces in the raw layout (1024 px, masks 512), or takes a raw folder; prepares it.
+Measures images a second of the training stream with flips from the raw folder and from the shards,
+of plain Pillow in threads over image and label PNG files as a peer, and of `prepare` without the
+start of its workers; each on one core and on all. Then where the time of one item goes. Prints a
+table and writes JSON.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import io
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgpack
+import numpy as np
+from PIL import Image
+
+from sisma_jax.data import label_maps, layouts, preparation, raw, raw_layout, records, synthetic
+from sisma_jax.data.input_pipeline import Source, mirror, open_dataset, training_stream
+from sisma_jax.data.label_maps import write_label_map
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/data_bench.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--source", type=Path, help="a raw CelebAMask-HQ folder (default: synthetic faces)")
+    add("--count", type=int, default=64, help="synthetic faces (default: 64)")
+    add("--size", type=int, default=256, help="pixels of a side (default: 256)")
+    add("--batch-size", type=int, default=16, help="(default: 16)")
+    add("--seconds", type=float, default=4.0, help="of each measurement (default: 4)")
+    add("--repeats", type=int, default=3, help="measurements, of which the median counts")
+    add("--out", type=Path, default=RESULTS / "data_cpu.json", help="JSON file")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Keep this process, and those that it starts, to so many cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Repeated:
+    """A source as long as the full set: grain shuffles very short ones slowly."""
+
+    def __init__(self, source: Source, length: int = 28_000):
+        self.source, self.length, self.classes = source, length, source.classes
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.source[index % len(self.source)]
+
+
+def stream_rate(source: Source, args: argparse.Namespace, threads: int) -> float:
+    stream = training_stream(Repeated(source), batch_size=args.batch_size, seed=0, threads=threads)
+    with contextlib.closing(stream):
+        for _ in range(4):
+            next(stream)
+        began, images = time.perf_counter(), 0
+        while time.perf_counter() - began < args.seconds:
+            images += len(next(stream)["image"])
+        return images / (time.perf_counter() - began)
+
+
+def pillow_rate(folder: Path, args: argparse.Namespace, threads: int) -> float:
+    """The peer: PNG files of image and labels, opened by threads, flipped, stacked."""
+    paths = sorted((folder / "images").iterdir())
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray]:
+        path = paths[index % len(paths)]
+        image = np.asarray(Image.open(path))
+        labels = np.asarray(Image.open(folder / "labels" / path.name))
+        return (image[:, ::-1], label_maps.flip(labels)) if index % 2 else (image, labels)
+
+    began, images = time.perf_counter(), 0
+    with ThreadPoolExecutor(threads) as pool:
+        while time.perf_counter() - began < args.seconds:
+            items = [*pool.map(read, range(images, images + args.batch_size))]
+            for field in zip(*items, strict=True):
+                np.stack(field)
+            images += len(items)
+    return images / (time.perf_counter() - began)
+
+
+def prepare_rate(layout: layouts.Layout, args: argparse.Namespace, cores: int) -> float:
+    """Several times over, so that the start of the workers, measured apart, can be taken off."""
+    count = sum(map(len, layout.splits.values()))
+    times = []
+    for copies in (1, 5):
+        many = dataclasses.replace(
+            layout, splits={name: entries * copies for name, entries in layout.splits.items()}
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            prepare(many, Path(folder) / "out", args.size, cores)
+            times.append(time.perf_counter() - began)
+    return 4 * count / (times[1] - times[0])
+
+
+def prepare(layout: layouts.Layout, out: Path, size: int, workers: int) -> None:
+    reader = layouts.Reader(size, layout.classes, "canonical", crop=False)
+    preparation.prepare(layout, reader, out, split_name="sis", shard_size=8, workers=workers)
+
+
+def milliseconds(function: Callable[[int], object], count: int) -> float:
+    """Median over calls with 0 .. count - 1."""
+    times = []
+    for index in range(count):
+        began = time.perf_counter()
+        function(index)
+        times.append(time.perf_counter() - began)
+    return float(np.median(times) * 1e3)
+
+
+def profile(root: Path, shards: Source, size: int) -> dict[str, float]:
+    """Milliseconds of the parts of one item, one at a time on one core."""
+    masks = raw_layout.mask_folder(root)
+    parts = raw_layout.list_parts(masks)
+    faces = sorted(parts)[:40]
+    items = [shards[index] for index in range(min(len(shards), 40))]
+    encoded = [records.encode("0", item) for item in items]
+    stored = [msgpack.unpackb(record) for record in encoded]
+    coded = [Image.fromarray(item["image"]) for item in items]
+
+    def in_format(**options):
+        buffers = []
+        for image in coded:
+            buffers.append(io.BytesIO())
+            image.save(buffers[-1], **options)
+        return lambda k: np.asarray(Image.open(buffers[k]))
+
+    image_path = lambda k: raw_layout.image_path(root, faces[k])
+    part_of = lambda k: raw.read_parts(masks, faces[k], parts[faces[k]], size)
+    count, few = len(items), min(len(faces), len(items))
+    return {
+        "raw: image": milliseconds(lambda k: raw.read_image(image_path(k), size), few),
+        "raw: parts": milliseconds(part_of, few),
+        "prepare: code a record": milliseconds(lambda k: records.encode("0", items[k]), count),
+        "shards: read a record": milliseconds(lambda k: shards._records[k], count),
+        "shards: decode the image": milliseconds(
+            lambda k: records.decode(encoded[k], ("image",), size), count
+        ),
+        "shards: decode the labels": milliseconds(
+            lambda k: records.decode(encoded[k], ("labels",), size), count
+        ),
+        "flip of both": milliseconds(lambda k: mirror(shards.classes, items[k]), count),
+        "the image as PNG, level 1": milliseconds(in_format(format="PNG", compress_level=1), count),
+        "the image as PNG, level 6": milliseconds(in_format(format="PNG"), count),
+        "bytes of a record's image": float(np.mean([len(one["image"]) for one in stored])),
+        "bytes of a record's labels": float(np.mean([len(one["labels"]) for one in stored])),
+    }
+
+
+def main() -> None:
+    args = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        root, shards = args.source or Path(folder) / "raw", Path(folder) / "shards"
+        if args.source is None:
+            synthetic.write_dataset(root, count=args.count, size=1024, mask_size=512, seed=0)
+        layout = layouts.survey(root, test_from=10**9)
+        available = len(os.sched_getaffinity(0))
+        prepare(layout, shards, args.size, available)
+        prepared = open_dataset(shards, args.size)
+        raw_source = open_dataset(root, args.size, split="all")
+        pairs = Path(folder) / "pairs"
+        for name in ("images", "labels"):
+            (pairs / name).mkdir(parents=True)
+        for index in range(min(len(prepared), 64)):
+            item = prepared[index]
+            Image.fromarray(item["image"]).save(pairs / f"images/{index}.png")
+            write_label_map(pairs / f"labels/{index}.png", item["labels"])
+        measured: dict[str, dict[int, float]] = {}
+        for cores in sorted({1, available}):
+            with on_cores(cores):
+                for name, rate in (
+                    ("stream from shards", lambda n: stream_rate(prepared, args, n)),
+                    ("stream from the raw folder", lambda n: stream_rate(raw_source, args, n)),
+                    ("Pillow and threads, PNG files", lambda n: pillow_rate(pairs, args, n)),
+                    ("prepare", lambda n: prepare_rate(layout, args, n)),
+                ):
+                    rates = [rate(cores) for _ in range(args.repeats)]
+                    measured.setdefault(name, {})[cores] = float(np.median(rates))
+        with on_cores(1):
+            parts = profile(root, prepared, args.size)
+    print(f"{'images/s':32s}" + "".join(f"{cores:>7} cores" for cores in sorted({1, available})))
+    for name, rates in measured.items():
+        print(f"{name:32s}" + "".join(f"{rate:13.0f}" for rate in rates.values()))
+    for name, value in parts.items():
+        print(f"{name:32s}{value:13.2f}" + ("" if name.startswith("bytes") else " ms"))
+    report = {
+        "command": " ".join(["python", "benchmarks/data_bench.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": {"machine": platform.machine(), "cores": available, "cpu": cpu()},
+        "versions": {"python": platform.python_version(), "pillow": Image.__version__},
+        "size": args.size,
+        "images_per_second": measured,
+        "profile": parts,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"wrote {args.out}")
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()
