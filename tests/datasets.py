@@ -19,10 +19,10 @@ def write_raw(folder: Path) -> Path:
     return folder
 
 
-def write_packed(folder: Path, raw: Path) -> Path:
+def write_packed(folder: Path, raw: Path, test_from: int = TEST_FROM) -> Path:
     """The raw set's images as they are, and one indexed PNG each."""
     for split in ("train", "test"):
-        source = RawFaces(raw, SIZE, split=split, test_from=TEST_FROM)
+        source = RawFaces(raw, SIZE, split=split, test_from=test_from)
         for name in ("images", "labels"):
             (folder / split / name).mkdir(parents=True)
         for index, face in enumerate(source.ids):

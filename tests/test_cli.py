@@ -8,7 +8,15 @@ import pytest
 from sisma_jax import cli
 from sisma_jax.errors import InputError
 
-COMMANDS = ("train", "train_autoencoder", "sample", "demo", "data.synthetic")
+COMMANDS = (
+    "prepare",
+    "inspect_data",
+    "train",
+    "train_autoencoder",
+    "sample",
+    "demo",
+    "data.synthetic",
+)
 
 
 def run_module(name, *arguments):
@@ -54,6 +62,8 @@ def test_help_names_the_options_their_defaults_and_an_example(name, capsys):
         ("train", ["--config", "none.py"], "none.py does not exist"),
         ("sample", ["--workdir", "none", "--masks", "none", "--out", "none"], "none"),
         ("demo", ["--workdir", "none"], "none is not a run folder"),
+        ("prepare", ["--source", "none", "--out", "out"], "none is not a folder"),
+        ("inspect_data", ["--data", "none"], "none is not a folder"),
         ("data.synthetic", ["--out", "none", "--count", "0"], "0"),
     ],
 )

@@ -120,6 +120,6 @@ BACKEND = Backend(
     name="pallas_mosaic",
     plans=(Plan(1, warps=4), Plan(2, warps=4)),
     forward=Cost(per_state={1: 5.5, 2: 5.25}, per_row=43.0),
-    backward=Cost(per_state={1: 22.4, 2: 19.7}, per_row=90.0),
+    backward=Cost(per_state={1: 20.9, 2: 18.9}, per_row=90.0),
     run=_run,
 )

@@ -25,7 +25,7 @@ from sisma_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstrac
 from sisma_jax.training.logging import MetricsLog, Progress
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.sharding import (
-    put_batch,
+    on_devices,
     replicated,
     state_shardings,
     under_mesh,
@@ -106,9 +106,10 @@ def train(
         batches = open_stream(start=start)
         try:
             with stop_requests() as stop_requested:
+                placed = on_devices(batches, mesh)
                 return _steps(
                     state, start, config, run, checkpoints, log, sample_grid, stop_requested,
-                    lambda state: step_fn(state, put_batch(next(batches), mesh), *constants),
+                    lambda state: step_fn(state, next(placed), *constants),
                 )  # fmt: skip
         finally:
             batches.close()

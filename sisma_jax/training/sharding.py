@@ -1,7 +1,8 @@
 """Where arrays live: a (data, fsdp) mesh, batches over both axes, parameters over fsdp."""
 
 import dataclasses
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -83,6 +84,18 @@ def state_shardings(abstract: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(leaf, abstract)
+
+
+def on_devices(
+    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches on the devices of `mesh`, `ahead` of them on their way while one is used."""
+    placed: deque[dict[str, jax.Array]] = deque()
+    for batch in batches:
+        placed.append(put_batch(batch, mesh))
+        if len(placed) > ahead:
+            yield placed.popleft()
+    yield from placed
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
