@@ -231,4 +231,7 @@ def test_on_a_gpu_one_kernel_each_way_reads_the_rows_in_place(cls, orders, monke
     text = lowered_for_cuda(jax.grad(loss, (0, 1, 2)), shapes, tokens, tokens)
     assert launches(text) == 2
     for operation in moved(text):
-        assert "transpose" in operation and "64x48" not in operation
+        # What the depthwise convolution's gradient turns over is its 3x3 kernel; 64 channels are
+        # the 48 as the kernel has them.
+        assert "transpose" in operation or "3x3x" in operation
+        assert "64x48" not in operation and "64x64" not in operation
