@@ -52,6 +52,7 @@ class Entry:
 class Layout:
     """A data set that was listed."""
 
+    root: Path
     name: str
     classes: ClassSet
     splits: dict[str, list[Entry]]
@@ -168,7 +169,7 @@ def survey(
     rejected: list[Rejected] = []
     if names:
         splits = {name: _list_pairs(root / name, rejected) for name in names}
-        return Layout("packed", classes, splits, rejected)
+        return Layout(root, "packed", classes, splits, rejected)
     if not (root / "images").is_dir():
         raise InputError(
             f"{root} holds no data set: neither {raw_layout.IMAGE_FOLDER} nor images and labels, "
@@ -176,7 +177,7 @@ def survey(
         )
     pairs = _list_pairs(root, rejected)
     splits = {"train": pairs[:test_from], "test": pairs[test_from:]}
-    return Layout("pairs", classes, splits, rejected)
+    return Layout(root, "pairs", classes, splits, rejected)
 
 
 def _survey_raw(root: Path, split: str, test_from: int) -> Layout:
@@ -211,7 +212,7 @@ def _survey_raw(root: Path, split: str, test_from: int) -> Layout:
     for face in faces:
         entry = Entry(str(face), ("raw", root, masks, face, parts[face]))
         splits[names[place[face]]].append(entry)
-    return Layout("raw", CELEBAMASK, splits, rejected)
+    return Layout(root, "raw", CELEBAMASK, splits, rejected)
 
 
 def _official_split(root: Path) -> dict[int, int]:

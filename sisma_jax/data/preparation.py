@@ -84,7 +84,7 @@ def prepare(
         raise InputError("the data set has no item that has both an image and labels")
     limit = _Limit(total + len(layout.rejected), strict, allow_rejected)
     limit.count(layout.rejected)
-    plan = _plan(reader, split_name, shards)
+    plan = _plan(layout, reader, split_name, shards)
     if (finished := _read(out / DATASET_FILE)) is not None:
         if finished.get("plan") != plan["checksum"]:
             raise InputError(
@@ -141,10 +141,11 @@ def _shards(layout: Layout, size: int) -> list[Shard]:
     return shards
 
 
-def _plan(reader: Reader, split_name: str, shards: list[Shard]) -> dict[str, Any]:
+def _plan(layout: Layout, reader: Reader, split_name: str, shards: list[Shard]) -> dict[str, Any]:
     """What decides the records; `checksum` is that of it all."""
     settings = {
         "version": VERSION,
+        "source": str(layout.root.resolve()),
         "size": reader.size,
         "crop": reader.crop,
         "class_order": reader.class_order,
@@ -220,9 +221,10 @@ def _write_shard(
         }
         os.replace(temporary, out / shard.file)
         write_atomically(unfinished / f"{shard.file}.json", _json(note))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the writer's own errors are of the latter kind
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(
-            f"{out} cannot be written ({error.strerror}): make room, and the same command continues"
+            f"{out} cannot be written ({reason}): make room, and the same command continues"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
