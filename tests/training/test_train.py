@@ -74,9 +74,12 @@ def test_a_signal_saves_and_returns_and_the_run_continues_exactly(
             def __init__(self):
                 self.read = 0
 
+            def __iter__(self):
+                return self
+
             def __next__(self):
                 self.read += 1
-                if self.read == 2:
+                if self.read == 4:  # for step 2, for two batches are on their way beforehand
                     os.kill(os.getpid(), number)
                 return next(stream)
 
