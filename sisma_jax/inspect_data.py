@@ -81,7 +81,9 @@ def main() -> None:
     args = parse_arguments()
     if args.count < 1:
         raise InputError(f"--count is {args.count}: give at least 1")
-    size = args.size or 256
+    if args.size is not None and args.size < 1:
+        raise InputError(f"--size is {args.size}: give at least 1")
+    size = 256 if args.size is None else args.size
     if is_prepared(args.data):
         description = read_description(args.data)
         size = description["size"]

@@ -12,6 +12,7 @@ from sisma_jax import cli
 from sisma_jax.data import layouts, preparation
 from sisma_jax.data.label_maps import CLASS_ORDERS
 from sisma_jax.data.raw import TEST_FROM
+from sisma_jax.errors import InputError
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,6 +57,17 @@ def main() -> None:
     layout = layouts.survey(
         args.source, split=args.split, test_from=args.test_from, classes_file=args.classes
     )
+    if layout.name == "raw":
+        given = {
+            "--classes": args.classes is not None,
+            "--class-order": args.class_order != "canonical",
+            "--crop": args.crop,
+        }
+        for option in (option for option, is_given in given.items() if is_given):
+            raise InputError(
+                f"{option} is for folders of images and labels, but {args.source} is a raw "
+                "CelebAMask-HQ folder: leave it out"
+            )
     reader = layouts.Reader(args.size, layout.classes, args.class_order, args.crop)
     description = preparation.prepare(
         layout,

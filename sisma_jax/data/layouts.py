@@ -45,7 +45,7 @@ class Entry:
 
     id: str
     place: tuple[Any, ...]
-    """Where the layout finds it; see `Layout.read`."""
+    """Where it lies; see `Reader.read`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Reader:
         labels = read_label_map(
             label_path, self.classes, class_order=self.class_order, allow_unlabelled=True
         )
-        image = image_files.load(
-            image_path, _FORMATS[image_path.suffix.lower()], draft=2 * self.size
-        )
+        # The decoder's shortcut rounds sides, after which shapes could not be compared.
+        draft = 2 * self.size if len(set(labels.shape)) == 1 else None
+        image = image_files.load(image_path, _FORMATS[image_path.suffix.lower()], draft=draft)
         image = ImageOps.exif_transpose(image)
         if image.mode not in ("L", "RGB", "CMYK"):
             raise InputError(
@@ -238,7 +238,12 @@ def _official_split(root: Path) -> dict[int, int]:
 
 
 def _list_pairs(folder: Path, rejected: list[Rejected]) -> list[Entry]:
-    images, labels = (_by_stem(folder / name, rejected) for name in ("images", "labels"))
+    images, images_twice = _by_stem(folder / "images", rejected)
+    labels, labels_twice = _by_stem(folder / "labels", rejected)
+    # Of two files of one name none is used: nobody knows which is right.
+    for stem in images_twice | labels_twice:
+        images.pop(stem, None)
+        labels.pop(stem, None)
     for stem in sorted(images.keys() - labels.keys()):
         rejected.append(Rejected(stem, f"{images[stem]} has no label map in {folder / 'labels'}"))
     for stem in sorted(labels.keys() - images.keys()):
@@ -249,20 +254,21 @@ def _list_pairs(folder: Path, rejected: list[Rejected]) -> list[Entry]:
     return [Entry(stem, ("pair", images[stem], labels[stem])) for stem in stems]
 
 
-def _by_stem(folder: Path, rejected: list[Rejected]) -> dict[str, Path]:
+def _by_stem(folder: Path, rejected: list[Rejected]) -> tuple[dict[str, Path], set[str]]:
+    """The files by their names without suffix, and the names that several have."""
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"{folder} cannot be listed ({error.strerror})") from error
     found: dict[str, Path] = {}
+    twice: set[str] = set()
     for path in paths:
         if path.suffix.lower() not in _FORMATS:
             rejected.append(Rejected(path.stem, f"{path} is no JPEG or PNG file by its name"))
         elif path.stem in found:
             reason = f"{path} and {found[path.stem].name} have one name: remove one"
             rejected.append(Rejected(path.stem, reason))
+            twice.add(path.stem)
         else:
             found[path.stem] = path
-    # Of two files of one name none is used: nobody knows which is right.
-    twice = {one.id for one in rejected if "have one name" in one.reason}
-    return {stem: path for stem, path in found.items() if stem not in twice}
+    return found, twice

@@ -91,6 +91,7 @@ def prepare(
                 f"{out} holds a data set that was prepared otherwise: name another folder or "
                 "delete it"
             )
+        shutil.rmtree(out / _UNFINISHED, ignore_errors=True)  # where a kill has kept it
         return finished
     notes = _open_folder(out, plan, shards)
     missing = [shard for shard in shards if shard.file not in notes]

@@ -184,6 +184,11 @@ DAMAGE = {
         "2",
         "lies in the wrong folder",
     ),
+    "two names for one id": (
+        lambda d: shutil.copy(d / "CelebA-HQ-img/2.jpg", d / "CelebA-HQ-img/02.jpg"),
+        "2",
+        "is not named after a face",
+    ),
     "image too small": (
         lambda d: Image.new("RGB", (16, 16)).save(d / "CelebA-HQ-img/2.jpg"),
         "2",
@@ -270,6 +275,7 @@ def test_damaged_pairs_are_listed(name, toy, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(folder, out, "--allow-rejected", monkeypatch=monkeypatch, test_from=12)
     assert reason in rejected(out)["scene_3"]
+    assert len((out / "rejected.jsonl").read_text().splitlines()) == 1
     assert "scene_3" not in PreparedDataset(out, SIZE).ids
 
 
@@ -288,6 +294,46 @@ def test_images_that_are_no_squares_are_cropped_where_asked(toy, tmp_path, monke
         [PreparedDataset(tmp_path / "crop", SIZE)[0]],
         [PreparedDataset(tmp_path / "whole", SIZE)[0]],
     )
+
+
+def test_a_photograph_that_is_no_square_keeps_its_labels(toy, tmp_path, monkeypatch):
+    """The JPEG decoder may halve it, to a pixel more or less than half."""
+    folder = Path(shutil.copytree(toy, tmp_path / "toy"))
+    (folder / "images/scene_0.png").unlink()
+    Image.new("RGB", (301, 201)).save(folder / "images/scene_0.jpg")
+    Image.new("RGB", (301, 201), (230, 200, 120)).save(folder / "labels/scene_0.png")
+    out = tmp_path / "out"
+    run(folder, out, "--crop", monkeypatch=monkeypatch, test_from=12)
+    item = PreparedDataset(out, SIZE)[0]
+    assert (item["labels"] == 1).all() and item["image"].max() < 4
+
+
+def test_a_name_that_one_split_has_twice_is_still_the_others(raw, tmp_path, monkeypatch):
+    packed = write_packed(tmp_path / "packed", raw)
+    for name in ("images", "labels"):
+        for path in (packed / "train" / name).glob("3.*"):
+            shutil.copy(path, packed / "test" / name)
+    shutil.copy(packed / "train/images/3.jpg", packed / "train/images/3.jpeg")
+    description = run(packed, tmp_path / "out", "--allow-rejected", monkeypatch=monkeypatch)
+    assert "3" not in description["splits"]["train"]["ids"]
+    assert "3" in description["splits"]["test"]["ids"]
+
+
+@pytest.mark.parametrize(
+    "option", [("--classes", "classes.json"), ("--class-order", "bisenet"), ("--crop",)]
+)
+def test_options_of_pairs_are_refused_for_a_raw_folder(option, raw, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=rf"{option[0]} is for folders of images and labels"):
+        run(raw, tmp_path / "out", *option, monkeypatch=monkeypatch)
+
+
+def test_what_a_kill_after_the_end_leaves_is_tidied(raw, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    whole = run(raw, out, monkeypatch=monkeypatch)
+    (out / ".unfinished").mkdir()
+    (out / ".unfinished/plan.json").write_text("{}")
+    assert run(raw, out, monkeypatch=monkeypatch) == whole
+    assert not (out / ".unfinished").exists()
 
 
 @pytest.mark.parametrize(
