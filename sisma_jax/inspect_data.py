@@ -12,7 +12,6 @@ from PIL import Image
 
 from sisma_jax import cli
 from sisma_jax.contact_sheet import tile, with_legend
-from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import Source, open_dataset
 from sisma_jax.data.label_maps import colourise
@@ -60,9 +59,7 @@ def frequencies(source: Source) -> tuple[dict[str, float], float, int]:
     pixels = np.zeros(256, np.int64)
     for index in np.linspace(0, len(source) - 1, count).astype(int):
         pixels += np.bincount(source[int(index)]["labels"].reshape(-1), minlength=256)
-    share = pixels / pixels.sum()
-    known = share[: len(source.classes)].tolist()
-    return dict(zip(source.classes.names, known, strict=True)), float(share[UNLABELLED]), count
+    return *source.classes.shares(pixels), count
 
 
 def verify(path: Path, description: dict) -> None:

@@ -18,6 +18,7 @@ from sisma_jax.data.label_maps import (
     resize_nearest,
 )
 from sisma_jax.errors import InputError
+from sisma_jax.files import is_new_or_empty
 from sisma_jax.synthesizer import Synthesizer
 
 
@@ -66,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_output(folder: Path) -> None:
     """Raises InputError unless `folder` is new or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_new_or_empty(folder):
         raise InputError(f"output folder {folder} is not empty: give --out a new or empty one")
 
 

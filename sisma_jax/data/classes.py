@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from sisma_jax.errors import InputError
 
@@ -72,6 +72,16 @@ class ClassSet:
         for a, b in self.flip_pairs:
             labels[[a, b]] = b, a
         return labels
+
+    def shares(self, counts: Int[np.ndarray, "256"]) -> tuple[dict[str, float], float]:
+        """Of all pixels, the share of each class by name and that of the unlabelled.
+
+        Args:
+          counts: pixels by label.
+        """
+        share = counts / max(counts.sum(), 1)
+        known = share[: len(self)].tolist()
+        return dict(zip(self.names, known, strict=True)), float(share[UNLABELLED])
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

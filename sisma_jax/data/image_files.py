@@ -10,7 +10,7 @@ from PIL import Image
 
 from sisma_jax.errors import InputError
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # What Pillow raises on damaged bytes; 20,000 damaged PNG and JPEG files raised nothing else. A size
 # over its limit is damage too: no picture here comes near, so the header must be wrong.
@@ -50,8 +50,8 @@ def load(path: Path | str, image_format: str, *, draft: int | None = None) -> Im
 def _intact_png(path: Path) -> io.BytesIO:
     """A PNG file's bytes, whose checksums agree: Pillow does not look at those of the pixels."""
     content = path.read_bytes()
-    place = len(_PNG_SIGNATURE)
-    while content.startswith(_PNG_SIGNATURE) and place + 12 <= len(content):
+    place = len(PNG_SIGNATURE)
+    while content.startswith(PNG_SIGNATURE) and place + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[place : place + 8])
         end = place + 8 + length
         checksum = zlib.crc32(content[place + 4 : end])

@@ -48,7 +48,6 @@ _FROM_BISENET[: len(_BISENET)] = [CLASSES.index(name) for name in _BISENET]
 
 # The fields of a PNG header that Pillow hides: it widens 2- and 4-bit greyscale and narrows 16-bit
 # colour without a word.
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEPTH_BYTE, _COLOUR_TYPE_BYTE = 24, 25
 _RGB, _INDEXED, _WITH_ALPHA = 2, 3, (4, 6)
 
@@ -173,7 +172,7 @@ def _checked_colour_type(path: Path | str) -> int:
         raise InputError(
             f"mask {path} cannot be opened ({error.strerror}): name a readable PNG file"
         ) from error
-    if not header.startswith(_SIGNATURE):
+    if not header.startswith(image_files.PNG_SIGNATURE):
         kind = (
             "a JPEG, whose compression blurs class ids" if header[:2] == b"\xff\xd8" else "no PNG"
         )

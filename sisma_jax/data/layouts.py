@@ -25,7 +25,6 @@ SPLITS = ("sis", "official")
 """Of the raw layout: that of the synthesis papers, by id, and the one of CelebA."""
 
 CLASSES_FILE = "classes.json"
-MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
 
 _FIRST_VAL, _FIRST_TEST = 162_771, 182_638
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -113,18 +112,9 @@ class Reader:
                     "the middle taken with --crop"
                 )
             image, labels = _middle(image, labels)
-        if image.width < self.size:
-            raise InputError(
-                f"{image_path} has {image.width} x {image.height} pixels, fewer than the "
-                f"{self.size} asked for: choose a smaller --size"
-            )
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-        if image.width != self.size:
-            image = image.resize((self.size, self.size), Image.Resampling.LANCZOS)
         if len(labels) != self.size:
             labels = resize_nearest(labels, self.size)
-        return {"image": np.asarray(image), "labels": labels}
+        return {"image": raw.fit(image_path, image, self.size), "labels": labels}
 
 
 def _middle(
@@ -202,7 +192,9 @@ def _survey_raw(root: Path, split: str, test_from: int) -> Layout:
         names, place = ("train", "val", "test"), _official_split(root)
         for face in faces:
             if face not in place:
-                rejected.append(Rejected(str(face), f"{root / MAPPING_FILE} has no line {face}"))
+                rejected.append(
+                    Rejected(str(face), f"{root / raw_layout.MAPPING_FILE} has no line {face}")
+                )
         faces = [face for face in faces if face in place]
     elif split == "sis":
         names, place = ("train", "test"), {face: int(face >= test_from) for face in faces}
@@ -217,7 +209,7 @@ def _survey_raw(root: Path, split: str, test_from: int) -> Layout:
 
 def _official_split(root: Path) -> dict[int, int]:
     """0, 1 or 2 (train, val, test) for every id, by the place of its original in CelebA."""
-    path = root / MAPPING_FILE
+    path = root / raw_layout.MAPPING_FILE
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:

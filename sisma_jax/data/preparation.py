@@ -25,7 +25,7 @@ from sisma_jax.data import records
 from sisma_jax.data.layouts import Entry, Layout, Reader, Rejected
 from sisma_jax.data.prepared import DATASET_FILE, VERSION, file_checksum
 from sisma_jax.errors import InputError
-from sisma_jax.files import write_atomically
+from sisma_jax.files import is_new_or_empty, read_json, write_atomically, write_json
 
 REJECTED_FILE = "rejected.jsonl"
 REJECTED_SHARE = 0.01
@@ -85,7 +85,7 @@ def prepare(
     limit = _Limit(total + len(layout.rejected), strict, allow_rejected)
     limit.count(layout.rejected)
     plan = _plan(layout, reader, split_name, shards)
-    if (finished := _read(out / DATASET_FILE)) is not None:
+    if (finished := read_json(out / DATASET_FILE)) is not None:
         if finished.get("plan") != plan["checksum"]:
             raise InputError(
                 f"{out} holds a data set that was prepared otherwise: name another folder or "
@@ -162,7 +162,7 @@ def _plan(layout: Layout, reader: Reader, split_name: str, shards: list[Shard]) 
 def _open_folder(out: Path, plan: dict[str, Any], shards: list[Shard]) -> dict[str, dict]:
     """Makes `out` ready to be written; the notes of the shards that are finished, by file."""
     unfinished = out / _UNFINISHED
-    found = _read(unfinished / _PLAN)
+    found = read_json(unfinished / _PLAN)
     if found is not None and found != plan:
         different = [k for k, v in plan["settings"].items() if found["settings"].get(k) != v]
         what = f"another {' and '.join(different)}" if different else "other items"
@@ -170,17 +170,17 @@ def _open_folder(out: Path, plan: dict[str, Any], shards: list[Shard]) -> dict[s
             f"{out} holds an unfinished preparation of {what}: name another folder or delete it"
         )
     try:
-        if found is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if found is None and not is_new_or_empty(out):
             raise InputError(f"{out} is not an empty folder: name a new or an empty one")
         unfinished.mkdir(parents=True, exist_ok=True)
-        write_atomically(unfinished / _PLAN, _json(plan))
+        write_json(unfinished / _PLAN, plan)
         for stale in unfinished.glob("*.tmp"):
             stale.unlink()
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror}): name another folder"
         ) from error
-    notes = {shard.file: _read(unfinished / f"{shard.file}.json") for shard in shards}
+    notes = {shard.file: read_json(unfinished / f"{shard.file}.json") for shard in shards}
     return {file: note for file, note in notes.items() if note is not None}
 
 
@@ -221,7 +221,7 @@ def _write_shard(
             "rejected": [dataclasses.asdict(one) for one in rejected],
         }
         os.replace(temporary, out / shard.file)
-        write_atomically(unfinished / f"{shard.file}.json", _json(note))
+        write_json(unfinished / f"{shard.file}.json", note)
     except (OSError, RuntimeError) as error:  # the writer's own errors are of the latter kind
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(
@@ -255,10 +255,7 @@ def _finish(
         else:
             (out / shard.file).unlink(missing_ok=True)
     for name, split in splits.items():
-        counts = pixels[name]
-        known = counts[: len(reader.classes)] / max(counts.sum(), 1)
-        split["class_frequency"] = dict(zip(reader.classes.names, known.tolist(), strict=True))
-        split["unlabelled"] = float(counts[255] / max(counts.sum(), 1))
+        split["class_frequency"], split["unlabelled"] = reader.classes.shares(pixels[name])
     description = {
         "version": VERSION,
         "size": reader.size,
@@ -273,18 +270,6 @@ def _finish(
     }
     lines = "".join(json.dumps(one) + "\n" for one in rejected)
     write_atomically(out / REJECTED_FILE, lines.encode())
-    write_atomically(out / DATASET_FILE, _json(description))
+    write_json(out / DATASET_FILE, description)
     shutil.rmtree(out / _UNFINISHED)
     return description
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def _read(path: Path) -> Any:
-    """What a JSON file holds; None where there is no intact one."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None

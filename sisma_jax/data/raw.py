@@ -119,7 +119,15 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     # The decoder may skip resolution down to twice the size, which halves the time; LANCZOS then
     # still shapes the spectrum (54 dB from the full decode on a 1/f picture, 1024 to 256 pixels).
     image = image_files.load(path, "JPEG", draft=2 * size)
-    image = ImageOps.exif_transpose(image)
+    return fit(path, ImageOps.exif_transpose(image), size)
+
+
+def fit(path: Path, image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """RGB pixels of an image, which has to be square and not smaller than `size`.
+
+    Raises:
+      InputError: it is not so; the message names `path`.
+    """
     if image.width != image.height or image.width < size:
         raise InputError(
             f"{path} has {image.width} x {image.height} pixels, but square images of at least "

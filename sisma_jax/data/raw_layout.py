@@ -16,6 +16,7 @@ from sisma_jax.errors import InputError
 
 IMAGE_FOLDER = "CelebA-HQ-img"
 MASK_FOLDER = "CelebAMask-HQ-mask-anno"
+MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
 FACES_PER_MASK_FOLDER = 2000
 
 _MISSPELT_MASK_FOLDER = "CelebAMaskHQ-mask-anno"

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from sisma_jax.config import flatten, from_json, to_json
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.errors import InputError
-from sisma_jax.files import write_atomically
+from sisma_jax.files import is_new_or_empty, write_atomically, write_json
 
 CHANGEABLE = (
     "autoencoder.path",
@@ -81,7 +81,7 @@ class RunFolder:
         return json.loads(self.report_file.read_text()) if self.report_file.exists() else None
 
     def write_report(self, report: dict[str, Any]) -> None:
-        write_atomically(self.report_file, (json.dumps(report, indent=2) + "\n").encode())
+        write_json(self.report_file, report)
 
     def classes(self) -> ClassSet:
         """The classes of the run's label maps."""
@@ -96,8 +96,7 @@ class RunFolder:
             )
 
     def write_classes(self, classes: ClassSet) -> None:
-        text = json.dumps(classes.to_json(), indent=2) + "\n"
-        write_atomically(self.classes_file, text.encode())
+        write_json(self.classes_file, classes.to_json())
 
     def config(self) -> ConfigDict:
         """Read the resolved config; raises InputError where there is none."""
@@ -111,7 +110,7 @@ class RunFolder:
         """
         if self.config_file.exists():
             _refuse_other(self.config_file, self.config(), config)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif not is_new_or_empty(self.path):
             raise InputError(
                 f"{self.path} is not empty and holds no run: give --workdir a new or empty folder"
             )

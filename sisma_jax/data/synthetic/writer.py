@@ -8,7 +8,6 @@ an image is done.
 """
 
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,12 +23,11 @@ from sisma_jax.data.synthetic.appearance import sample_look
 from sisma_jax.data.synthetic.figure import APPEARANCE, generator, part_masks, sample_figure
 from sisma_jax.data.synthetic.render import render
 from sisma_jax.errors import InputError
-from sisma_jax.files import write_atomically
+from sisma_jax.files import is_new_or_empty, read_json, write_atomically, write_json
 
 VERSION = 1
 """Grows when the same settings give other pixels."""
 
-_MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
 _FINISHED, _UNFINISHED = "synthetic.json", "synthetic.unfinished.json"
 _CELEBA_IMAGES = 202_599
 
@@ -64,7 +62,7 @@ def read_settings(folder: Path) -> dict[str, int] | None:
 
     None where `folder` holds no such set.
     """
-    return _read(folder / _FINISHED)
+    return read_json(folder / _FINISHED)
 
 
 def write_dataset(
@@ -102,8 +100,8 @@ def write_dataset(
     with tqdm(total=count, initial=len(done), desc="faces", unit="face") as progress:
         for written in _write_all(out, settings, missing, workers):
             progress.update(written)
-    write_atomically(out / _MAPPING, _mapping(count).encode())
-    write_atomically(out / _FINISHED, _settings_file(settings))
+    write_atomically(out / raw_layout.MAPPING_FILE, _mapping(count).encode())
+    write_json(out / _FINISHED, asdict(settings))
     (out / _UNFINISHED).unlink()
     return True
 
@@ -111,7 +109,7 @@ def write_dataset(
 def _open_folder(out: Path, settings: Settings) -> None:
     """Makes `out` ready to be written."""
     wanted = asdict(settings)
-    found = read_settings(out) or _read(out / _UNFINISHED)
+    found = read_settings(out) or read_json(out / _UNFINISHED)
     if found not in (None, wanted):
         different = " and ".join(
             f"{key} {found.get(key)} instead of {value}"
@@ -122,10 +120,10 @@ def _open_folder(out: Path, settings: Settings) -> None:
             f"{out} holds a synthetic data set with {different}: name another folder or delete it"
         )
     try:
-        if found is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if found is None and not is_new_or_empty(out):
             raise InputError(f"{out} is not an empty folder: name a new or an empty one")
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / _UNFINISHED, _settings_file(settings))
+        write_json(out / _UNFINISHED, wanted)
         (out / raw_layout.IMAGE_FOLDER).mkdir(exist_ok=True)
         masks = out / raw_layout.MASK_FOLDER
         for index in range(0, settings.count, raw_layout.FACES_PER_MASK_FOLDER):
@@ -174,17 +172,6 @@ def _encoded(image: Image.Image, **options: str | int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, **options)
     return buffer.getvalue()
-
-
-def _read(path: Path) -> dict[str, int] | None:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _settings_file(settings: Settings) -> bytes:
-    return (json.dumps(asdict(settings), indent=2) + "\n").encode()
 
 
 def _mapping(count: int) -> str:
