@@ -41,6 +41,8 @@ def get_config(variant: str = "large") -> ConfigDict:
     # First stage with factor 8: 256x256 pixels <-> 32x32x4 latents
     config.autoencoder = ConfigDict()
     config.autoencoder.path = "runs/autoencoder-celeba"
+    config.autoencoder.scaling_factor = 0.0  # of the weights
+    config.autoencoder.dtype = ""  # of the weights
 
     # Model
     config.model = ConfigDict()

@@ -29,6 +29,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # First stage: 64x64 pixels <-> 16x16x4 latents
     config.autoencoder = ConfigDict()
     config.autoencoder.path = "runs/autoencoder-long" if long else "runs/autoencoder"
+    config.autoencoder.scaling_factor = 0.0  # of the weights
+    config.autoencoder.dtype = ""  # of the weights
 
     # Model
     config.model = ConfigDict()

@@ -1,7 +1,10 @@
 """Files that are whole or not there, and folders that are ours to write."""
 
+import contextlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +34,16 @@ def read_json(path: Path) -> Any:
 def is_new_or_empty(folder: Path) -> bool:
     """Whether a command may write its output there."""
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `path` at the end; after an error it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        new = Path(folder) / "new"
+        new.mkdir()
+        yield new
+        if path.exists():
+            os.replace(path, Path(folder) / "old")
+        os.replace(new, path)

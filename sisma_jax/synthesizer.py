@@ -84,6 +84,7 @@ def _synthesize(config, params, autoencoder, keys, labels, guidance, *, steps, s
 
 def check_autoencoder(config: SISMAConfig, autoencoder: Autoencoder) -> None:
     """Raises InputError unless the model was configured for this autoencoder's latents."""
+    autoencoder.scaling_factor  # noqa: B018  it raises where the weights do not say it
     factor, channels = autoencoder.config.factor, autoencoder.config.latent_channels
     if (factor, channels) != (config.factor, config.latent_channels):
         raise InputError(

@@ -50,6 +50,23 @@ class FlowConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstStageConfig:
+    """The config's section `autoencoder`."""
+
+    path: str
+    """Whatever `load_autoencoder` reads."""
+    scaling_factor: float
+    """In place of that of the weights, unless it is 0."""
+    dtype: str
+    """Compute type in place of that of the weights, unless it is ""."""
+
+    def load(self) -> Autoencoder:
+        return load_autoencoder(
+            self.path, scaling_factor=self.scaling_factor or None, dtype=self.dtype or None
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplesConfig:
     """The config's section `samples`: the grids written while training."""
 
@@ -100,6 +117,7 @@ def main() -> None:
     checkpoint = section(CheckpointConfig, config, "checkpoint")
     samples = section(SamplesConfig, config, "samples")
     flow_config = section(FlowConfig, config, "flow")
+    first_stage = section(FirstStageConfig, config, "autoencoder")
     mesh = make_mesh(section(MeshConfig, config, "mesh"))
     run = RunFolder(workdir)
 
@@ -114,7 +132,7 @@ def main() -> None:
             f"{model.latent_size} x {model.factor}: make them agree"
         )
     has_copy = run.autoencoder.exists()
-    autoencoder = load_autoencoder(run.autoencoder if has_copy else config.autoencoder.path)
+    autoencoder = load_autoencoder(run.autoencoder) if has_copy else first_stage.load()
     check_autoencoder(model, autoencoder)
     data.make_if_synthetic()
     train_source = data.open("train", ("image", "labels"))

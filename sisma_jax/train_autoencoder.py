@@ -19,8 +19,8 @@ from sisma_jax.models.autoencoder import (
     to_float,
     to_uint8,
 )
-from sisma_jax.models.autoencoder_config import AutoencoderConfig
-from sisma_jax.models.autoencoder_training import (
+from sisma_jax.models.autoencoder.config import AutoencoderConfig
+from sisma_jax.models.autoencoder.training import (
     autoencoder_loss,
     decibels,
     latent_scale,

@@ -9,7 +9,7 @@ import numpy as np
 from sisma_jax import train
 from sisma_jax.data import synthetic
 from sisma_jax.models.autoencoder import parameter_shapes, save_autoencoder
-from sisma_jax.models.autoencoder_config import AutoencoderConfig
+from sisma_jax.models.autoencoder.config import AutoencoderConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SIZE = 32

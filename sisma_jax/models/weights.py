@@ -1,16 +1,18 @@
 """Weight files: the only module that reads or writes them.
 
-Weights are safetensors. A file holds a parameter tree flattened to names joined by "/", such as
-`encoder/conv_in/kernel`. Reading is strict: every tensor of the file is used once and every
-parameter of the model is filled, with the shape and the type the model declares. Pickled files
-(.bin, .ckpt, .pt, .pth) run code when they are opened and are never read.
+Weights are safetensors. This package's own files hold a parameter tree flattened to names joined by
+"/", such as `encoder/conv_in/kernel`. Reading is strict: every tensor of the file is used once and
+every parameter of the model is filled, with the shape the model declares. Pickled files (.bin,
+.ckpt, .pt, .pth) run code when they are opened and are never read; `RECIPE` converts them.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -21,6 +23,12 @@ from sisma_jax.errors import InputError
 from sisma_jax.files import write_atomically
 
 PICKLED = (".bin", ".ckpt", ".pth", ".pt")
+RECIPE = (
+    'python -c "import torch; from safetensors.torch import save_file; '
+    "d = torch.load('OLD', map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
+    "save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, 'NEW')\""
+)
+"""The README's one line for pickled weights of any model; torch is no part of this package."""
 LISTED = 8
 """Names written out in one message."""
 
@@ -32,9 +40,12 @@ def check_weight_file(path: Path) -> None:
       InputError: if `path` is missing, pickled, or not named .safetensors.
     """
     if path.suffix in PICKLED:
+        recipe = RECIPE.replace("OLD", str(path)).replace(
+            "NEW", str(path.with_suffix(".safetensors"))
+        )
         raise InputError(
-            f"{path} is a pickled file, which this package does not read because opening one runs "
-            "code: convert it to safetensors first"
+            f"{path} is a pickled file, which this package does not read because opening one can "
+            f"run code: convert it once, where torch is installed, with {recipe}"
         )
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is no weight file: give one whose name ends in .safetensors")
@@ -42,19 +53,50 @@ def check_weight_file(path: Path) -> None:
         raise InputError(f"there is no weight file {path}: check the path")
 
 
-def save_tree(path: str | os.PathLike, tree: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    """Write a tree of arrays to one safetensors file, all of it or nothing.
+def save_tensors(
+    path: str | os.PathLike, tensors: Mapping[str, Any], metadata: dict[str, str]
+) -> None:
+    """Write named arrays to one safetensors file, all of it or nothing.
 
     Args:
       path: the file, ending in .safetensors; replaced if it exists.
-      tree: nested mappings of arrays.
+      tensors: arrays by name.
       metadata: what a reader of the file should know, kept in its header.
     """
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    write_atomically(Path(path), save(contiguous, metadata))
+
+
+def save_tree(path: str | os.PathLike, tree: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    """Write a tree of arrays, nested mappings, as `save_tensors` does."""
+    save_tensors(path, flatten_dict(tree, sep="/"), metadata)
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read all tensors of a file, as the types that the file has.
+
+    Raises:
+      InputError: if the file is missing, pickled, cut short or malformed, or holds numbers that
+        are not finite.
+    """
     path = Path(path)
-    tensors = {
-        name: np.ascontiguousarray(array) for name, array in flatten_dict(tree, sep="/").items()
-    }
-    write_atomically(path, save(tensors, metadata))
+    check_weight_file(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, ValueError) as error:  # unknown types, too
+        raise InputError(
+            f"{path} cannot be read as safetensors ({error}): it is cut short or of another "
+            "format, so copy or export it again"
+        ) from error
+    broken = listed(
+        name
+        for name, tensor in tensors.items()
+        if jnp.issubdtype(tensor.dtype, jnp.floating) and not np.isfinite(tensor).all()
+    )
+    if broken:
+        raise InputError(f"{path} holds numbers that are not finite in {broken}: copy it again")
+    return tensors
 
 
 def load_tree(path: str | os.PathLike, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,32 +111,27 @@ def load_tree(path: str | os.PathLike, like: Mapping[str, Any]) -> dict[str, Any
       Nested dicts of arrays on the default device.
 
     Raises:
-      InputError: if the file is missing, pickled, cut short or malformed; or if it lacks a
-        parameter, holds a tensor too many, or one of another shape or type. One message lists
-        all of them.
+      InputError: if the file cannot be read, or does not fit (`check_tensors`).
     """
-    path = Path(path)
-    check_weight_file(path)
-    wanted = flatten_dict(like, sep="/")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as safetensors ({error}): it is cut short or of another "
-            "format, so copy or export it again"
-        ) from error
-    differences = _differences(wanted, tensors)
-    if differences:
-        raise InputError(
-            f"the weights in {path} do not fit the model: {'; '.join(differences)}; give the "
-            "configuration these weights were trained with"
-        )
+    tensors = read_tensors(path)
+    check_tensors(path, flatten_dict(like, sep="/"), tensors)
     return unflatten_dict({name: jnp.asarray(array) for name, array in tensors.items()}, sep="/")
 
 
-def _differences(wanted: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> list[str]:
-    """Say how the tensors found differ from those wanted, one phrase per kind."""
+def check_tensors(
+    path: str | os.PathLike, wanted: Mapping[str, Any], found: Mapping[str, np.ndarray]
+) -> None:
+    """Compare the tensors of a file with those that a model needs, by name.
+
+    Args:
+      path: of the file, for the message.
+      wanted: anything with `shape` and `dtype`.
+      found: the tensors.
+
+    Raises:
+      InputError: if a tensor is missing, one too many, or of another shape or type. One message
+        lists all of them.
+    """
     shared = wanted.keys() & found.keys()
     kinds = {
         "missing": wanted.keys() - found.keys(),
@@ -110,11 +147,27 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> 
             if found[name].dtype != wanted[name].dtype
         ),
     }
-    phrases = ((kind, _listed(names)) for kind, names in kinds.items())
-    return [f"{kind}: {names}" for kind, names in phrases if names]
+    phrases = ((kind, listed(names)) for kind, names in kinds.items())
+    differences = [f"{kind}: {names}" for kind, names in phrases if names]
+    if differences:
+        raise InputError(
+            f"the weights in {path} do not fit the model: {'; '.join(differences)}; give the "
+            "configuration these weights were trained with"
+        )
 
 
-def _listed(names: Iterable[str]) -> str:
+def tree_checksum(tree: Mapping[str, Any]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of a tree of arrays."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flatten_dict(tree, sep="/").items()):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.view(np.uint8))
+    return digest.hexdigest()
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names in order, the first few of many."""
     names = sorted(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more

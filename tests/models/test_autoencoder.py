@@ -1,9 +1,7 @@
-"""The autoencoder against closed forms and plain NumPy; its files against damage."""
+"""The autoencoder against closed forms and plain NumPy."""
 
 import dataclasses
 import functools
-import json
-import os
 
 import flax.linen as nn
 import jax
@@ -11,56 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clu import parameter_overview
-from safetensors.numpy import load_file, save_file
 
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import (
-    LOGVAR_RANGE,
     Autoencoder,
     AutoencoderConfig,
     AutoencoderKL,
-    load_autoencoder,
     parameter_shapes,
     posterior_kl,
     sample_latent,
-    save_autoencoder,
 )
-from sisma_jax.models.autoencoder_layers import (
+from sisma_jax.models.autoencoder.layers import (
     Attention,
     Downsample,
     fold_pixels,
     norm,
     unfold_pixels,
 )
-from sisma_jax.models.autoencoder_training import (
-    autoencoder_loss,
-    latent_scale,
-    patch_pca_init,
-)
-from sisma_jax.models.weights import load_tree, save_tree
-
-SMALL_KL = AutoencoderConfig(block_channels=(8, 16), layers_per_block=1, norm_groups=4)
-SMALL_TINY = AutoencoderConfig.tiny(block_channels=(8,), norm_groups=4)
-
+from sisma_jax.models.autoencoder.model import LOGVAR_RANGE
+from tests.autoencoders import SMALL_KL, SMALL_TINY, random_params, smooth_images
 
 cached_shapes = functools.cache(parameter_shapes)
-
-
-def random_params(config, seed=0):
-    random = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(random.normal(0, 0.2, leaf.shape), leaf.dtype),
-        cached_shapes(config),
-    )
-
-
-def smooth_images(count, height, width, seed=0):
-    """Images with correlated pixels, in [-1, 1]."""
-    coarse = np.random.default_rng(seed).uniform(-1, 1, (count, height // 8, width // 8, 3))
-    image = coarse.repeat(8, axis=1).repeat(8, axis=2)
-    for axis in (1, 2):
-        image = (image + np.roll(image, 1, axis) + np.roll(image, 2, axis)) / 3
-    return jnp.asarray(image, jnp.float32)
 
 
 class NormOnly(nn.Module):
@@ -69,12 +38,6 @@ class NormOnly(nn.Module):
     @nn.compact
     def __call__(self, x):
         return norm(self.config, x, "norm")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    save_autoencoder(tmp_path / "saved", SMALL_TINY, random_params(SMALL_TINY))
-    return tmp_path / "saved"
 
 
 class TestArchitecture:
@@ -186,15 +149,6 @@ class TestArchitecture:
         np.testing.assert_array_equal(folded[0, 1, 2].reshape(4, 4, 3), x[0, 4:8, 8:12])
         np.testing.assert_array_equal(unfold_pixels(folded, 4), x)
 
-    def test_bfloat16_decodes_like_float32(self):
-        config = dataclasses.replace(SMALL_KL, dtype="bfloat16")
-        params = random_params(SMALL_KL)
-        z = jax.random.normal(jax.random.key(1), (1, 4, 6, 4))
-        exact, rounded = (Autoencoder(c, params).decode(z) for c in (SMALL_KL, config))
-        assert rounded.dtype == jnp.float32
-        assert float(jnp.mean(jnp.abs(exact - rounded))) < 0.02 * float(jnp.std(exact))
-        assert not jnp.array_equal(exact, rounded)
-
 
 class TestPosterior:
     def test_logvar_is_clamped(self):
@@ -233,191 +187,6 @@ class TestPosterior:
         mean, logvar = jnp.array([0.0, 1.0]), jnp.array([0.0, np.log(4.0)], jnp.float32)
         expected = (0.0 + 0.5 * (1 + 4 - 1 - np.log(4.0))) / 2
         assert float(posterior_kl(mean, logvar)) == pytest.approx(expected, rel=1e-6)
-
-
-class TestTraining:
-    def test_new_model_reconstructs_like_principal_components(self):
-        images = smooth_images(16, 32, 32)
-        module = AutoencoderKL(SMALL_TINY)
-        params = patch_pca_init(
-            jax.jit(module.init)(jax.random.key(0), images[:1])["params"], images
-        )
-        patches = np.asarray(fold_pixels(images, 4), np.float64).reshape(-1, 48)
-        mean = patches.mean(0)
-        components = np.linalg.svd(patches - mean, full_matrices=False)[2][:4]
-        expected = mean + (patches - mean) @ components.T @ components
-        actual = fold_pixels(module.apply({"params": params}, images), 4).reshape(-1, 48)
-        np.testing.assert_allclose(actual, expected, atol=1e-4)
-        latents, logvar = module.apply({"params": params}, images, method="encode")
-        np.testing.assert_allclose(jnp.std(latents, axis=(0, 1, 2)), 1.0, atol=1e-3)
-        assert float(logvar.max()) < 0
-
-    def test_principal_components_leave_the_given_parameters_alone(self):
-        params = random_params(SMALL_TINY)
-        before = jax.tree.map(np.array, params)
-        after = patch_pca_init(params, smooth_images(4, 16, 16))
-        jax.tree.map(np.testing.assert_array_equal, params, before)
-        assert jax.tree.structure(after) == jax.tree.structure(params)
-        assert after["encoder"] is params["encoder"]
-
-    def test_principal_components_need_linear_maps(self):
-        with pytest.raises(InputError, match=r"set autoencoder\.linear_skip"):
-            patch_pca_init(random_params(SMALL_KL), smooth_images(1, 16, 16))
-
-    @pytest.mark.parametrize("config", [SMALL_KL, SMALL_TINY], ids=["kl", "tiny"])
-    def test_every_parameter_gets_a_finite_gradient(self, config, key):
-        module, images = AutoencoderKL(config), smooth_images(2, 16, 16)
-        loss = lambda params: autoencoder_loss(module, params, key, images, 1e-3)
-        grads, metrics = jax.jit(jax.grad(loss, has_aux=True))(random_params(config))
-        for name, gradient in jax.tree_util.tree_leaves_with_path(grads):
-            assert bool(jnp.isfinite(gradient).all()), name
-        # A softmax does not see a constant added to every key.
-        attention = grads["encoder"]["mid_block"].pop("attentions_0", None)
-        assert (attention is not None) == config.mid_attention
-        grads["decoder"]["mid_block"].pop("attentions_0", None)
-        for name, gradient in jax.tree_util.tree_leaves_with_path(grads):
-            assert bool((gradient != 0).any()), name
-        assert set(metrics) == {"reconstruction", "kl", "psnr"}
-
-    def test_loss_adds_the_weighted_divergence_and_psnr_follows_the_error(self, key):
-        module, params = AutoencoderKL(SMALL_TINY), random_params(SMALL_TINY)
-        images = smooth_images(1, 16, 16)
-        loss, metrics = autoencoder_loss(module, params, key, images, 0.5)
-        error = float(metrics["reconstruction"])
-        assert float(loss) == pytest.approx(error + 0.5 * float(metrics["kl"]), rel=1e-5)
-        assert float(metrics["psnr"]) == pytest.approx(10 * np.log10(4 / error), rel=1e-4)
-
-    def test_latent_scale_gives_unit_deviation(self, key):
-        images = smooth_images(70, 16, 16)
-        autoencoder = Autoencoder(SMALL_TINY, random_params(SMALL_TINY))
-        scale = latent_scale(autoencoder, images)
-        config = dataclasses.replace(SMALL_TINY, scaling_factor=scale)
-        latents = Autoencoder(config, autoencoder.params).to_latents(key, images)
-        assert float(latents.std()) == pytest.approx(1.0, abs=0.05)
-
-
-class TestFiles:
-    def test_round_trip(self, folder):
-        loaded = load_autoencoder(folder)
-        assert loaded.config == SMALL_TINY
-        jax.tree.map(np.testing.assert_array_equal, loaded.params, random_params(SMALL_TINY))
-
-    def test_run_folder_holds_an_autoencoder(self, folder, tmp_path):
-        os.rename(folder, tmp_path / "autoencoder")
-        (tmp_path / "config.json").write_text("{}")
-        assert load_autoencoder(tmp_path).config == SMALL_TINY
-
-    def test_passes_through_jit_as_an_argument(self, folder):
-        autoencoder, z = load_autoencoder(folder), jnp.ones((1, 2, 2, 4))
-        decoded = jax.jit(lambda autoencoder, z: autoencoder.decode(z))(autoencoder, z)
-        np.testing.assert_allclose(decoded, autoencoder.decode(z), rtol=1e-4, atol=1e-4)
-
-    def test_saving_again_replaces_and_leaves_nothing_behind(self, folder):
-        config = dataclasses.replace(SMALL_TINY, scaling_factor=2.0)
-        save_autoencoder(folder, config, random_params(config, seed=1))
-        assert load_autoencoder(folder).scaling_factor == 2.0
-        assert [child.name for child in folder.parent.iterdir()] == ["saved"]
-
-    def test_files_have_the_usual_mode(self, folder):
-        plain = folder.parent / "plain"
-        plain.write_text("")
-        usual = plain.stat().st_mode
-        assert {child.stat().st_mode for child in folder.iterdir()} == {usual}
-
-    def test_other_folders_are_not_overwritten(self, folder):
-        (folder / "notes.txt").write_text("mine")
-        with pytest.raises(InputError, match="holds other things"):
-            save_autoencoder(folder, SMALL_TINY, random_params(SMALL_TINY))
-        assert (folder / "notes.txt").read_text() == "mine"
-
-    def test_names_that_differ_are_listed(self, folder):
-        file = folder / "weights.safetensors"
-        tensors = load_file(file)
-        tensors["extra/kernel"] = np.zeros(1, np.float32)
-        del tensors["quant_conv/bias"]
-        tensors["quant_conv/kernel"] = np.zeros((1, 1, 4, 8), np.float32)
-        tensors["linear_decoder/bias"] = tensors["linear_decoder/bias"].astype(np.float16)
-        save_file(tensors, file)
-        with pytest.raises(InputError) as caught:
-            load_autoencoder(folder)
-        for phrase in (
-            "missing: quant_conv/bias",
-            "left over: extra/kernel",
-            "quant_conv/kernel (1, 1, 4, 8) instead of (1, 1, 8, 8)",
-            "linear_decoder/bias float16 instead of float32",
-        ):
-            assert phrase in str(caught.value)
-
-    def test_long_lists_are_cut(self, tmp_path):
-        like = {str(i): jnp.zeros(1) for i in range(30)}
-        save_tree(tmp_path / "a.safetensors", {"other": jnp.zeros(1)}, {})
-        with pytest.raises(InputError, match="and 22 more"):
-            load_tree(tmp_path / "a.safetensors", like)
-
-    def test_bfloat16_trees_survive(self, tmp_path):
-        tree = {"a": {"b": jnp.arange(5, dtype=jnp.bfloat16)}}
-        save_tree(tmp_path / "a.safetensors", tree, {})
-        loaded = load_tree(tmp_path / "a.safetensors", tree)
-        assert loaded["a"]["b"].dtype == jnp.bfloat16
-        np.testing.assert_array_equal(loaded["a"]["b"], tree["a"]["b"])
-
-    @pytest.mark.parametrize("length", [0, 5, 300])
-    def test_truncated_weights_are_refused(self, folder, length):
-        file = folder / "weights.safetensors"
-        file.write_bytes(file.read_bytes()[:length])
-        with pytest.raises(InputError, match="cut short"):
-            load_autoencoder(folder)
-
-    @pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pth", ".pt"])
-    def test_pickled_files_are_refused(self, tmp_path, suffix):
-        for read in (load_autoencoder, lambda path: load_tree(path, {})):
-            with pytest.raises(InputError, match="convert it to safetensors"):
-                read(tmp_path / f"weights{suffix}")
-
-    def test_published_folders_are_refused_for_now(self, folder):
-        (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"")
-        with pytest.raises(InputError, match="diffusers' format"):
-            load_autoencoder(folder)
-        (folder / "diffusion_pytorch_model.safetensors").unlink()
-        (folder / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
-        with pytest.raises(InputError, match="diffusers' format"):
-            load_autoencoder(folder)
-
-    @pytest.mark.parametrize(
-        ("change", "phrase"),
-        [
-            ({"widht": 3}, "unknown entries widht"),
-            ({"fold": 3}, "fold is 3"),
-            ({"block_channels": 8}, "block_channels"),
-        ],
-    )
-    def test_wrong_config_is_refused(self, folder, change, phrase):
-        file = folder / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | change))
-        with pytest.raises(InputError, match=phrase):
-            load_autoencoder(folder)
-
-    def test_missing_scaling_factor_is_named(self, folder):
-        fields = json.loads((folder / "config.json").read_text())
-        del fields["scaling_factor"]
-        (folder / "config.json").write_text(json.dumps(fields))
-        with pytest.raises(InputError, match="scaling_factor"):
-            load_autoencoder(folder)
-
-    @pytest.mark.parametrize("text", ["{", "[]", ""])
-    def test_config_that_is_no_object_is_refused(self, folder, text):
-        (folder / "config.json").write_text(text)
-        with pytest.raises(InputError, match=r"config\.json"):
-            load_autoencoder(folder)
-
-    def test_missing_paths_are_named(self, folder, tmp_path):
-        with pytest.raises(InputError, match=r"no autoencoder in .*nowhere"):
-            load_autoencoder(tmp_path / "nowhere")
-        with pytest.raises(InputError, match="give the folder"):
-            load_autoencoder(folder / "weights.safetensors")
-        (folder / "weights.safetensors").unlink()
-        with pytest.raises(InputError, match="no weight file"):
-            load_autoencoder(folder)
 
 
 @pytest.mark.parametrize(

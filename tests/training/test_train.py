@@ -157,7 +157,7 @@ def test_a_checkpoint_cut_short_is_named(tiny_run, inputs_folder, tmp_path):
     ("overrides", "message"),
     [
         ({"data__path": "nowhere"}, "nowhere"),
-        ({"autoencoder__path": "nowhere"}, "no autoencoder in nowhere"),
+        ({"autoencoder__path": "nowhere"}, "no autoencoder at nowhere"),
         ({"data__size": 30}, "data.size 30 is not a multiple of the .*factor 4"),
         ({"data__size": 64}, "data.size is 64 where .* is 8 x 4"),
         ({"data__test_from": 500}, "test"),

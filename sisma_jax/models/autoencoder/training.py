@@ -20,7 +20,7 @@ from sisma_jax.models.autoencoder import (
     posterior_kl,
     sample_latent,
 )
-from sisma_jax.models.autoencoder_layers import fold_pixels
+from sisma_jax.models.autoencoder.layers import fold_pixels
 
 PEAK_TO_PEAK = 2.0
 """Range of images in [-1, 1]."""

@@ -2,9 +2,12 @@
 
 Submodules carry the names of diffusers' AutoencoderKL, with "_" where PyTorch counts with ".":
 `encoder.down_blocks.0.resnets.1.conv1` is `encoder/down_blocks_0/resnets_1/conv1`. Arrays are
-NHWC. Convolutions and attention run in the configuration's dtype; parameters, the statistics of
-norms and the softmax are float32.
+NHWC. Convolutions and attention run in the configuration's dtype; parameters, residual sums, norms
+and the softmax are float32.
 """
+
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from sisma_jax.models.autoencoder_config import AutoencoderConfig
+from sisma_jax.models.autoencoder.config import AutoencoderConfig
 
 NORM_EPSILON = 1e-6
 """PyTorch's default would be 1e-5; the difference shows in flat images."""
@@ -36,14 +39,35 @@ def norm(
     return layer(x.astype(jnp.float32))
 
 
+def compute(config: AutoencoderConfig) -> dict[str, Any]:
+    """How layers compute: float32 is float32 on every chip, also where TF32 is the default."""
+    exact = config.dtype == "float32"
+    precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+    return {"dtype": jnp.dtype(config.dtype), "precision": precision}
+
+
 def conv(
-    config: AutoencoderConfig, channels: int, name: str, *, size: int = 3, zero: bool = False
+    config: AutoencoderConfig,
+    channels: int,
+    name: str | None = None,
+    *,
+    size: int = 3,
+    zero: bool = False,
+    **options: Any,
 ) -> nn.Conv:
     """A convolution that keeps the image's size; `zero` starts it at zero."""
     start = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-    return nn.Conv(
-        channels, (size, size), kernel_init=start, dtype=jnp.dtype(config.dtype), name=name
-    )
+    options = {"kernel_init": start, "name": name} | compute(config) | options
+    return nn.Conv(channels, (size, size), **options)
+
+
+def dense(config: AutoencoderConfig, features: int, name: str | None = None) -> nn.Dense:
+    return nn.Dense(features, name=name, **compute(config))
+
+
+def add(x: Float[Array, "*shape"], h: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The residual sum in float32: rounded at every block, it would lose a grey level."""
+    return x.astype(jnp.float32) + h.astype(jnp.float32)
 
 
 class ResnetBlock(nn.Module):
@@ -59,7 +83,7 @@ class ResnetBlock(nn.Module):
         h = conv(cfg, self.channels, "conv2")(nn.silu(norm(cfg, h, "norm2")))
         if x.shape[-1] != self.channels:
             x = conv(cfg, self.channels, "conv_shortcut", size=1)(x)
-        return x + h
+        return add(x, h)
 
 
 class Attention(nn.Module):
@@ -71,16 +95,15 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         batch, height, width, channels = x.shape
 
-        def linear(name: str) -> nn.Dense:
-            return nn.Dense(channels, dtype=jnp.dtype(self.config.dtype), name=name)
-
-        tokens = norm(self.config, x, "group_norm").reshape(batch, height * width, channels)
-        query, key, value = (linear(name)(tokens) for name in ("to_q", "to_k", "to_v"))
+        cfg = self.config
+        product = partial(jnp.einsum, precision=compute(cfg)["precision"])
+        tokens = norm(cfg, x, "group_norm").reshape(batch, height * width, channels)
+        query, key, value = (dense(cfg, channels, f"to_{part}")(tokens) for part in "qkv")
         # jax.nn.dot_product_attention refuses bfloat16 where dtype promotion is strict.
-        logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
+        logits = product("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * channels**-0.5).astype(value.dtype)
-        mixed = linear("to_out_0")(jnp.einsum("bqk,bkc->bqc", weights, value))
-        return x + mixed.reshape(x.shape)
+        mixed = dense(cfg, channels, "to_out_0")(product("bqk,bkc->bqc", weights, value))
+        return add(x, mixed.reshape(x.shape))
 
 
 class MidBlock(nn.Module):
@@ -103,14 +126,8 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-        return nn.Conv(
-            x.shape[-1],
-            (3, 3),
-            strides=2,
-            padding=((0, 1), (0, 1)),
-            dtype=jnp.dtype(self.config.dtype),
-            name="conv",
-        )(x)
+        padding = ((0, 1), (0, 1))
+        return conv(self.config, x.shape[-1], "conv", strides=2, padding=padding)(x)
 
 
 class Upsample(nn.Module):

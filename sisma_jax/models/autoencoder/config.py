@@ -1,6 +1,8 @@
 """The sizes of the autoencoder."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from sisma_jax.errors import InputError
@@ -27,8 +29,9 @@ class AutoencoderConfig:
     linear_skip: bool = False
     """Add a linear map of patches beside the encoder and one beside the decoder. The networks
     then start at zero and learn what the linear maps miss."""
-    scaling_factor: float = 0.18215
-    """What latents are multiplied by so that their standard deviation is about 1."""
+    scaling_factor: float | None = 0.18215
+    """What latents are multiplied by so that their standard deviation is about 1; None where the
+    weights do not say."""
     dtype: str = "float32"
     """Compute type of convolutions and attention; norms and parameters are float32."""
 
@@ -54,12 +57,31 @@ class AutoencoderConfig:
                 )
         if self.fold not in (1, 2, 4):
             raise InputError(f"autoencoder.fold is {self.fold}: choose 1, 2 or 4")
-        if not 0 < self.scaling_factor < float("inf"):
-            raise InputError(
-                f"autoencoder.scaling_factor is {self.scaling_factor}: set a positive number"
-            )
+        factor = self.scaling_factor
+        if factor is not None and not 0 < factor < math.inf:
+            raise InputError(f"autoencoder.scaling_factor is {factor!r}: set a positive number")
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"autoencoder.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "AutoencoderConfig":
+        """Return the sizes that a JSON file holds, by field name.
+
+        Raises:
+          InputError: if a value is of another type than its field, or out of range.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        read = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+        factor = read.get("scaling_factor")
+        if type(factor) is int:
+            read["scaling_factor"] = float(factor)
+        for name, value in read.items():
+            kind = type(fields[name].default)
+            wrong = type(value) is not kind or (kind is tuple and {*map(type, value)} - {int})
+            if wrong and (name, value) != ("scaling_factor", None):
+                what = "list of whole numbers" if kind is tuple else kind.__name__
+                raise InputError(f"{name} is {value!r}, which is no {what}")
+        return cls(**read)
 
     @property
     def factor(self) -> int:

@@ -11,11 +11,8 @@ Architecture: Rombach et al., arXiv 2112.10752, as published with the sd-vae-ft 
 """
 
 import dataclasses
+import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -25,36 +22,21 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from sisma_jax.errors import InputError
-from sisma_jax.models.autoencoder_config import AutoencoderConfig
-from sisma_jax.models.autoencoder_layers import (
+from sisma_jax.models.autoencoder.config import AutoencoderConfig
+from sisma_jax.models.autoencoder.layers import (
     Decoder,
     Encoder,
+    conv,
+    dense,
     fold_pixels,
     unfold_pixels,
 )
-from sisma_jax.models.weights import check_weight_file, load_tree, save_tree
-
-__all__ = [
-    "Autoencoder",
-    "AutoencoderConfig",
-    "AutoencoderKL",
-    "load_autoencoder",
-    "parameter_shapes",
-    "posterior_kl",
-    "sample_latent",
-    "save_autoencoder",
-    "to_float",
-    "to_uint8",
-]
+from sisma_jax.models.weights import tree_checksum
 
 LOGVAR_RANGE = (-30.0, 20.0)
 STARTING_LOGVAR = -5.0
 """Posterior variance of an autoencoder that starts from its linear maps: little noise, so that
 what the maps say arrives."""
-
-CONFIG_FILE = "config.json"
-WEIGHT_FILE = "weights.safetensors"
-DIFFUSERS_WEIGHT_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def quiet_posterior(key: PRNGKeyArray, shape: tuple[int], dtype: Any) -> Float[Array, " moments"]:
@@ -72,16 +54,13 @@ class AutoencoderKL(nn.Module):
         cfg = self.config
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
-        self.quant_conv = nn.Conv(
-            2 * cfg.latent_channels,
-            (1, 1),
-            bias_init=quiet_posterior if cfg.linear_skip else nn.initializers.zeros,
-            dtype=jnp.dtype(cfg.dtype),
-        )
-        self.post_quant_conv = nn.Conv(cfg.latent_channels, (1, 1), dtype=jnp.dtype(cfg.dtype))
+        quiet = quiet_posterior if cfg.linear_skip else nn.initializers.zeros
+        self.quant_conv = conv(cfg, 2 * cfg.latent_channels, size=1, bias_init=quiet)
+        self.post_quant_conv = conv(cfg, cfg.latent_channels, size=1)
         if cfg.linear_skip:
-            self.linear_encoder = nn.Dense(cfg.latent_channels)
-            self.linear_decoder = nn.Dense(cfg.image_channels * cfg.factor**2)
+            exact = dataclasses.replace(cfg, dtype="float32")
+            self.linear_encoder = dense(exact, cfg.latent_channels)
+            self.linear_decoder = dense(exact, cfg.image_channels * cfg.factor**2)
 
     def encode(
         self, images: Float[Array, "b h w image_channels"]
@@ -175,7 +154,16 @@ class Autoencoder:
 
     @property
     def scaling_factor(self) -> float:
-        """What z is multiplied by to give latents of about unit standard deviation."""
+        """What z is multiplied by to give latents of about unit standard deviation.
+
+        Raises:
+          InputError: if the weights came without it.
+        """
+        if self.config.scaling_factor is None:
+            raise InputError(
+                "the autoencoder's weights do not say their scaling factor: set "
+                "autoencoder.scaling_factor"
+            )
         return self.config.scaling_factor
 
     @jax.jit
@@ -189,6 +177,17 @@ class Autoencoder:
     def decode(self, z: Float[Array, "b h w latent_channels"]) -> Float[Array, "b _ _ c"]:
         """Return images of z before scaling; see `AutoencoderKL.decode`."""
         return self.module.apply({"params": self.params}, z, method="decode")
+
+    def checksum(self) -> str:
+        """SHA-256 of all that decides the moments of an image: the sizes and the parameters.
+
+        It is that of the weights wherever they were read from; neither the scaling factor nor the
+        compute type is in it.
+        """
+        sizes = dataclasses.asdict(self.config)
+        del sizes["scaling_factor"], sizes["dtype"]
+        both = [sizes, tree_checksum(self.params)]
+        return hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest()
 
     def to_latents(
         self, key: PRNGKeyArray, images: Float[Array, "b h w c"]
@@ -211,90 +210,3 @@ def parameter_shapes(config: AutoencoderConfig) -> Any:
     image = jnp.zeros((1, config.factor, config.factor, config.image_channels))
     module = AutoencoderKL(config)
     return jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-
-
-def save_autoencoder(
-    path: str | os.PathLike, config: AutoencoderConfig, params: Mapping[str, Any]
-) -> None:
-    """Write the folder `path`: `config.json` and `weights.safetensors`, both or neither.
-
-    Raises:
-      InputError: if `path` exists and is anything but an autoencoder's folder.
-    """
-    path = Path(path)
-    if path.exists() and not (
-        path.is_dir() and {child.name for child in path.iterdir()} <= {CONFIG_FILE, WEIGHT_FILE}
-    ):
-        raise InputError(
-            f"{path} exists and holds other things than an autoencoder: give a new folder"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        new, old = Path(folder) / "new", Path(folder) / "old"
-        new.mkdir()
-        fields = {"model": AutoencoderKL.__name__} | dataclasses.asdict(config)
-        (new / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n")
-        save_tree(new / WEIGHT_FILE, params, {"model": AutoencoderKL.__name__})
-        if path.exists():
-            os.replace(path, old)
-        os.replace(new, path)
-
-
-def load_autoencoder(path: str | os.PathLike) -> Autoencoder:
-    """Read the autoencoder in a folder.
-
-    Args:
-      path: a folder written by `save_autoencoder`, or a run folder that holds one under
-        `autoencoder/`.
-
-    Raises:
-      InputError: if there is none, if it is pickled or in the published (diffusers) format, or if
-        its configuration or weights are damaged or do not belong together.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors" or (path.suffix and not path.is_dir()):
-        check_weight_file(path)
-        raise InputError(f"{path} is a single weight file: give the folder that holds it")
-    if (path / "autoencoder").is_dir():
-        path = path / "autoencoder"
-    config = _read_config(path)
-    return Autoencoder(config, load_tree(path / WEIGHT_FILE, parameter_shapes(config)))
-
-
-def _read_config(folder: Path) -> AutoencoderConfig:
-    """Read and check `config.json` of an autoencoder's folder."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise InputError(
-            f"there is no autoencoder in {folder}: give a folder that holds {CONFIG_FILE} and "
-            f"{WEIGHT_FILE}, or a run folder with autoencoder/ in it"
-        )
-    try:
-        fields = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): export the autoencoder again") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{path} holds no configuration: export the autoencoder again")
-    if "_class_name" in fields or (folder / DIFFUSERS_WEIGHT_FILE).exists():
-        raise InputError(
-            f"{folder} holds published weights in diffusers' format, which this version cannot "
-            "load: give the folder of an autoencoder trained by this package"
-        )
-    known = {field.name for field in dataclasses.fields(AutoencoderConfig)} | {"model"}
-    differing = sorted(known ^ fields.keys())
-    if differing:
-        raise InputError(
-            f"{path} has missing or unknown entries {', '.join(differing)}: export the "
-            "autoencoder again with this version"
-        )
-    del fields["model"]
-    for field in dataclasses.fields(AutoencoderConfig):
-        value = fields[field.name]
-        if isinstance(value, list):  # JSON has no tuples
-            value = fields[field.name] = tuple(value)
-        if type(value) is not type(field.default):
-            raise InputError(
-                f"{path} has {field.name} = {value!r}, which is no {type(field.default).__name__}: "
-                "export the autoencoder again"
-            )
-    return AutoencoderConfig(**fields)

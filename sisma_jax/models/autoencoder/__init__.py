@@ -1,0 +1,26 @@
+"""The autoencoder whose latents SISMA works on: Stable Diffusion's AutoencoderKL in Flax Linen."""
+
+from sisma_jax.models.autoencoder.config import AutoencoderConfig
+from sisma_jax.models.autoencoder.files import load_autoencoder, save_autoencoder
+from sisma_jax.models.autoencoder.model import (
+    Autoencoder,
+    AutoencoderKL,
+    parameter_shapes,
+    posterior_kl,
+    sample_latent,
+    to_float,
+    to_uint8,
+)
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderConfig",
+    "AutoencoderKL",
+    "load_autoencoder",
+    "parameter_shapes",
+    "posterior_kl",
+    "sample_latent",
+    "save_autoencoder",
+    "to_float",
+    "to_uint8",
+]

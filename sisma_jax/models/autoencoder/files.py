@@ -1,0 +1,176 @@
+"""Autoencoders on disk: this package's folders, diffusers' folders, lone weight files, the hub."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sisma_jax import hub
+from sisma_jax.errors import InputError
+from sisma_jax.files import is_new_or_empty, whole_folder, write_json
+from sisma_jax.models.autoencoder import published
+from sisma_jax.models.autoencoder.config import AutoencoderConfig
+from sisma_jax.models.autoencoder.model import Autoencoder, AutoencoderKL, parameter_shapes
+from sisma_jax.models.weights import (
+    check_weight_file,
+    load_tree,
+    read_tensors,
+    save_tensors,
+    save_tree,
+)
+
+CONFIG_FILE = "config.json"
+WEIGHT_FILE = "weights.safetensors"
+DIFFUSERS_WEIGHT_FILE = "diffusion_pytorch_model.safetensors"
+DIFFUSERS_WEIGHT_FILES = (DIFFUSERS_WEIGHT_FILE, "diffusion_pytorch_model.fp16.safetensors")
+HUB_WEIGHT_FILES = (DIFFUSERS_WEIGHT_FILE, WEIGHT_FILE)
+SUBFOLDERS = ("autoencoder", "vae")
+"""Where a run folder and a folder of a whole diffusers pipeline hold theirs."""
+
+
+def save_autoencoder(
+    path: str | os.PathLike, config: AutoencoderConfig, params: Mapping[str, Any]
+) -> None:
+    """Write the folder `path`: `config.json` and `weights.safetensors`, both or neither.
+
+    Raises:
+      InputError: if `path` exists and is anything but an autoencoder's folder.
+    """
+    with _folder(Path(path)) as folder:
+        fields = {"model": AutoencoderKL.__name__} | dataclasses.asdict(config)
+        write_json(folder / CONFIG_FILE, fields)
+        save_tree(folder / WEIGHT_FILE, params, {"model": AutoencoderKL.__name__})
+
+
+def save_diffusers(
+    path: str | os.PathLike, config: AutoencoderConfig, params: Mapping[str, Any]
+) -> None:
+    """Write the folder `path` as diffusers' AutoencoderKL has it, so that diffusers reads it too.
+
+    Raises:
+      InputError: if diffusers' architecture cannot be this one, or as `save_autoencoder` does.
+    """
+    fields, tensors = published.to_pytorch(config, params)
+    with _folder(Path(path)) as folder:
+        write_json(folder / CONFIG_FILE, fields)
+        save_tensors(folder / DIFFUSERS_WEIGHT_FILE, tensors, {"format": "pt"})
+
+
+def _folder(path: Path) -> Any:
+    """A folder that replaces an autoencoder at `path`, and nothing else."""
+    ours = {CONFIG_FILE, WEIGHT_FILE, DIFFUSERS_WEIGHT_FILE}
+    replaceable = path.is_dir() and {child.name for child in path.iterdir()} <= ours
+    if not replaceable and not is_new_or_empty(path):
+        raise InputError(
+            f"{path} exists and holds other things than an autoencoder: give a new folder"
+        )
+    return whole_folder(path)
+
+
+def load_autoencoder(
+    path: str | os.PathLike, *, scaling_factor: float | None = None, dtype: str | None = None
+) -> Autoencoder:
+    """Read an autoencoder.
+
+    Args:
+      path: one of
+        - a run folder of `train_autoencoder` or `train`, or what `export` made of one;
+        - a diffusers folder, or a whole pipeline's with one under `vae/`;
+        - a .safetensors file in diffusers' or CompVis' naming, by itself (its sizes are read off
+          its tensors) or beside its `config.json`;
+        - `hf://owner/name`, `hf://owner/name/folder`, either with `@revision`: a folder on
+          Hugging Face's hub, kept in its cache (`sisma_jax.hub`).
+      scaling_factor: in place of that of the weights.
+      dtype: compute type, "float32" or "bfloat16", in place of that of the weights. Parameters are
+        float32 either way.
+
+    Raises:
+      InputError: if there is none, if it is pickled, damaged or of another architecture, or if
+        sizes and weights do not belong together. A lone file that leaves its scaling factor open
+        loads, and `Autoencoder.scaling_factor` raises.
+    """
+    autoencoder = _load(hub.local_path(path, CONFIG_FILE, HUB_WEIGHT_FILES), scaling_factor)
+    changes = {"scaling_factor": scaling_factor, "dtype": dtype}
+    given = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(autoencoder, config=dataclasses.replace(autoencoder.config, **given))
+
+
+def _load(path: Path, scaling_factor: float | None) -> Autoencoder:
+    if not path.is_dir() and (path.suffix or path.is_file()):
+        check_weight_file(path)
+        beside = path.parent / CONFIG_FILE
+        if not beside.is_file():
+            return _lone_file(path, scaling_factor)
+        return _with_config(beside, path, scaling_factor)
+    for name in SUBFOLDERS:
+        if (path / name / CONFIG_FILE).is_file():
+            path = path / name
+            break
+    config = path / CONFIG_FILE
+    if not config.is_file():
+        raise InputError(
+            f"there is no autoencoder at {path}: give a folder that holds {CONFIG_FILE} and "
+            f"{WEIGHT_FILE} or {DIFFUSERS_WEIGHT_FILE}, a run folder with autoencoder/ in it, or "
+            "a .safetensors file"
+        )
+    return _with_config(config, None, scaling_factor)
+
+
+def _with_config(path: Path, file: Path | None, scaling_factor: float | None) -> Autoencoder:
+    """Read the weights that `config.json` is of, which are in `file` or have one of their names."""
+    fields = _read_fields(path)
+    if "_class_name" in fields:
+        config = published.config_of(path, fields, scaling_factor)
+        file = file or _published_file(path.parent)
+        tensors = published.select(read_tensors(file))
+        return Autoencoder(config, published.from_pytorch(file, tensors, config))
+    config = _own_config(path, fields)
+    file = file or path.parent / WEIGHT_FILE
+    return Autoencoder(config, load_tree(file, parameter_shapes(config)))
+
+
+def _lone_file(path: Path, scaling_factor: float | None) -> Autoencoder:
+    tensors = read_tensors(path)
+    if any("/" in name for name in tensors):
+        raise InputError(
+            f"{path} is of this package's own format, which needs its {CONFIG_FILE} beside it: "
+            "give the folder that holds both"
+        )
+    tensors = published.select(tensors)
+    config = published.config_from_shapes(path, tensors, scaling_factor)
+    return Autoencoder(config, published.from_pytorch(path, tensors, config))
+
+
+def _published_file(folder: Path) -> Path:
+    """The weight file of a diffusers folder; of a pickled one only, it says how to convert it."""
+    names = (*DIFFUSERS_WEIGHT_FILES, "diffusion_pytorch_model.bin")
+    found = [folder / name for name in names if (folder / name).is_file()]
+    return (found or [folder / DIFFUSERS_WEIGHT_FILE])[0]
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): copy or export it again") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path} holds no configuration: copy or export it again")
+    return fields
+
+
+def _own_config(path: Path, fields: dict[str, Any]) -> AutoencoderConfig:
+    """The sizes in this package's own `config.json`."""
+    known = {field.name for field in dataclasses.fields(AutoencoderConfig)} | {"model"}
+    differing = sorted(known ^ fields.keys())
+    if differing:
+        raise InputError(
+            f"{path} has missing or unknown entries {', '.join(differing)}: export the "
+            "autoencoder again with this version"
+        )
+    del fields["model"]
+    try:
+        return AutoencoderConfig.from_json(fields)
+    except InputError as error:
+        raise InputError(f"{path} is damaged, {error}: export the autoencoder again") from error

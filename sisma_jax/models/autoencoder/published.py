@@ -1,0 +1,293 @@
+"""Published autoencoder weights: their names and shapes, and the sizes they are of.
+
+Canonical are the names of diffusers' AutoencoderKL, which this package's parameters follow with "_"
+for PyTorch's counting "."; older diffusers files and CompVis' latent-diffusion files are renamed to
+them by `RENAMED`. PyTorch keeps kernels as (out, in, height, width), Flax as (height, width, in,
+out). Weights of attention come as matrices and as 1x1 convolutions.
+"""
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sisma_jax.errors import InputError
+from sisma_jax.models.autoencoder.config import AutoencoderConfig
+from sisma_jax.models.autoencoder.model import parameter_shapes
+from sisma_jax.models.weights import check_tensors, listed
+
+CLASS_NAME = "AutoencoderKL"
+FIRST_STAGE = "first_stage_model."
+"""Prefix of the autoencoder within a checkpoint of a whole latent-diffusion model."""
+TRAINING_ONLY = "loss."
+"""CompVis' perceptual net and discriminator, which lie in the same file."""
+
+RENAMED = {
+    # diffusers before 0.15
+    r"(attentions\.\d+)\.query\.": r"\1.to_q.",
+    r"(attentions\.\d+)\.key\.": r"\1.to_k.",
+    r"(attentions\.\d+)\.value\.": r"\1.to_v.",
+    r"(attentions\.\d+)\.proj_attn\.": r"\1.to_out.0.",
+    # CompVis
+    r"^(encoder|decoder)\.mid\.block_1\.": r"\1.mid_block.resnets.0.",
+    r"^(encoder|decoder)\.mid\.block_2\.": r"\1.mid_block.resnets.1.",
+    r"^(encoder|decoder)\.mid\.attn_1\.norm\.": r"\1.mid_block.attentions.0.group_norm.",
+    r"^(encoder|decoder)\.mid\.attn_1\.([qkv])\.": r"\1.mid_block.attentions.0.to_\2.",
+    r"^(encoder|decoder)\.mid\.attn_1\.proj_out\.": r"\1.mid_block.attentions.0.to_out.0.",
+    r"^encoder\.down\.(\d+)\.block\.(\d+)\.": r"encoder.down_blocks.\1.resnets.\2.",
+    r"^encoder\.down\.(\d+)\.downsample\.": r"encoder.down_blocks.\1.downsamplers.0.",
+    r"^(decoder\.up_blocks\.\d+)\.block\.(\d+)\.": r"\1.resnets.\2.",
+    r"^(decoder\.up_blocks\.\d+)\.upsample\.": r"\1.upsamplers.0.",
+    r"\.nin_shortcut\.": r".conv_shortcut.",
+    r"^(encoder|decoder)\.norm_out\.": r"\1.conv_norm_out.",
+}
+"""Regular expressions of other names' parts and the canonical ones, applied in this order."""
+
+COMPVIS_UP = re.compile(r"^decoder\.up\.(\d+)\.")
+"""CompVis counts the decoder's resolutions from the finest, diffusers from the coarsest."""
+
+SIZES = {
+    "block_out_channels": "block_channels",
+    "in_channels": "image_channels",
+    "latent_channels": "latent_channels",
+    "layers_per_block": "layers_per_block",
+    "norm_num_groups": "norm_groups",
+}
+"""Entries of diffusers' config that have to be there, and the fields that they are here."""
+FIXED = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+"""Entries that have to have this value where they are there."""
+BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+
+
+def config_of(
+    path: Path, fields: Mapping[str, Any], scaling_factor: float | None
+) -> AutoencoderConfig:
+    """Return the sizes that diffusers' `config.json` says.
+
+    Args:
+      path: of the file, for messages.
+      fields: what it holds.
+      scaling_factor: what the caller knows it to be, if anything. Stable Diffusion's architecture
+        without one has Stable Diffusion's: diffusers writes it down from 0.11 on only, and the
+        sd-vae-ft weights are older.
+
+    Raises:
+      InputError: if it is of another model, lacks an entry or has one that cannot be represented.
+    """
+    if fields["_class_name"] != CLASS_NAME:
+        raise InputError(
+            f"{path} is of a model {fields['_class_name']}: give the folder of an {CLASS_NAME}"
+        )
+    missing = sorted(SIZES.keys() - fields.keys())
+    if missing:
+        raise InputError(
+            f"{path} lacks {', '.join(missing)}: copy the config that came with the weights"
+        )
+    sizes = {ours: fields[theirs] for theirs, ours in SIZES.items()}
+    sizes["mid_attention"] = fields.get("mid_block_add_attention", True)
+    sizes["scaling_factor"] = fields.get("scaling_factor")
+    try:
+        config = AutoencoderConfig.from_json(sizes)
+    except InputError as error:
+        raise InputError(
+            f"{path} is damaged, {error}: copy the config that came with the weights"
+        ) from error
+    levels = len(config.block_channels)
+    fixed = FIXED | {name: [kind] * levels for name, kind in BLOCKS.items()}
+    fixed["out_channels"] = fields["in_channels"]
+    for name, value in fixed.items():
+        if fields.get(name, value) != value:
+            raise InputError(
+                f"{path} has {name} = {fields[name]!r} where {value!r} is all that this package's "
+                "autoencoder can be: give weights of Stable Diffusion's kind"
+            )
+    config = _scaled(config, scaling_factor)
+    if config.scaling_factor is None:
+        raise InputError(
+            f"{path} lacks scaling_factor: add it there, or set autoencoder.scaling_factor"
+        )
+    return config
+
+
+def config_from_shapes(
+    path: Path, tensors: Mapping[str, np.ndarray], scaling_factor: float | None
+) -> AutoencoderConfig:
+    """Return the sizes that a lone weight file lets one read off.
+
+    It says nothing of normalisation groups, which are 32 in everything published, nor of the
+    scaling factor: that of Stable Diffusion's architecture is taken for Stable Diffusion's, with a
+    warning, since SDXL shares it; another architecture's stays unknown.
+
+    Args:
+      path: of the file, for messages.
+      tensors: by canonical name.
+      scaling_factor: what the caller knows it to be, if anything.
+
+    Raises:
+      InputError: if these are no autoencoder's weights.
+    """
+    blocks = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(len(tensors))]
+    layers = [f"encoder.down_blocks.0.resnets.{i}.conv1.weight" for i in range(len(tensors))]
+    needed = ["encoder.conv_in.weight", "post_quant_conv.weight", blocks[0]] if tensors else []
+    missing = [name for name in needed if name not in tensors or tensors[name].ndim != 4]
+    if missing or not tensors:
+        raise InputError(
+            f"{path} holds no {CLASS_NAME}, it lacks {listed(missing) or 'all tensors'} (its "
+            f"tensors: {listed(tensors)}): give an autoencoder's weights"
+        )
+    channels = tuple(tensors[name].shape[0] for name in takewhile(tensors.__contains__, blocks))
+    try:
+        config = AutoencoderConfig(
+            image_channels=tensors["encoder.conv_in.weight"].shape[1],
+            latent_channels=tensors["post_quant_conv.weight"].shape[0],
+            block_channels=channels,
+            layers_per_block=len(list(takewhile(tensors.__contains__, layers))),
+            mid_attention=any(".mid_block.attentions." in name for name in tensors),
+            scaling_factor=None,
+        )
+    except InputError as error:
+        raise InputError(
+            f"{path} alone does not say what it is of ({error}): put the config.json of its "
+            "weights beside it"
+        ) from error
+    scaled = _scaled(config, scaling_factor)
+    if scaling_factor is None and scaled.scaling_factor is not None:
+        warnings.warn(
+            f"{path} does not say its scaling factor: taking Stable Diffusion's, "
+            f"{scaled.scaling_factor} (SDXL's is 0.13025; autoencoder.scaling_factor sets it)",
+            stacklevel=4,
+        )
+    return scaled
+
+
+def _scaled(config: AutoencoderConfig, scaling_factor: float | None) -> AutoencoderConfig:
+    """The sizes with the factor given, or their own, or Stable Diffusion's if they are its."""
+    known = AutoencoderConfig.stable_diffusion()
+    if scaling_factor is None and config == dataclasses.replace(known, scaling_factor=None):
+        scaling_factor = known.scaling_factor
+    if scaling_factor is None:
+        return config
+    return dataclasses.replace(config, scaling_factor=scaling_factor)
+
+
+def select(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the autoencoder's tensors by canonical name; unknown names are kept as they are.
+
+    Of a whole latent-diffusion model it takes the first stage. What CompVis needs for training
+    only is left out.
+
+    Raises:
+      InputError: if two tensors have the same canonical name.
+    """
+    if any(name.startswith(FIRST_STAGE) for name in tensors):
+        tensors = {
+            name.removeprefix(FIRST_STAGE): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(FIRST_STAGE)
+        }
+    levels = [int(found[1]) for name in tensors if (found := COMPVIS_UP.match(name))]
+    chosen: dict[str, np.ndarray] = {}
+    origin: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(TRAINING_ONLY):
+            continue
+        renamed = COMPVIS_UP.sub(
+            lambda found: f"decoder.up_blocks.{max(levels) - int(found[1])}.", name
+        )
+        for pattern, replacement in RENAMED.items():
+            renamed = re.sub(pattern, replacement, renamed)
+        if renamed in chosen:
+            raise InputError(
+                f"{origin[renamed]} and {name} are the same parameter in two namings: keep one "
+                "naming's tensors"
+            )
+        chosen[renamed], origin[renamed] = tensor, name
+    return chosen
+
+
+def from_pytorch(
+    path: Path, tensors: Mapping[str, np.ndarray], config: AutoencoderConfig
+) -> dict[str, Any]:
+    """Return parameters in float32 from tensors by canonical name.
+
+    Raises:
+      InputError: unless every tensor is used and every parameter filled.
+    """
+    shapes = flatten_dict(parameter_shapes(config), sep="/")
+    flax_names = {_pytorch_name(name): name for name in shapes}
+    wanted = {
+        name: jax.eval_shape(_to_pytorch, shapes[flax_name])
+        for name, flax_name in flax_names.items()
+    }
+
+    def fitted(name: str, tensor: np.ndarray) -> np.ndarray:
+        matrix = name in wanted and wanted[name].ndim == 2
+        if matrix and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):  # attention by convolution
+            tensor = tensor[:, :, 0, 0]
+        return tensor.astype(np.float32)
+
+    found = {name: fitted(name, tensor) for name, tensor in tensors.items()}
+    check_tensors(path, wanted, found)
+    return unflatten_dict(
+        {flax_names[name]: jnp.asarray(_to_flax(tensor)) for name, tensor in found.items()},
+        sep="/",
+    )
+
+
+def to_pytorch(
+    config: AutoencoderConfig, params: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return diffusers' `config.json` and tensors of an autoencoder.
+
+    Raises:
+      InputError: if diffusers' AutoencoderKL cannot be this one.
+    """
+    present = {"fold": config.fold > 1, "linear_skip": config.linear_skip}
+    ours = [name for name, is_present in present.items() if is_present]
+    if ours:
+        raise InputError(
+            f"diffusers' {CLASS_NAME} has no {' and no '.join(ours)}, which this autoencoder was "
+            "trained with: export it in this package's own format"
+        )
+    levels = len(config.block_channels)
+    fields = (
+        {"_class_name": CLASS_NAME, "act_fn": "silu", "out_channels": config.image_channels}
+        | {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
+        | {name: [kind] * levels for name, kind in BLOCKS.items()}
+        | {"scaling_factor": config.scaling_factor}
+        | ({} if config.mid_attention else {"mid_block_add_attention": False})
+    )
+    tensors = {
+        _pytorch_name(name): np.ascontiguousarray(_to_pytorch(np.asarray(leaf)))
+        for name, leaf in flatten_dict(params, sep="/").items()
+    }
+    return fields, tensors
+
+
+def _pytorch_name(name: str) -> str:
+    *modules, leaf = name.split("/")
+    counted = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
+    return ".".join([*counted, "bias" if leaf == "bias" else "weight"])
+
+
+def _to_pytorch(array: Any) -> Any:
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def _to_flax(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
