@@ -51,14 +51,14 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Loss
     config.loss = ConfigDict()
-    config.loss.kl_weight = 1e-4 if celeba else 1e-3
+    config.loss.kl_weight = 1e-4 if celeba else 5e-3
 
     # Training
     config.train = ConfigDict()
-    config.train.steps = 200_000 if celeba else 1600 if long else 480
-    config.train.batch_size = 32 if celeba else 4
+    config.train.steps = 200_000 if celeba else 4000 if long else 360
+    config.train.batch_size = 32 if celeba else 8
     config.train.optimizer = "adamw" if celeba else "muon"
-    config.train.learning_rate = 1e-4 if celeba else 6e-3
+    config.train.learning_rate = 1e-4 if celeba else 1e-2
     config.train.warmup = 1000 if celeba else 25
     config.train.schedule = "cosine"
     config.train.weight_decay = 0.0
@@ -66,10 +66,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.ema_decay = 0.999 if celeba else 0.9
     config.train.init_from = ""
     config.train.log_every = 100 if celeba else 50
-    config.train.sample_every = 5000 if celeba else 800 if long else 480
+    config.train.sample_every = 5000 if celeba else 2000 if long else 360
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 5000 if celeba else 240
+    config.checkpoint.every = 5000 if celeba else 1000 if long else 180
     config.checkpoint.keep = 2
 
     # Devices: -1 takes what the other axis leaves

@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.autoencoder.path = "runs/autoencoder-long" if long else "runs/autoencoder"
     config.autoencoder.scaling_factor = 0.0  # of the weights
     config.autoencoder.dtype = ""  # of the weights
+    config.autoencoder.cache = ""  # a folder of sisma_jax.cache_latents; "" encodes in every step
 
     # Model
     config.model = ConfigDict()

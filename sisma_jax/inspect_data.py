@@ -15,8 +15,9 @@ from sisma_jax.contact_sheet import tile, with_legend
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import Source, open_dataset
 from sisma_jax.data.label_maps import colourise
-from sisma_jax.data.prepared import file_checksum, is_prepared, read_description
+from sisma_jax.data.prepared import is_prepared, read_description
 from sisma_jax.data.raw import TEST_FROM
+from sisma_jax.data.shards import file_checksum
 from sisma_jax.errors import InputError
 
 COUNTED = 500

@@ -9,7 +9,6 @@ from typing import no_type_check
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key, UInt8
 
 from sisma_jax import flow
@@ -21,7 +20,7 @@ from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from sisma_jax.models.sisma import init_params
 from sisma_jax.training.checkpoint import Checkpoints, abstract_like
 from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.sharding import replicated, under_mesh
+from sisma_jax.training.sharding import batch_sharding, local_mesh, replicated, under_mesh
 from sisma_jax.training.state import Params
 
 
@@ -129,7 +128,7 @@ class Synthesizer:
         """
         run = RunFolder(Path(workdir))
         config = section(SISMAConfig, run.config(), "model")
-        mesh = _local_mesh()
+        mesh = local_mesh()
         shapes = jax.eval_shape(partial(init_params, config), jax.random.key(0))
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
         with Checkpoints(run) as checkpoints:
@@ -184,8 +183,8 @@ class Synthesizer:
         solver: str,
         guidance: float,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
-        mesh = _local_mesh()
-        rows = NamedSharding(mesh, PartitionSpec("data"))
+        mesh = local_mesh()
+        rows = batch_sharding(mesh)
         # Whole batches of one shape, so that everything compiles once.
         size = max(min(self.batch_size, len(labels)), 1)
         size = -(-size // mesh.size) * mesh.size
@@ -243,8 +242,3 @@ class Synthesizer:
             raise InputError(f"solver {solver!r} is unknown: use one of {', '.join(flow.SOLVERS)}")
         if not guidance >= 0 or not np.isfinite(guidance):
             raise InputError(f"guidance is {guidance}: use 0 or more (1 is the plain model)")
-
-
-def _local_mesh() -> jax.sharding.Mesh:
-    devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)

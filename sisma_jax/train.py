@@ -5,21 +5,26 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from sisma_jax import cli, flow
 from sisma_jax.config import section
 from sisma_jax.contact_sheet import mask_sheet
+from sisma_jax.data import prepared
 from sisma_jax.data.classes import UNLABELLED
-from sisma_jax.data.input_pipeline import fixed_batch
+from sisma_jax.data.input_pipeline import Source, fixed_batch
+from sisma_jax.data.latents import LatentCache
 from sisma_jax.errors import InputError
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.autoencoder import (
     Autoencoder,
     load_autoencoder,
+    sample_latent,
     save_autoencoder,
     to_float,
+    to_uint8,
 )
 from sisma_jax.models.sisma import init_params, matrix_axes
 from sisma_jax.synthesizer import Synthesizer, check_autoencoder
@@ -59,11 +64,26 @@ class FirstStageConfig:
     """In place of that of the weights, unless it is 0."""
     dtype: str
     """Compute type in place of that of the weights, unless it is ""."""
+    cache: str
+    """Latents by `sisma_jax.cache_latents`; "" encodes the images in every step."""
 
     def load(self) -> Autoencoder:
         return load_autoencoder(
             self.path, scaling_factor=self.scaling_factor or None, dtype=self.dtype or None
         )
+
+    def open(self, data: DataConfig, autoencoder: Autoencoder) -> tuple[Source, Source]:
+        """The training and the test split: cached latents, or images.
+
+        Raises:
+          InputError: where there are none, or the cache is of another autoencoder, size or data.
+        """
+        if not self.cache:
+            return tuple(data.open(split, ("image", "labels")) for split in ("train", "test"))
+        train, test = (LatentCache(self.cache, split=split) for split in ("train", "test"))
+        checksum = prepared.checksum(prepared.read_description(data.path)) if data.path else None
+        train.check(size=data.size, autoencoder=autoencoder.checksum(), data=checksum)
+        return train, test
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,9 +117,13 @@ def training_loss(
     config: SISMAConfig,
     flow_config: FlowConfig,
 ) -> tuple[Array, dict[str, Array]]:
-    """Flow-matching loss of a batch of uint8 images and label maps."""
+    """Flow-matching loss of a batch of label maps with uint8 images or moments of latents."""
     latent_key, drop_key, flow_key = jax.random.split(key, 3)
-    latents = autoencoder.to_latents(latent_key, to_float(batch["image"]))
+    if "moments" in batch:
+        mean, logvar = jnp.split(batch["moments"], 2, axis=-1)
+        latents = sample_latent(latent_key, mean, logvar, autoencoder.scaling_factor)
+    else:
+        latents = autoencoder.to_latents(latent_key, to_float(batch["image"]))
     labels = flow.drop_condition(drop_key, batch["labels"], UNLABELLED, flow_config.drop)
     velocity = lambda z, t: SISMA(config).apply({"params": params}, z, t, labels)
     return flow.loss(velocity, flow_key, latents, sampling=flow_config.sampling), {}
@@ -135,12 +159,11 @@ def main() -> None:
     autoencoder = load_autoencoder(run.autoencoder) if has_copy else first_stage.load()
     check_autoencoder(model, autoencoder)
     data.make_if_synthetic()
-    train_source = data.open("train", ("image", "labels"))
-    test_source = data.open("test", ("image", "labels"))
+    train_source, test_source = first_stage.open(data, autoencoder)
     classes = train_source.classes
     if len(classes) != model.num_classes:
         raise InputError(
-            f"model.num_classes is {model.num_classes}, but {data.path} has {len(classes)} "
+            f"model.num_classes is {model.num_classes}, but {train_source!r} has {len(classes)} "
             f"classes: set --config.model.num_classes={len(classes)}"
         )
     run.check_classes(classes)
@@ -150,6 +173,9 @@ def main() -> None:
         save_autoencoder(run.autoencoder, autoencoder.config, autoencoder.params)
 
     fixed = fixed_batch(test_source, min(samples.masks, len(test_source)))
+    if "moments" in fixed:  # what the autoencoder makes of the faces stands for them
+        means = np.split(fixed["moments"], 2, axis=-1)[0].astype(np.float32)
+        fixed["image"] = np.asarray(to_uint8(autoencoder.decode(means)))
 
     def sample_grid(ema: Params) -> np.ndarray:
         synthesizer = Synthesizer(model, ema, autoencoder)

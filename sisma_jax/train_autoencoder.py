@@ -1,17 +1,19 @@
 """Train a first stage: `python -m sisma_jax.train_autoencoder --config configs/autoencoder.py`."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from sisma_jax import cli
 from sisma_jax.config import section
 from sisma_jax.contact_sheet import tile
-from sisma_jax.data.input_pipeline import fixed_batch
+from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.errors import InputError
+from sisma_jax.metrics import psnr, ssim
 from sisma_jax.models.autoencoder import (
     Autoencoder,
     AutoencoderKL,
@@ -22,7 +24,6 @@ from sisma_jax.models.autoencoder import (
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.autoencoder.training import (
     autoencoder_loss,
-    decibels,
     latent_scale,
     patch_pca_init,
 )
@@ -35,6 +36,7 @@ from sisma_jax.training.state import Params, TrainConfig, make_optimizer
 
 FACES_FOR_STATISTICS = 512
 FACES_ON_SHEET = 12
+TEST_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def main() -> None:
     statistics = to_float(
         fixed_batch(train_source, min(FACES_FOR_STATISTICS, len(train_source)))["image"]
     )
-    test = to_float(fixed_batch(test_source, min(FACES_FOR_STATISTICS, len(test_source)))["image"])
+    faces = to_float(fixed_batch(test_source, min(FACES_ON_SHEET, len(test_source)))["image"])
     new_params = lambda: module.init(jax.random.key(config.seed), statistics[:1])["params"]
     if model.linear_skip:
         start = patch_pca_init(jax.jit(new_params)(), statistics)
@@ -93,7 +95,6 @@ def main() -> None:
     reconstruct = jax.jit(lambda params, images: module.apply({"params": params}, images))
 
     def sample_grid(ema: Params) -> np.ndarray:
-        faces = test[:FACES_ON_SHEET]
         return tile([list(np.asarray(to_uint8(x))) for x in (faces, reconstruct(ema, faces))])
 
     state = train(
@@ -112,24 +113,39 @@ def main() -> None:
     )
     if state.step < settings.steps:
         return
-    batches = [test[i : i + 64] for i in range(0, len(test) - len(test) % 64, 64)] or [test]
-    errors = [jnp.mean((reconstruct(state.ema, x) - x) ** 2) for x in batches]
-    error = jnp.mean(jnp.stack(errors))
     scale = latent_scale(Autoencoder(model, state.ema), statistics)
     save_autoencoder(run.autoencoder, dataclasses.replace(model, scaling_factor=scale), state.ema)
     report = {
         "step": int(state.step),
-        "test_psnr_db": float(decibels(error)),
+        **reconstruction_quality(partial(reconstruct, state.ema), test_source),
         "scaling_factor": scale,
     }
     run.write_report(report)
     show(run, report)
 
 
+def reconstruction_quality(
+    reconstruct: Callable[[Array], Array], source: Source
+) -> dict[str, float | int]:
+    """Mean PSNR and SSIM over all images of a split, as bytes on both sides."""
+    scores: dict[str, list[np.ndarray]] = {"psnr_db": [], "ssim": []}
+    # Batches of one shape, so that everything compiles once; the last one is filled up.
+    for start in range(0, len(source), TEST_BATCH):
+        rows = range(start, min(start + TEST_BATCH, len(source)))
+        images = np.stack([source[index]["image"] for index in rows])
+        full = np.pad(images, ((0, TEST_BATCH - len(rows)), *[(0, 0)] * 3), mode="edge")
+        decoded = to_uint8(reconstruct(to_float(full)))
+        for name, metric in (("psnr_db", psnr), ("ssim", ssim)):
+            scores[name].append(np.asarray(metric(full, decoded, 255))[: len(rows)])
+    means = {f"test_{name}": float(np.mean(np.concatenate(x))) for name, x in scores.items()}
+    return means | {"test_images": len(source)}
+
+
 def show(run: RunFolder, report: dict) -> None:
     """Print what the finished first stage is, and how it is used."""
     print(
-        f"step {report['step']}: test PSNR {report['test_psnr_db']:.2f} dB, "
+        f"step {report['step']}: PSNR {report['test_psnr_db']:.2f} dB and SSIM "
+        f"{report['test_ssim']:.3f} on {report['test_images']} test images, "
         f"scaling factor {report['scaling_factor']:.4f}"
     )
     print(f"{run.autoencoder} is ready: set autoencoder.path to {run.path}")

@@ -5,7 +5,7 @@ anew every epoch, repeated, each record mirrored or not by (seed, its place in t
 Process p of n reads the contiguous rows [kB + pB/n, kB + (p + 1)B/n). The position is one integer,
 the number of the next global batch, so a run resumes exactly and may change its process count.
 
-Batches stay uint8 NumPy arrays on the host; placing them on devices is the caller's.
+Batches stay NumPy arrays on the host; placing them on devices is the caller's.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from sisma_jax.data import label_maps
 from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.latents import is_latent_cache
 from sisma_jax.data.prepared import PreparedDataset, is_prepared
 from sisma_jax.data.raw import FIELDS, TEST_FROM, RawFaces
 from sisma_jax.errors import InputError
@@ -33,7 +34,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Of "image" uint8 (h, w, 3) and "labels" uint8 (h, w), the fields that were asked for."""
+        """Of "image" uint8 (h, w, 3) and "labels" uint8 (h, w) the fields that were asked for; of
+        cached latents "moments" float16 (2, h, w, 2 channels) and "labels"."""
 
 
 def open_dataset(
@@ -49,6 +51,11 @@ def open_dataset(
     Arguments and errors are theirs; a prepared data set brings its splits, so that `test_from` is
     of raw folders only.
     """
+    if is_latent_cache(path):
+        raise InputError(
+            f"{path} holds cached latents: set autoencoder.cache to it, and data.path to the data "
+            'set that it was made of, or to "" where that is not at hand'
+        )
     if is_prepared(path):
         return PreparedDataset(path, size, split=split, fields=fields)
     return RawFaces(path, size, split=split, test_from=test_from, fields=fields)
@@ -80,7 +87,8 @@ def training_stream(
       prefetch: batches of this process that are read ahead; below `threads`, threads idle.
 
     Returns:
-      Iterator of dicts of the source's fields, uint8 (batch_size / process_count, ...).
+      Iterator of dicts of the source's fields, (batch_size / process_count, ...): images and labels
+      uint8, moments float16 (..., h, w, 2 channels).
 
     Raises:
       InputError: `batch_size` is not a positive multiple of `process_count`. While iterating:
@@ -92,8 +100,9 @@ def training_stream(
             f"positive multiple of {process_count}"
         )
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    if flip:
-        stream = stream.random_map(partial(_flip_half, source.classes))
+    stream = (
+        stream.random_map(partial(_flip_half, source.classes)) if flip else stream.map(_as_seen)
+    )
     rows = _ProcessRows(stream, batch_size, process_index, process_count)
     # Without `drop_remainder` the length of the endless stream overflows at one row a batch.
     batches = rows.batch(batch_size // process_count, drop_remainder=True)
@@ -106,7 +115,7 @@ def training_stream(
     return iterator
 
 
-def fixed_batch(source: Source, count: int) -> dict[str, UInt8[np.ndarray, "count ..."]]:
+def fixed_batch(source: Source, count: int) -> dict[str, Shaped[np.ndarray, "count ..."]]:
     """The first `count` items of a source, in its order and never mirrored, stacked.
 
     Raises:
@@ -117,7 +126,7 @@ def fixed_batch(source: Source, count: int) -> dict[str, UInt8[np.ndarray, "coun
             f"{count} faces are asked for, but {source!r} has {len(source)}: ask for fewer or "
             "choose a larger split"
         )
-    items = [source[index] for index in range(count)]
+    items = [_as_seen(source[index]) for index in range(count)]
     return {field: np.stack([item[field] for item in items]) for field in items[0]}
 
 
@@ -127,6 +136,7 @@ def mirror(classes: ClassSet, item: dict[str, np.ndarray]) -> dict[str, np.ndarr
     by_field = {
         "image": lambda x: x.take(np.arange(x.shape[1] - 1, -1, -1), axis=1),
         "labels": lambda x: label_maps.flip(x, classes),
+        "moments": lambda x: x[::-1],
     }
     return {field: by_field[field](value) for field, value in item.items()}
 
@@ -134,7 +144,12 @@ def mirror(classes: ClassSet, item: dict[str, np.ndarray]) -> dict[str, np.ndarr
 def _flip_half(
     classes: ClassSet, item: dict[str, np.ndarray], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    return item if rng.random() < 0.5 else mirror(classes, item)
+    return _as_seen(item if rng.random() < 0.5 else mirror(classes, item))
+
+
+def _as_seen(item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The item, of cached moments those of the image that is seen, not of its mirror image."""
+    return item | {"moments": item["moments"][0]} if "moments" in item else item
 
 
 class _ProcessRows(grain.MapDataset):

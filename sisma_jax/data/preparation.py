@@ -1,48 +1,32 @@
 """From a layout to a prepared data set: in parallel, resumable, with a list of what was left out.
 
-A shard is the unit of work: its items are known beforehand, its file appears whole, and then a note
-of what is in it (under `.unfinished`), so an interrupted run redoes unfinished shards only and ends
-with the same records. `dataset.json` is written last and so marks a finished data set.
+How shards are written and continued is `shards`' part; here are the items, and what is left out.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from sisma_jax import processes
-from sisma_jax.data import records
-from sisma_jax.data.layouts import Entry, Layout, Reader, Rejected
-from sisma_jax.data.prepared import DATASET_FILE, VERSION, file_checksum
+from sisma_jax.data import records, shards
+from sisma_jax.data.layouts import Layout, Reader, Rejected
+from sisma_jax.data.prepared import DATASET_FILE, VERSION
+from sisma_jax.data.shards import Folder, Shard
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, read_json, write_atomically, write_json
+from sisma_jax.files import write_atomically
 
 REJECTED_FILE = "rejected.jsonl"
 REJECTED_SHARE = 0.01
 """More than this is no accident: it stops, unless allowed."""
 
-_UNFINISHED = ".unfinished"
-_PLAN = "plan.json"
 _ITEMS_PER_MESSAGE = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """What a worker is given."""
-
-    split: str
-    file: str
-    entries: tuple[Entry, ...]
 
 
 def prepare(
@@ -78,27 +62,21 @@ def prepare(
     for name, value in (("--size", reader.size), ("--shard-size", shard_size)):
         if value < 1:
             raise InputError(f"{name} is {value}: give at least 1")
-    shards = _shards(layout, shard_size)
-    total = sum(len(shard.entries) for shard in shards)
+    tasks = shards.cut(layout.splits, shard_size)
+    total = sum(len(shard.items) for shard in tasks)
     if not total:
         raise InputError("the data set has no item that has both an image and labels")
     limit = _Limit(total + len(layout.rejected), strict, allow_rejected)
     limit.count(layout.rejected)
-    plan = _plan(layout, reader, split_name, shards)
-    if (finished := read_json(out / DATASET_FILE)) is not None:
-        if finished.get("plan") != plan["checksum"]:
-            raise InputError(
-                f"{out} holds a data set that was prepared otherwise: name another folder or "
-                "delete it"
-            )
-        shutil.rmtree(out / _UNFINISHED, ignore_errors=True)  # where a kill has kept it
+    folder = Folder(out, _plan(layout, reader, split_name, tasks), DATASET_FILE)
+    if (finished := folder.finished()) is not None:
         return finished
-    notes = _open_folder(out, plan, shards)
-    missing = [shard for shard in shards if shard.file not in notes]
+    notes = folder.begin(tasks)
+    missing = [shard for shard in tasks if shard.file not in notes]
     for note in notes.values():
         limit.count([Rejected(**one) for one in note["rejected"]])
-    done = total - sum(len(shard.entries) for shard in missing)
-    work = partial(_write_shard, reader, out)
+    done = total - sum(len(shard.items) for shard in missing)
+    work = partial(_write_shard, reader, folder)
     with (
         tqdm(total=total, initial=done, desc="preparing", unit="image") as progress,
         contextlib.closing(processes.run(work, missing, workers, str(out))) as messages,
@@ -108,7 +86,7 @@ def prepare(
             limit.count(rejected)
             if note is not None:
                 notes[note["file"]] = note
-    return _finish(layout, reader, out, split_name, plan, shards, notes)
+    return _finish(layout, reader, folder, split_name, tasks, notes)
 
 
 @dataclasses.dataclass
@@ -132,18 +110,7 @@ class _Limit:
             )
 
 
-def _shards(layout: Layout, size: int) -> list[Shard]:
-    shards = []
-    for split, entries in layout.splits.items():
-        count = -(-len(entries) // size)
-        for k in range(count):
-            file = f"{split}-{k:05d}-of-{count:05d}.arrayrecord"
-            shards.append(Shard(split, file, tuple(entries[k * size : (k + 1) * size])))
-    return shards
-
-
-def _plan(layout: Layout, reader: Reader, split_name: str, shards: list[Shard]) -> dict[str, Any]:
-    """What decides the records; `checksum` is that of it all."""
+def _plan(layout: Layout, reader: Reader, split_name: str, tasks: list[Shard]) -> dict[str, Any]:
     settings = {
         "version": VERSION,
         "source": str(layout.root.resolve()),
@@ -154,106 +121,59 @@ def _plan(layout: Layout, reader: Reader, split_name: str, shards: list[Shard]) 
         "coding": records.CODING,
         **reader.classes.to_json(),
     }
-    items = {shard.file: [entry.id for entry in shard.entries] for shard in shards}
-    text = json.dumps([settings, items], sort_keys=True)
-    return {"settings": settings, "checksum": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _open_folder(out: Path, plan: dict[str, Any], shards: list[Shard]) -> dict[str, dict]:
-    """Makes `out` ready to be written; the notes of the shards that are finished, by file."""
-    unfinished = out / _UNFINISHED
-    found = read_json(unfinished / _PLAN)
-    if found is not None and found != plan:
-        different = [k for k, v in plan["settings"].items() if found["settings"].get(k) != v]
-        what = f"another {' and '.join(different)}" if different else "other items"
-        raise InputError(
-            f"{out} holds an unfinished preparation of {what}: name another folder or delete it"
-        )
-    try:
-        if found is None and not is_new_or_empty(out):
-            raise InputError(f"{out} is not an empty folder: name a new or an empty one")
-        unfinished.mkdir(parents=True, exist_ok=True)
-        write_json(unfinished / _PLAN, plan)
-        for stale in unfinished.glob("*.tmp"):
-            stale.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be written ({error.strerror}): name another folder"
-        ) from error
-    notes = {shard.file: read_json(unfinished / f"{shard.file}.json") for shard in shards}
-    return {file: note for file, note in notes.items() if note is not None}
+    return shards.plan(
+        settings, {shard.file: [entry.id for entry in shard.items] for shard in tasks}
+    )
 
 
 def _write_shard(
-    reader: Reader, out: Path, shard: Shard
+    reader: Reader, folder: Folder, shard: Shard
 ) -> Iterator[tuple[int, list[Rejected], dict | None]]:
     """Yields how many items were read since last time, those rejected, and at last the note."""
     # One large block freed makes glibc keep what the pictures' arrays free, and not hand it back.
     np.empty(24 << 20, np.uint8)
-    unfinished = out / _UNFINISHED
-    temporary = unfinished / f"{shard.file}.{os.getpid()}.tmp"
     ids, rejected = [], []
     pixels = np.zeros(256, np.int64)
     told = told_rejected = 0
-    try:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        try:
-            for read, entry in enumerate(shard.entries, 1):
-                try:
-                    item = reader.read(entry)
-                except InputError as error:
-                    rejected.append(Rejected(entry.id, str(error)))
-                else:
-                    writer.write(records.encode(entry.id, item))
-                    pixels += np.bincount(item["labels"].reshape(-1), minlength=256)
-                    ids.append(entry.id)
-                if read - told >= _ITEMS_PER_MESSAGE:
-                    yield read - told, rejected[told_rejected:], None
-                    told, told_rejected = read, len(rejected)
-        finally:
-            writer.close()
-        note = {
-            "file": shard.file,
-            "split": shard.split,
-            "ids": ids,
-            "sha256": file_checksum(temporary),
-            "pixels": pixels.tolist(),
-            "rejected": [dataclasses.asdict(one) for one in rejected],
-        }
-        os.replace(temporary, out / shard.file)
-        write_json(unfinished / f"{shard.file}.json", note)
-    except (OSError, RuntimeError) as error:  # the writer's own errors are of the latter kind
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(
-            f"{out} cannot be written ({reason}): make room, and the same command continues"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    yield len(shard.entries) - told, rejected[told_rejected:], note
+    with folder.writer(shard) as writer:
+        for read, entry in enumerate(shard.items, 1):
+            try:
+                item = reader.read(entry)
+            except InputError as error:
+                rejected.append(Rejected(entry.id, str(error)))
+            else:
+                writer.write(records.encode(entry.id, item))
+                pixels += np.bincount(item["labels"].reshape(-1), minlength=256)
+                ids.append(entry.id)
+            if read - told >= _ITEMS_PER_MESSAGE:
+                yield read - told, rejected[told_rejected:], None
+                told, told_rejected = read, len(rejected)
+        writer.note["ids"] = ids
+        writer.note["pixels"] = pixels.tolist()
+        writer.note["rejected"] = [dataclasses.asdict(one) for one in rejected]
+    yield len(shard.items) - told, rejected[told_rejected:], writer.note
 
 
 def _finish(
     layout: Layout,
     reader: Reader,
-    out: Path,
+    folder: Folder,
     split_name: str,
-    plan: dict[str, Any],
-    shards: list[Shard],
+    tasks: list[Shard],
     notes: dict[str, dict],
 ) -> dict[str, Any]:
     rejected = [dataclasses.asdict(one) for one in layout.rejected]
     splits: dict[str, dict] = {name: {"ids": [], "shards": []} for name in layout.splits}
     pixels = {name: np.zeros(256, np.int64) for name in layout.splits}
-    for shard in shards:
+    for shard in tasks:
         note = notes[shard.file]
         rejected += note["rejected"]
         pixels[shard.split] += note["pixels"]
         if note["ids"]:
             splits[shard.split]["ids"] += note["ids"]
-            entry = {"file": shard.file, "count": len(note["ids"]), "sha256": note["sha256"]}
-            splits[shard.split]["shards"].append(entry)
+            splits[shard.split]["shards"].append(shards.entry(note))
         else:
-            (out / shard.file).unlink(missing_ok=True)
+            (folder.path / shard.file).unlink(missing_ok=True)
     for name, split in splits.items():
         split["class_frequency"], split["unlabelled"] = reader.classes.shares(pixels[name])
     description = {
@@ -265,11 +185,8 @@ def _finish(
         "coding": records.CODING,
         "resampling": {"image": "lanczos, once (JPEG draft to 2x at least)", "labels": "nearest"},
         "rejected": len(rejected),
-        "plan": plan["checksum"],
         "splits": splits,
     }
     lines = "".join(json.dumps(one) + "\n" for one in rejected)
-    write_atomically(out / REJECTED_FILE, lines.encode())
-    write_json(out / DATASET_FILE, description)
-    shutil.rmtree(out / _UNFINISHED)
-    return description
+    write_atomically(folder.path / REJECTED_FILE, lines.encode())
+    return folder.finish(description)

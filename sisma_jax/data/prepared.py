@@ -32,29 +32,77 @@ def read_description(path: Path | str) -> dict[str, Any]:
     Raises:
       InputError: it is missing, damaged or of a newer version.
     """
-    file = epath.Path(path) / DATASET_FILE
+    return read_versioned(
+        path, DATASET_FILE, VERSION, what="prepared data set", command="sisma_jax.prepare"
+    )
+
+
+def read_versioned(
+    path: Path | str, name: str, version: int, *, what: str, command: str
+) -> dict[str, Any]:
+    """What the file `name` of a folder that `command` writes holds.
+
+    Raises:
+      InputError: it is missing, damaged or of another version.
+    """
+    file = epath.Path(path) / name
     try:
         description = json.loads(file.read_text())
-        version = description["version"]
+        found = description["version"]
     except OSError as error:
         raise InputError(
-            f"{path} is not a prepared data set, it has no {DATASET_FILE}: write one with `python "
-            "-m sisma_jax.prepare`"
+            f"{path} is no {what}, it has no {name}: write one with `python -m {command}`"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged: prepare the data set again") from error
-    if version != VERSION:
+        raise InputError(f"{file} is damaged: write {path} again") from error
+    if found != version:
         raise InputError(
-            f"{file} is of version {version}, but this software reads version {VERSION}: prepare "
-            "the data set again, or update"
+            f"{file} is of version {found}, but this software reads version {version}: write "
+            f"{path} again, or update"
         )
     return description
 
 
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def checksum(description: dict[str, Any]) -> str:
+    """SHA-256 of what a prepared data set holds: its size, classes, ids and the shards' bytes."""
+    kept = {name: description[name] for name in ("size", "classes", "flip_pairs", "splits")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def open_split(path: Path | str, description: dict[str, Any], split: str) -> tuple[list[str], Any]:
+    """The ids of a split and its records, for random access by any thread.
+
+    Raises:
+      InputError: there is no such split, it is empty, or shards are missing or hold another number
+        of records than the description says.
+    """
+    import grain  # takes seconds, which processes that only write need not wait for
+
+    if split not in description["splits"]:
+        raise InputError(
+            f"{path} has no split {split!r}: it has {', '.join(description['splits'])}"
+        )
+    chosen = description["splits"][split]
+    ids: list[str] = chosen["ids"]
+    if not ids:
+        raise InputError(f"split {split!r} of {path} is empty: write it with another split")
+    files = [epath.Path(path) / shard["file"] for shard in chosen["shards"]]
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file} is missing: write {path} again")
+    try:
+        stored = grain.sources.ArrayRecordDataSource([str(file) for file in files])
+        count = len(stored)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the shards of {path} cannot be opened ({str(error).splitlines()[0]}): write it again"
+        ) from error
+    if count != len(ids):
+        raise InputError(
+            f"the shards of split {split!r} of {path} hold {count} records where {len(ids)} are "
+            "listed: write it again"
+        )
+    return ids, stored
 
 
 class PreparedDataset:
@@ -82,41 +130,15 @@ class PreparedDataset:
           InputError: it is not a prepared data set, of another size, without that split, or shards
             are missing or hold another number of records.
         """
-        import grain  # takes seconds, which processes that only write need not wait for
-
         description = read_description(path)
         if description["size"] != size:
             raise InputError(
                 f"{path} was prepared at {description['size']} pixels, but {size} are asked for: "
                 "set data.size to it, or prepare another folder"
             )
-        if split not in description["splits"]:
-            raise InputError(
-                f"{path} has no split {split!r}: it has {', '.join(description['splits'])}"
-            )
-        chosen = description["splits"][split]
-        self.ids: list[str] = chosen["ids"]
         self.classes = ClassSet.from_json(description)
         self._path, self._size, self._fields = path, size, tuple(fields)
-        if not self.ids:
-            raise InputError(f"split {split!r} of {path} is empty: prepare it with another split")
-        files = [epath.Path(path) / shard["file"] for shard in chosen["shards"]]
-        for file in files:
-            if not file.exists():
-                raise InputError(f"{file} is missing: prepare the data set again")
-        try:
-            self._records = grain.sources.ArrayRecordDataSource([str(file) for file in files])
-            count = len(self._records)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"the shards of {path} cannot be opened ({str(error).splitlines()[0]}): prepare "
-                "the data set again"
-            ) from error
-        if count != len(self.ids):
-            raise InputError(
-                f"the shards of split {split!r} of {path} hold {count} records where "
-                f"{DATASET_FILE} lists {len(self.ids)}: prepare the data set again"
-            )
+        self.ids, self._records = open_split(path, description, split)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -24,6 +24,7 @@ from sisma_jax.errors import InputError
 from sisma_jax.files import is_new_or_empty, write_atomically, write_json
 
 CHANGEABLE = (
+    "autoencoder.cache",
     "autoencoder.path",
     "checkpoint.",
     "data.path",

@@ -43,6 +43,14 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
+def local_mesh() -> Mesh:
+    """Return a mesh over this process's devices, for work that no other process shares."""
+    devices = jax.local_devices()
+    return jax.make_mesh(
+        (len(devices), 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are spread over every device."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -134,16 +134,16 @@ def test_an_interrupted_run_redoes_unfinished_shards_only(raw, tmp_path, monkeyp
 def test_another_preparation_in_the_folder_is_refused(raw, damaged, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(raw, out, monkeypatch=monkeypatch)
-    with pytest.raises(InputError, match="was prepared otherwise"):
+    with pytest.raises(InputError, match="holds what other settings made"):
         run(damaged, out, monkeypatch=monkeypatch)  # a copy, with the same ids
-    with pytest.raises(InputError, match="was prepared otherwise: name another folder"):
+    with pytest.raises(InputError, match="holds what other settings made: name another folder"):
         run(raw, out, "--size", 16, monkeypatch=monkeypatch)
     begun, real = tmp_path / "begun", preparation._finish
     monkeypatch.setattr(preparation, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(raw, begun, monkeypatch=monkeypatch)
     monkeypatch.setattr(preparation, "_finish", real)
-    with pytest.raises(InputError, match="unfinished preparation of another source"):
+    with pytest.raises(InputError, match="is unfinished and of another source"):
         run(damaged, begun, monkeypatch=monkeypatch)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()

@@ -198,6 +198,7 @@ class TestPosterior:
         (dict(latent_channels=0), "latent_channels is 0"),
         (dict(fold=3), "fold is 3"),
         (dict(scaling_factor=0.0), "scaling_factor is 0"),
+        (dict(block_channels=(32,), linear_skip=True), "cannot make 4 latent channels of patches"),
         (dict(dtype="float16"), "dtype is 'float16'"),
     ],
 )

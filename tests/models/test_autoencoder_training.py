@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from sisma_jax.errors import InputError
-from sisma_jax.models.autoencoder import Autoencoder, AutoencoderKL
+from sisma_jax.models.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    AutoencoderKL,
+    posterior_kl,
+    sample_latent,
+)
 from sisma_jax.models.autoencoder.layers import fold_pixels
 from sisma_jax.models.autoencoder.training import (
     autoencoder_loss,
@@ -47,6 +53,24 @@ class TestTraining:
         with pytest.raises(InputError, match=r"set autoencoder\.linear_skip"):
             patch_pca_init(random_params(SMALL_KL), smooth_images(1, 16, 16))
 
+    @pytest.mark.parametrize(
+        ("fold", "levels", "factor"), [(1, 1, 1), (1, 2, 2), (2, 2, 4), (4, 2, 8), (4, 3, 16)]
+    )
+    def test_any_power_of_two_is_a_factor(self, fold, levels, factor, key):
+        config = AutoencoderConfig(
+            block_channels=(4,) * levels, layers_per_block=1, norm_groups=2, fold=fold,
+            mid_attention=False, linear_skip=factor > 1,
+        )  # fmt: skip
+        assert config.factor == factor
+        module, images = AutoencoderKL(config), smooth_images(2, 32, 16)
+        params = module.init(key, images)["params"]
+        if config.linear_skip:
+            params = patch_pca_init(params, images)
+        mean, _ = module.apply({"params": params}, images, method="encode")
+        assert mean.shape == (2, 32 // factor, 16 // factor, 4)
+        _, metrics = autoencoder_loss(module, params, key, images, 1e-3)
+        assert np.isfinite(float(metrics["psnr"]))
+
     @pytest.mark.parametrize("config", [SMALL_KL, SMALL_TINY], ids=["kl", "tiny"])
     def test_every_parameter_gets_a_finite_gradient(self, config, key):
         module, images = AutoencoderKL(config), smooth_images(2, 16, 16)
@@ -66,9 +90,15 @@ class TestTraining:
         module, params = AutoencoderKL(SMALL_TINY), random_params(SMALL_TINY)
         images = smooth_images(1, 16, 16)
         loss, metrics = autoencoder_loss(module, params, key, images, 0.5)
-        error = float(metrics["reconstruction"])
-        assert float(loss) == pytest.approx(error + 0.5 * float(metrics["kl"]), rel=1e-5)
-        assert float(metrics["psnr"]) == pytest.approx(10 * np.log10(4 / error), rel=1e-4)
+        mean, logvar = module.apply({"params": params}, images, method="encode")
+        z = sample_latent(key, mean, logvar, 1.0)
+        error = np.asarray(module.apply({"params": params}, z, method="decode")) - images
+        assert float(metrics["reconstruction"]) == pytest.approx(np.abs(error).mean(), rel=1e-4)
+        assert float(metrics["kl"]) == pytest.approx(float(posterior_kl(mean, logvar)), rel=1e-4)
+        expected = float(metrics["reconstruction"]) + 0.5 * float(metrics["kl"])
+        assert float(loss) == pytest.approx(expected, rel=1e-5)
+        decibels = 10 * np.log10(4 / np.mean(error**2))
+        assert float(metrics["psnr"]) == pytest.approx(decibels, rel=1e-4)
 
     def test_latent_scale_gives_unit_deviation(self, key):
         images = smooth_images(70, 16, 16)

@@ -32,7 +32,7 @@ def run(inputs_folder, workdir, **overrides):
 
 def test_the_export_is_scaled_and_reconstructs_and_continues(inputs_folder, tmp_path, capsys):
     run(inputs_folder, tmp_path / "run")
-    assert "test PSNR" in capsys.readouterr().out
+    assert "on 4 test images" in capsys.readouterr().out
     autoencoder = load_autoencoder(tmp_path / "run")
     faces = fixed_batch(open_dataset(inputs_folder / "data", SIZE, split="all"), 12)["image"]
     images = to_float(faces)
@@ -45,7 +45,7 @@ def test_the_export_is_scaled_and_reconstructs_and_continues(inputs_folder, tmp_
     assert "continuing" in capsys.readouterr().out
     before = (tmp_path / "run/autoencoder/config.json").stat().st_mtime_ns
     run(inputs_folder, tmp_path / "run", train__steps=6)
-    assert "step 6: test PSNR" in capsys.readouterr().out
+    assert "step 6: PSNR" in capsys.readouterr().out
     assert (tmp_path / "run/autoencoder/config.json").stat().st_mtime_ns == before
 
 

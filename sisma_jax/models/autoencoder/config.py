@@ -60,6 +60,12 @@ class AutoencoderConfig:
         factor = self.scaling_factor
         if factor is not None and not 0 < factor < math.inf:
             raise InputError(f"autoencoder.scaling_factor is {factor!r}: set a positive number")
+        if self.linear_skip and self.image_channels * self.factor**2 < self.latent_channels:
+            raise InputError(
+                f"autoencoder.linear_skip cannot make {self.latent_channels} latent channels of "
+                f"patches of {self.factor} x {self.factor} pixels: raise the factor by "
+                "autoencoder.fold or block_channels"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"autoencoder.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")
 

@@ -1,9 +1,9 @@
 """What training an autoencoder needs beside the module: its loss, its start, its latents' scale.
 
-Loss: mean squared error of the reconstruction + kl_weight * divergence per latent element, both
-at one posterior sample. The squared error is what PSNR measures, PSNR = 10 log10(4 / MSE) for
-images in [-1, 1]. The divergence draws the latents towards N(0, 1) and makes the decoder bear the
-posterior's noise, hence the errors of a generative model too.
+Loss: mean absolute error of the reconstruction + kl_weight * divergence per latent element, both
+at one posterior sample, as in latent diffusion without its perceptual and adversarial parts. The
+divergence draws the latents towards N(0, 1) and makes the decoder bear the posterior's noise, hence
+the errors of a generative model too.
 """
 
 from typing import Any
@@ -44,20 +44,17 @@ def autoencoder_loss(
       kl_weight: weight of the divergence per latent element.
 
     Returns:
-      The loss, and `reconstruction` (mean squared error), `kl` (per element) and `psnr` (dB).
+      The loss, and `reconstruction` (mean absolute error), `kl` (per element) and `psnr` (dB, of
+      the batch's mean squared error).
     """
     mean, logvar = module.apply({"params": params}, images, method="encode")
     z = sample_latent(key, mean, logvar, scaling_factor=1.0)
     decoded = module.apply({"params": params}, z, method="decode")
-    error = jnp.mean(jnp.square(decoded - images))
+    error = jnp.mean(jnp.abs(decoded - images))
     kl = posterior_kl(mean, logvar)
-    metrics = {"reconstruction": error, "kl": kl, "psnr": decibels(error)}
+    decibels = 10.0 * jnp.log10(PEAK_TO_PEAK**2 / jnp.mean(jnp.square(decoded - images)))
+    metrics = {"reconstruction": error, "kl": kl, "psnr": decibels}
     return error + kl_weight * kl, metrics
-
-
-def decibels(squared_error: Float[Array, ""]) -> Float[Array, ""]:
-    """Return the peak signal-to-noise ratio of a mean squared error of images in [-1, 1]."""
-    return 10.0 * jnp.log10(PEAK_TO_PEAK**2 / squared_error)
 
 
 def patch_pca_init(params: Any, images: Float[Array, "b h w c"]) -> Any:

@@ -1,0 +1,114 @@
+"""Cached latents: for every item of a prepared data set the moments of its latents, and its labels.
+
+`sisma_jax.cache_latents` writes them. A record holds the moments of the image and of its mirror
+image, which are not each other's mirror images, in float16, and the labels once. What was encoded,
+and by which autoencoder, is said by checksums in `latents.json`.
+"""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from etils import epath
+from jaxtyping import Float16, UInt8
+
+from sisma_jax.data import prepared
+from sisma_jax.data.classes import ClassSet
+from sisma_jax.errors import InputError
+
+LATENTS_FILE = "latents.json"
+VERSION = 1
+"""Grows when older software could not read the records."""
+CODING = {"container": "msgpack", "moments": "float16", "labels": "zlib"}
+
+
+def encode(
+    id: str, moments: Float16[np.ndarray, "2 h w moments"], labels: UInt8[np.ndarray, "H W"]
+) -> bytes:
+    """Bytes of an item: moments of the image and of its mirror image, and its labels."""
+    return msgpack.packb(
+        {
+            "id": id,
+            "moments": moments.tobytes(),
+            "labels": zlib.compress(labels.tobytes(), 6),
+        }
+    )
+
+
+def is_latent_cache(path: Path | str) -> bool:
+    return (epath.Path(path) / LATENTS_FILE).exists()
+
+
+class LatentCache:
+    """Random access to the items of one split, in the order of their ids; a grain data source.
+
+    Item `i` is a dict of "moments" float16 (2, h, w, 2 channels), of the image and of its mirror
+    image, mean and log-variance before scaling side by side, and "labels" uint8 (size, size) of the
+    image. Reading is thread-safe.
+
+    Attributes:
+      ids: list of str, the data set's own names of its items.
+      classes: what labels are ids of.
+    """
+
+    def __init__(self, path: Path | str, *, split: str = "train"):
+        """Opens the shards.
+
+        Raises:
+          InputError: it is no finished cache, has no such split, or shards are missing or hold
+            another number of records.
+        """
+        self._description = prepared.read_versioned(
+            path, LATENTS_FILE, VERSION, what="latent cache", command="sisma_jax.cache_latents"
+        )
+        self.classes = ClassSet.from_json(self._description)
+        self._path = path
+        self._shape = tuple(self._description["moments"])
+        self._size = self._description["size"]
+        self.ids, self._records = prepared.open_split(path, self._description, split)
+
+    def check(self, *, size: int, autoencoder: str, data: str | None) -> None:
+        """Compare what was encoded with what is asked for.
+
+        Args:
+          size: pixels of the images.
+          autoencoder: checksum of the autoencoder.
+          data: checksum of the data set; None where there is none to compare with.
+
+        Raises:
+          InputError: naming everything that differs.
+        """
+        made_of: dict[str, Any] = self._description["made_of"]
+        differences = []
+        if self._size != size:
+            differences.append(f"of images of {self._size} pixels instead of {size}")
+        if made_of["autoencoder"] != autoencoder:
+            differences.append(
+                f"of another autoencoder ({made_of['autoencoder'][:8]} instead of "
+                f"{autoencoder[:8]})"
+            )
+        if data not in (None, made_of["data"]):
+            differences.append(f"of other data ({made_of['data'][:8]} instead of {data[:8]})")
+        if differences:
+            raise InputError(
+                f"the latents in {self._path} are {' and '.join(differences)}: encode this data "
+                "set with this autoencoder by `python -m sisma_jax.cache_latents`, or leave "
+                "autoencoder.cache empty"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        place = range(len(self))[index]  # IndexError, which ends an iteration, past the last
+        stored = msgpack.unpackb(self._records[place])
+        labels = np.frombuffer(zlib.decompress(stored["labels"]), np.uint8)
+        return {
+            "moments": np.frombuffer(stored["moments"], np.float16).reshape(self._shape),
+            "labels": labels.reshape(self._size, self._size),
+        }
+
+    def __repr__(self) -> str:
+        return f"LatentCache({str(self._path)!r}, {len(self)} items)"

@@ -1,0 +1,162 @@
+"""Writing a folder of ArrayRecord shards: resumable, every file whole or not there.
+
+A shard is the unit of work: its items are known beforehand, its file appears whole, and then a note
+of what is in it (under `.unfinished`), so an interrupted run redoes unfinished shards only and ends
+with the same records. The description is written last and so marks a finished folder.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from sisma_jax.errors import InputError
+from sisma_jax.files import is_new_or_empty, read_json, write_json
+
+_UNFINISHED = ".unfinished"
+_PLAN = "plan.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What a worker is given."""
+
+    split: str
+    file: str
+    items: tuple[Any, ...]
+
+
+def cut(splits: Mapping[str, Sequence[Any]], size: int) -> list[Shard]:
+    """Cut the items of every split into shards of `size`."""
+    shards = []
+    for split, items in splits.items():
+        count = -(-len(items) // size)
+        for k in range(count):
+            file = f"{split}-{k:05d}-of-{count:05d}.arrayrecord"
+            shards.append(Shard(split, file, tuple(items[k * size : (k + 1) * size])))
+    return shards
+
+
+def plan(settings: dict[str, Any], items: dict[str, list[str]]) -> dict[str, Any]:
+    """What decides the records: settings, and ids by file; `checksum` is that of it all."""
+    text = json.dumps([settings, items], sort_keys=True)
+    return {"settings": settings, "checksum": hashlib.sha256(text.encode()).hexdigest()}
+
+
+class Folder:
+    """A folder that shards are written into, for one plan."""
+
+    def __init__(self, path: Path, plan: dict[str, Any], description_file: str) -> None:
+        self.path, self._plan = path, plan
+        self._description = path / description_file
+        self._unfinished = path / _UNFINISHED
+
+    def finished(self) -> dict[str, Any] | None:
+        """The description, where the folder is finished.
+
+        Raises:
+          InputError: it is finished by another plan.
+        """
+        description = read_json(self._description)
+        if description is None:
+            return None
+        if description.get("plan") != self._plan["checksum"]:
+            raise InputError(
+                f"{self.path} holds what other settings made: name another folder or delete it"
+            )
+        shutil.rmtree(self._unfinished, ignore_errors=True)  # where a kill has kept it
+        return description
+
+    def begin(self, shards: Sequence[Shard]) -> dict[str, dict]:
+        """Make the folder ready to be written; return the notes of finished shards, by file.
+
+        Raises:
+          InputError: it holds anything but what this plan has begun, or cannot be written.
+        """
+        found = read_json(self._unfinished / _PLAN)
+        if found is not None and found != self._plan:
+            settings = self._plan["settings"].items()
+            different = [k for k, v in settings if found["settings"].get(k) != v]
+            what = f"another {' and '.join(different)}" if different else "other items"
+            raise InputError(
+                f"{self.path} is unfinished and of {what}: name another folder or delete it"
+            )
+        try:
+            if found is None and not is_new_or_empty(self.path):
+                raise InputError(f"{self.path} is not an empty folder: name a new or an empty one")
+            self._unfinished.mkdir(parents=True, exist_ok=True)
+            write_json(self._unfinished / _PLAN, self._plan)
+            for stale in self._unfinished.glob("*.tmp"):
+                stale.unlink()
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written ({error.strerror}): name another folder"
+            ) from error
+        notes = {shard.file: read_json(self._note(shard)) for shard in shards}
+        return {file: note for file, note in notes.items() if note is not None}
+
+    def finish(self, description: dict[str, Any]) -> dict[str, Any]:
+        """Write the description, with the plan's checksum, and tidy up."""
+        description = description | {"plan": self._plan["checksum"]}
+        write_json(self._description, description)
+        shutil.rmtree(self._unfinished)
+        return description
+
+    def _note(self, shard: Shard) -> Path:
+        return self._unfinished / f"{shard.file}.json"
+
+    @contextlib.contextmanager
+    def writer(self, shard: Shard) -> Iterator["Writer"]:
+        """Write one shard, which appears with its note when the block ends without an error.
+
+        Raises:
+          InputError: it cannot be written.
+        """
+        temporary = self._unfinished / f"{shard.file}.{os.getpid()}.tmp"
+        try:
+            writer = ArrayRecordWriter(str(temporary), "group_size:1")
+            shard_writer = Writer(writer, {"file": shard.file, "split": shard.split})
+            try:
+                yield shard_writer
+            finally:
+                writer.close()
+            shard_writer.note["sha256"] = file_checksum(temporary)
+            os.replace(temporary, self.path / shard.file)
+            write_json(self._note(shard), shard_writer.note)
+        except (OSError, RuntimeError) as error:  # the writer's own errors are of the latter kind
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise InputError(
+                f"{self.path} cannot be written ({reason}): make room, and the same command "
+                "continues"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass
+class Writer:
+    """Takes a shard's records; `note` is kept beside the unfinished folder's shards."""
+
+    _writer: ArrayRecordWriter
+    note: dict[str, Any]
+
+    def write(self, record: bytes) -> None:
+        self._writer.write(record)
+
+
+def entry(note: Mapping[str, Any]) -> dict[str, Any]:
+    """How a description lists a shard."""
+    return {"file": note["file"], "count": len(note["ids"]), "sha256": note["sha256"]}
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
