@@ -119,6 +119,11 @@ def main() -> None:
     names = [f"{path.stem}_{k}.png" for path in paths for k in range(args.per_mask)]
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{len(names)} faces with the weights of step {synthesizer.step} of {args.workdir}")
+    memory = synthesizer.memory(len(names), args.steps, args.solver, args.guidance)
+    print(
+        f"batches of {memory['batch']}; on each device {memory['arguments'] / 2**20:.0f} MiB for "
+        f"weights and {memory['temporary'] / 2**20:.0f} MiB at most while they are made"
+    )
     with tqdm(total=len(names), unit="face") as progress:
         done = 0
         for images in batches:

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 from jaxtyping import Array, Float, Key, UInt8
 
 from sisma_jax import flow
@@ -18,7 +19,7 @@ from sisma_jax.errors import InputError
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from sisma_jax.models.sisma import init_params
-from sisma_jax.training.checkpoint import Checkpoints, abstract_like
+from sisma_jax.training.checkpoint import abstract_like, averaged_weights
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.sharding import batch_sharding, local_mesh, replicated, under_mesh
 from sisma_jax.training.state import Params
@@ -81,6 +82,20 @@ def _synthesize(config, params, autoencoder, keys, labels, guidance, *, steps, s
     return to_uint8(autoencoder.from_latents(latents))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Variant:
+    """What a compiled synthesis is for."""
+
+    size: int
+    steps: int
+    solver: str
+    guided: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"steps": self.steps, "solver": self.solver, "guided": self.guided}
+
+
 def check_autoencoder(config: SISMAConfig, autoencoder: Autoencoder) -> None:
     """Raises InputError unless the model was configured for this autoencoder's latents."""
     autoencoder.scaling_factor  # noqa: B018  it raises where the weights do not say it
@@ -113,6 +128,7 @@ class Synthesizer:
     """The training step of the weights, where they come from a run."""
     classes: ClassSet = CELEBAMASK
     """What the labels are ids of."""
+    _compiled: dict[_Variant, Compiled] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         check_autoencoder(self.config, self.autoencoder)
@@ -123,16 +139,19 @@ class Synthesizer:
     def load(cls, workdir: str | Path, *, batch_size: int = 16) -> "Synthesizer":
         """Read a run folder: the averaged weights of its newest checkpoint and its autoencoder.
 
+        Args:
+          workdir: the run folder, or what `sisma_jax.export` made of it.
+          batch_size: images at a time, over all local devices.
+
         Raises:
-          InputError: if `workdir` is not a run of SISMA or holds no finished checkpoint.
+          InputError: if `workdir` is not of SISMA or holds no finished checkpoint.
         """
         run = RunFolder(Path(workdir))
         config = section(SISMAConfig, run.config(), "model")
         mesh = local_mesh()
         shapes = jax.eval_shape(partial(init_params, config), jax.random.key(0))
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
-        with Checkpoints(run) as checkpoints:
-            step, params = checkpoints.restore_ema(abstract_like(shapes, shardings))
+        step, params = averaged_weights(run, abstract_like(shapes, shardings))
         autoencoder = jax.device_put(load_autoencoder(run.autoencoder), replicated(mesh))
         return cls(config, params, autoencoder, batch_size, step, run.classes())
 
@@ -183,11 +202,12 @@ class Synthesizer:
         solver: str,
         guidance: float,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
-        mesh = local_mesh()
-        rows = batch_sharding(mesh)
-        # Whole batches of one shape, so that everything compiles once.
-        size = max(min(self.batch_size, len(labels)), 1)
-        size = -(-size // mesh.size) * mesh.size
+        rows = batch_sharding(local_mesh())
+        size = self._whole_batch(len(labels))
+        variant = _Variant(size, steps, solver, guidance != 1.0)
+        program = self._compiled.get(variant) or partial(
+            under_mesh(local_mesh(), _synthesize), self.config, **variant.options
+        )
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
             keys = noise_keys(seed, start, len(chunk))
@@ -195,18 +215,47 @@ class Synthesizer:
             if padding:
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], padding, axis=0)])
                 keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], padding)])
-            images = under_mesh(mesh, _synthesize)(
-                self.config,
+            images = program(
                 self.params,
                 self.autoencoder,
                 jax.device_put(keys, rows),
                 jax.device_put(chunk, rows),
-                float(guidance),
-                steps=steps,
-                solver=solver,
-                guided=guidance != 1.0,
+                np.float32(guidance),
             )
             yield np.asarray(images)[: size - padding]
+
+    def _whole_batch(self, count: int) -> int:
+        """Images of each batch that `count` are made in: of one shape, so that it compiles once."""
+        devices = jax.local_device_count()
+        return -(-max(min(self.batch_size, count), 1) // devices) * devices
+
+    def memory(
+        self, count: int = 16, steps: int = 25, solver: str = "euler", guidance: float = 1.0
+    ) -> dict[str, int]:
+        """Return what a call with `count` label maps needs on each device, in bytes.
+
+        Solver and decoder are one program, which this compiles (and keeps for the call).
+
+        Returns:
+          "batch": images of one batch, over all local devices; "arguments": weights and inputs;
+          "temporary": the rest at its largest, as XLA planned it.
+        """
+        size, pixels = self._whole_batch(count), self.config.image_size
+        variant = _Variant(size, steps, solver, guidance != 1.0)
+        if variant not in self._compiled:
+            mesh = local_mesh()
+            rows = batch_sharding(mesh)
+            keys = jax.device_put(noise_keys(0, 0, size), rows)
+            labels = jax.ShapeDtypeStruct((size, pixels, pixels), np.uint8, sharding=rows)
+            inputs = self.config, self.params, self.autoencoder, keys, labels, np.float32(1)
+            lowered = under_mesh(mesh, _synthesize.lower)(*inputs, **variant.options)
+            self._compiled[variant] = lowered.compile()
+        analysis = self._compiled[variant].memory_analysis()
+        return {
+            "batch": size,
+            "arguments": analysis.argument_size_in_bytes,
+            "temporary": analysis.temp_size_in_bytes,
+        }
 
     def _check(
         self,

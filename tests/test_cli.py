@@ -15,6 +15,7 @@ COMMANDS = (
     "train_autoencoder",
     "cache_latents",
     "sample",
+    "export",
     "demo",
     "data.synthetic",
 )
@@ -63,6 +64,7 @@ def test_help_names_the_options_their_defaults_and_an_example(name, capsys):
         ("train", ["--config", "none.py"], "none.py does not exist"),
         ("sample", ["--workdir", "none", "--masks", "none", "--out", "none"], "none"),
         ("demo", ["--workdir", "none"], "none is not a run folder"),
+        ("export", ["--workdir", "none", "--out", "out"], "none is not a run folder"),
         ("prepare", ["--source", "none", "--out", "out"], "none is not a folder"),
         (
             "cache_latents",

@@ -57,6 +57,17 @@ def test_an_image_depends_on_its_own_seed_and_index_only(synthesizer, labels):
         assert largest_difference(alone, each[i : i + 1]) <= 1
 
 
+def test_memory_is_of_solver_and_decoder_in_one_program(synthesizer, tiny_run, labels):
+    before = synthesizer(labels[:4], steps=2)
+    small = synthesizer.memory(count=4, steps=2)
+    assert small["batch"] == 4, "one image on each of four devices"
+    large = Synthesizer.load(tiny_run, batch_size=16).memory(count=16, steps=2)
+    weights = sum(x.nbytes for x in jax.tree.leaves((synthesizer.params, synthesizer.autoencoder)))
+    assert weights < small["arguments"] < 2 * weights
+    np.testing.assert_array_equal(synthesizer(labels[:4], steps=2), before)
+    assert large["temporary"] > 2 * small["temporary"] > 0
+
+
 @pytest.mark.parametrize("solver", ["heun", "midpoint"])
 def test_solvers_agree_in_the_limit(synthesizer, labels, solver):
     euler = synthesizer(labels[:1], steps=64)

@@ -99,6 +99,12 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return tensors
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Read what `save_tensors` was given to keep in the header of an intact file."""
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
 def load_tree(path: str | os.PathLike, like: Mapping[str, Any]) -> dict[str, Any]:
     """Read a tree of arrays that has exactly the names, shapes and types of `like`.
 

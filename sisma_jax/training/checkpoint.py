@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from sisma_jax.errors import InputError
+from sisma_jax.models.weights import load_tree, read_metadata
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.state import Params, TrainState
 
@@ -126,6 +127,24 @@ class Checkpoints:
                 f"checkpoint {self._path / str(step)} cannot be restored ({reason}): if it was cut "
                 "short, delete this folder to continue from the step before it"
             ) from error
+
+
+def averaged_weights(run: RunFolder, abstract: Params) -> tuple[int, Params]:
+    """Return step and averaged weights of a run's newest checkpoint, or of an exported folder.
+
+    Args:
+      run: either.
+      abstract: shapes with shardings.
+
+    Raises:
+      InputError: if there are none, or they cannot be read or do not fit.
+    """
+    if run.weights_file.exists():
+        params = load_tree(run.weights_file, abstract)
+        step = int(read_metadata(run.weights_file).get("step", 0))
+        return step, jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract))
+    with Checkpoints(run) as checkpoints:
+        return checkpoints.restore_ema(abstract)
 
 
 def _without_ema(state: TrainState) -> dict[str, Any]:

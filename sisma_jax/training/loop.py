@@ -21,7 +21,12 @@ from PIL import Image
 
 from sisma_jax.data.image_files import save_png
 from sisma_jax.files import write_atomically
-from sisma_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstract_like
+from sisma_jax.training.checkpoint import (
+    CheckpointConfig,
+    Checkpoints,
+    abstract_like,
+    averaged_weights,
+)
 from sisma_jax.training.logging import MetricsLog, Progress
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.sharding import (
@@ -212,5 +217,4 @@ def _compile(
 def _weights_of(path: str, abstract: Params) -> Params:
     run = RunFolder(Path(path))
     run.config()  # a folder without one is no run
-    with Checkpoints(run) as checkpoints:
-        return checkpoints.restore_ema(abstract)[1]
+    return averaged_weights(run, abstract)[1]

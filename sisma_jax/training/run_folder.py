@@ -9,6 +9,11 @@ parameters.txt  names and shapes of the weights
 samples/        sample grids by step
 report.json     what the finished run was measured to do
 events.*        TensorBoard
+
+An exported folder (`sisma_jax.export`) has config.json, classes.json, autoencoder/ and, in place of
+checkpoints/, the averaged weights:
+
+model.safetensors   by the names of parameters.txt; the training step is in its header
 """
 
 import dataclasses
@@ -56,6 +61,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def weights_file(self) -> Path:
+        return self.path / "model.safetensors"
 
     @property
     def autoencoder(self) -> Path:
@@ -107,8 +116,13 @@ class RunFolder:
         """Make this the folder of a run with `config`, or continue the run that it holds.
 
         Raises:
-          InputError: if it holds a run of another config or other files.
+          InputError: if it holds a run of another config, an export or other files.
         """
+        if self.weights_file.exists():
+            raise InputError(
+                f"{self.path} is an export, which cannot be continued: give --workdir a new folder "
+                f"and --config.train.init_from={self.path}"
+            )
         if self.config_file.exists():
             _refuse_other(self.config_file, self.config(), config)
         elif not is_new_or_empty(self.path):

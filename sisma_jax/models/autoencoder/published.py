@@ -261,8 +261,8 @@ def to_pytorch(
     ours = [name for name, is_present in present.items() if is_present]
     if ours:
         raise InputError(
-            f"diffusers' {CLASS_NAME} has no {' and no '.join(ours)}, which this autoencoder was "
-            "trained with: export it in this package's own format"
+            f"diffusers' {CLASS_NAME} has no {' and no '.join(ours)}, which this autoencoder "
+            "has: its format is this package's own"
         )
     levels = len(config.block_channels)
     fields = (

@@ -1,0 +1,105 @@
+"""Write a trained model as safetensors, to keep, to publish or to move.
+
+Of a run of `train`: its averaged weights, its config, its classes and its autoencoder, a folder for
+`sample`, `Synthesizer.load` and `train.init_from`. Of a run of `train_autoencoder`: the autoencoder
+as diffusers' AutoencoderKL, which diffusers reads too, where its architecture allows.
+"""
+
+import argparse
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from sisma_jax import cli
+from sisma_jax.config import section, to_json
+from sisma_jax.errors import InputError
+from sisma_jax.files import is_new_or_empty, whole_folder
+from sisma_jax.models import SISMAConfig
+from sisma_jax.models.autoencoder import load_autoencoder, save_autoencoder
+from sisma_jax.models.autoencoder.files import save_diffusers
+from sisma_jax.models.sisma import init_params
+from sisma_jax.models.weights import save_tree
+from sisma_jax.training.checkpoint import abstract_like, averaged_weights
+from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.sharding import local_mesh, replicated
+
+FORMATS = ("auto", "diffusers", "own")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(
+        "sisma_jax.export",
+        __doc__,
+        "python -m sisma_jax.export --workdir runs/demo --out sisma-demo",
+    )
+    add = parser.add_argument
+    add("--workdir", type=Path, required=True, help="a run folder")
+    add("--out", type=Path, required=True, help="folder to write, new or empty")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="auto",
+        help="of a first stage: diffusers', this package's own, or diffusers' where it can be",
+    )
+    return parser.parse_args()
+
+
+def export_sisma(run: RunFolder, out: Path) -> str:
+    """Write config, classes, averaged weights and autoencoder; return what was written."""
+    config = run.config()
+    model = section(SISMAConfig, config, "model")
+    shapes = jax.eval_shape(partial(init_params, model), jax.random.key(0))
+    shardings = jax.tree.map(lambda _: replicated(local_mesh()), shapes)
+    step, params = averaged_weights(run, abstract_like(shapes, shardings))
+    load_autoencoder(run.autoencoder)  # says what is wrong with it, before anything is written
+    with whole_folder(out) as folder:
+        written = RunFolder(folder)
+        written.config_file.write_text(to_json(config))
+        written.write_classes(run.classes())
+        shutil.copytree(run.autoencoder, written.autoencoder)
+        save_tree(written.weights_file, params, {"model": "SISMA", "step": str(step)})
+    return f"SISMA at step {step}, with its autoencoder"
+
+
+def export_autoencoder(run: RunFolder, out: Path, format: str) -> str:
+    """Write a first stage; return what was written."""
+    if not run.autoencoder.exists():
+        raise InputError(
+            f"{run.path} holds no finished autoencoder: let its training end (a smaller "
+            "train.steps ends it sooner)"
+        )
+    autoencoder = load_autoencoder(run.autoencoder)
+    save = {"diffusers": save_diffusers, "own": save_autoencoder}
+    if format == "auto":
+        try:
+            save_diffusers(out, autoencoder.config, autoencoder.params)
+            return "autoencoder in diffusers' format"
+        except InputError as error:
+            print(f"note: {error}")
+            format = "own"
+    save[format](out, autoencoder.config, autoencoder.params)
+    return f"autoencoder in {'diffusers' + chr(39) if format == 'diffusers' else 'own'} format"
+
+
+def main() -> None:
+    args = parse_arguments()
+    run = RunFolder(args.workdir)
+    is_sisma = "model" in run.config()
+    if is_sisma and args.format != "auto":
+        raise InputError(
+            f"--format {args.format} is of first stages, but {run.path} is a run of SISMA: leave "
+            "it out"
+        )
+    if not is_new_or_empty(args.out):
+        raise InputError(f"{args.out} is not empty: give --out a new or empty folder")
+    what = (
+        export_sisma(run, args.out) if is_sisma else export_autoencoder(run, args.out, args.format)
+    )
+    size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
+    print(f"{args.out}: {what}, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    cli.run(main)
