@@ -1,36 +1,35 @@
 """How fast images come to training, and how fast `prepare` makes a data set ready.
 
 Makes synthetic faces in the raw layout (1024 px, masks 512), or takes a raw folder; prepares it.
-Measures images a second of the training stream with flips from the raw folder and from the shards,
-of plain Pillow in threads over image and label PNG files as a peer, and of `prepare` without the
-start of its workers; each on one core and on all. Then where the time of one item goes. Prints a
-table and writes JSON.
+Measures images a second of the training stream with flips from the raw folder, from the shards and
+from cached latents (of a factor 8 autoencoder, so of Stable Diffusion's size), of plain Pillow in
+threads over image and label PNG files as a peer, and of `prepare` without the start of its workers;
+each on one core and on all. Then where the time of one item goes. Prints a table and writes JSON.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import io
-import json
 import os
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import msgpack
 import numpy as np
+import report
 from PIL import Image
 
+from sisma_jax import cache_latents
 from sisma_jax.data import label_maps, layouts, preparation, raw, raw_layout, records, synthetic
 from sisma_jax.data.input_pipeline import Source, mirror, open_dataset, training_stream
 from sisma_jax.data.label_maps import write_label_map
-
-RESULTS = Path(__file__).parent / "results"
+from sisma_jax.data.latents import LatentCache
+from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderKL
 
 
 def parse() -> argparse.Namespace:
@@ -47,7 +46,7 @@ def parse() -> argparse.Namespace:
     add("--batch-size", type=int, default=16, help="(default: 16)")
     add("--seconds", type=float, default=4.0, help="of each measurement (default: 4)")
     add("--repeats", type=int, default=3, help="measurements, of which the median counts")
-    add("--out", type=Path, default=RESULTS / "data_cpu.json", help="JSON file")
+    add("--out", type=Path, default=report.RESULTS / "data_cpu.json", help="JSON file")
     return parser.parse_args()
 
 
@@ -82,8 +81,17 @@ def stream_rate(source: Source, args: argparse.Namespace, threads: int) -> float
             next(stream)
         began, images = time.perf_counter(), 0
         while time.perf_counter() - began < args.seconds:
-            images += len(next(stream)["image"])
+            images += len(next(stream)["labels"])
         return images / (time.perf_counter() - began)
+
+
+def latent_cache(shards: Path, out: Path) -> LatentCache:
+    """Latents of an untrained autoencoder with Stable Diffusion's factor and channels."""
+    config = AutoencoderConfig.tiny(block_channels=(8, 8), norm_groups=4)
+    image = np.zeros((1, 8, 8, 3), np.float32)
+    params = AutoencoderKL(config).init(jax.random.key(0), image)["params"]
+    cache_latents.cache(str(shards), Autoencoder(config, params), out, 16, "untrained")
+    return LatentCache(out)
 
 
 def pillow_rate(folder: Path, args: argparse.Namespace, threads: int) -> float:
@@ -185,6 +193,7 @@ def main() -> None:
         available = len(os.sched_getaffinity(0))
         prepare(layout, shards, args.size, available)
         prepared = open_dataset(shards, args.size)
+        latents = latent_cache(shards, Path(folder) / "latents")
         raw_source = open_dataset(root, args.size, split="all")
         pairs = Path(folder) / "pairs"
         for name in ("images", "labels"):
@@ -198,6 +207,7 @@ def main() -> None:
             with on_cores(cores):
                 for name, rate in (
                     ("stream from shards", lambda n: stream_rate(prepared, args, n)),
+                    ("stream from cached latents", lambda n: stream_rate(latents, args, n)),
                     ("stream from the raw folder", lambda n: stream_rate(raw_source, args, n)),
                     ("Pillow and threads, PNG files", lambda n: pillow_rate(pairs, args, n)),
                     ("prepare", lambda n: prepare_rate(layout, args, n)),
@@ -211,23 +221,8 @@ def main() -> None:
         print(f"{name:32s}" + "".join(f"{rate:13.0f}" for rate in rates.values()))
     for name, value in parts.items():
         print(f"{name:32s}{value:13.2f}" + ("" if name.startswith("bytes") else " ms"))
-    report = {
-        "command": " ".join(["python", "benchmarks/data_bench.py", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "hardware": {"machine": platform.machine(), "cores": available, "cpu": cpu()},
-        "versions": {"python": platform.python_version(), "pillow": Image.__version__},
-        "size": args.size,
-        "images_per_second": measured,
-        "profile": parts,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"wrote {args.out}")
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+    content = {"size": args.size, "images_per_second": measured, "profile": parts}
+    report.write(args.out, ("pillow", "grain", "array-record", "numpy"), content)
 
 
 if __name__ == "__main__":

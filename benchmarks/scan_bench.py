@@ -10,17 +10,13 @@ over length (the plot needs matplotlib: `pip install -e '.[bench]'`).
 
 import argparse
 import dataclasses
-import datetime
-import importlib
-import json
 import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import report
 import scan_cases
 import scan_peer
 import scan_plot
@@ -37,7 +33,6 @@ GPU_SIZES = (
     "64,256,768,16",
     "8,16384,512,16",
 )
-RESULTS = Path(__file__).parent / "results"
 
 
 def parse() -> argparse.Namespace:
@@ -65,7 +60,7 @@ def parse() -> argparse.Namespace:
         choices=["mamba_ssm"],
         help="its CUDA scan too, where it can be imported (y compared, gradients timed only)",
     )
-    add("--out", type=Path, default=RESULTS, help="folder for scan_<device>.json and .png")
+    add("--out", type=Path, default=report.RESULTS, help="folder for scan_<device>.json and .png")
     args = parser.parse_args()
     try:
         args.sizes = [scan_cases.Size.parse(text) for text in args.sizes]
@@ -171,43 +166,14 @@ def device_name() -> str:
 def write(args: argparse.Namespace, rows: list[dict], curves: list[dict]) -> None:
     slug = "".join(c if c.isalnum() else "_" for c in device_name().lower())
     slug = "cpu" if jax.default_backend() == "cpu" else slug
-    args.out.mkdir(parents=True, exist_ok=True)
-    report = {
-        "command": " ".join(["python", "benchmarks/scan_bench.py", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware(),
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "jaxlib": importlib.import_module("jaxlib").__version__,
-        },
-        "rows": rows,
-        "over_length": curves,
-    }
     path = args.out / f"scan_{slug}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"wrote {path}")
+    report.write(path, ("jax", "jaxlib", "torch"), {"rows": rows, "over_length": curves})
     if curves:
         picture = path.with_suffix(".png")
         if scan_plot.draw(curves, picture, title=device_name()):
             print(f"wrote {picture}")
         else:
             print("no plot: matplotlib is not installed (pip install -e '.[bench]')")
-
-
-def hardware() -> dict[str, str]:
-    found = {"device": device_name(), "machine": platform.machine()}
-    if jax.default_backend() == "gpu":
-        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"]
-        found["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    else:
-        model = [x for x in _lines("/proc/cpuinfo") if x.startswith("model name")]
-        found["device"] = f"{len(model)} x {model[0].split(':')[1].strip()}" if model else "CPU"
-    return found
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ def _with_config(path: Path, file: Path | None, scaling_factor: float | None) ->
     if "_class_name" in fields:
         config = published.config_of(path, fields, scaling_factor)
         file = file or _published_file(path.parent)
-        tensors = published.select(read_tensors(file))
-        return Autoencoder(config, published.from_pytorch(file, tensors, config))
+        params = published.from_pytorch(file, published.select(read_tensors(file)), config)
+        return Autoencoder(config, params)
     config = _own_config(path, fields)
     file = file or path.parent / WEIGHT_FILE
     return Autoencoder(config, load_tree(file, parameter_shapes(config)))

@@ -221,9 +221,14 @@ def select(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def from_pytorch(
-    path: Path, tensors: Mapping[str, np.ndarray], config: AutoencoderConfig
+    path: Path, tensors: dict[str, np.ndarray], config: AutoencoderConfig
 ) -> dict[str, Any]:
     """Return parameters in float32 from tensors by canonical name.
+
+    Args:
+      path: of the file, for messages.
+      tensors: taken out of the dict one by one, so that not all of them are held twice.
+      config: the sizes.
 
     Raises:
       InputError: unless every tensor is used and every parameter filled.
@@ -239,13 +244,12 @@ def from_pytorch(
         matrix = name in wanted and wanted[name].ndim == 2
         if matrix and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):  # attention by convolution
             tensor = tensor[:, :, 0, 0]
-        return tensor.astype(np.float32)
+        return tensor.astype(np.float32, copy=False)
 
-    found = {name: fitted(name, tensor) for name, tensor in tensors.items()}
+    found = {name: fitted(name, tensors.pop(name)) for name in [*tensors]}
     check_tensors(path, wanted, found)
     return unflatten_dict(
-        {flax_names[name]: jnp.asarray(_to_flax(tensor)) for name, tensor in found.items()},
-        sep="/",
+        {flax_names[name]: jnp.asarray(_to_flax(found.pop(name))) for name in [*found]}, sep="/"
     )
 
 

@@ -1,0 +1,54 @@
+"""What every benchmark's JSON says of itself: command, date, hardware, versions."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> None:
+    """Write `content` behind the circumstances of this run; `packages` are those that matter."""
+    name = Path(sys.argv[0]).name
+    report = {
+        "command": " ".join(["python", f"benchmarks/{name}", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), **versions(packages)},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report | content, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    found = {"machine": platform.machine(), "cores": os.cpu_count(), "cpu": cpu()}
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader"]
+    try:
+        gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return found
+    return found | {"gpus": gpus}
+
+
+def cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
