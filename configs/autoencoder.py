@@ -3,8 +3,9 @@
     python -m sisma_jax.train_autoencoder --config configs/autoencoder.py --workdir runs/autoencoder
 
 Variants: "" (factor 4 for synthetic faces of 64 pixels, about a minute on two CPU cores), "long"
-(the first stage of `configs/synthetic.py:long`) and "celeba" (Stable Diffusion's architecture with
-factor 8 on CelebAMask-HQ at 256 pixels, from scratch; not trained to the end yet).
+(the same in eight minutes, for `configs/synthetic.py:long`) and "celeba" (Stable Diffusion's
+architecture with factor 8 on CelebAMask-HQ at 256 pixels, from scratch; not trained to the end
+yet, and needed only by those who do not want the published weights).
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,9 @@
 """SISMA on CelebAMask-HQ at 256 pixels (arXiv 2509.17651).
 
-    python -m sisma_jax.train --config configs/celeba.py --config.data.path=data/celeba-256 \
-        --config.autoencoder.path=runs/autoencoder-celeba
+    python -m sisma_jax.cache_latents --data data/celeba-256 \
+        --autoencoder hf://stabilityai/sd-vae-ft-ema --out data/celeba-256-latents
+    python -m sisma_jax.train --config configs/celeba.py \
+        --config.autoencoder.cache=data/celeba-256-latents
 
 The paper publishes its architecture's figure and its scores (FID 18.3, LPIPS diversity 0.61), but
 no sizes and no training settings: those here are ours, after DiT and U-Shape Mamba. The default is
@@ -38,9 +40,9 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.data.flip = True
     config.data.threads = 16
 
-    # First stage with factor 8: 256x256 pixels <-> 32x32x4 latents
+    # First stage with factor 8: 256x256 pixels <-> 32x32x4 latents. Any path of one will do.
     config.autoencoder = ConfigDict()
-    config.autoencoder.path = "runs/autoencoder-celeba"
+    config.autoencoder.path = "hf://stabilityai/sd-vae-ft-ema"
     config.autoencoder.scaling_factor = 0.0  # of the weights
     config.autoencoder.dtype = ""  # of the weights
     config.autoencoder.cache = ""  # a folder of sisma_jax.cache_latents; "" encodes in every step

@@ -135,6 +135,7 @@ def cache(
         return finished
     notes = folder.begin(tasks)
     sources = {split: PreparedDataset(data, size, split=split) for split in splits}
+    batch_size = min(batch_size, max(len(task.items) for task in tasks))
     call = encoder(autoencoder, batch_size)
     total = sum(len(task.items) for task in tasks)
     done = sum(len(task.items) for task in tasks if task.file in notes)

@@ -8,7 +8,7 @@ every parameter of the model is filled, with the shape the model declares. Pickl
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,14 @@ def save_tree(path: str | os.PathLike, tree: Mapping[str, Any], metadata: dict[s
     save_tensors(path, flatten_dict(tree, sep="/"), metadata)
 
 
-def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read all tensors of a file, as the types that the file has.
+def read_tensors(
+    path: str | os.PathLike, choose: Callable[[list[str]], Iterable[str]] = list
+) -> dict[str, np.ndarray]:
+    """Read the tensors of a file, as the types that the file has.
+
+    Args:
+      path: the file.
+      choose: the names in the file -> those to read; all by default.
 
     Raises:
       InputError: if the file is missing, pickled, cut short or malformed, or holds numbers that
@@ -83,7 +89,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     check_weight_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in choose(list(file.keys()))}
     except (SafetensorError, OSError, TypeError, ValueError) as error:  # unknown types, too
         raise InputError(
             f"{path} cannot be read as safetensors ({error}): it is cut short or of another "

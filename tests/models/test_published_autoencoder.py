@@ -163,16 +163,17 @@ class TestWhereTheyLie:
         shapes = flatten_dict(parameter_shapes(config), sep="/")
         zeros = {name: np.broadcast_to(np.float32(0), x.shape) for name, x in shapes.items()}
         tensors = {
-            published._pytorch_name(name): published._to_pytorch(x) for name, x in zeros.items()
+            published.pytorch_name(name): published.to_pytorch_layout(x)
+            for name, x in zeros.items()
         }
-        selected = published.select(as_compvis(tensors, levels))
+        selected = published.canonical(as_compvis(tensors, levels))
         assert selected.keys() == tensors.keys()
         assert published.config_from_shapes(Path("lone.safetensors"), selected, None) == config
 
     def test_a_lone_file_of_stable_diffusions_sizes_warns_of_its_scaling_factor(self):
         shapes = flatten_dict(parameter_shapes(AutoencoderConfig.stable_diffusion()), sep="/")
         tensors = {
-            published._pytorch_name(name): published._to_pytorch(
+            published.pytorch_name(name): published.to_pytorch_layout(
                 np.broadcast_to(np.float32(0), x.shape)
             )
             for name, x in shapes.items()
@@ -181,6 +182,19 @@ class TestWhereTheyLie:
         with pytest.warns(UserWarning, match=r"taking Stable Diffusion's, 0\.18215"):
             assert read(None).scaling_factor == 0.18215
         assert read(0.13025).scaling_factor == 0.13025
+
+    def test_a_whole_models_checkpoint_may_know_its_scaling_factor(self, tmp_path):
+        config = AutoencoderConfig(
+            block_channels=(32, 64), layers_per_block=1, mid_attention=False, latent_channels=3
+        )
+        _, tensors = published.to_pytorch(config, random_params(config))
+        whole = as_compvis(tensors, levels=2, prefix="first_stage_model.") | {
+            "scale_factor": np.array(0.25, np.float32),
+            "model.diffusion_model.out.2.weight": np.full((4, 4), np.nan, np.float32),
+        }
+        save_file(whole, tmp_path / "model.safetensors")
+        autoencoder = load_autoencoder(tmp_path / "model.safetensors")
+        assert autoencoder.config == dataclasses.replace(config, scaling_factor=0.25)
 
     def test_a_lone_file_may_leave_its_scaling_factor_open(self, golden, tmp_path):
         config = AutoencoderConfig(block_channels=(32,), layers_per_block=1, mid_attention=False)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sisma_jax import hub
 from sisma_jax.errors import InputError
 from sisma_jax.files import is_new_or_empty, whole_folder, write_json
@@ -124,22 +126,28 @@ def _with_config(path: Path, file: Path | None, scaling_factor: float | None) ->
     if "_class_name" in fields:
         config = published.config_of(path, fields, scaling_factor)
         file = file or _published_file(path.parent)
-        params = published.from_pytorch(file, published.select(read_tensors(file)), config)
-        return Autoencoder(config, params)
+        tensors, _ = _published_tensors(file)
+        return Autoencoder(config, published.from_pytorch(file, tensors, config))
     config = _own_config(path, fields)
     file = file or path.parent / WEIGHT_FILE
     return Autoencoder(config, load_tree(file, parameter_shapes(config)))
 
 
+def _published_tensors(path: Path) -> tuple[dict[str, np.ndarray], float | None]:
+    """An autoencoder's tensors by canonical name, and the scaling factor if the file holds it."""
+    tensors = read_tensors(path, published.of_autoencoder)
+    scale = tensors.pop(published.SCALING_FACTOR, None)
+    return published.canonical(tensors), None if scale is None else float(scale)
+
+
 def _lone_file(path: Path, scaling_factor: float | None) -> Autoencoder:
-    tensors = read_tensors(path)
+    tensors, its_own = _published_tensors(path)
     if any("/" in name for name in tensors):
         raise InputError(
             f"{path} is of this package's own format, which needs its {CONFIG_FILE} beside it: "
             "give the folder that holds both"
         )
-    tensors = published.select(tensors)
-    config = published.config_from_shapes(path, tensors, scaling_factor)
+    config = published.config_from_shapes(path, tensors, scaling_factor or its_own)
     return Autoencoder(config, published.from_pytorch(path, tensors, config))
 
 

@@ -9,7 +9,7 @@ out). Weights of attention come as matrices and as 1x1 convolutions.
 import dataclasses
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from sisma_jax.models.weights import check_tensors, listed
 CLASS_NAME = "AutoencoderKL"
 FIRST_STAGE = "first_stage_model."
 """Prefix of the autoencoder within a checkpoint of a whole latent-diffusion model."""
+SCALING_FACTOR = "scale_factor"
+"""Such a checkpoint's own, where it was measured and not configured."""
 TRAINING_ONLY = "loss."
 """CompVis' perceptual net and discriminator, which lie in the same file."""
 
@@ -185,27 +187,28 @@ def _scaled(config: AutoencoderConfig, scaling_factor: float | None) -> Autoenco
     return dataclasses.replace(config, scaling_factor=scaling_factor)
 
 
-def select(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the autoencoder's tensors by canonical name; unknown names are kept as they are.
+def of_autoencoder(names: Sequence[str]) -> list[str]:
+    """Return the names of a file's tensors that are the autoencoder's.
 
-    Of a whole latent-diffusion model it takes the first stage. What CompVis needs for training
-    only is left out.
+    Of a whole latent-diffusion model these are the first stage's and the scaling factor. What
+    CompVis needs for training only is left out.
+    """
+    if any(name.startswith(FIRST_STAGE) for name in names):
+        return [name for name in names if name.startswith(FIRST_STAGE) or name == SCALING_FACTOR]
+    return [name for name in names if not name.startswith(TRAINING_ONLY)]
+
+
+def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return tensors by canonical name; unknown names are kept as they are.
 
     Raises:
       InputError: if two tensors have the same canonical name.
     """
-    if any(name.startswith(FIRST_STAGE) for name in tensors):
-        tensors = {
-            name.removeprefix(FIRST_STAGE): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(FIRST_STAGE)
-        }
+    tensors = {name.removeprefix(FIRST_STAGE): tensor for name, tensor in tensors.items()}
     levels = [int(found[1]) for name in tensors if (found := COMPVIS_UP.match(name))]
     chosen: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
     for name, tensor in tensors.items():
-        if name.startswith(TRAINING_ONLY):
-            continue
         renamed = COMPVIS_UP.sub(
             lambda found: f"decoder.up_blocks.{max(levels) - int(found[1])}.", name
         )
@@ -234,9 +237,9 @@ def from_pytorch(
       InputError: unless every tensor is used and every parameter filled.
     """
     shapes = flatten_dict(parameter_shapes(config), sep="/")
-    flax_names = {_pytorch_name(name): name for name in shapes}
+    flax_names = {pytorch_name(name): name for name in shapes}
     wanted = {
-        name: jax.eval_shape(_to_pytorch, shapes[flax_name])
+        name: jax.eval_shape(to_pytorch_layout, shapes[flax_name])
         for name, flax_name in flax_names.items()
     }
 
@@ -249,7 +252,8 @@ def from_pytorch(
     found = {name: fitted(name, tensors.pop(name)) for name in [*tensors]}
     check_tensors(path, wanted, found)
     return unflatten_dict(
-        {flax_names[name]: jnp.asarray(_to_flax(found.pop(name))) for name in [*found]}, sep="/"
+        {flax_names[name]: jnp.asarray(to_flax_layout(found.pop(name))) for name in [*found]},
+        sep="/",
     )
 
 
@@ -277,21 +281,21 @@ def to_pytorch(
         | ({} if config.mid_attention else {"mid_block_add_attention": False})
     )
     tensors = {
-        _pytorch_name(name): np.ascontiguousarray(_to_pytorch(np.asarray(leaf)))
+        pytorch_name(name): np.ascontiguousarray(to_pytorch_layout(np.asarray(leaf)))
         for name, leaf in flatten_dict(params, sep="/").items()
     }
     return fields, tensors
 
 
-def _pytorch_name(name: str) -> str:
+def pytorch_name(name: str) -> str:
     *modules, leaf = name.split("/")
     counted = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
     return ".".join([*counted, "bias" if leaf == "bias" else "weight"])
 
 
-def _to_pytorch(array: Any) -> Any:
+def to_pytorch_layout(array: Any) -> Any:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
-def _to_flax(array: np.ndarray) -> np.ndarray:
+def to_flax_layout(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
