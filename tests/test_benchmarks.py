@@ -1,0 +1,49 @@
+"""The benchmarks that have no test file of their own, at sizes that say nothing of speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sisma_jax.models.autoencoder.files import save_diffusers
+from tests.autoencoders import SMALL_KL, random_params
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(name, *arguments):
+    command = [sys.executable, f"benchmarks/{name}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_data_bench_measures_every_row(tmp_path):
+    out = tmp_path / "data.json"
+    options = ("--count", 8, "--size", 32, "--seconds", 0.1, "--repeats", 1)
+    told = run("data_bench.py", *options, "--out", out)
+    report = json.loads(out.read_text())
+    assert {"command", "date", "hardware", "versions"} <= report.keys()
+    rows = report["images_per_second"]
+    assert {"stream from shards", "stream from cached latents", "prepare"} <= rows.keys()
+    assert all(rate > 0 for rates in rows.values() for rate in rates.values())
+    assert all(name in told for name in rows)
+
+
+@pytest.mark.slow
+def test_autoencoder_bench_leaves_a_missing_peer_out(tmp_path):
+    save_diffusers(tmp_path / "weights", SMALL_KL, random_params(SMALL_KL))
+    out, nothing = tmp_path / "out.json", tmp_path / "python"
+    nothing.write_text("#!/bin/sh\necho 'no torch here' >&2\nexit 1\n")
+    nothing.chmod(0o755)
+    options = ("--size", 32, "--batch-sizes", 2, "--seconds", 0.1, "--torch-python", nothing)
+    told = run(
+        "autoencoder_bench.py", "--autoencoder", tmp_path / "weights", *options, "--out", out
+    )
+    assert told.count("left out: no torch here") == 2
+    ours = [row for row in json.loads(out.read_text())["rows"] if row["side"] == "sisma_jax"]
+    assert [row["operation"] for row in ours] == ["encode", "decode"]
+    assert all(row["images_per_second"] > 0 and row["peak_mib"] > 0 for row in ours)
