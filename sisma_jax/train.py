@@ -177,6 +177,9 @@ def main() -> None:
         means = np.split(fixed["moments"], 2, axis=-1)[0].astype(np.float32)
         fixed["image"] = np.asarray(to_uint8(autoencoder.decode(means)))
 
+    # Of cached latents it has no more to say than their scaling factor.
+    constant = dataclasses.replace(autoencoder, params={}) if first_stage.cache else autoencoder
+
     def sample_grid(ema: Params) -> np.ndarray:
         synthesizer = Synthesizer(model, ema, autoencoder)
         images = synthesizer(
@@ -198,7 +201,7 @@ def main() -> None:
         init_params=lambda: init_params(model, jax.random.key(config.seed)),
         optimizer=make_optimizer(settings, matrix_axes),
         loss_fn=partial(training_loss, config=model, flow_config=flow_config),
-        constants=(autoencoder,),
+        constants=(constant,),
         open_stream=data.stream(train_source, batch_size=settings.batch_size, seed=config.seed),
         sample_grid=sample_grid,
     )

@@ -29,8 +29,9 @@ FIRST_STAGE = "first_stage_model."
 """Prefix of the autoencoder within a checkpoint of a whole latent-diffusion model."""
 SCALING_FACTOR = "scale_factor"
 """Such a checkpoint's own, where it was measured and not configured."""
-TRAINING_ONLY = "loss."
-"""CompVis' perceptual net and discriminator, which lie in the same file."""
+TRAINING_ONLY = re.compile(r"loss\.|model_ema\.(decay|num_updates)$")
+"""CompVis' perceptual net and discriminator, and counters of its average, which lie in the same
+file."""
 
 RENAMED = {
     # diffusers before 0.15
@@ -195,7 +196,7 @@ def of_autoencoder(names: Sequence[str]) -> list[str]:
     """
     if any(name.startswith(FIRST_STAGE) for name in names):
         return [name for name in names if name.startswith(FIRST_STAGE) or name == SCALING_FACTOR]
-    return [name for name in names if not name.startswith(TRAINING_ONLY)]
+    return [name for name in names if not TRAINING_ONLY.match(name)]
 
 
 def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
