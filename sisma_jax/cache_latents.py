@@ -121,8 +121,13 @@ def cache(
             f"images of {size} pixels in {data} do not divide into latents: prepare them at a "
             f"multiple of the autoencoder's factor {factor}"
         )
-    made_of = {"data": prepared.checksum(description), "autoencoder": autoencoder.checksum()}
-    settings = {"version": latents.VERSION, "size": size, "coding": latents.CODING, **made_of}
+    settings = {
+        "version": latents.VERSION,
+        "size": size,
+        "coding": latents.CODING,
+        "data": prepared.checksum(description),
+        "autoencoder": autoencoder.checksum(),
+    }
     splits = {name: split for name, split in description["splits"].items() if split["ids"]}
     tasks = []
     for split, content in splits.items():  # the shards of the data set, one for one
@@ -162,12 +167,9 @@ def cache(
             notes[task.file] = writer.note
     return folder.finish(
         {
-            "version": latents.VERSION,
-            "size": size,
+            **settings,
             "moments": [2, size // factor, size // factor, 2 * autoencoder.config.latent_channels],
-            "coding": latents.CODING,
-            "made_of": made_of,
-            "autoencoder": name,
+            "autoencoder_name": name,
             **ClassSet.from_json(description).to_json(),
             "splits": {
                 split: {

@@ -127,7 +127,9 @@ class TestCache:
         other = load_autoencoder(inputs_folder / "autoencoder")
         other.params["quant_conv"]["bias"] += 1
         save_autoencoder(tmp_path / "other", other.config, other.params)
-        with pytest.raises(InputError, match="holds what other settings made"):
+        with pytest.raises(
+            InputError, match="finished and of another autoencoder: name another folder"
+        ):
             write_cache(folder / "data", tmp_path / "other", folder / "latents")
 
     def test_wrong_input(self, folder, inputs_folder, autoencoder, tmp_path):

@@ -7,7 +7,6 @@ and by which autoencoder, is said by checksums in `latents.json`.
 
 import zlib
 from pathlib import Path
-from typing import Any
 
 import msgpack
 import numpy as np
@@ -80,7 +79,7 @@ class LatentCache:
         Raises:
           InputError: naming everything that differs.
         """
-        made_of: dict[str, Any] = self._description["made_of"]
+        made_of = self._description
         differences = []
         if self._size != size:
             differences.append(f"of images of {self._size} pixels instead of {size}")

@@ -62,14 +62,17 @@ class Folder:
         """The description, where the folder is finished.
 
         Raises:
-          InputError: it is finished by another plan.
+          InputError: it is finished by another plan; of the settings, those that the description
+            has too are named.
         """
         description = read_json(self._description)
         if description is None:
             return None
         if description.get("plan") != self._plan["checksum"]:
+            shared = {k: v for k, v in self._plan["settings"].items() if k in description}
+            what = _different(shared, description) or "other items or settings"
             raise InputError(
-                f"{self.path} holds what other settings made: name another folder or delete it"
+                f"{self.path} is finished and of {what}: name another folder or delete it"
             )
         shutil.rmtree(self._unfinished, ignore_errors=True)  # where a kill has kept it
         return description
@@ -82,9 +85,7 @@ class Folder:
         """
         found = read_json(self._unfinished / _PLAN)
         if found is not None and found != self._plan:
-            settings = self._plan["settings"].items()
-            different = [k for k, v in settings if found["settings"].get(k) != v]
-            what = f"another {' and '.join(different)}" if different else "other items"
+            what = _different(self._plan["settings"], found["settings"]) or "other items"
             raise InputError(
                 f"{self.path} is unfinished and of {what}: name another folder or delete it"
             )
@@ -149,6 +150,11 @@ class Writer:
 
     def write(self, record: bytes) -> None:
         self._writer.write(record)
+
+
+def _different(settings: dict[str, Any], found: dict[str, Any]) -> str:
+    names = [name for name, value in settings.items() if found.get(name) != value]
+    return f"another {' and '.join(names)}" if names else ""
 
 
 def entry(note: Mapping[str, Any]) -> dict[str, Any]:

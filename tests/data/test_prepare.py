@@ -134,9 +134,9 @@ def test_an_interrupted_run_redoes_unfinished_shards_only(raw, tmp_path, monkeyp
 def test_another_preparation_in_the_folder_is_refused(raw, damaged, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(raw, out, monkeypatch=monkeypatch)
-    with pytest.raises(InputError, match="holds what other settings made"):
+    with pytest.raises(InputError, match="finished and of other items or settings"):
         run(damaged, out, monkeypatch=monkeypatch)  # a copy, with the same ids
-    with pytest.raises(InputError, match="holds what other settings made: name another folder"):
+    with pytest.raises(InputError, match="finished and of another size: name another folder"):
         run(raw, out, "--size", 16, monkeypatch=monkeypatch)
     begun, real = tmp_path / "begun", preparation._finish
     monkeypatch.setattr(preparation, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -385,7 +385,7 @@ class TestOpening:
         copy = Path(shutil.copytree(out, tmp_path / "copy"))
         shard = copy / "train-00001-of-00003.arrayrecord"
         shutil.copy(copy / "test-00000-of-00001.arrayrecord", shard)
-        with pytest.raises(InputError, match=r"hold 14 records where dataset\.json lists 16"):
+        with pytest.raises(InputError, match=r"hold 14 records where 16 are listed"):
             PreparedDataset(copy, SIZE)
         shard.write_bytes(b"")
         with pytest.raises(InputError, match=r"cannot be opened|hold"):
