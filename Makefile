@@ -1,5 +1,5 @@
 # make demo          data, autoencoder, training and a picture of new faces: five minutes on two cores
-# make demo-long     the same for half an hour, with a better picture
+# make demo-long     the same for forty minutes, with a better picture
 # make test          the tests
 # make test-kernels  those of the selective scan
 # make test-slow     the long ones (TESTS= to choose)

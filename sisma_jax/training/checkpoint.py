@@ -8,7 +8,11 @@ A step holds three items, so that synthesis restores the averaged weights alone:
 """
 
 import dataclasses
-from typing import Any
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -17,6 +21,8 @@ from sisma_jax.errors import InputError
 from sisma_jax.models.weights import load_tree, read_metadata
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.state import Params, TrainState
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,50 +89,94 @@ class Checkpoints:
         )
 
     def restore(self, abstract: TrainState) -> TrainState | None:
-        """Return the newest state, placed as `abstract` (shapes with shardings) says, or None.
+        """Return the newest intact state, placed as `abstract` (shapes, shardings) says, or None.
+
+        Newer steps that cannot be read are moved to the run folder's `damaged/`, with a warning, so
+        that training can save these steps anew.
 
         Raises:
-          InputError: if the newest checkpoint cannot be read or does not fit.
+          InputError: if there are checkpoints, but none that can be read and fits.
         """
-        step = self.latest_step()
-        if step is None:
-            return None
-        items = self._restore(
-            step,
-            state=ocp.args.StandardRestore(_without_ema(abstract)),
-            ema=ocp.args.StandardRestore(abstract.ema),
-            position=ocp.args.JsonRestore(),
-        )
-        if items.position["batch"] != step:
-            raise InputError(
-                f"checkpoint {self._path / str(step)} says that {items.position['batch']} batches "
-                "were read: delete this folder to continue from the step before it"
+
+        def read(step: int) -> TrainState:
+            items = self._restore(
+                step,
+                state=ocp.args.StandardRestore(_without_ema(abstract)),
+                ema=ocp.args.StandardRestore(abstract.ema),
+                position=ocp.args.JsonRestore(),
             )
-        return TrainState(ema=items.ema, **items.state)
+            if items.position["batch"] != step:
+                raise _Unreadable(f"it says that {items.position['batch']} batches were read")
+            return TrainState(ema=items.ema, **items.state)
+
+        found = self._newest_intact(read)
+        if found is None:
+            return None
+        _, state, damaged = found
+        if damaged:
+            aside = self._path.parent / "damaged"
+            aside.mkdir(exist_ok=True)
+            for step in damaged:
+                shutil.rmtree(aside / str(step), ignore_errors=True)
+                os.replace(self._path / str(step), aside / str(step))
+            self._manager.reload()
+        return state
 
     def restore_ema(self, abstract: Params) -> tuple[int, Params]:
-        """Return the newest step and its averaged weights.
+        """Return the newest intact step and its averaged weights.
 
         Raises:
-          InputError: if there is no finished checkpoint, or it cannot be read or does not fit.
+          InputError: if there is no finished checkpoint, or none that can be read and fits.
         """
-        step = self.latest_step()
-        if step is None:
+        found = self._newest_intact(
+            lambda step: self._restore(step, ema=ocp.args.StandardRestore(abstract)).ema
+        )
+        if found is None:
             raise InputError(
                 f"{self._path.parent} holds no finished checkpoint: "
                 "train until the first one is saved (checkpoint.every)"
             )
-        return step, self._restore(step, ema=ocp.args.StandardRestore(abstract)).ema
+        return found[:2]
+
+    def _newest_intact(self, read: Callable[[int], T]) -> tuple[int, T, list[int]] | None:
+        """The newest step that `read` takes, what it makes of it, and the newer ones it did not.
+
+        Warns of the latter. None where there are no checkpoints.
+        """
+        failures: dict[int, _Unreadable] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                result = read(step)
+            except _Unreadable as error:
+                failures[step] = error
+                continue
+            for damaged, error in failures.items():
+                warnings.warn(
+                    f"checkpoint {self._path / str(damaged)} cannot be restored ({error}): going "
+                    f"back to {self._path / str(step)}",
+                    stacklevel=3,
+                )
+            return step, result, [*failures]
+        if not failures:
+            return None
+        newest, error = next(iter(failures.items()))
+        others = f", nor can {len(failures) - 1} before it" if len(failures) > 1 else ""
+        raise InputError(
+            f"checkpoint {self._path / str(newest)} cannot be restored ({error}){others}: if this "
+            "is not the software or the config it was saved with, take that; otherwise delete "
+            f"{self._path} to begin again"
+        ) from error
 
     def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore raise many kinds
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise InputError(
-                f"checkpoint {self._path / str(step)} cannot be restored ({reason}): if it was cut "
-                "short, delete this folder to continue from the step before it"
-            ) from error
+            raise _Unreadable(reason) from error
+
+
+class _Unreadable(Exception):
+    """Why a checkpoint cannot be restored."""
 
 
 def averaged_weights(run: RunFolder, abstract: Params) -> tuple[int, Params]:

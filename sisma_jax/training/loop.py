@@ -94,7 +94,7 @@ def train(
       sample_grid: averaged weights -> a picture for samples/ and TensorBoard.
 
     Raises:
-      InputError: if the newest checkpoint cannot be restored.
+      InputError: if there are checkpoints and none can be restored.
       FloatingPointError: if a loss or a gradient is not finite; that step is not saved.
     """
     with Checkpoints(run, checkpoint) as checkpoints:

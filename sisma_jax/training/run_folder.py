@@ -3,6 +3,7 @@
 config.json     the resolved config
 classes.json    the classes of its label maps
 checkpoints/    Orbax steps: state, ema and position
+damaged/        steps that could not be restored, out of the way
 autoencoder/    a copy of the first stage, so that a moved run still loads
 metrics.jsonl   one row per logged step
 parameters.txt  names and shapes of the weights

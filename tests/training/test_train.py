@@ -88,11 +88,12 @@ def test_a_signal_saves_and_returns_and_the_run_continues_exactly(
 
         return Stream()
 
+    before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(setup, "training_stream", interrupted)
         train_tiny(inputs_folder, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     train_tiny(inputs_folder, tmp_path / "run")
     assert_same_run(tmp_path / "run", tiny_run)
 
@@ -142,15 +143,51 @@ def test_a_missing_synthetic_set_is_made(inputs_folder, tmp_path):
     assert len(list((data / "CelebA-HQ-img").iterdir())) == 16
 
 
-def test_a_checkpoint_cut_short_is_named(tiny_run, inputs_folder, tmp_path):
+def cut_short(checkpoint):
+    for path in [path for path in checkpoint.rglob("*") if path.is_file()]:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_a_file(checkpoint):
+    shutil.rmtree(checkpoint / "state" / "ocdbt.process_0")
+
+
+def with_another_position(checkpoint):
+    (checkpoint / "position" / "metadata").write_text('{"batch": 5}')
+
+
+@pytest.mark.parametrize("damage", [cut_short, without_a_file, with_another_position])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    damage, tiny_run, inputs_folder, tmp_path
+):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    files = [path for path in (run / "checkpoints" / "6").rglob("*") if path.is_file()]
-    for path in files:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    damage(run / "checkpoints" / "6")
+    with pytest.warns(UserWarning, match=r"checkpoints/6 cannot be restored .*back to .*/4$"):
+        train_tiny(inputs_folder, run)
+    assert_same_run(run, tiny_run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6"]
+    assert [path.name for path in (run / "damaged").iterdir()] == ["6"]
+
+
+def test_synthesis_falls_back_and_changes_nothing(tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    cut_short(run / "checkpoints" / "6")
+    with pytest.warns(UserWarning, match="checkpoints/6 cannot be restored"):
+        assert Synthesizer.load(run).step == 4
+    assert not (run / "damaged").exists()
+
+
+def test_where_no_checkpoint_is_intact_it_is_said(tiny_run, inputs_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    for step in ("4", "6"):
+        cut_short(run / "checkpoints" / step)
     for action in (lambda: train_tiny(inputs_folder, run, train__steps=8), lambda: weights(run)):
-        with pytest.raises(InputError, match=r"checkpoints/6 cannot be restored .* delete this"):
+        with pytest.raises(InputError, match=r"checkpoints/6 cannot be .*nor can 1 before"):
             action()
+    assert not (run / "damaged").exists()
 
 
 @pytest.mark.parametrize(
