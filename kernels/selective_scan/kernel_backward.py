@@ -11,9 +11,7 @@ from kernels.selective_scan.kernel_forward import step_size
 from kernels.selective_scan.kernel_layout import Layout, Machine, Refs
 
 
-def backward(
-    inputs: Refs, outputs: Refs, scratch: Refs, *, layout: Layout, machine: Machine
-) -> None:
+def backward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) -> None:
     """All gradients, the chunks from the last to the first.
 
     Beside the inputs of `forward`: its checkpoints, and the cotangents ybar and last_state_bar.
@@ -21,7 +19,7 @@ def backward(
     and delta_bias those over this sequence. A and h0 hold sums and adjoints on the way.
 
     A chunk's row values stay in registers while the states pass by one at a time: each recomputes
-    its steps from the checkpoint, then runs its adjoint backwards. `scratch` is the machine's own.
+    its steps from the checkpoint, then runs its adjoint backwards.
     """
     load, store, fma = machine.load, machine.store, machine.fma
     vectors = layout.vectors
@@ -41,7 +39,7 @@ def backward(
         steps = range(length)
         start = index * layout.chunk
         rows = [layout.row(machine, inputs, start + t) for t in steps]
-        chunk = machine.chunk(inputs, outputs, rows, start, scratch)
+        chunk = machine.chunk(inputs, outputs, rows, start)
 
         def load_row(name, row, v):
             return load(inputs[name], row, channels[v]).astype(jnp.float32)

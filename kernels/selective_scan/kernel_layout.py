@@ -98,7 +98,7 @@ class Machine(Protocol):
     def obscured(self, x):
         """The int32 scalar x, by a way that the compiler does not see through."""
 
-    def chunk(self, inputs: Refs, outputs: Refs, rows: list, start, scratch: Refs) -> "Chunk": ...
+    def chunk(self, inputs: Refs, outputs: Refs, rows: list, start) -> "Chunk": ...
 
 
 @runtime_checkable

@@ -16,8 +16,9 @@ from kernels.selective_scan.kernel_layout import Layout, Refs
 class Interpreted(Arithmetic):
     """In the interpreter of `pl.pallas_call`."""
 
-    def __init__(self, layout: Layout):
-        self.layout = layout
+    def __init__(self, layout: Layout, scratch: Refs):
+        """`scratch`: the shared memory that `Chunk` is given."""
+        self.layout, self.scratch = layout, scratch
 
     def program(self) -> tuple:
         """The sequence and the block of channels."""
@@ -51,8 +52,8 @@ class Interpreted(Arithmetic):
     def obscured(self, x):
         return x
 
-    def chunk(self, inputs: Refs, outputs: Refs, rows: list, start, scratch: Refs) -> "Chunk":
-        return Chunk(self, inputs, outputs, rows, **scratch)
+    def chunk(self, inputs: Refs, outputs: Refs, rows: list, start) -> "Chunk":
+        return Chunk(self, inputs, outputs, rows, **self.scratch)
 
     def barrier(self) -> None:
         """Waits until all lanes have come here."""
@@ -69,11 +70,11 @@ class Interpreted(Arithmetic):
 class Warpgroup(Interpreted):
     """In `plgpu.kernel`, for lane semantics."""
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout, scratch: Refs):
         from jax.experimental.mosaic import gpu as mosaic
         from jax.experimental.pallas import mosaic_gpu as plgpu
 
-        super().__init__(layout)
+        super().__init__(layout, scratch)
         self.gpu = plgpu
         self.wait = plgpu.inline_mgpu()(lambda context: mosaic.warpgroup_barrier())
 

@@ -43,14 +43,10 @@ def _run(launch: Launch) -> Arrays:
 def _compile(launch: Launch, inputs: Arrays) -> Arrays:
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    names = [("input", name) for name in inputs] + [("output", name) for name in launch.outputs]
-
     def kernel(*refs, **scratch):
-        machine = Warpgroup(launch.layout)
-        by_name = dict(zip(names, refs, strict=True))
-        own = {name: by_name["input", name] for name in inputs}
-        out = {name: by_name["output", name] for name in launch.outputs}
-        _program(launch, machine, own, out, scratch)
+        given = dict(zip(inputs, refs[: len(inputs)], strict=True))
+        made = dict(zip(launch.outputs, refs[len(inputs) :], strict=True))
+        _program(launch, Warpgroup(launch.layout, scratch), given, made)
 
     kernel.__name__ = launch.name
     outputs = plgpu.kernel(
@@ -71,7 +67,7 @@ def _compile(launch: Launch, inputs: Arrays) -> Arrays:
 
 def _interpret(launch: Launch, inputs: Arrays) -> Arrays:
     def kernel(inputs: dict, outputs: dict, scratch: dict):
-        _program(launch, Interpreted(launch.layout), inputs, outputs, scratch)
+        _program(launch, Interpreted(launch.layout, scratch), inputs, outputs)
 
     return pl.pallas_call(
         kernel,
@@ -83,9 +79,7 @@ def _interpret(launch: Launch, inputs: Arrays) -> Arrays:
     )(inputs)
 
 
-def _program(
-    launch: Launch, machine: Interpreted, inputs: dict, outputs: dict, scratch: dict
-) -> None:
+def _program(launch: Launch, machine: Interpreted, inputs: dict, outputs: dict) -> None:
     sequence, block = machine.program()
 
     def own(ref, axes: Axes):
@@ -95,8 +89,7 @@ def _program(
 
     inputs = {name: own(ref, launch.input_axes[name]) for name, ref in inputs.items()}
     outputs = {name: own(ref, launch.output_axes[name]) for name, ref in outputs.items()}
-    arguments = (inputs, outputs, scratch) if scratch else (inputs, outputs)
-    launch.body(*arguments, layout=launch.layout, machine=machine)
+    launch.body(inputs, outputs, layout=launch.layout, machine=machine)
 
 
 def _scratch(launch: Launch) -> dict:

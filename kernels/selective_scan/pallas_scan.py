@@ -51,8 +51,8 @@ class Launch:
 
     name: str
     body: Callable
-    """Of (inputs, outputs) forward and (inputs, outputs, scratch) backward, references by name, and
-    of `layout=` and `machine=`; see `kernel_layout`."""
+    """Of (inputs, outputs), references by name, and of `layout=` and `machine=`; see
+    `kernel_layout`."""
     layout: Layout
     inputs: Arrays
     """Their number of channels is a multiple of the plan's."""

@@ -44,7 +44,6 @@ def scan(u, delta, A, *arguments, **options):
 
 
 def _run(launch: Launch) -> Arrays:
-    backward = "ybar" in launch.inputs
     launch = _joined(launch)
 
     def spec(shape: tuple[int, ...], axes: Axes) -> pl.BlockSpec:
@@ -56,9 +55,8 @@ def _run(launch: Launch) -> Arrays:
 
     def call(interpret: bool, inputs: Arrays) -> Arrays:
         machine = (Interpreted if interpret else Assembly)(launch.layout)
-        body = partial(launch.body, layout=launch.layout, machine=machine)
         return pl.pallas_call(
-            partial(body, scratch={}) if backward else body,
+            partial(launch.body, layout=launch.layout, machine=machine),
             out_shape=launch.outputs,
             grid=launch.grid,
             in_specs=({k: spec(x.shape, launch.input_axes[k]) for k, x in inputs.items()},),

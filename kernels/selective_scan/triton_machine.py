@@ -55,7 +55,7 @@ class Interpreted(Arithmetic):
     def load_C(self, inputs: Refs, row, n):
         return self.load(inputs["BC"], row, self.state(n) + self.layout.state)
 
-    def chunk(self, inputs: Refs, outputs: Refs, rows: list, start, scratch: Refs) -> "Chunk":
+    def chunk(self, inputs: Refs, outputs: Refs, rows: list, start) -> "Chunk":
         return Chunk(self, inputs, outputs, rows, start)
 
     def swap_lanes(self, x, stride: int):
@@ -163,14 +163,17 @@ class Chunk:
 
     put_B = put_C
 
-    def C_done(self, n, name: str = "C") -> None:
+    def C_done(self, n) -> None:
+        self._store_sums("C", n)
+
+    def B_done(self, n) -> None:
+        self._store_sums("B", n)
+
+    def _store_sums(self, name: str, n) -> None:
         values = [self.products.get(t, self.machine.zeros()) for t in range(self.count)]
         state = jnp.broadcast_to(self.machine.state(n), (LANES,))
         for row, value in zip(self.sums, self.machine.sum_over_channels(values), strict=True):
             self.machine.store(self.outputs[name], (row, state), value)
-
-    def B_done(self, n) -> None:
-        self.C_done(n, "B")
 
     def done(self, rows: list) -> None:
         """Everything is in place."""
