@@ -25,12 +25,7 @@ SCRIPTS = {OURS: "autoencoder_ours.py", PEER: "autoencoder_peer.py"}
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/autoencoder_bench.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = report.parser("autoencoder_bench.py", __doc__)
     add = parser.add_argument
     add("--autoencoder", help="a diffusers folder (default: random weights)")
     add("--size", type=int, default=256, help="pixels of a side (default: 256)")

@@ -33,12 +33,7 @@ from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Autoenc
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/data_bench.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = report.parser("data_bench.py", __doc__)
     add = parser.add_argument
     add("--source", type=Path, help="a raw CelebAMask-HQ folder (default: synthetic faces)")
     add("--count", type=int, default=64, help="synthetic faces (default: 64)")

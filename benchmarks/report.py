@@ -1,5 +1,6 @@
-"""What every benchmark's JSON says of itself: command, date, hardware, versions."""
+"""What the benchmarks share: a command line, and what each JSON says of its circumstances."""
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -11,6 +12,16 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Of the benchmark `name`, whose docstring is its help."""
+    return argparse.ArgumentParser(
+        prog=f"python benchmarks/{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> None:

@@ -37,12 +37,7 @@ GPU_SIZES = (
 
 def parse() -> argparse.Namespace:
     on_gpu = jax.default_backend() == "gpu"
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/scan_bench.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = report.parser("scan_bench.py", __doc__)
     add = parser.add_argument
     names = [n for n in IMPLEMENTATIONS if on_gpu or not n.startswith("pallas")]
     add("--sizes", nargs="+", metavar="B,L,D,N", default=GPU_SIZES if on_gpu else CPU_SIZES)
