@@ -60,7 +60,8 @@ class Repeated:
     """A source as long as the full set: grain shuffles very short ones slowly."""
 
     def __init__(self, source: Source, length: int = 28_000):
-        self.source, self.length, self.classes = source, length, source.classes
+        self.source, self.length = source, length
+        self.classes, self.checksum = source.classes, source.checksum
 
     def __len__(self) -> int:
         return self.length

@@ -167,8 +167,10 @@ def main() -> None:
             f"classes: set --config.model.num_classes={len(classes)}"
         )
     run.check_classes(classes)
+    run.check_data(train_source.checksum)
     run.claim(config)
     run.write_classes(classes)
+    run.write_data(train_source.checksum)
     if not has_copy:
         save_autoencoder(run.autoencoder, autoencoder.config, autoencoder.params)
 

@@ -76,7 +76,9 @@ def main() -> None:
     data.make_if_synthetic()
     train_source = data.open("train", ("image",))
     test_source = data.open("test", ("image",))
+    run.check_data(train_source.checksum)
     run.claim(config)
+    run.write_data(train_source.checksum)
     report = run.report()
     if report is not None and report["step"] >= settings.steps:
         show(run, report)

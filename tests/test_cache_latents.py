@@ -39,6 +39,14 @@ def prepared_set(raw, out, size=SIZE, seed=None):
     return out
 
 
+def other_faces(folder):
+    """The raw set with one picture changed."""
+    write_raw(folder)
+    photographs = folder / "CelebA-HQ-img"
+    (photographs / "0.jpg").write_bytes((photographs / "1.jpg").read_bytes())
+    return folder
+
+
 def write_cache(data, autoencoder, out, *options):
     command = ["--data", data, "--autoencoder", autoencoder, "--out", out]
     call(cache_latents.main, *command, "--batch-size", 4, *options)
@@ -205,6 +213,12 @@ class TestTraining:
         # The same faces, flips and draws: only float16 is between them.
         np.testing.assert_allclose(actual[2:], expected[2:], rtol=5e-3)
         assert actual[2:] != expected[2:]
+        run = tmp_path / "both"
+        other = images | dict(
+            data__path=prepared_set(other_faces(tmp_path / "raw"), tmp_path / "x")
+        )
+        with pytest.raises(InputError, match=r"both was trained on other data"):
+            train_tiny(inputs_folder, run, train__steps=6, **other)
         assert (tmp_path / "both/samples/step_0000004.png").exists()
 
     def test_what_differs_is_refused_before_anything_is_written(
@@ -223,8 +237,7 @@ class TestTraining:
         refuse("are of another autoencoder", autoencoder__path=tmp_path / "other")
         half = dict(data__size=SIZE // 2, model__latent_size=SIZE // 8)
         refuse(f"of images of {SIZE} pixels instead of {SIZE // 2}", data__path='""', **half)
-        raw = write_raw(tmp_path / "raw")
-        (raw / "CelebA-HQ-img/0.jpg").write_bytes((raw / "CelebA-HQ-img/1.jpg").read_bytes())
+        raw = other_faces(tmp_path / "raw")
         changed = prepared_set(raw, tmp_path / "changed")
         refuse("are of other data", data__path=changed)
         refuse(

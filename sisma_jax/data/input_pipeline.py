@@ -31,6 +31,8 @@ class Source(Protocol):
 
     classes: ClassSet
     """What labels are ids of."""
+    checksum: str | None
+    """Of the data set that items are of; None where it has none, as a raw folder."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:

@@ -50,6 +50,7 @@ class LatentCache:
     Attributes:
       ids: list of str, the data set's own names of its items.
       classes: what labels are ids of.
+      checksum: of the data set that was encoded.
     """
 
     def __init__(self, path: Path | str, *, split: str = "train"):
@@ -63,6 +64,7 @@ class LatentCache:
             path, LATENTS_FILE, VERSION, what="latent cache", command="sisma_jax.cache_latents"
         )
         self.classes = ClassSet.from_json(self._description)
+        self.checksum = self._description["data"]
         self._path = path
         self._shape = tuple(self._description["moments"])
         self._size = self._description["size"]

@@ -114,6 +114,7 @@ class PreparedDataset:
     Attributes:
       ids: list of str, the data set's own names of its items.
       classes: what labels are ids of.
+      checksum: of the whole data set.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class PreparedDataset:
                 "set data.size to it, or prepare another folder"
             )
         self.classes = ClassSet.from_json(description)
+        self.checksum = checksum(description)
         self._path, self._size, self._fields = path, size, tuple(fields)
         self.ids, self._records = open_split(path, description, split)
 

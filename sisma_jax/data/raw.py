@@ -40,6 +40,9 @@ class RawFaces:
 
     classes = CELEBAMASK
 
+    checksum = None
+    """Reading every file would take long; a prepared data set has one."""
+
     def __init__(
         self,
         path: Path | str,

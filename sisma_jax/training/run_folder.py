@@ -2,6 +2,7 @@
 
 config.json     the resolved config
 classes.json    the classes of its label maps
+data.json       the checksum of the data set, of prepared ones
 checkpoints/    Orbax steps: state, ema and position
 damaged/        steps that could not be restored, out of the way
 autoencoder/    a copy of the first stage, so that a moved run still loads
@@ -27,7 +28,7 @@ from ml_collections import ConfigDict
 from sisma_jax.config import flatten, from_json, to_json
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, write_atomically, write_json
+from sisma_jax.files import is_new_or_empty, read_json, write_atomically, write_json
 
 CHANGEABLE = (
     "autoencoder.cache",
@@ -58,6 +59,10 @@ class RunFolder:
     @property
     def classes_file(self) -> Path:
         return self.path / "classes.json"
+
+    @property
+    def data_file(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -108,6 +113,21 @@ class RunFolder:
 
     def write_classes(self, classes: ClassSet) -> None:
         write_json(self.classes_file, classes.to_json())
+
+    def check_data(self, checksum: str | None) -> None:
+        """Raises InputError where the run was begun on another data set, as far as is known."""
+        begun = read_json(self.data_file) if self.config_file.exists() else None
+        if begun and checksum not in (None, begun["checksum"]):
+            raise InputError(
+                f"{self.path} was trained on other data ({begun['checksum'][:8]}) than data.path "
+                f"and autoencoder.cache now have ({checksum[:8]}): continue with the data set it "
+                "was begun on, or give --workdir a new folder"
+            )
+
+    def write_data(self, checksum: str | None) -> None:
+        """Keep the checksum, where there is one, of what a run is trained on."""
+        if checksum is not None:
+            write_json(self.data_file, {"checksum": checksum})
 
     def config(self) -> ConfigDict:
         """Read the resolved config; raises InputError where there is none."""

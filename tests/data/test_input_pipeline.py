@@ -20,6 +20,7 @@ class Numbered:
     """Item i: an image that shows i and which side is left, and labels that do likewise."""
 
     classes = CELEBAMASK
+    checksum = None
 
     def __init__(self, count: int = COUNT, fields: tuple[str, ...] = ("image", "labels")):
         self._count = count
