@@ -378,7 +378,12 @@ def test_a_killed_command_continues_to_the_same_files(tmp_path, blow):
     run("--out", tmp_path / "whole", *arguments)
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "sisma_jax.data.synthetic", "--out", killed, *arguments]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        list(map(str, command)),
+        stderr=subprocess.DEVNULL,
+        # Tests that run as a shell's background job ignore it, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     while not list(killed.glob("CelebA-HQ-img/*.jpg")):
         time.sleep(0.05)
     process.send_signal(signal.Signals[blow])
