@@ -71,16 +71,16 @@ def export_autoencoder(run: RunFolder, out: Path, format: str) -> str:
             "train.steps ends it sooner)"
         )
     autoencoder = load_autoencoder(run.autoencoder)
-    save = {"diffusers": save_diffusers, "own": save_autoencoder}
-    if format == "auto":
+    if format != "own":
         try:
             save_diffusers(out, autoencoder.config, autoencoder.params)
             return "autoencoder in diffusers' format"
         except InputError as error:
+            if format == "diffusers":
+                raise
             print(f"note: {error}")
-            format = "own"
-    save[format](out, autoencoder.config, autoencoder.params)
-    return f"autoencoder in {'diffusers' + chr(39) if format == 'diffusers' else 'own'} format"
+    save_autoencoder(out, autoencoder.config, autoencoder.params)
+    return "autoencoder in this package's own format"
 
 
 def main() -> None:
@@ -94,9 +94,10 @@ def main() -> None:
         )
     if not is_new_or_empty(args.out):
         raise InputError(f"{args.out} is not empty: give --out a new or empty folder")
-    what = (
-        export_sisma(run, args.out) if is_sisma else export_autoencoder(run, args.out, args.format)
-    )
+    if is_sisma:
+        what = export_sisma(run, args.out)
+    else:
+        what = export_autoencoder(run, args.out, args.format)
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     print(f"{args.out}: {what}, {size / 1e6:.1f} MB")
 

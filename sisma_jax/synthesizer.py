@@ -128,7 +128,9 @@ class Synthesizer:
     """The training step of the weights, where they come from a run."""
     classes: ClassSet = CELEBAMASK
     """What the labels are ids of."""
-    _compiled: dict[_Variant, Compiled] = dataclasses.field(default_factory=dict, repr=False)
+    _compiled: dict[_Variant, Compiled] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         check_autoencoder(self.config, self.autoencoder)

@@ -158,7 +158,8 @@ def main() -> None:
     has_copy = run.autoencoder.exists()
     autoencoder = load_autoencoder(run.autoencoder) if has_copy else first_stage.load()
     check_autoencoder(model, autoencoder)
-    data.make_if_synthetic()
+    if not first_stage.cache:
+        data.make_if_synthetic()
     train_source, test_source = first_stage.open(data, autoencoder)
     classes = train_source.classes
     if len(classes) != model.num_classes:

@@ -174,7 +174,7 @@ def tree_checksum(tree: Mapping[str, Any]) -> str:
     for name, leaf in sorted(flatten_dict(tree, sep="/").items()):
         array = np.ascontiguousarray(jax.device_get(leaf))
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.view(np.uint8))
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
