@@ -6,7 +6,7 @@ labels. On all devices of this machine; interrupted, the same command continues.
 
 import argparse
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ from sisma_jax.data.shards import Folder, Shard
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_float
 from sisma_jax.processes import cores
-from sisma_jax.training.sharding import batch_sharding, local_mesh, replicated
+from sisma_jax.training.sharding import (
+    batch_sharding,
+    fill_up,
+    local_mesh,
+    replicated,
+    whole_batch,
+)
 
 IN_FLIGHT = 2
 """Batches on their way to the devices or back while the records of one are written."""
@@ -59,13 +65,12 @@ def encode(
 def encoder(
     autoencoder: Autoencoder, batch_size: int
 ) -> Callable[[UInt8[np.ndarray, "n H W 3"]], Float16[Array, "b 2 h w moments"]]:
-    """`encode` on all local devices, of whole batches, so that it compiles once."""
+    """`encode` on all local devices, of `batch_size` images or fewer, which they share evenly."""
     mesh = local_mesh()
-    full = -(-batch_size // mesh.size) * mesh.size
     autoencoder = jax.device_put(autoencoder, replicated(mesh))
 
     def call(images: np.ndarray) -> Array:
-        images = np.pad(images, ((0, full - len(images)), *[(0, 0)] * 3), mode="edge")
+        images = fill_up(images, batch_size)
         return encode(autoencoder, jax.device_put(images, batch_sharding(mesh)))
 
     return call
@@ -73,19 +78,19 @@ def encoder(
 
 def encoded(
     source: PreparedDataset,
-    indices: range,
+    indices: Sequence[int],
     batch_size: int,
     call: Callable[[np.ndarray], Array],
     pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[str, Float16[np.ndarray, "2 h w moments"], UInt8[np.ndarray, "H W"]]]:
     """Ids, moments and labels of the items, several batches in flight."""
 
-    def fetch(batch: tuple[range, list[dict], Array]) -> Iterator[tuple]:
+    def fetch(batch: tuple[Sequence[int], list[dict], Array]) -> Iterator[tuple]:
         places, items, moments = batch
         for index, item, one in zip(places, items, np.asarray(moments), strict=False):
             yield source.ids[index], one, item["labels"]
 
-    flying: deque[tuple[range, list[dict], Array]] = deque()
+    flying: deque[tuple[Sequence[int], list[dict], Array]] = deque()
     for start in range(0, len(indices), batch_size):
         places = indices[start : start + batch_size]
         items = list(pool.map(source.__getitem__, places))
@@ -131,9 +136,10 @@ def cache(
     splits = {name: split for name, split in description["splits"].items() if split["ids"]}
     tasks = []
     for split, content in splits.items():  # the shards of the data set, one for one
-        ends = np.cumsum([0, *(shard["count"] for shard in content["shards"])])
-        for shard, start, end in zip(content["shards"], ends[:-1], ends[1:], strict=True):
-            tasks.append(Shard(split, shard["file"], tuple(range(start, end))))
+        start = 0
+        for shard in content["shards"]:
+            tasks.append(Shard(split, shard["file"], range(start, start + shard["count"])))
+            start += shard["count"]
     ids = {task.file: [splits[task.split]["ids"][i] for i in task.items] for task in tasks}
     folder = Folder(out, shards.plan(settings, ids), latents.LATENTS_FILE)
     if (finished := folder.finished()) is not None:
@@ -141,6 +147,7 @@ def cache(
     notes = folder.begin(tasks)
     sources = {split: PreparedDataset(data, size, split=split) for split in splits}
     batch_size = min(batch_size, max(len(task.items) for task in tasks))
+    batch_size = whole_batch(batch_size, local_mesh())
     call = encoder(autoencoder, batch_size)
     total = sum(len(task.items) for task in tasks)
     done = sum(len(task.items) for task in tasks if task.file in notes)
@@ -151,10 +158,9 @@ def cache(
         for task in tasks:
             if task.file in notes:
                 continue
-            indices = range(task.items[0], task.items[-1] + 1)
             with folder.writer(task) as writer:
                 for id, moments, labels in encoded(
-                    sources[task.split], indices, batch_size, call, pool
+                    sources[task.split], task.items, batch_size, call, pool
                 ):
                     if not np.isfinite(moments).all():
                         raise InputError(

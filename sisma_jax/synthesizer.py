@@ -9,6 +9,7 @@ from typing import Any, no_type_check
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.stages import Compiled
 from jaxtyping import Array, Float, Key, UInt8
 
@@ -21,7 +22,14 @@ from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_uint8
 from sisma_jax.models.sisma import init_params
 from sisma_jax.training.checkpoint import abstract_like, averaged_weights
 from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.sharding import batch_sharding, local_mesh, replicated, under_mesh
+from sisma_jax.training.sharding import (
+    batch_sharding,
+    fill_up,
+    local_mesh,
+    replicated,
+    under_mesh,
+    whole_batch,
+)
 from sisma_jax.training.state import Params
 
 
@@ -204,32 +212,34 @@ class Synthesizer:
         solver: str,
         guidance: float,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
-        rows = batch_sharding(local_mesh())
-        size = self._whole_batch(len(labels))
-        variant = _Variant(size, steps, solver, guidance != 1.0)
+        mesh = local_mesh()
+        rows = batch_sharding(mesh)
+        variant = self._variant(mesh, len(labels), steps, solver, guidance)
+        size = variant.size
         program = self._compiled.get(variant) or partial(
-            under_mesh(local_mesh(), _synthesize), self.config, **variant.options
+            under_mesh(mesh, _synthesize), self.config, **variant.options
         )
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
             keys = noise_keys(seed, start, len(chunk))
             padding = size - len(chunk)
             if padding:
-                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], padding, axis=0)])
                 keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], padding)])
             images = program(
                 self.params,
                 self.autoencoder,
                 jax.device_put(keys, rows),
-                jax.device_put(chunk, rows),
+                jax.device_put(fill_up(chunk, size), rows),
                 np.float32(guidance),
             )
             yield np.asarray(images)[: size - padding]
 
-    def _whole_batch(self, count: int) -> int:
-        """Images of each batch that `count` are made in: of one shape, so that it compiles once."""
-        devices = jax.local_device_count()
-        return -(-max(min(self.batch_size, count), 1) // devices) * devices
+    def _variant(
+        self, mesh: Mesh, count: int, steps: int, solver: str, guidance: float
+    ) -> _Variant:
+        """What makes `count` images, in batches of one size."""
+        size = whole_batch(max(min(self.batch_size, count), 1), mesh)
+        return _Variant(size, steps, solver, guidance != 1.0)
 
     def memory(
         self, count: int = 16, steps: int = 25, solver: str = "euler", guidance: float = 1.0
@@ -242,19 +252,18 @@ class Synthesizer:
           "batch": images of one batch, over all local devices; "arguments": weights and inputs;
           "temporary": the rest at its largest, as XLA planned it.
         """
-        size, pixels = self._whole_batch(count), self.config.image_size
-        variant = _Variant(size, steps, solver, guidance != 1.0)
+        mesh = local_mesh()
+        variant = self._variant(mesh, count, steps, solver, guidance)
         if variant not in self._compiled:
-            mesh = local_mesh()
-            rows = batch_sharding(mesh)
-            keys = jax.device_put(noise_keys(0, 0, size), rows)
-            labels = jax.ShapeDtypeStruct((size, pixels, pixels), np.uint8, sharding=rows)
+            rows, pixels = batch_sharding(mesh), self.config.image_size
+            keys = jax.device_put(noise_keys(0, 0, variant.size), rows)
+            labels = jax.ShapeDtypeStruct((variant.size, pixels, pixels), np.uint8, sharding=rows)
             inputs = self.config, self.params, self.autoencoder, keys, labels, np.float32(1)
             lowered = under_mesh(mesh, _synthesize.lower)(*inputs, **variant.options)
             self._compiled[variant] = lowered.compile()
         analysis = self._compiled[variant].memory_analysis()
         return {
-            "batch": size,
+            "batch": variant.size,
             "arguments": analysis.argument_size_in_bytes,
             "temporary": analysis.temp_size_in_bytes,
         }

@@ -14,6 +14,7 @@ from sisma_jax.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.errors import InputError
 from sisma_jax.metrics import psnr, ssim
+from sisma_jax.metrics.image_quality import WINDOW
 from sisma_jax.models.autoencoder import (
     Autoencoder,
     AutoencoderKL,
@@ -31,12 +32,12 @@ from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.loop import train
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import DataConfig, check_image_size, parse_training_command
-from sisma_jax.training.sharding import MeshConfig, check_batch, make_mesh
+from sisma_jax.training.sharding import MeshConfig, check_batch, fill_up, make_mesh
 from sisma_jax.training.state import Params, TrainConfig, make_optimizer
 
 FACES_FOR_STATISTICS = 512
 FACES_ON_SHEET = 12
-TEST_BATCH = 64
+TEST_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,10 @@ def main() -> None:
 
     check_batch(settings.batch_size, mesh)
     check_image_size(data, model.factor)
+    if data.size < WINDOW:
+        raise InputError(
+            f"data.size is {data.size}, but SSIM needs {WINDOW} pixels: choose a larger size"
+        )
     data.make_if_synthetic()
     train_source = data.open("train", ("image",))
     test_source = data.open("test", ("image",))
@@ -135,7 +140,7 @@ def reconstruction_quality(
     for start in range(0, len(source), TEST_BATCH):
         rows = range(start, min(start + TEST_BATCH, len(source)))
         images = np.stack([source[index]["image"] for index in rows])
-        full = np.pad(images, ((0, TEST_BATCH - len(rows)), *[(0, 0)] * 3), mode="edge")
+        full = fill_up(images, TEST_BATCH)
         decoded = to_uint8(reconstruct(to_float(full)))
         for name, metric in (("psnr_db", psnr), ("ssim", ssim)):
             scores[name].append(np.asarray(metric(full, decoded, 255))[: len(rows)])

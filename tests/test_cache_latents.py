@@ -33,9 +33,9 @@ HALF = dict(rtol=2e-3, atol=2e-3)
 """What float16 keeps of numbers of about 1."""
 
 
-def prepared_set(raw, out, size=SIZE, seed=None):
+def prepared_set(raw, out, size=SIZE, shard_size=6):
     command = ["--source", raw, "--out", out, "--size", size, "--test-from", TEST_FROM]
-    call(prepare.main, *command, "--shard-size", 6, "--workers", 1)
+    call(prepare.main, *command, "--shard-size", shard_size, "--workers", 1)
     return out
 
 
@@ -88,9 +88,20 @@ class TestCache:
             np.testing.assert_array_equal(item["labels"], face["labels"])
 
     def test_all_devices_encode(self, autoencoder):
-        moments = cache_latents.encoder(autoencoder, 5)(np.zeros((3, SIZE, SIZE, 3), np.uint8))
+        moments = cache_latents.encoder(autoencoder, 8)(np.zeros((3, SIZE, SIZE, 3), np.uint8))
         assert len(moments.sharding.device_set) == jax.local_device_count() == 4
-        assert len(moments) == 8, "a multiple of the devices"
+        assert len(moments) == 8
+
+    def test_more_batches_than_are_in_flight_keep_their_order(
+        self, folder, inputs_folder, tmp_path
+    ):
+        data = prepared_set(folder / "raw", tmp_path / "data", shard_size=64)
+        write_cache(data, inputs_folder / "autoencoder", tmp_path / "latents", "--batch-size", 3)
+        whole, cut = LatentCache(tmp_path / "latents"), LatentCache(folder / "latents")
+        assert TEST_FROM / 4 > cache_latents.IN_FLIGHT + 1 and whole.ids == cut.ids
+        for index in range(len(whole)):
+            np.testing.assert_allclose(whole[index]["moments"], cut[index]["moments"], **HALF)
+            np.testing.assert_array_equal(whole[index]["labels"], cut[index]["labels"])
 
     def test_finished_it_is_left_alone(self, folder, inputs_folder, monkeypatch):
         monkeypatch.setattr(cache_latents, "encode", None)

@@ -5,7 +5,6 @@ image, which are not each other's mirror images, in float16, and the labels once
 and by which autoencoder, is said by checksums in `latents.json`.
 """
 
-import zlib
 from pathlib import Path
 
 import msgpack
@@ -13,14 +12,14 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float16, UInt8
 
-from sisma_jax.data import prepared
+from sisma_jax.data import prepared, records
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.errors import InputError
 
 LATENTS_FILE = "latents.json"
 VERSION = 1
 """Grows when older software could not read the records."""
-CODING = {"container": "msgpack", "moments": "float16", "labels": "zlib"}
+CODING = {"container": "msgpack", "moments": "float16", "labels": records.CODING["labels"]}
 
 
 def encode(
@@ -31,7 +30,7 @@ def encode(
         {
             "id": id,
             "moments": moments.tobytes(),
-            "labels": zlib.compress(labels.tobytes(), 6),
+            "labels": records.encode_labels(labels),
         }
     )
 
@@ -105,10 +104,9 @@ class LatentCache:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         place = range(len(self))[index]  # IndexError, which ends an iteration, past the last
         stored = msgpack.unpackb(self._records[place])
-        labels = np.frombuffer(zlib.decompress(stored["labels"]), np.uint8)
         return {
             "moments": np.frombuffer(stored["moments"], np.float16).reshape(self._shape),
-            "labels": labels.reshape(self._size, self._size),
+            "labels": records.decode_labels(stored["labels"], self._size),
         }
 
     def __repr__(self) -> str:

@@ -23,7 +23,7 @@ def encode(id: str, item: dict[str, np.ndarray]) -> bytes:
         {
             "id": id,
             "image": buffer.getvalue(),
-            "labels": zlib.compress(item["labels"].tobytes(), 6),
+            "labels": encode_labels(item["labels"]),
         }
     )
 
@@ -36,6 +36,15 @@ def decode(record: bytes, fields: Sequence[str], size: int) -> dict[str, np.ndar
         with Image.open(io.BytesIO(stored["image"]), formats=("WEBP",)) as image:
             item["image"] = np.asarray(image)
     if "labels" in fields:
-        labels = np.frombuffer(zlib.decompress(stored["labels"]), np.uint8)
-        item["labels"] = labels.reshape(size, size)
+        item["labels"] = decode_labels(stored["labels"], size)
     return item
+
+
+def encode_labels(labels: np.ndarray) -> bytes:
+    """Bytes of a label map, uint8 (size, size)."""
+    return zlib.compress(labels.tobytes(), 6)
+
+
+def decode_labels(stored: bytes, size: int) -> np.ndarray:
+    """What `encode_labels` was given."""
+    return np.frombuffer(zlib.decompress(stored), np.uint8).reshape(size, size)

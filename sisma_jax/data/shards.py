@@ -30,7 +30,7 @@ class Shard:
 
     split: str
     file: str
-    items: tuple[Any, ...]
+    items: Sequence[Any]
 
 
 def cut(splits: Mapping[str, Sequence[Any]], size: int) -> list[Shard]:

@@ -51,6 +51,16 @@ def local_mesh() -> Mesh:
     )
 
 
+def whole_batch(size: int, mesh: Mesh) -> int:
+    """The least number of rows, `size` at least, that the devices share evenly."""
+    return -(-size // mesh.size) * mesh.size
+
+
+def fill_up(rows: np.ndarray, size: int) -> np.ndarray:
+    """Repeat the last row until there are `size`: batches of one shape compile once."""
+    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are spread over every device."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

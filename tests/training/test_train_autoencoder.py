@@ -53,6 +53,7 @@ def test_the_export_is_scaled_and_reconstructs_and_continues(inputs_folder, tmp_
     ("overrides", "message"),
     [
         ({"data__size": 30}, "data.size 30 is not a multiple of the autoencoder's factor 4"),
+        ({"data__size": 8}, "data.size is 8, but SSIM needs 11 pixels"),
         ({"loss__kl_weight": -1.0}, "loss.kl_weight is -1"),
         ({"autoencoder__norm_groups": 3}, "autoencoder.norm_groups 3 does not divide"),
         ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
