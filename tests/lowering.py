@@ -1,10 +1,11 @@
-"""What a program is for a GPU, asked on a machine without one."""
+"""What a program is made of, and what it is for a GPU, asked on a machine without one."""
 
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import jax
+import jax.extend.core
 from jax.sharding import AbstractMesh
 
 from kernels.selective_scan.chips import CHIPS
@@ -29,6 +30,14 @@ def lowered_for_cuda(function: Callable, *arguments) -> str:
     """StableHLO of `function` at arrays or shapes, for an H200."""
     with gpu_in_mind("H200"):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def equations(jaxpr):
+    """All equations of a program, with those inside of calls and loops."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 def launches(text: str) -> int:

@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from sisma_jax import Synthesizer
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import to_uint8
 from sisma_jax.synthesizer import synthesize_latents
+from tests.lowering import equations
 
 DECODER = ("decoder", "post_quant_conv", "linear_decoder")
 
@@ -95,26 +95,18 @@ def test_guidance_one_is_the_plain_model_and_costs_nothing(synthesizer, labels):
     assert flops(True) > 1.8 * flops(False)
 
 
-def primitives(jaxpr):
-    """Names of all primitives, with those inside of calls."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from primitives(inner)
-
-
 def test_the_mask_is_encoded_once_and_not_in_the_solver_loop(synthesizer, labels):
     jaxpr = jax.make_jaxpr(
         partial(synthesize_latents, synthesizer.config, steps=7, solver="euler", guided=False)
     )(synthesizer.params, jax.random.split(jax.random.key(0), 2), labels[:2], 1.0)
     loops = [
         equation
-        for equation in primitives(jaxpr.jaxpr)
+        for equation in equations(jaxpr.jaxpr)
         if equation.primitive.name == "scan" and equation.params["length"] == 7
     ]
     assert len(loops) == 1
-    inside = {e.primitive.name for e in primitives(loops[0].params["jaxpr"].jaxpr)}
-    everywhere = {e.primitive.name for e in primitives(jaxpr.jaxpr)}
+    inside = {e.primitive.name for e in equations(loops[0].params["jaxpr"].jaxpr)}
+    everywhere = {e.primitive.name for e in equations(jaxpr.jaxpr)}
     # The mask encoder's convolutions; nothing else in SISMA is one.
     assert "conv_general_dilated" in everywhere and "conv_general_dilated" not in inside
 

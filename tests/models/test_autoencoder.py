@@ -28,6 +28,7 @@ from sisma_jax.models.autoencoder.layers import (
 )
 from sisma_jax.models.autoencoder.model import LOGVAR_RANGE
 from tests.autoencoders import SMALL_KL, SMALL_TINY, random_params, smooth_images
+from tests.lowering import equations
 
 cached_shapes = functools.cache(parameter_shapes)
 
@@ -141,6 +142,23 @@ class TestArchitecture:
         actual, _ = layer.init_with_output(jax.random.key(0), jnp.asarray(x))
         # 5 +- 1e-3 keeps three to four digits of the spread in float32.
         np.testing.assert_allclose(actual, expected, atol=1e-5 if spread == 1.0 else 2e-3)
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_float32_asks_for_full_precision_of_every_product(self, dtype):
+        """Chips whose default is less (TF32, bfloat16 passes) take it where nothing is asked."""
+        config = dataclasses.replace(SMALL_KL, dtype=dtype)
+        jaxpr = jax.make_jaxpr(AutoencoderKL(config).init)(
+            jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+        )
+        products = [
+            equation.params["precision"]
+            for equation in equations(jaxpr.jaxpr)
+            if equation.primitive.name in ("conv_general_dilated", "dot_general")
+        ]
+        assert len(products) > 20
+        full = jax.lax.Precision.HIGHEST
+        asked = [precision in (full, (full, full)) for precision in products]
+        assert all(asked) if dtype == "float32" else not any(asked)
 
     def test_folding_pixels_is_undone(self):
         x = jnp.arange(2 * 8 * 12 * 3, dtype=jnp.float32).reshape(2, 8, 12, 3)

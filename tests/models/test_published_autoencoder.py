@@ -374,7 +374,11 @@ class TestHub:
     def server(self, tiny):
         """Its address, and the paths that it was asked for."""
         commit, requests = "0123456789abcdef0123456789abcdef01234567", []
-        files = {f"/owner/name/resolve/main/vae/{path.name}": path for path in tiny.iterdir()}
+        files = {
+            f"/owner/name/resolve/{revision}/{folder}{path.name}": path
+            for revision, folder in (("main", "vae/"), ("v2", ""))
+            for path in tiny.iterdir()
+        }
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_HEAD(self):
@@ -425,6 +429,11 @@ class TestHub:
         offline = self.resolve("hf://owner/name/vae", tmp_path / "cache", HF_HUB_OFFLINE="1")
         assert offline.stdout == online.stdout, offline.stderr
         assert not requests
+
+    def test_a_revision_without_a_folder(self, server, tmp_path):
+        done = self.resolve("hf://owner/name@v2", tmp_path / "cache", HF_ENDPOINT=server[0])
+        assert done.returncode == 0, done.stderr
+        assert "/owner/name/resolve/v2/config.json" in server[1]
 
     def test_what_cannot_be_had_is_said(self, server, tmp_path):
         missing = self.resolve("hf://owner/name/unet", tmp_path, HF_ENDPOINT=server[0])
