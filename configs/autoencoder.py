@@ -58,6 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 200_000 if celeba else 4000 if long else 360
     config.train.batch_size = 32 if celeba else 8
+    config.train.accumulate = 1
     config.train.optimizer = "adamw" if celeba else "muon"
     config.train.learning_rate = 1e-4 if celeba else 1e-2
     config.train.warmup = 1000 if celeba else 25
@@ -66,12 +67,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.clip = 1.0
     config.train.ema_decay = 0.999 if celeba else 0.9
     config.train.init_from = ""
+    config.train.skip_limit = 10
     config.train.log_every = 100 if celeba else 50
     config.train.sample_every = 5000 if celeba else 2000 if long else 360
+    config.train.profile_at = 0  # a step; 0 for no trace
+    config.train.profile_steps = 5
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 5000 if celeba else 1000 if long else 180
     config.checkpoint.keep = 2
+    config.checkpoint.keep_every = 0
 
     # Devices: -1 takes what the other axis leaves
     config.mesh = ConfigDict()

@@ -60,7 +60,8 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.model.ff_ratio = 4
     config.model.mask_channels = 64
     config.model.dtype = "float32" if debug else "bfloat16"
-    config.model.remat = False
+    config.model.remat = "none"  # "block" or "dots": less memory for more time
+    config.model.scan = "auto"
 
     # Flow
     config.flow = ConfigDict()
@@ -71,6 +72,7 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 20 if debug else 400_000
     config.train.batch_size = 4 if debug else 64
+    config.train.accumulate = 1
     config.train.optimizer = "adamw"
     config.train.learning_rate = 1e-4
     config.train.warmup = 1000
@@ -79,8 +81,11 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.train.clip = 1.0
     config.train.ema_decay = 0.9999
     config.train.init_from = ""
+    config.train.skip_limit = 10
     config.train.log_every = 5 if debug else 100
     config.train.sample_every = 10 if debug else 5000
+    config.train.profile_at = 0  # a step; 0 for no trace
+    config.train.profile_steps = 5
 
     config.samples = ConfigDict()
     config.samples.masks = 2 if debug else 8
@@ -89,9 +94,17 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.samples.solver = "euler"
     config.samples.guidance = 1.0
 
+    # Loss on the test split by parts of the training time, of the averaged weights
+    config.evaluation = ConfigDict()
+    config.evaluation.every = 0 if debug else 5000
+    config.evaluation.items = 2048
+    config.evaluation.bins = 5
+    config.evaluation.hook = ""  # "module:function" for further metrics
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10 if debug else 5000
     config.checkpoint.keep = 3
+    config.checkpoint.keep_every = 0
 
     # Devices: -1 takes what the other axis leaves
     config.mesh = ConfigDict()

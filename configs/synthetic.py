@@ -48,7 +48,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.ff_ratio = 4
     config.model.mask_channels = 32
     config.model.dtype = "float32"
-    config.model.remat = False
+    config.model.remat = "none"  # "block" or "dots": less memory for more time
+    config.model.scan = "auto"
 
     # Flow
     config.flow = ConfigDict()
@@ -59,6 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 2000 if long else 360
     config.train.batch_size = 8
+    config.train.accumulate = 1
     config.train.optimizer = "muon"
     config.train.learning_rate = 1e-2 if long else 1.5e-2
     config.train.warmup = 100 if long else 30
@@ -67,8 +69,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.clip = 1.0
     config.train.ema_decay = 0.95 if long else 0.9
     config.train.init_from = ""
+    config.train.skip_limit = 10
     config.train.log_every = 50 if long else 20
     config.train.sample_every = 500 if long else 360
+    config.train.profile_at = 0  # a step; 0 for no trace
+    config.train.profile_steps = 5
 
     config.samples = ConfigDict()
     config.samples.masks = 8
@@ -77,9 +82,17 @@ def get_config(variant: str = "") -> ConfigDict:
     config.samples.solver = "euler"
     config.samples.guidance = 1.5
 
+    # Loss on the test split by parts of the training time, of the averaged weights
+    config.evaluation = ConfigDict()
+    config.evaluation.every = 1000 if long else 180
+    config.evaluation.items = 64
+    config.evaluation.bins = 5
+    config.evaluation.hook = ""  # "module:function" for further metrics
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500 if long else 120
     config.checkpoint.keep = 2
+    config.checkpoint.keep_every = 0
 
     # Devices: -1 takes what the other axis leaves
     config.mesh = ConfigDict()

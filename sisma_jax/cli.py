@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from absl import logging
 
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, RunError
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -30,13 +30,24 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; wrong input or a diverged run ends it with one sentence and status 2."""
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of options that it sets itself
+    """Run a command; wrong input ends it with one sentence and status 2, a run that cannot go on
+    with one and status 1."""
+    logging.set_verbosity(logging.FATAL)  # Orbax logs what it raises, and warns of its own options
     try:
         main()
-    except (InputError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except InputError as error:
+        _end(str(error), 2)
+    except RunError as error:
+        _end(str(error), 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _end(sentence: str, status: int) -> None:
+    """Say it on the first of the processes that train together, and leave."""
+    jax = sys.modules.get("jax")  # many commands do without
+    together = jax is not None and jax.distributed.is_initialized()
+    if not together or jax.process_index() == 0:
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(status)

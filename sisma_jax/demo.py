@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, UInt8
 from PIL import Image
 
-from sisma_jax import cli, flow
+from sisma_jax import cli
 from sisma_jax.config import section
 from sisma_jax.contact_sheet import mask_sheet, with_legend
 from sisma_jax.data import synthetic
@@ -27,9 +27,9 @@ from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.errors import InputError
 from sisma_jax.metrics.regions import explained_variance, spread
-from sisma_jax.models import SISMA
-from sisma_jax.models.autoencoder import to_float
 from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.training import objective
+from sisma_jax.training.objective import latent_noise
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import DataConfig
 
@@ -120,10 +120,9 @@ def held_out_loss(
 
     @jax.jit
     def losses(params: dict, autoencoder, images: Array, labels: Array, key: Array, t: Array):
-        latent_key, noise_key = jax.random.split(key)
-        x = autoencoder.to_latents(latent_key, to_float(images))
-        velocity = lambda z, t: SISMA(config).apply({"params": params}, z, t, labels)
-        return flow.loss_at(velocity, x, jax.random.normal(noise_key, x.shape), t)
+        batch = {"image": images, "labels": labels, "time": t, "dropped": jnp.zeros(t.shape, bool)}
+        batch |= latent_noise(config, key, len(t))
+        return objective.losses(params, batch, autoencoder, config=config)
 
     batch = 32
     quantiles = (np.arange(batch) + 0.5) / batch

@@ -1,4 +1,4 @@
-"""What a command tells its user when the input is wrong."""
+"""What a command tells its user when it cannot go on."""
 
 
 class InputError(ValueError):
@@ -7,4 +7,11 @@ class InputError(ValueError):
     The message is one sentence, without capital letter and full stop, that names the offending
     value, where it stands and what to do about it. Commands print it behind "error:", without a
     traceback, and exit with status 2 (`sisma_jax.cli`).
+    """
+
+
+class RunError(RuntimeError):
+    """What was begun well cannot go on: numbers diverge, a disk is full, a process is lost.
+
+    The message is like that of `InputError`, and says what is kept; commands exit with status 1.
     """

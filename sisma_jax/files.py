@@ -1,9 +1,12 @@
 """Files that are whole or not there, and folders that are ours to write."""
 
 import contextlib
+import fcntl
 import json
 import os
+import socket
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +34,43 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def is_new_or_empty(folder: Path) -> bool:
-    """Whether a command may write its output there."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+def is_new_or_empty(folder: Path, besides: tuple[str, ...] = ()) -> bool:
+    """Whether a command may write its output there; files named `besides` do not count."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(path.name in besides for path in folder.iterdir())
+
+
+class LockedError(Exception):
+    """Says which process holds a lock."""
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes see, on other machines too where they share the file system.
+
+    It ends with the process, however that ends; the file stays. Where the file system has no locks
+    nothing is locked, with a warning.
+
+    Raises:
+      LockedError: if another process holds it.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise LockedError(file.read().strip() or "another process") from None
+        except OSError as error:
+            warnings.warn(
+                f"{path} cannot be locked ({error.strerror}): a second run in this folder would "
+                "not be noticed",
+                stacklevel=3,
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 @contextlib.contextmanager

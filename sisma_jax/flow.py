@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 Velocity = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[Array, "batch ..."]]
 """v(z_t, t): the condition is already bound."""
@@ -62,18 +62,14 @@ def sample_time(
     raise ValueError(f"time sampling {sampling!r} is unknown: use 'logit_normal' or 'uniform'")
 
 
-def drop_condition(
-    key: PRNGKeyArray, condition: Array, null: Array | int, probability: float
-) -> Array:
-    """Replace each sample's whole condition by `null` with the given probability.
+def drop_condition(dropped: Bool[Array, " batch"], condition: Array, null: Array | int) -> Array:
+    """Replace the whole condition of each sample that is `dropped`.
 
     Args:
-      key: randomness.
+      dropped: which.
       condition: (batch, ...), any dtype.
       null: the null condition, a scalar or an array that broadcasts over one sample.
-      probability: in [0, 1].
     """
-    dropped = jax.random.bernoulli(key, probability, condition.shape[:1])
     null = jnp.broadcast_to(jnp.asarray(null, condition.dtype), condition.shape)
     return jnp.where(_per_sample(dropped, condition), null, condition)
 
@@ -87,20 +83,6 @@ def loss_at(
     """Return each sample's mean squared error of the velocity at given noise and times."""
     error = velocity(interpolate(x, noise, t), t) - (x - noise)
     return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
-
-
-def loss(
-    velocity: Velocity,
-    key: PRNGKeyArray,
-    x: Float[Array, "batch ..."],
-    *,
-    sampling: str = "logit_normal",
-) -> Float[Array, ""]:
-    """Return the training loss of a batch of data `x` at random noise and times."""
-    noise_key, time_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, x.shape)
-    t = sample_time(time_key, len(x), sampling)
-    return jnp.mean(loss_at(velocity, x, noise, t))
 
 
 def guide(

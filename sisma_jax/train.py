@@ -1,57 +1,46 @@
 """Train SISMA: `python -m sisma_jax.train --config configs/synthetic.py`."""
 
 import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import UInt8
 
 from sisma_jax import cli, flow
 from sisma_jax.config import section
 from sisma_jax.contact_sheet import mask_sheet
 from sisma_jax.data import prepared
-from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.data.latents import LatentCache
 from sisma_jax.errors import InputError
-from sisma_jax.models import SISMA, SISMAConfig
+from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import (
     Autoencoder,
     load_autoencoder,
-    sample_latent,
     save_autoencoder,
-    to_float,
     to_uint8,
 )
+from sisma_jax.models.cost import macs
 from sisma_jax.models.sisma import init_params, matrix_axes
 from sisma_jax.synthesizer import Synthesizer, check_autoencoder
 from sisma_jax.training.checkpoint import CheckpointConfig
-from sisma_jax.training.loop import train
+from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
+from sisma_jax.training.hosts import is_first, together
+from sisma_jax.training.loop import Task, train
+from sisma_jax.training.objective import FlowConfig, draw, mean_loss
 from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.setup import DataConfig, check_image_size, parse_training_command
-from sisma_jax.training.sharding import MeshConfig, check_batch, make_mesh
+from sisma_jax.training.setup import (
+    DataConfig,
+    check_image_size,
+    parse_training_command,
+    run_claimed,
+)
+from sisma_jax.training.sharding import MeshConfig, check_batch, local_copy, make_mesh
 from sisma_jax.training.state import Params, TrainConfig, make_optimizer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FlowConfig:
-    """The config's section `flow`."""
-
-    sampling: str
-    """Distribution of training times: "logit_normal" or "uniform"."""
-    drop: float
-    """Share of masks replaced by the null mask, for guidance."""
-
-    def __post_init__(self) -> None:
-        if self.sampling not in flow.TIME_SAMPLINGS:
-            raise InputError(
-                f"flow.sampling is {self.sampling!r}: choose 'logit_normal' or 'uniform'"
-            )
-        if not 0 <= self.drop <= 1:
-            raise InputError(f"flow.drop is {self.drop}: choose a share in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,25 +97,26 @@ class SamplesConfig:
             raise InputError(f"samples.guidance is {self.guidance}: set 0 or more")
 
 
-def training_loss(
-    params: Params,
-    batch: dict[str, Array],
-    key: Array,
-    autoencoder: Autoencoder,
-    *,
-    config: SISMAConfig,
-    flow_config: FlowConfig,
-) -> tuple[Array, dict[str, Array]]:
-    """Flow-matching loss of a batch of label maps with uint8 images or moments of latents."""
-    latent_key, drop_key, flow_key = jax.random.split(key, 3)
-    if "moments" in batch:
-        mean, logvar = jnp.split(batch["moments"], 2, axis=-1)
-        latents = sample_latent(latent_key, mean, logvar, autoencoder.scaling_factor)
-    else:
-        latents = autoencoder.to_latents(latent_key, to_float(batch["image"]))
-    labels = flow.drop_condition(drop_key, batch["labels"], UNLABELLED, flow_config.drop)
-    velocity = lambda z, t: SISMA(config).apply({"params": params}, z, t, labels)
-    return flow.loss(velocity, flow_key, latents, sampling=flow_config.sampling), {}
+Hook = Callable[[Synthesizer, Source], Mapping[str, float]]
+"""(synthesizer with the averaged weights, test split) -> metrics by name."""
+
+
+def load_hook(spec: str) -> Hook | None:
+    """The function that evaluation.hook names as "module:function"; None for "".
+
+    Raises:
+      InputError: if there is none.
+    """
+    if not spec:
+        return None
+    module, _, name = spec.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"evaluation.hook {spec!r} cannot be imported ({error}): write it as module:function, "
+            "of a module on the Python path"
+        ) from error
 
 
 def main() -> None:
@@ -135,79 +125,110 @@ def main() -> None:
         __doc__,
         "python -m sisma_jax.train --config configs/synthetic.py --config.train.steps=1000",
     )
-    data = section(DataConfig, config, "data")
-    model = section(SISMAConfig, config, "model")
-    settings = section(TrainConfig, config, "train")
-    checkpoint = section(CheckpointConfig, config, "checkpoint")
-    samples = section(SamplesConfig, config, "samples")
-    flow_config = section(FlowConfig, config, "flow")
-    first_stage = section(FirstStageConfig, config, "autoencoder")
-    mesh = make_mesh(section(MeshConfig, config, "mesh"))
     run = RunFolder(workdir)
 
     # Everything that could be wrong is looked at before the first file is written.
-    check_batch(settings.batch_size, mesh)
-    check_image_size(data, model.factor)
-    if settings.init_from:
-        RunFolder(Path(settings.init_from)).config()
-    if data.size != model.image_size:
-        raise InputError(
-            f"data.size is {data.size} where model.latent_size x model.factor is "
-            f"{model.latent_size} x {model.factor}: make them agree"
-        )
-    has_copy = run.autoencoder.exists()
-    autoencoder = load_autoencoder(run.autoencoder) if has_copy else first_stage.load()
-    check_autoencoder(model, autoencoder)
+    with together():
+        data = section(DataConfig, config, "data")
+        model = section(SISMAConfig, config, "model")
+        settings = section(TrainConfig, config, "train")
+        checkpoint = section(CheckpointConfig, config, "checkpoint")
+        samples = section(SamplesConfig, config, "samples")
+        evaluation = section(EvaluationConfig, config, "evaluation")
+        flow_config = section(FlowConfig, config, "flow")
+        first_stage = section(FirstStageConfig, config, "autoencoder")
+        mesh = make_mesh(section(MeshConfig, config, "mesh"))
+        check_batch(settings.batch_size, settings.accumulate, mesh)
+        check_image_size(data, model.factor)
+        hook = load_hook(evaluation.hook)
+        if settings.init_from:
+            RunFolder(Path(settings.init_from)).config()
+        if data.size != model.image_size:
+            raise InputError(
+                f"data.size is {data.size} where model.latent_size x model.factor is "
+                f"{model.latent_size} x {model.factor}: make them agree"
+            )
+        has_copy = run.autoencoder.exists()
+        autoencoder = load_autoencoder(run.autoencoder) if has_copy else first_stage.load()
+        check_autoencoder(model, autoencoder)
     if not first_stage.cache:
         data.make_if_synthetic()
-    train_source, test_source = first_stage.open(data, autoencoder)
-    classes = train_source.classes
-    if len(classes) != model.num_classes:
-        raise InputError(
-            f"model.num_classes is {model.num_classes}, but {train_source!r} has {len(classes)} "
-            f"classes: set --config.model.num_classes={len(classes)}"
-        )
-    run.check_classes(classes)
-    run.check_data(train_source.checksum)
-    run.claim(config)
-    run.write_classes(classes)
-    run.write_data(train_source.checksum)
-    if not has_copy:
-        save_autoencoder(run.autoencoder, autoencoder.config, autoencoder.params)
+    with together():
+        train_source, test_source = first_stage.open(data, autoencoder)
+        classes = train_source.classes
+        if len(classes) != model.num_classes:
+            raise InputError(
+                f"model.num_classes is {model.num_classes}, but {train_source!r} has "
+                f"{len(classes)} classes: set --config.model.num_classes={len(classes)}"
+            )
 
-    fixed = fixed_batch(test_source, min(samples.masks, len(test_source)))
+    with run_claimed(run, config, data=train_source.checksum, classes=classes) as record:
+        if is_first() and not run.autoencoder.exists():
+            save_autoencoder(run.autoencoder, autoencoder.config, autoencoder.params)
+        # Of cached latents it has no more to say than their scaling factor.
+        constant = dataclasses.replace(autoencoder, params={}) if first_stage.cache else autoencoder
+        synthesizer = lambda ema: Synthesizer(model, ema, autoencoder, classes=classes)
+        loss_by_time = held_out_loss(
+            model, evaluation, test_source, constant, mesh, settings.batch_size
+        )
+
+        def evaluate(ema: Params) -> dict[str, float]:
+            metrics = loss_by_time(ema)
+            if hook is not None:
+                ema = local_copy(ema, mesh)
+                if is_first():
+                    metrics |= hook(synthesizer(ema), test_source)
+            return metrics
+
+        train(
+            run=run,
+            config=settings,
+            checkpoint=checkpoint,
+            mesh=mesh,
+            record=record,
+            task=Task(
+                init_params=lambda: init_params(model, jax.random.key(config.seed)),
+                optimizer=make_optimizer(settings, matrix_axes),
+                draw=partial(draw, config=model, flow_config=flow_config),
+                loss_fn=partial(mean_loss, config=model),
+                constants=(constant,),
+                feed=data.feed(
+                    train_source, mesh, batch_size=settings.batch_size, seed=config.seed
+                ),
+                sample_grid=sample_grid(samples, synthesizer, autoencoder, test_source),
+                evaluate=evaluate,
+                evaluate_every=evaluation.every,
+                macs=macs(model),
+                dtype=model.dtype,
+            ),
+        )
+
+
+def sample_grid(
+    samples: SamplesConfig,
+    synthesizer: Callable[[Params], Synthesizer],
+    autoencoder: Autoencoder,
+    source: Source,
+) -> Callable[[Params], UInt8[np.ndarray, "h w 3"]]:
+    """Return averaged weights -> a sheet of masks, references and faces."""
+    fixed = fixed_batch(source, min(samples.masks, len(source)))
     if "moments" in fixed:  # what the autoencoder makes of the faces stands for them
         means = np.split(fixed["moments"], 2, axis=-1)[0].astype(np.float32)
         fixed["image"] = np.asarray(to_uint8(autoencoder.decode(means)))
+    labels = fixed["labels"]
 
-    # Of cached latents it has no more to say than their scaling factor.
-    constant = dataclasses.replace(autoencoder, params={}) if first_stage.cache else autoencoder
-
-    def sample_grid(ema: Params) -> np.ndarray:
-        synthesizer = Synthesizer(model, ema, autoencoder)
-        images = synthesizer(
-            np.repeat(fixed["labels"], samples.per_mask, axis=0),
+    def draw_grid(ema: Params) -> np.ndarray:
+        images = synthesizer(ema)(
+            np.repeat(labels, samples.per_mask, axis=0),
             seed=0,
             steps=samples.steps,
             solver=samples.solver,
             guidance=samples.guidance,
         )
-        images = images.reshape(len(fixed["labels"]), samples.per_mask, *images.shape[1:])
-        return mask_sheet(fixed["labels"], images, fixed["image"], classes)
+        images = images.reshape(len(labels), samples.per_mask, *images.shape[1:])
+        return mask_sheet(labels, images, fixed["image"], source.classes)
 
-    train(
-        run=run,
-        config=settings,
-        checkpoint=checkpoint,
-        mesh=mesh,
-        seed=config.seed,
-        init_params=lambda: init_params(model, jax.random.key(config.seed)),
-        optimizer=make_optimizer(settings, matrix_axes),
-        loss_fn=partial(training_loss, config=model, flow_config=flow_config),
-        constants=(constant,),
-        open_stream=data.stream(train_source, batch_size=settings.batch_size, seed=config.seed),
-        sample_grid=sample_grid,
-    )
+    return draw_grid
 
 
 if __name__ == "__main__":

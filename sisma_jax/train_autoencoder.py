@@ -5,8 +5,9 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, UInt8
 
 from sisma_jax import cli
 from sisma_jax.config import section
@@ -27,12 +28,20 @@ from sisma_jax.models.autoencoder.training import (
     autoencoder_loss,
     latent_scale,
     patch_pca_init,
+    posterior_noise,
 )
+from sisma_jax.models.placement import whole
 from sisma_jax.training.checkpoint import CheckpointConfig
-from sisma_jax.training.loop import train
+from sisma_jax.training.hosts import is_first, together
+from sisma_jax.training.loop import Task, train
 from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.setup import DataConfig, check_image_size, parse_training_command
-from sisma_jax.training.sharding import MeshConfig, check_batch, fill_up, make_mesh
+from sisma_jax.training.setup import (
+    DataConfig,
+    check_image_size,
+    parse_training_command,
+    run_claimed,
+)
+from sisma_jax.training.sharding import MeshConfig, check_batch, fill_up, local_copy, make_mesh
 from sisma_jax.training.state import Params, TrainConfig, make_optimizer
 
 FACES_FOR_STATISTICS = 512
@@ -64,71 +73,90 @@ def main() -> None:
         "python -m sisma_jax.train_autoencoder --config configs/autoencoder.py "
         "--workdir runs/autoencoder",
     )
-    data = section(DataConfig, config, "data")
-    model = section(AutoencoderConfig, config, "autoencoder")
-    loss = section(LossConfig, config, "loss")
-    settings = section(TrainConfig, config, "train")
-    checkpoint = section(CheckpointConfig, config, "checkpoint")
-    mesh = make_mesh(section(MeshConfig, config, "mesh"))
     run = RunFolder(workdir)
-
-    check_batch(settings.batch_size, mesh)
-    check_image_size(data, model.factor)
-    if data.size < WINDOW:
-        raise InputError(
-            f"data.size is {data.size}, but SSIM needs {WINDOW} pixels: choose a larger size"
-        )
+    with together():
+        data = section(DataConfig, config, "data")
+        model = section(AutoencoderConfig, config, "autoencoder")
+        loss = section(LossConfig, config, "loss")
+        settings = section(TrainConfig, config, "train")
+        checkpoint = section(CheckpointConfig, config, "checkpoint")
+        mesh = make_mesh(section(MeshConfig, config, "mesh"))
+        check_batch(settings.batch_size, settings.accumulate, mesh)
+        check_image_size(data, model.factor)
+        if data.size < WINDOW:
+            raise InputError(
+                f"data.size is {data.size}, but SSIM needs {WINDOW} pixels: choose a larger size"
+            )
     data.make_if_synthetic()
-    train_source = data.open("train", ("image",))
-    test_source = data.open("test", ("image",))
-    run.check_data(train_source.checksum)
-    run.claim(config)
-    run.write_data(train_source.checksum)
-    report = run.report()
-    if report is not None and report["step"] >= settings.steps:
-        show(run, report)
-        return
+    with together():
+        train_source = data.open("train", ("image",))
+        test_source = data.open("test", ("image",))
 
-    module = AutoencoderKL(model)
-    statistics = to_float(
-        fixed_batch(train_source, min(FACES_FOR_STATISTICS, len(train_source)))["image"]
+    with run_claimed(run, config, data=train_source.checksum) as record:
+        report = run.report()
+        if report is not None and report["step"] >= settings.steps:
+            show(run, report)
+            return
+        module = AutoencoderKL(model)
+        statistics = to_float(
+            fixed_batch(train_source, min(FACES_FOR_STATISTICS, len(train_source)))["image"]
+        )
+        reconstruct = jax.jit(lambda params, images: module.apply({"params": params}, images))
+        state = train(
+            run=run,
+            config=settings,
+            checkpoint=checkpoint,
+            mesh=mesh,
+            record=record,
+            task=Task(
+                init_params=first_params(module, config.seed, statistics),
+                optimizer=make_optimizer(settings, matrix_axes),
+                draw=lambda key, batch: {"noise": posterior_noise(model, key, batch["image"])},
+                loss_fn=lambda params, batch: autoencoder_loss(
+                    module, whole(params), batch["noise"], to_float(batch["image"]), loss.kl_weight
+                ),
+                feed=data.feed(
+                    train_source, mesh, batch_size=settings.batch_size, seed=config.seed
+                ),
+                sample_grid=sample_grid(reconstruct, test_source),
+            ),
+        )
+        if state.step < settings.steps:
+            return
+        ema = local_copy(state.ema, mesh)
+        if is_first():
+            scale = latent_scale(Autoencoder(model, ema), statistics)
+            scaled = dataclasses.replace(model, scaling_factor=scale)
+            save_autoencoder(run.autoencoder, scaled, ema)
+            report = {
+                "step": int(state.step),
+                **reconstruction_quality(partial(reconstruct, ema), test_source),
+                "scaling_factor": scale,
+            }
+            run.write_report(report)
+            show(run, report)
+
+
+def first_params(
+    module: AutoencoderKL, seed: int, statistics: Float[Array, "n h w c"]
+) -> Callable[[], Params]:
+    """Return what makes new weights: random ones, linear maps from principal components."""
+    new_params = lambda: module.init(jax.random.key(seed), statistics[:1])["params"]
+    if not module.config.linear_skip:
+        return new_params
+    # As NumPy arrays, which a program of many processes may hold.
+    start = jax.tree.map(np.asarray, patch_pca_init(jax.jit(new_params)(), statistics))
+    return lambda: jax.tree.map(jnp.asarray, start)
+
+
+def sample_grid(
+    reconstruct: Callable[[Params, Array], Array], source: Source
+) -> Callable[[Params], UInt8[np.ndarray, "h w 3"]]:
+    """Return averaged weights -> a sheet of faces and their reconstructions."""
+    faces = to_float(fixed_batch(source, min(FACES_ON_SHEET, len(source)))["image"])
+    return lambda ema: tile(
+        [list(np.asarray(to_uint8(x))) for x in (faces, reconstruct(ema, faces))]
     )
-    faces = to_float(fixed_batch(test_source, min(FACES_ON_SHEET, len(test_source)))["image"])
-    new_params = lambda: module.init(jax.random.key(config.seed), statistics[:1])["params"]
-    if model.linear_skip:
-        start = patch_pca_init(jax.jit(new_params)(), statistics)
-        new_params = lambda: start
-
-    reconstruct = jax.jit(lambda params, images: module.apply({"params": params}, images))
-
-    def sample_grid(ema: Params) -> np.ndarray:
-        return tile([list(np.asarray(to_uint8(x))) for x in (faces, reconstruct(ema, faces))])
-
-    state = train(
-        run=run,
-        config=settings,
-        checkpoint=checkpoint,
-        mesh=mesh,
-        seed=config.seed,
-        init_params=new_params,
-        optimizer=make_optimizer(settings, matrix_axes),
-        loss_fn=lambda params, batch, key: autoencoder_loss(
-            module, params, key, to_float(batch["image"]), loss.kl_weight
-        ),
-        open_stream=data.stream(train_source, batch_size=settings.batch_size, seed=config.seed),
-        sample_grid=sample_grid,
-    )
-    if state.step < settings.steps:
-        return
-    scale = latent_scale(Autoencoder(model, state.ema), statistics)
-    save_autoencoder(run.autoencoder, dataclasses.replace(model, scaling_factor=scale), state.ema)
-    report = {
-        "step": int(state.step),
-        **reconstruction_quality(partial(reconstruct, state.ema), test_source),
-        "scaling_factor": scale,
-    }
-    run.write_report(report)
-    show(run, report)
 
 
 def reconstruction_quality(

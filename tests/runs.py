@@ -49,6 +49,7 @@ def arguments(folder: Path, workdir: Path, **overrides: object) -> list[str]:
         "samples.masks": 2,
         "samples.per_mask": 2,
         "samples.steps": 2,
+        "evaluation.every": 0,
         "checkpoint.every": 2,
     } | {key.replace("__", "."): value for key, value in overrides.items()}
     return [

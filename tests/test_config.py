@@ -77,25 +77,34 @@ def test_celeba_variants_are_the_models_of_that_name(size):
 def test_a_config_survives_the_run_folder(tmp_path):
     config = load_config(str(CONFIGS / "autoencoder.py"))
     run = RunFolder(tmp_path / "run")
-    run.claim(config)
-    assert flatten(run.config())["train.steps"] == config.train.steps
-    run.claim(config)  # the same config again: continue
+    with run.claim(config):
+        assert flatten(run.config())["train.steps"] == config.train.steps
+    with run.claim(config):  # the same config again: continue
+        pass
 
 
 def test_a_run_folder_refuses_another_config(tmp_path):
     run = RunFolder(tmp_path / "run")
     spec = str(CONFIGS / "synthetic.py")
-    run.claim(load_config(spec))
-    run.claim(load_config(spec, ["--config.train.steps=7"]))
-    with pytest.raises(InputError, match=r"has model.width = 96 where this run has 64"):
-        run.claim(load_config(spec, ["--config.model.width=64"]))
+    with run.claim(load_config(spec)):
+        pass
+    with run.claim(load_config(spec, ["--config.train.steps=7"])):
+        pass
+    with (
+        pytest.raises(InputError, match=r"has model.width = 96 where this run has 64"),
+        run.claim(load_config(spec, ["--config.model.width=64"])),
+    ):
+        pass
     assert run.config().train.steps == 7
 
 
 def test_a_folder_of_other_things_is_not_taken(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(InputError, match="is not empty and holds no run"):
-        RunFolder(tmp_path).claim(load_config(str(CONFIGS / "synthetic.py")))
+    with (
+        pytest.raises(InputError, match="is not empty and holds no run"),
+        RunFolder(tmp_path).claim(load_config(str(CONFIGS / "synthetic.py"))),
+    ):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -126,6 +135,8 @@ def test_a_section_names_unknown_and_missing_keys():
         ({"depth": 0}, "model.depth is 0"),
         ({"mask_channels": 20}, "model.mask_channels is 20"),
         ({"dtype": "float16"}, "model.dtype is 'float16'"),
+        ({"remat": "all"}, "model.remat is 'all': choose one of none, block, dots"),
+        ({"scan": "fast"}, "model.scan is 'fast': choose one of auto, sequential"),
     ],
 )
 def test_impossible_models_are_refused(changes, message):

@@ -29,12 +29,6 @@ def test_loss_is_the_mean_squared_error_per_sample(key):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-def test_loss_of_the_zero_velocity_on_unit_data_is_two(key):
-    x = jax.random.normal(jax.random.key(7), (512, 4, 4, 4))
-    loss = flow.loss(lambda z, t: jnp.zeros_like(z), key, x)
-    np.testing.assert_allclose(loss, 2.0, rtol=0.05)
-
-
 def test_logit_normal_and_uniform_times(key):
     logit_normal = np.asarray(flow.sample_time(key, 40_000, "logit_normal"))
     logits = np.log(logit_normal / (1 - logit_normal))
@@ -52,13 +46,10 @@ def test_each_time_of_a_batch_has_the_whole_distribution_and_together_they_are_s
     np.testing.assert_allclose([within.mean(), within.var()], [0.5, 1 / 12], atol=0.02)
 
 
-def test_dropping_replaces_whole_conditions_at_the_given_rate(key):
-    condition = jnp.ones((20_000, 2, 2), jnp.uint8)
-    dropped = np.asarray(flow.drop_condition(key, condition, 255, 0.1))
-    per_sample = dropped.reshape(len(dropped), -1)
-    assert set(np.unique(per_sample)) == {1, 255}
-    assert (per_sample == per_sample[:, :1]).all()
-    np.testing.assert_allclose((per_sample[:, 0] == 255).mean(), 0.1, atol=0.01)
+def test_dropping_replaces_whole_conditions():
+    condition = jnp.ones((3, 2, 2), jnp.uint8)
+    left = flow.drop_condition(jnp.array([False, True, False]), condition, 255)
+    np.testing.assert_array_equal(left, condition.at[1].set(255))
 
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])

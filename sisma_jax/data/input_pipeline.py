@@ -29,6 +29,8 @@ from sisma_jax.errors import InputError
 class Source(Protocol):
     """Random access to items; a grain data source."""
 
+    ids: Sequence[str]
+    """The data set's own names of its items."""
     classes: ClassSet
     """What labels are ids of."""
     checksum: str | None
@@ -101,7 +103,7 @@ def training_stream(
             f"batch size {batch_size} cannot be shared by {process_count} processes: choose a "
             f"positive multiple of {process_count}"
         )
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    stream = _global_order(source, seed)
     stream = (
         stream.random_map(partial(_flip_half, source.classes)) if flip else stream.map(_as_seen)
     )
@@ -117,6 +119,16 @@ def training_stream(
     return iterator
 
 
+def batch_ids(source: Source, *, batch_size: int, seed: int, batch: int) -> list[str]:
+    """The data set's names of the items in the global batch of number `batch`; reads none."""
+    order = _global_order(range(len(source)), seed)
+    return [source.ids[order[batch * batch_size + row]] for row in range(batch_size)]
+
+
+def _global_order(source: Source | range, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+
+
 def fixed_batch(source: Source, count: int) -> dict[str, Shaped[np.ndarray, "count ..."]]:
     """The first `count` items of a source, in its order and never mirrored, stacked.
 
@@ -128,8 +140,13 @@ def fixed_batch(source: Source, count: int) -> dict[str, Shaped[np.ndarray, "cou
             f"{count} faces are asked for, but {source!r} has {len(source)}: ask for fewer or "
             "choose a larger split"
         )
-    items = [_as_seen(source[index]) for index in range(count)]
-    return {field: np.stack([item[field] for item in items]) for field in items[0]}
+    return items(source, range(count))
+
+
+def items(source: Source, indices: Sequence[int]) -> dict[str, Shaped[np.ndarray, "count ..."]]:
+    """The items at `indices`, never mirrored, stacked."""
+    found = [_as_seen(source[int(index)]) for index in indices]
+    return {field: np.stack([item[field] for item in found]) for field in found[0]}
 
 
 def mirror(classes: ClassSet, item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -143,6 +143,7 @@ class OrderedScan(nn.Module):
     rank: int
     orders: int
     dtype: str
+    implementation: str
 
     def setup(self) -> None:
         k, c = self.orders, self.channels
@@ -181,7 +182,10 @@ class OrderedScan(nn.Module):
         }
         if raw:
             mapped["delta_bias"] = self.delta_bias
-        scan = lambda mapped: selective_scan(u, **mapped, delta_softplus=raw)
+        implementation = None if self.implementation == "auto" else self.implementation
+        scan = lambda mapped: selective_scan(
+            u, **mapped, delta_softplus=raw, implementation=implementation
+        )
         if self.orders == 1:
             return scan(jax.tree.map(lambda x: x[0], mapped))
         y = jax.vmap(scan)(mapped)
@@ -197,6 +201,7 @@ class _Mixer(nn.Module):
     expand: int = 2
     orders: int = 1
     dtype: str = "float32"
+    implementation: str = "auto"
 
     @property
     def channels(self) -> int:
@@ -210,7 +215,9 @@ class _Mixer(nn.Module):
         dense = partial(nn.Dense, use_bias=False, kernel_init=xavier, dtype=self.dtype)
         self.project_in = dense(2 * self.channels)
         self.conv = GridConv(self.grid, self.dtype)
-        self.scan = OrderedScan(self.channels, self.state, self.rank, self.orders, self.dtype)
+        self.scan = OrderedScan(
+            self.channels, self.state, self.rank, self.orders, self.dtype, self.implementation
+        )
         self.norm = layer_norm()
         self.project_out = dense(self.width)
 

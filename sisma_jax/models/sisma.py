@@ -9,10 +9,12 @@ f = Self-Mamba, Cross-Mamba and a feed-forward network in this order. Gates and 
 start at zero: a new model is the zero velocity, every block the identity.
 
 The blocks are one `nn.scan`: parameters are stacked along a leading axis and the program compiles
-once, whatever the depth.
+once, whatever the depth. Where they are stored in pieces over several devices, each block gathers
+its own as it comes to them.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int32, UInt8
@@ -20,6 +22,7 @@ from jaxtyping import Array, Float, Int32, UInt8
 from sisma_jax.models.embeddings import Positions, TimeEmbedding
 from sisma_jax.models.mamba import CrossMamba, MaskStream, SelfMamba, layer_norm, xavier
 from sisma_jax.models.mask_encoder import MaskEncoder
+from sisma_jax.models.placement import whole
 from sisma_jax.models.scan_orders import block_orders
 from sisma_jax.models.sisma_config import SISMAConfig
 
@@ -45,6 +48,7 @@ class SISMABlock(nn.Module):
             expand=cfg.expand,
             orders=cfg.orders,
             dtype=cfg.dtype,
+            implementation=cfg.scan,
         )
         zeros = nn.initializers.zeros
         self.modulation = nn.Dense(9 * cfg.width, kernel_init=zeros, dtype=cfg.dtype)
@@ -132,15 +136,22 @@ class SISMA(nn.Module):
             variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.depth
         )
         broadcast = nn.broadcast
-        block = nn.remat(SISMABlock, prevent_cse=False) if cfg.remat else SISMABlock
-        self.blocks = nn.scan(
-            block,
-            methods={
-                "__call__": dict(in_axes=(broadcast, broadcast, 0), **along_depth),
-                "mask_stream": dict(in_axes=(broadcast,), **along_depth),
-                "with_stream": dict(in_axes=(broadcast, 0, 0), **along_depth),
-            },
-        )(cfg)
+        methods = {
+            "__call__": dict(in_axes=(broadcast, broadcast, 0), **along_depth),
+            "mask_stream": dict(in_axes=(broadcast,), **along_depth),
+            "with_stream": dict(in_axes=(broadcast, 0, 0), **along_depth),
+        }
+        block = nn.map_variables(
+            SISMABlock,
+            "params",
+            trans_in_fn=whole,
+            init=self.is_initializing(),
+            methods=[*methods],
+        )
+        if cfg.remat != "none":
+            kept = jax.checkpoint_policies.dots_saveable if cfg.remat == "dots" else None
+            block = nn.remat(block, prevent_cse=False, policy=kept, methods=[*methods])
+        self.blocks = nn.scan(block, methods=methods)(cfg)
         self.final = FinalLayer(cfg.patch**2 * cfg.latent_channels, cfg.dtype)
 
     def __call__(
@@ -209,6 +220,11 @@ def init_params(config: SISMAConfig, key: Array) -> dict:
         jnp.zeros((1,)),
         jnp.zeros((1, size, size), jnp.uint8),
     )["params"]
+
+
+def gathered(params: dict) -> dict:
+    """The parameters on every device, but for those of the blocks, which gather their own."""
+    return {name: leaf if name == "blocks" else whole(leaf) for name, leaf in params.items()}
 
 
 def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

@@ -3,7 +3,10 @@
 import dataclasses
 from typing import Any
 
+from kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.errors import InputError
+
+REMAT_POLICIES = ("none", "block", "dots")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +39,12 @@ class SISMAConfig:
     """Channels of the mask encoder's first convolution; each further one doubles them."""
     dtype: str = "bfloat16"
     """Compute type of linear maps and convolutions; scan, norms and parameters are float32."""
-    remat: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more time."""
+    remat: str = "none"
+    """What the backward pass computes again instead of keeping: "none", "block" (all of a block:
+    least memory, about a third more time) or "dots" (all but the results of linear maps)."""
+    scan: str = "auto"
+    """Implementation of the selective scan: one of `kernels.selective_scan`, or "auto" for the best
+    where the program runs."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -69,6 +76,14 @@ class SISMAConfig:
             raise InputError(
                 f"model.width is {self.width}: choose a multiple of 4, for sines and cosines of "
                 "two axes"
+            )
+        if self.remat not in REMAT_POLICIES:
+            raise InputError(
+                f"model.remat is {self.remat!r}: choose one of {', '.join(REMAT_POLICIES)}"
+            )
+        if self.scan not in ("auto", *IMPLEMENTATIONS):
+            raise InputError(
+                f"model.scan is {self.scan!r}: choose one of auto, {', '.join(IMPLEMENTATIONS)}"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"model.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")

@@ -2,27 +2,34 @@
 
 A step holds three items, so that synthesis restores the averaged weights alone:
 
-    state      step, weights and optimizer state
-    ema        averaged weights
-    position   JSON: the number of the next global batch
+    state   step, weights and optimizer state
+    ema     averaged weights
+    run     JSON: the number of the next global batch, and what the run is: seed, config, data
+
+Saves go on in the background, from all processes, and appear when they are whole. A state is
+restored onto whatever mesh it is asked for.
 """
 
+import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, RunError
 from sisma_jax.models.weights import load_tree, read_metadata
+from sisma_jax.training.hosts import all_true, is_first, together
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.state import Params, TrainState
 
-T = TypeVar("T")
+ITEMS = ("state", "ema", "run")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,8 @@ class CheckpointConfig:
     """Steps between two saves; the last step is always saved."""
     keep: int
     """How many of the newest steps stay on disk."""
+    keep_every: int
+    """Steps that are a multiple of this stay for good; 0 for none."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
@@ -40,32 +49,47 @@ class CheckpointConfig:
                 f"checkpoint.every is {self.every} and checkpoint.keep {self.keep}: "
                 "both have to be at least 1"
             )
+        if self.keep_every < 0 or self.keep_every % self.every:
+            raise InputError(
+                f"checkpoint.keep_every is {self.keep_every}: choose a multiple of "
+                f"checkpoint.every {self.every}, or 0 to keep none for good"
+            )
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saves run in the background and appear when they are whole."""
+    """The checkpoints of a run that is trained; every process has to make the same calls."""
 
-    def __init__(self, run: RunFolder, config: CheckpointConfig | None = None) -> None:
-        """Open for reading, or with `config` for writing too."""
-        options = (
-            ocp.CheckpointManagerOptions(read_only=True)
-            if config is None
-            else ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep,
-                cleanup_tmp_directories=True,
-            )
-        )
-        self._config = config
-        self._path = run.checkpoints.absolute()
+    def __init__(self, folder: Path, config: CheckpointConfig, record: Mapping[str, Any]) -> None:
+        """Open for writing.
+
+        Args:
+          folder: of the steps.
+          config: how many of them are kept.
+          record: what the run is; saved with every step. The seed and the data's checksum in it
+            have to be those of a step that is restored.
+        """
+        self._config, self.record = config, record
+        self._path = folder.absolute()
         self._manager = ocp.CheckpointManager(
-            self._path, options=options, item_names=("state", "ema", "position")
+            self._path,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=config.keep,
+                keep_period=config.keep_every or None,
+                cleanup_tmp_directories=True,
+            ),
+            item_names=ITEMS,
         )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        if kind is None:
+            with self._saving():
+                self._manager.close()
+        else:
+            with contextlib.suppress(Exception):  # it would hide what went wrong
+                self._manager.close()
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -75,18 +99,40 @@ class Checkpoints:
         return step % self._config.every == 0
 
     def save(self, step: int, state: TrainState) -> None:
-        """Save; a step already there stays."""
+        """Begin to save; a step already there stays.
+
+        Raises:
+          RunError: if an earlier save failed.
+        """
         if step == self.latest_step():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_without_ema(state)),
-                ema=ocp.args.StandardSave(state.ema),
-                position=ocp.args.JsonSave({"batch": step}),
-            ),
-            force=True,  # Orbax would save the first step too
-        )
+        with self._saving():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_without_ema(state)),
+                    ema=ocp.args.StandardSave(state.ema),
+                    run=ocp.args.JsonSave({"batch": step, **self.record}),
+                ),
+                force=True,  # Orbax would save the first step too
+            )
+
+    def check(self) -> None:
+        """Raises RunError if a save in the background has failed."""
+        with self._saving():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            steps = [int(path.name) for path in self._path.glob("*") if path.name.isdigit()]
+            kept = f"step {max(steps)} is kept" if steps else "no step is saved yet"
+            raise RunError(
+                f"a checkpoint could not be written to {self._path} ({_reason(error)}): {kept}; "
+                "see that there is room, then the same command continues"
+            ) from error
 
     def restore(self, abstract: TrainState) -> TrainState | None:
         """Return the newest intact state, placed as `abstract` (shapes, shardings) says, or None.
@@ -95,88 +141,102 @@ class Checkpoints:
         that training can save these steps anew.
 
         Raises:
-          InputError: if there are checkpoints, but none that can be read and fits.
+          InputError: if there are checkpoints, but none that can be read and fits, or they are of
+            another seed or other data.
         """
-
-        def read(step: int) -> TrainState:
-            items = self._restore(
-                step,
+        with _Reader(self._path) as reader:
+            found = reader.newest_intact(
                 state=ocp.args.StandardRestore(_without_ema(abstract)),
                 ema=ocp.args.StandardRestore(abstract.ema),
-                position=ocp.args.JsonRestore(),
+                run=ocp.args.JsonRestore(),
             )
-            if items.position["batch"] != step:
-                raise _Unreadable(f"it says that {items.position['batch']} batches were read")
-            return TrainState(ema=items.ema, **items.state)
-
-        found = self._newest_intact(read)
         if found is None:
             return None
-        _, state, damaged = found
+        step, items, damaged = found
+        for name in ("seed", "data"):
+            now, then = self.record.get(name), items.run.get(name)
+            if None not in (now, then) and now != then:
+                raise InputError(
+                    f"checkpoint {self._path / str(step)} is of {name} {then!r} where this run has "
+                    f"{now!r}: continue with that, or give --workdir a new folder"
+                )
         if damaged:
+            self._put_aside(damaged)
+        return TrainState(ema=items.ema, **items.state)
+
+    def _put_aside(self, steps: list[int]) -> None:
+        if is_first():
             aside = self._path.parent / "damaged"
             aside.mkdir(exist_ok=True)
-            for step in damaged:
+            for step in steps:
                 shutil.rmtree(aside / str(step), ignore_errors=True)
                 os.replace(self._path / str(step), aside / str(step))
-            self._manager.reload()
-        return state
+        with together():
+            pass  # the others see the folder as the first process leaves it
+        self._manager.reload()
 
-    def restore_ema(self, abstract: Params) -> tuple[int, Params]:
-        """Return the newest intact step and its averaged weights.
 
-        Raises:
-          InputError: if there is no finished checkpoint, or none that can be read and fits.
-        """
-        found = self._newest_intact(
-            lambda step: self._restore(step, ema=ocp.args.StandardRestore(abstract)).ema
+class _Reader:
+    """Reads steps, each process by itself: what one cannot read must not let the others wait."""
+
+    def __init__(self, path: Path) -> None:
+        alone = jax.process_index()
+        self._path = path.absolute()
+        self._manager = ocp.CheckpointManager(
+            self._path,
+            options=ocp.CheckpointManagerOptions(
+                read_only=True,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=alone,
+                    active_processes={alone},
+                    barrier_sync_key_prefix=f"process_{alone}",
+                ),
+            ),
+            item_names=ITEMS,
         )
-        if found is None:
-            raise InputError(
-                f"{self._path.parent} holds no finished checkpoint: "
-                "train until the first one is saved (checkpoint.every)"
-            )
-        return found[:2]
 
-    def _newest_intact(self, read: Callable[[int], T]) -> tuple[int, T, list[int]] | None:
-        """The newest step that `read` takes, what it makes of it, and the newer ones it did not.
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    def newest_intact(self, **items: ocp.args.CheckpointArgs) -> tuple[int, Any, list[int]] | None:
+        """The newest step whose items every process can read, them, and the newer steps.
 
         Warns of the latter. None where there are no checkpoints.
+
+        Raises:
+          InputError: if there are, but none can be read.
         """
-        failures: dict[int, _Unreadable] = {}
+        failures: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            restored, failure = None, None
             try:
-                result = read(step)
-            except _Unreadable as error:
-                failures[step] = error
+                restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+                if "run" in items and restored.run["batch"] != step:
+                    failure = f"it says that {restored.run['batch']} batches were read"
+            except Exception as error:  # Orbax and TensorStore raise many kinds
+                failure = _reason(error)
+            if not all_true(failure is None):
+                failures[step] = failure or "another process cannot read its part"
                 continue
-            for damaged, error in failures.items():
+            for damaged, reason in failures.items() if is_first() else ():
                 warnings.warn(
-                    f"checkpoint {self._path / str(damaged)} cannot be restored ({error}): going "
+                    f"checkpoint {self._path / str(damaged)} cannot be restored ({reason}): going "
                     f"back to {self._path / str(step)}",
                     stacklevel=3,
                 )
-            return step, result, [*failures]
+            return step, restored, [*failures]
         if not failures:
             return None
-        newest, error = next(iter(failures.items()))
+        newest, reason = next(iter(failures.items()))
         others = f", nor can {len(failures) - 1} before it" if len(failures) > 1 else ""
         raise InputError(
-            f"checkpoint {self._path / str(newest)} cannot be restored ({error}){others}: if this "
+            f"checkpoint {self._path / str(newest)} cannot be restored ({reason}){others}: if this "
             "is not the software or the config it was saved with, take that; otherwise delete "
             f"{self._path} to begin again"
-        ) from error
-
-    def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise _Unreadable(reason) from error
-
-
-class _Unreadable(Exception):
-    """Why a checkpoint cannot be restored."""
+        )
 
 
 def averaged_weights(run: RunFolder, abstract: Params) -> tuple[int, Params]:
@@ -193,12 +253,27 @@ def averaged_weights(run: RunFolder, abstract: Params) -> tuple[int, Params]:
         params = load_tree(run.weights_file, abstract)
         step = int(read_metadata(run.weights_file).get("step", 0))
         return step, jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract))
-    with Checkpoints(run) as checkpoints:
-        return checkpoints.restore_ema(abstract)
+    with _Reader(run.checkpoints) as reader:
+        found = reader.newest_intact(ema=ocp.args.StandardRestore(abstract))
+    if found is None:
+        raise InputError(
+            f"{run.path} holds no finished checkpoint: train until the first one is saved "
+            "(checkpoint.every)"
+        )
+    step, items, _ = found
+    return step, items.ema
+
+
+def _reason(error: Exception) -> str:
+    """One line of what Orbax or TensorStore say, from its end where that is the cause."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    line = re.sub(r" \[\w+='[^']*'\]$", "", line)
+    return line if len(line) <= 200 else "... " + line[-200:]
 
 
 def _without_ema(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if name != "ema"}
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:

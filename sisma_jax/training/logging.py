@@ -1,8 +1,10 @@
 """What a run says while it trains: a line on the screen, a row in metrics.jsonl, TensorBoard."""
 
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from tensorboardX import SummaryWriter
 
 from sisma_jax.files import write_atomically
 from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.throughput import mfu, peak_memory
 
 
 class MetricsLog:
@@ -22,9 +25,11 @@ class MetricsLog:
         self._board = SummaryWriter(str(run.path), purge_step=start + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Numbers that are not finite are left out: JSON has none."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
+        for name, value in finite.items():
             self._board.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -33,6 +38,19 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+class Silence:
+    """The log of the processes that do not write one."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
@@ -49,29 +67,56 @@ def _drop_rows_after(path: Path, step: int) -> None:
 
 
 class Progress:
-    """Speed and remaining time, from the moment the first step of this process is done."""
+    """Speed and remaining time, from the moment the first step of this process is done.
 
-    def __init__(self, start: int, steps: int, batch_size: int) -> None:
-        self._steps, self._batch_size = steps, batch_size
-        self._last_step, self._last_time = start, time.monotonic()
+    Args:
+      start, steps: the step before the first, and the last.
+      batch_size: of all processes.
+      macs: of one image, for the MFU; None where they are not known.
+      peak: operations per second of all devices, likewise.
+    """
+
+    def __init__(
+        self, start: int, steps: int, batch_size: int, macs: int | None, peak: float | None
+    ) -> None:
+        self._steps, self._batch_size, self._macs, self._peak = steps, batch_size, macs, peak
         self._first: tuple[int, float] | None = None
+        self._last_step, self._since, self._waited = start, time.monotonic(), 0.0
 
     def compiled(self, step: int) -> None:
-        """Leave out of the remaining time what came before: compilation."""
+        """Leave out what came before: compilation."""
         self._first = (step, time.monotonic())
-        self._last_step, self._last_time = self._first
+        self._last_step, self._since, self._waited = step, time.monotonic(), 0.0
 
-    def images_per_second(self, step: int) -> float:
-        """Since the last call."""
-        now = time.monotonic()
-        rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
-        self._last_step, self._last_time = step, now
-        return rate * self._batch_size
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is no training: it does not count for the speed."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
+
+    def speed(self, step: int) -> dict[str, float]:
+        """Since the last call: images a second, MFU, share of the time that waited for data; and
+        the memory of a device at its most."""
+        elapsed = max(time.monotonic() - self._since, 1e-9)
+        rate = (step - self._last_step) * self._batch_size / elapsed
+        found = {"memory_gib": peak_memory() / 2**30}
+        if rate:
+            found |= {"images_per_second": rate, "data_wait": self._waited / elapsed}
+            if self._macs and self._peak:
+                found["mfu"] = mfu(self._macs, rate, self._peak)
+        self._last_step, self._since, self._waited = step, time.monotonic(), 0.0
+        return found
 
     def line(self, step: int, metrics: Mapping[str, float]) -> str:
-        shown = "  ".join(
-            f"{name} {value:.4g}" for name, value in metrics.items() if name != "learning_rate"
-        )
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         return f"step {step}/{self._steps}  {shown}  left {self._remaining(step)}"
 
     def _remaining(self, step: int) -> str:

@@ -1,11 +1,11 @@
-"""The loop that trains any of the project's models: restore, step, log, sample, save.
+"""The loop that trains any of the project's models: restore, step, log, evaluate, sample, save.
 
 A run is continued by running it again: state and data position come from the newest checkpoint, and
 what follows equals an undisturbed run. SIGTERM and Ctrl-C finish the step at hand, save and return.
 """
 
-import math
-import signal
+import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sisma_jax.data.image_files import save_png
+from sisma_jax.errors import RunError
 from sisma_jax.files import write_atomically
 from sisma_jax.training.checkpoint import (
     CheckpointConfig,
@@ -27,15 +28,20 @@ from sisma_jax.training.checkpoint import (
     abstract_like,
     averaged_weights,
 )
-from sisma_jax.training.logging import MetricsLog, Progress
+from sisma_jax.training.divergence import keep_diverged
+from sisma_jax.training.hosts import is_first, many, say, stop_requests
+from sisma_jax.training.logging import MetricsLog, Progress, Silence
 from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.setup import Feed
 from sisma_jax.training.sharding import (
+    local_copy,
     on_devices,
     replicated,
     state_shardings,
     under_mesh,
 )
 from sisma_jax.training.state import (
+    Draw,
     LossFn,
     Metrics,
     Params,
@@ -44,27 +50,38 @@ from sisma_jax.training.state import (
     init_state,
     make_step,
 )
+from sisma_jax.training.throughput import matmul_peak
 
-Batches = Iterator[dict[str, np.ndarray]]
-SampleGrid = Callable[[Params], UInt8[np.ndarray, "h w 3"]]
+SHOWN = ("loss", "images_per_second", "mfu", "data_wait", "skipped")
+"""Metrics of the line on the screen, beside those that are the model's own."""
+UNREAD = 2
+"""Steps whose metrics are not waited for, so that accelerators have the next step at hand."""
 
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGINT into a flag; a second one of either acts as it always does."""
-    received = []
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained, and what is looked at meanwhile."""
 
-    def handle(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-        print(f"{signal.Signals(number).name}: saving after this step", flush=True)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    init_params: Callable[[], Params]
+    """Makes new weights; traced."""
+    optimizer: optax.GradientTransformation
+    """By `make_optimizer`."""
+    draw: Draw
+    loss_fn: LossFn
+    constants: tuple[Any, ...] = ()
+    """Arrays that the loss needs beside the batch (the frozen autoencoder)."""
+    feed: Feed
+    sample_grid: Callable[[Params], UInt8[np.ndarray, "h w 3"]]
+    """Averaged weights -> a picture for samples/ and TensorBoard; called by one process, with
+    weights that are whole and its own."""
+    evaluate: Callable[[Params], Mapping[str, float]] | None = None
+    """Averaged weights -> metrics; called by all processes."""
+    evaluate_every: int = 0
+    """Steps between two evaluations; 0 for none."""
+    macs: int | None = None
+    """Of one image, forward, for the MFU."""
+    dtype: str = "float32"
+    """That the model computes in, for the MFU."""
 
 
 def train(
@@ -73,136 +90,202 @@ def train(
     config: TrainConfig,
     checkpoint: CheckpointConfig,
     mesh: Mesh,
-    seed: int,
-    init_params: Callable[[], Params],
-    optimizer: optax.GradientTransformation,
-    loss_fn: LossFn,
-    constants: tuple[Any, ...] = (),
-    open_stream: Callable[..., Batches],
-    sample_grid: SampleGrid,
+    record: Mapping[str, Any],
+    task: Task,
 ) -> TrainState:
     """Train until `config.steps`, or until told to stop; return the last state, which is saved.
 
     Args:
       run: the folder, already claimed.
-      config, checkpoint, mesh, seed: the sections of the config.
-      init_params: makes new weights; traced.
-      optimizer: made by `make_optimizer`.
-      loss_fn: (params, batch, key, *constants) -> (loss, metrics).
-      constants: arrays that the loss needs beside the batch (the frozen autoencoder).
-      open_stream: (start: first batch number) -> closable iterator of this process's rows.
-      sample_grid: averaged weights -> a picture for samples/ and TensorBoard.
+      config, checkpoint: the sections of the config.
+      mesh: all devices of all processes.
+      record: what the run is, for its checkpoints; its "seed" decides all that is random.
+      task: what is trained.
 
     Raises:
       InputError: if there are checkpoints and none can be restored.
-      FloatingPointError: if a loss or a gradient is not finite; that step is not saved.
+      RunError: if steps are skipped too many times in a row, a disk is full, or a process is lost.
     """
-    with Checkpoints(run, checkpoint) as checkpoints:
-        state = _restore_or_init(run, checkpoints, config, init_params, optimizer, mesh)
+    with _in_words(run), Checkpoints(run.checkpoints, checkpoint, record) as checkpoints:
+        state = _restore_or_init(run, checkpoints, config, task, mesh)
         start = int(state.step)
         if start >= config.steps:
-            print(f"{run.path} is trained: step {start} of {config.steps}")
+            say(f"{run.path} is trained: step {start} of {config.steps}")
             return state
         if start:
-            print(f"continuing {run.path} at step {start}")
-        step_fn = _compile(make_step(loss_fn, optimizer, config, seed), state, mesh)
-        constants = jax.device_put(constants, replicated(mesh))
-        log = MetricsLog(run, start)
-        batches = open_stream(start=start)
+            say(f"continuing {run.path} at step {start}")
+        step_fn = make_step(task.loss_fn, task.draw, task.optimizer, config, record["seed"])
+        step_fn = _compile(step_fn, state, mesh)
+        constants = jax.device_put(task.constants, replicated(mesh))
+        # One peak stands for all: JAX's processes have devices of one kind.
+        peak = matmul_peak(task.dtype) * jax.process_count() if task.macs else None
+        progress = Progress(start, config.steps, config.batch_size, task.macs, peak)
+        log = MetricsLog(run, start) if is_first() else Silence()
+        batches = task.feed.open(start)
         try:
             with stop_requests() as stop_requested:
+                loop = _Loop(run, config, checkpoints, task, mesh, log, progress)
                 placed = on_devices(batches, mesh)
-                return _steps(
-                    state, start, config, run, checkpoints, log, sample_grid, stop_requested,
-                    lambda state: step_fn(state, next(placed), *constants),
-                )  # fmt: skip
+                return loop.run(state, start, placed, step_fn, constants, stop_requested)
         finally:
             batches.close()
             log.close()
 
 
-def _steps(
-    state: TrainState,
-    start: int,
-    config: TrainConfig,
-    run: RunFolder,
-    checkpoints: Checkpoints,
-    log: MetricsLog,
-    sample_grid: SampleGrid,
-    stop_requested: Callable[[], bool],
-    advance: Callable[[TrainState], tuple[TrainState, Metrics]],
-) -> TrainState:
-    progress = Progress(start, config.steps, config.batch_size)
-    pending: list[Metrics] = []
-    for step in range(start + 1, config.steps + 1):
-        state, metrics = advance(state)
-        pending.append(metrics)
-        if jax.default_backend() == "cpu":
-            # Several devices of one CPU share its threads: two steps in flight could each hold some
-            # and wait for the rest in a collective.
-            jax.block_until_ready(metrics)
-        if step == start + 1:
-            jax.block_until_ready(state)
-            progress.compiled(step)
-        stopping = stop_requested() or step == config.steps
-        if step % config.log_every == 0 or stopping:
-            means = _means(pending)
-            _check_finite(means, step)
-            pending = []
-            rate = progress.images_per_second(step)
-            if rate:
-                means |= {"images_per_second": rate}
-            log.write(step, means)
-            print(progress.line(step, means), flush=True)
-        if step % config.sample_every == 0 or step == config.steps:
-            image = sample_grid(state.ema)
-            run.samples.mkdir(exist_ok=True)
-            save_png(Image.fromarray(image), run.samples / f"step_{step:07d}.png")
-            log.image(step, "samples", image)
-        if stopping or checkpoints.due(step):
-            _check_finite(_means([metrics]), step)
-            checkpoints.save(step, state)
-        if stopping:
-            break
-    return state
+@contextmanager
+def _in_words(run: RunFolder) -> Iterator[None]:
+    """What the machine says in the middle of a run, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"run folder {run.path} cannot be written ({error.strerror}): the last checkpoint is "
+            "kept; mend that, then the same command continues"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        if not many():
+            raise
+        raise RunError(
+            f"process {jax.process_index()} has lost another one ({str(error).splitlines()[0]}): "
+            "start all of them again, they continue from the last checkpoint"
+        ) from error
 
 
-def _means(pending: list[Metrics]) -> dict[str, float]:
-    rows = jax.device_get(pending)
-    return {name: float(np.mean([row[name] for row in rows])) for name in sorted(rows[0])}
+class _Loop:
+    """The steps of one call of `train`."""
 
+    def __init__(
+        self,
+        run: RunFolder,
+        config: TrainConfig,
+        checkpoints: Checkpoints,
+        task: Task,
+        mesh: Mesh,
+        log: MetricsLog | Silence,
+        progress: Progress,
+    ) -> None:
+        self.folder, self.config, self.checkpoints = run, config, checkpoints
+        self.task, self.mesh, self.log, self.progress = task, mesh, log, progress
+        # Several devices of one CPU share its threads: two steps in flight could each hold some and
+        # wait for the rest in a collective.
+        self.unread = 0 if jax.default_backend() == "cpu" else UNREAD
+        self.pending: deque[tuple[int, Metrics]] = deque()
+        self.rows: list[dict[str, np.ndarray]] = []
+        self.tracing = False
 
-def _check_finite(metrics: Mapping[str, float], step: int) -> None:
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(metrics[name]):
-            raise FloatingPointError(
-                f"{name} is {metrics[name]} by step {step}: lower train.learning_rate and continue "
-                "from the last checkpoint"
-            )
+    def run(
+        self,
+        state: TrainState,
+        start: int,
+        placed: Iterator[dict[str, jax.Array]],
+        step_fn: Callable[..., tuple[TrainState, Metrics]],
+        constants: tuple[Any, ...],
+        stop_requested: Callable[[int], bool],
+    ) -> TrainState:
+        config = self.config
+        for step in range(start + 1, config.steps + 1):
+            self._profile(step)
+            with self.progress.waiting():
+                batch = next(placed)
+            # Nothing may move between host and device by accident: it would stall every step.
+            with jax.transfer_guard("disallow"):
+                state, metrics = step_fn(state, batch, *constants)
+            self.pending.append((step, metrics))
+            if step == start + 1:
+                jax.block_until_ready(state)
+                self.progress.compiled(step)
+            self._read(self.unread, state)
+            requested = stop_requested(step)
+            last = requested or step == config.steps
+            if step % config.log_every == 0 or last:
+                self._read(0, state)
+                self._log(step)
+                self.checkpoints.check()
+            with self.progress.paused():
+                self._look(step, state, last, requested)
+            if last or self.checkpoints.due(step):
+                self._read(0, state)
+                self.checkpoints.save(step, state)
+            if last:
+                break
+        self._profile(None)
+        return state
+
+    def _read(self, unread: int, state: TrainState) -> None:
+        """Wait for the metrics of all but the last `unread` steps; stop where they diverge."""
+        while len(self.pending) > unread:
+            step, metrics = self.pending.popleft()
+            row = jax.device_get(metrics)
+            self.rows.append(row)
+            if row["skipped_in_a_row"] >= self.config.skip_limit:
+                raise keep_diverged(
+                    self.folder, step, self.config.skip_limit, state,
+                    self.checkpoints.record, self.task.feed.ids,
+                )  # fmt: skip
+
+    def _log(self, step: int) -> None:
+        taken = [row for row in self.rows if not row["skipped"]] or self.rows
+        means = {name: float(np.mean([row[name] for row in taken])) for name in sorted(taken[0])}
+        del means["skipped_in_a_row"]
+        means["learning_rate"] = float(taken[-1]["learning_rate"])
+        means["skipped"] = sum(int(row["skipped"]) for row in self.rows)
+        self.rows = []
+        means |= self.progress.speed(step)
+        self.log.write(step, means)
+        own = means.keys() - {"learning_rate", "gradient_norm", "memory_gib", *SHOWN}
+        shown = {name: means[name] for name in (*sorted(own), *SHOWN) if means.get(name)}
+        say(self.progress.line(step, shown))
+
+    def _look(self, step: int, state: TrainState, last: bool, requested: bool) -> None:
+        """Evaluate and sample where it is time, but not when asked to stop: that may be short."""
+        if requested:
+            return
+        every = self.task.evaluate_every
+        if every and (step % every == 0 or last):
+            metrics = dict(self.task.evaluate(state.ema))
+            self.log.write(step, metrics)
+            say(self.progress.line(step, metrics))
+        if step % self.config.sample_every == 0 or last:
+            ema = local_copy(state.ema, self.mesh)
+            if is_first():
+                image = self.task.sample_grid(ema)
+                self.folder.samples.mkdir(exist_ok=True)
+                path = self.folder.samples / f"step_{step:07d}.png"
+                save_png(Image.fromarray(image), path)
+                self.log.image(step, "samples", image)
+
+    def _profile(self, step: int | None) -> None:
+        """Begin or end the trace before `step`, or at the end."""
+        first = self.config.profile_at
+        end = first + self.config.profile_steps
+        if first and step == first:
+            jax.profiler.start_trace(str(self.folder.profile))
+            self.tracing = True
+        elif self.tracing and step in (None, end):
+            jax.profiler.stop_trace()
+            self.tracing = False
+            say(f"traced {self.folder.profile}: open it with TensorBoard's profile plugin or xprof")
 
 
 def _restore_or_init(
-    run: RunFolder,
-    checkpoints: Checkpoints,
-    config: TrainConfig,
-    init_params: Callable[[], Params],
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    run: RunFolder, checkpoints: Checkpoints, config: TrainConfig, task: Task, mesh: Mesh
 ) -> TrainState:
-    init = lambda: init_state(init_params(), optimizer)
+    init = lambda: init_state(task.init_params(), task.optimizer)
     abstract = jax.eval_shape(init)
     shardings = state_shardings(abstract, mesh)
     abstract = abstract_like(abstract, shardings)
+    overview = parameter_overview.get_parameter_overview(abstract.params, include_stats="sharding")
+    say(overview)
+    if is_first():
+        write_atomically(run.parameters_file, (overview + "\n").encode())
     state = checkpoints.restore(abstract)
     if state is not None:
         return state
-    overview = parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
-    write_atomically(run.parameters_file, (overview + "\n").encode())
-    print(f"{parameter_overview.count_parameters(abstract.params):,} parameters")
     if config.init_from:
         params = _weights_of(config.init_from, abstract.params)
-        print(f"starting from the weights of {config.init_from}")
-        init = lambda: init_state(params, optimizer)
+        say(f"starting from the weights of {config.init_from}")
+        start = lambda params: init_state(params, task.optimizer)
+        return jax.jit(start, out_shardings=shardings)(params)
     return jax.jit(init, out_shardings=shardings)()
 
 

@@ -6,9 +6,13 @@ data.json       the checksum of the data set, of prepared ones
 checkpoints/    Orbax steps: state, ema and position
 damaged/        steps that could not be restored, out of the way
 autoencoder/    a copy of the first stage, so that a moved run still loads
-metrics.jsonl   one row per logged step
+metrics.jsonl   rows by step: of training and of evaluations
 parameters.txt  names and shapes of the weights
 samples/        sample grids by step
+profile/        traces, where train.profile_at asks for one
+diverged/       by step: the state before numbers stopped being finite, a run folder of its own with
+                the batches' ids in batches.json
+lock            held by the process that trains here
 report.json     what the finished run was measured to do
 events.*        TensorBoard
 
@@ -20,6 +24,8 @@ model.safetensors   by the names of parameters.txt; the training step is in its 
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +34,14 @@ from ml_collections import ConfigDict
 from sisma_jax.config import flatten, from_json, to_json
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, read_json, write_atomically, write_json
+from sisma_jax.files import (
+    LockedError,
+    is_new_or_empty,
+    lock,
+    read_json,
+    write_atomically,
+    write_json,
+)
 
 CHANGEABLE = (
     "autoencoder.cache",
@@ -36,11 +49,20 @@ CHANGEABLE = (
     "checkpoint.",
     "data.path",
     "data.threads",
+    "evaluation.",
     "mesh.",
+    "model.remat",
+    "model.scan",
     "samples.",
+    "train.accumulate",
+    "train.clip",
     "train.init_from",
+    "train.learning_rate",
     "train.log_every",
+    "train.profile_at",
+    "train.profile_steps",
     "train.sample_every",
+    "train.skip_limit",
     "train.steps",
 )
 """Config keys (or sections, with a dot) that may differ when a run is continued."""
@@ -89,6 +111,18 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
+    def diverged(self) -> Path:
+        return self.path / "diverged"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "lock"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.json"
 
@@ -103,41 +137,27 @@ class RunFolder:
         """The classes of the run's label maps."""
         return ClassSet.read(self.classes_file) if self.classes_file.exists() else CELEBAMASK
 
-    def check_classes(self, classes: ClassSet) -> None:
-        """Raises InputError where the run was begun with other classes."""
-        if self.config_file.exists() and self.classes() != classes:
-            raise InputError(
-                f"{self.path} was trained on other classes ({', '.join(self.classes().names)}) "
-                f"than the data set has ({', '.join(classes.names)}): give --workdir a new folder"
-            )
-
     def write_classes(self, classes: ClassSet) -> None:
         write_json(self.classes_file, classes.to_json())
-
-    def check_data(self, checksum: str | None) -> None:
-        """Raises InputError where the run was begun on another data set, as far as is known."""
-        begun = read_json(self.data_file) if self.config_file.exists() else None
-        if begun and checksum not in (None, begun["checksum"]):
-            raise InputError(
-                f"{self.path} was trained on other data ({begun['checksum'][:8]}) than data.path "
-                f"and autoencoder.cache now have ({checksum[:8]}): continue with the data set it "
-                "was begun on, or give --workdir a new folder"
-            )
-
-    def write_data(self, checksum: str | None) -> None:
-        """Keep the checksum, where there is one, of what a run is trained on."""
-        if checksum is not None:
-            write_json(self.data_file, {"checksum": checksum})
 
     def config(self) -> ConfigDict:
         """Read the resolved config; raises InputError where there is none."""
         return from_json(self.config_file)
 
-    def claim(self, config: ConfigDict) -> None:
-        """Make this the folder of a run with `config`, or continue the run that it holds.
+    @contextmanager
+    def claim(
+        self, config: ConfigDict, *, data: str | None = None, classes: ClassSet | None = None
+    ) -> Iterator[None]:
+        """Make this the folder of a run, or continue the run that it holds; locked meanwhile.
+
+        Args:
+          config: resolved.
+          data: checksum of the data set, where it has one.
+          classes: of its label maps, where they are used.
 
         Raises:
-          InputError: if it holds a run of another config, an export or other files.
+          InputError: if it holds a run of another config, data set or classes, an export or other
+            files, cannot be written, or another process trains in it.
         """
         if self.weights_file.exists():
             raise InputError(
@@ -145,27 +165,59 @@ class RunFolder:
                 f"and --config.train.init_from={self.path}"
             )
         if self.config_file.exists():
-            _refuse_other(self.config_file, self.config(), config)
-        elif not is_new_or_empty(self.path):
+            for key, before, after in changes(self.config(), config):
+                if not key.startswith(CHANGEABLE):
+                    raise InputError(
+                        f"{self.config_file} has {key} = {before!r} where this run has {after!r}: "
+                        "continue with the old value, or give --workdir a new folder"
+                    )
+            self._refuse_other_data(data, classes)
+        elif not is_new_or_empty(self.path, besides=(self.lock_file.name,)):
             raise InputError(
                 f"{self.path} is not empty and holds no run: give --workdir a new or empty folder"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config_file, to_json(config).encode())
-        except OSError as error:
+        with ExitStack() as held:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock(self.lock_file))
+                write_atomically(self.config_file, to_json(config).encode())
+                if classes is not None:
+                    self.write_classes(classes)
+                if data is not None:
+                    write_json(self.data_file, {"checksum": data})
+            except LockedError as error:
+                raise InputError(
+                    f"{self.path} is being trained in by {error}: wait for its end, or give "
+                    "--workdir another folder"
+                ) from None
+            except OSError as error:
+                raise InputError(
+                    f"run folder {self.path} cannot be written ({error.strerror}): give --workdir "
+                    "a folder that can"
+                ) from error
+            yield
+
+    def _refuse_other_data(self, data: str | None, classes: ClassSet | None) -> None:
+        if classes is not None and self.classes() != classes:
             raise InputError(
-                f"run folder {self.path} cannot be written ({error.strerror}): "
-                "give --workdir a folder that can"
-            ) from error
+                f"{self.path} was trained on other classes ({', '.join(self.classes().names)}) "
+                f"than the data set has ({', '.join(classes.names)}): give --workdir a new folder"
+            )
+        begun = read_json(self.data_file)
+        if begun and data not in (None, begun["checksum"]):
+            raise InputError(
+                f"{self.path} was trained on other data ({begun['checksum'][:8]}) than data.path "
+                f"and autoencoder.cache now have ({data[:8]}): continue with the data set it "
+                "was begun on, or give --workdir a new folder"
+            )
 
 
-def _refuse_other(path: Path, old: ConfigDict, new: ConfigDict) -> None:
+def changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """The keys in which two configs differ, with both values; None for one that is missing."""
     # Both sides as JSON has them: tuples are lists there.
     before, after = flatten(old), flatten(json.loads(to_json(new)))
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not key.startswith(CHANGEABLE):
-            raise InputError(
-                f"{path} has {key} = {before.get(key)!r} where this run has {after.get(key)!r}: "
-                "continue with the old value, or give --workdir a new folder"
-            )
+    return [
+        (key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]

@@ -1,20 +1,31 @@
 """From a command line to the parts of a run: what the training commands share."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
-import grain
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sisma_jax import cli
 from sisma_jax.config import load_config
 from sisma_jax.data import synthetic
-from sisma_jax.data.input_pipeline import Source, open_dataset, training_stream
+from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.input_pipeline import Source, batch_ids, open_dataset, training_stream
 from sisma_jax.errors import InputError
+from sisma_jax.training import hosts
+from sisma_jax.training.hosts import is_first, say, together
+from sisma_jax.training.run_folder import RunFolder, changes
+from sisma_jax.training.sharding import row_share
+
+Batches = Iterator[dict[str, np.ndarray]]
+"""That of `training_stream`, which can be closed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,23 +50,35 @@ class DataConfig:
             self.path, self.size, split=split, test_from=self.test_from, fields=fields
         )
 
-    def stream(
-        self, source: Source, *, batch_size: int, seed: int
-    ) -> Callable[..., grain.DatasetIterator[dict[str, np.ndarray]]]:
-        """Return (start: number of the first global batch) -> this process's rows from there on."""
-        return partial(
-            training_stream,
-            source,
-            batch_size=batch_size,
-            seed=seed,
-            flip=self.flip,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            threads=self.threads,
-        )
+    def feed(self, source: Source, mesh: Mesh, *, batch_size: int, seed: int) -> "Feed":
+        """Return the batches of a run over the devices of `mesh`."""
+        place, sharers = row_share(mesh)
+
+        def open_stream(start: int) -> Batches:
+            return training_stream(
+                source,
+                batch_size=batch_size,
+                seed=seed,
+                flip=self.flip,
+                start=start,
+                process_index=place,
+                process_count=sharers,
+                threads=self.threads,
+            )
+
+        ids = lambda batch: batch_ids(source, batch_size=batch_size, seed=seed, batch=batch)
+        return Feed(open_stream, ids)
 
     def make_if_synthetic(self) -> None:
-        """Write the synthetic set if the config asks for one and it is not there."""
+        """Write the synthetic set if the config asks for one and it is not there.
+
+        Only the first process writes; the others wait.
+        """
+        with together():
+            if is_first():
+                self._make_if_synthetic()
+
+    def _make_if_synthetic(self) -> None:
         if self.synthetic_count and not Path(self.path).exists():
             print(f"{self.path} does not exist: writing {self.synthetic_count} synthetic faces")
             synthetic.write_dataset(
@@ -63,8 +86,21 @@ class DataConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Where a run's batches come from."""
+
+    open: Callable[[int], Batches]
+    """Number of the first global batch -> this process's rows from there on, endlessly."""
+    ids: Callable[[int], list[str]]
+    """Number of a global batch -> the data set's names of its items."""
+
+
 def parse_training_command(module: str, description: str, example: str) -> tuple[ConfigDict, Path]:
-    """Return the resolved config and the run folder of a training command."""
+    """Return the resolved config and the run folder of a training command.
+
+    Meets the other processes, where there are any, and has JAX keep compiled programs.
+    """
     parser = cli.parser(module, description, example)
     parser.add_argument(
         "--config",
@@ -77,9 +113,53 @@ def parse_training_command(module: str, description: str, example: str) -> tuple
         type=Path,
         help="run folder, made or continued (default: runs/ and the config's name)",
     )
+    hosts.add_arguments(parser)
     args, overrides = parser.parse_known_args()
+    hosts.join(args)
+    keep_compiled_programs()
     config = load_config(args.config, overrides)
     return config, args.workdir or Path("runs") / _name(args.config)
+
+
+@contextmanager
+def run_claimed(
+    run: RunFolder,
+    config: ConfigDict,
+    *,
+    data: str | None = None,
+    classes: ClassSet | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Claim the folder (`RunFolder.claim`, by the first process) for what happens inside.
+
+    Yields:
+      What the run is, for its checkpoints: seed, config and the checksum of its data.
+    """
+    begun = run.config() if run.config_file.exists() else config
+    with ExitStack() as held:
+        with together():
+            if is_first():
+                held.enter_context(run.claim(config, data=data, classes=classes))
+        for key, before, after in changes(begun, config):
+            say(f"changed in this run: {key} from {before!r} to {after!r}")
+        yield {"seed": config.seed, "config": config.to_dict(), "data": data}
+
+
+def keep_compiled_programs() -> None:
+    """Have JAX keep compiled programs for the next start, unless it has been told where to.
+
+    They lie in the user's cache folder, on a CPU by its abilities, for programs of one CPU may use
+    instructions that another lacks.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kind = jax.default_backend()
+    if kind == "cpu":
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        abilities = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+        kind += "-" + hashlib.sha256(abilities.encode()).hexdigest()[:8]
+    jax.config.update("jax_compilation_cache_dir", str(cache / "sisma_jax" / kind))
 
 
 def _name(spec: str) -> str:

@@ -1,8 +1,10 @@
 """Where arrays live: a (data, fsdp) mesh, batches over both axes, parameters over fsdp."""
 
 import dataclasses
+import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -12,7 +14,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from sisma_jax.errors import InputError
 
 SMALLEST_SHARDED = 2**16
-"""Parameters with fewer elements are copied to every device."""
+"""Arrays with fewer elements are copied to every device."""
+
+FIRST_AXIS_CUT = (
+    (r"\['blocks'\]", 1),  # one block after the other is taken from the first axis
+    (r"", 0),
+)
+"""By which axis on an array of the state may be cut over "fsdp": the first line whose pattern is in
+its path counts. Of those axes that the devices divide the longest is cut. The optimizer's arrays
+and the average have the parameters' paths and shapes, hence the same cuts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,24 +33,43 @@ class MeshConfig:
     fsdp: int
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Return the mesh over all devices of all hosts.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Return the mesh over `devices`, by default all of all hosts.
 
     Raises:
       InputError: if the axes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    given = jax.devices() if devices is None else devices
+    count = len(given)
     shape = [config.data, config.fsdp]
     if shape.count(-1) == 1:
         known = shape[1 - shape.index(-1)]
         if known > 0:
-            shape[shape.index(-1)] = devices // known
-    if min(shape) < 1 or shape[0] * shape[1] != devices:
+            shape[shape.index(-1)] = count // known
+    if min(shape) < 1 or shape[0] * shape[1] != count:
         raise InputError(
-            f"mesh.data {config.data} x mesh.fsdp {config.fsdp} does not cover the {devices} "
+            f"mesh.data {config.data} x mesh.fsdp {config.fsdp} does not cover the {count} "
             "devices: their product has to be that number, and one of them may be -1"
         )
-    return jax.make_mesh(tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(
+        tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=given
+    )
+    if len(process_order(mesh)) == len({device.process_index for device in given}):
+        return mesh
+    # Laid out for the network, the devices of one process do not follow each other: then its rows
+    # would not either, and a batch would not be the same for another number of processes.
+    return Mesh(np.reshape(given, shape), mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def process_order(mesh: Mesh) -> list[int]:
+    """The processes in the order of their devices; more than once where those lie apart."""
+    return [process for process, _ in groupby(d.process_index for d in mesh.devices.flat)]
+
+
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """This process's place among those that share the rows of a batch, and their number."""
+    order = process_order(mesh)
+    return order.index(jax.process_index()), len(order)
 
 
 def local_mesh() -> Mesh:
@@ -70,6 +99,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def local_copy(tree: Any, mesh: Mesh) -> Any:
+    """The arrays whole, on this process's devices; every process has to call it."""
+    tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    if jax.process_count() == 1:
+        return tree
+    # Of a replicated array every device has all.
+    return jax.device_put(
+        jax.tree.map(lambda x: x.addressable_data(0), tree), replicated(local_mesh())
+    )
+
+
 def under_mesh(mesh: Mesh, function: Callable) -> Callable:
     """`function`, called with `mesh` in force, by which the selective scan spreads its batch."""
 
@@ -80,28 +120,31 @@ def under_mesh(mesh: Mesh, function: Callable) -> Callable:
     return call
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises InputError if the devices do not divide the batch."""
-    if batch_size % mesh.size:
+def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
+    """Raises InputError if the devices do not divide the batch, gone through in `parts`."""
+    if batch_size % (mesh.size * parts):
+        in_parts = f" in {parts} parts (train.accumulate)" if parts > 1 else ""
         raise InputError(
-            f"train.batch_size {batch_size} is not divisible by the {mesh.size} devices: "
-            "choose a multiple"
+            f"train.batch_size {batch_size} is not divisible by the {mesh.size} devices{in_parts}: "
+            f"choose a multiple of {mesh.size * parts}"
         )
 
 
 def state_shardings(abstract: Any, mesh: Mesh) -> Any:
-    """Return a sharding per leaf: large ones are cut along the longest axis that fsdp divides."""
+    """Return a sharding per leaf of a state's shapes, by FIRST_AXIS_CUT."""
     fsdp = mesh.shape["fsdp"]
 
-    def leaf(x: jax.ShapeDtypeStruct) -> NamedSharding:
-        cut = [axis for axis in range(x.ndim) if x.shape[axis] % fsdp == 0]
+    def leaf(path: tuple, x: jax.ShapeDtypeStruct) -> NamedSharding:
+        name = jax.tree_util.keystr(path)
+        first = next(first for pattern, first in FIRST_AXIS_CUT if re.search(pattern, name))
+        cut = [axis for axis in range(first, x.ndim) if x.shape[axis] % fsdp == 0]
         if fsdp == 1 or x.size < SMALLEST_SHARDED or not cut:
             return replicated(mesh)
         spec = [None] * x.ndim
         spec[max(cut, key=lambda axis: x.shape[axis])] = "fsdp"
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree.map(leaf, abstract)
+    return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
 def on_devices(

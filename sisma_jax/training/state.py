@@ -2,6 +2,8 @@
 
 Everything random in a step is drawn from (seed, step), so the state at a step and the data position
 (the same number) determine all that follows.
+
+A step whose loss or gradient is not finite changes nothing but its counters.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ import optax.contrib
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from sisma_jax.errors import InputError
+from sisma_jax.models.placement import by_rows
 
 MUON_RMS = 0.2
 """Size of Muon's updates over the learning rate: about AdamW's, so that one rate fits both."""
@@ -25,8 +28,11 @@ Params = dict[str, Any]
 Metrics = dict[str, Float[Array, ""]]
 MatrixAxes = Callable[[Any, Array], tuple[tuple[int, ...], tuple[int, ...]] | None]
 """(path, parameter) -> the axes that a linear map sums over and those it gives, or None."""
+Batch = dict[str, Array]
+Draw = Callable[[PRNGKeyArray, Batch], Batch]
+"""(key, batch) -> everything random that the loss needs, by row, for the whole batch."""
 LossFn = Callable[..., tuple[Float[Array, ""], Metrics]]
-"""(params, batch, key, *constants) -> (loss, metrics)."""
+"""(params, batch with what was drawn for it, *constants) -> (mean loss, metrics)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,8 @@ class TrainConfig:
     steps: int
     batch_size: int
     """Of all devices and hosts together."""
+    accumulate: int
+    """Parts that a batch is gone through in, for a gradient that is kept: less memory."""
     optimizer: str
     """"adamw", or "muon": matrices by orthogonalised momentum (Jordan et al. 2024), the rest by
     AdamW; further along after few steps."""
@@ -50,13 +58,26 @@ class TrainConfig:
     """The limit of the running average's decay; it starts at 1/10 and grows with the steps."""
     init_from: str
     """A run folder whose weights a new run starts from; "" for new weights."""
+    skip_limit: int
+    """Steps in a row with a loss or gradient that is not finite after which the run stops."""
     log_every: int
     sample_every: int
+    profile_at: int
+    """The first step that `jax.profiler` traces into the run folder's profile/; 0 for none."""
+    profile_steps: int
+    """How many it traces."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "sample_every"):
+        for name in (
+            "steps", "batch_size", "accumulate", "skip_limit", "log_every", "sample_every",
+            "profile_steps",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name} is {getattr(self, name)}: set at least 1")
+        if self.profile_at < 0:
+            raise InputError(
+                f"train.profile_at is {self.profile_at}: give a step, or 0 for no trace"
+            )
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"train.optimizer is {self.optimizer!r}: choose 'adamw' or 'muon'")
         if self.schedule not in ("constant", "cosine"):
@@ -75,7 +96,11 @@ class TrainState:
     """All that a step changes; also as a tree of shapes or shardings, hence the loose types."""
 
     step: Any
-    """int32 scalar: steps done."""
+    """int32 scalar: steps done, skipped ones included."""
+    skipped: Any
+    """int32 scalar: of them those that were skipped."""
+    skipped_in_a_row: Any
+    """int32 scalar: the last so many were."""
     params: Params
     ema: Params
     opt_state: optax.OptState
@@ -117,8 +142,11 @@ def make_optimizer(config: TrainConfig, matrix_axes: MatrixAxes) -> optax.Gradie
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state at step 0. The average starts as the weights themselves."""
+    none = jnp.zeros((), jnp.int32)
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=none,
+        skipped=none,
+        skipped_in_a_row=none,
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
@@ -132,24 +160,74 @@ def ema_decay(limit: float, step: Int32[Array, ""]) -> Float[Array, ""]:
 
 
 def make_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, config: TrainConfig, seed: int
+    loss_fn: LossFn,
+    draw: Draw,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    seed: int,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Return (state, batch, *constants) -> (state, metrics), to be compiled by the loop."""
     schedule = learning_rate(config)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def step(state: TrainState, batch: dict[str, Array], *constants: Any) -> tuple:
+    def mean_gradient(params: Params, batch: Batch, *constants: Any) -> tuple:
+        if config.accumulate == 1:
+            return grad_fn(params, batch, *constants)
+        parts = split_rows(batch, config.accumulate)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(grad_fn, params, first, *constants)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            one = grad_fn(params, part, *constants)
+            return jax.tree.map(lambda a, b: a + b / config.accumulate, total, one), None
+
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    def step(state: TrainState, batch: Batch, *constants: Any) -> tuple[TrainState, Metrics]:
         key: PRNGKeyArray = jax.random.fold_in(jax.random.key(seed), state.step)
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = grad_fn(state.params, batch, key, *constants)
+        batch = batch | by_rows(draw(key, batch))
+        (loss, metrics), grads = mean_gradient(state.params, batch, *constants)
+        norm = optax.global_norm(grads)
+        # After the last step in a row that may be skipped nothing changes any more, so that the
+        # loop, which looks a little later, still finds the state before the first of them.
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        good &= state.skipped_in_a_row < config.skip_limit
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        rate = 1 - ema_decay(config.ema_decay, state.step)
-        metrics = metrics | {
+        applied = state.step - state.skipped
+        ema = optax.incremental_update(params, state.ema, 1 - ema_decay(config.ema_decay, applied))
+        kept = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        skipped = 1 - good.astype(jnp.int32)
+        new = TrainState(
+            step=state.step + 1,
+            skipped=state.skipped + skipped,
+            skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+            params=kept(params, state.params),
+            ema=kept(ema, state.ema),
+            opt_state=kept(opt_state, state.opt_state),
+        )
+        return new, metrics | {
             "loss": loss,
-            "gradient_norm": optax.global_norm(grads),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "gradient_norm": norm,
+            "learning_rate": jnp.asarray(schedule(applied), jnp.float32),
+            "skipped": skipped,
+            "skipped_in_a_row": new.skipped_in_a_row,
         }
-        ema = optax.incremental_update(params, state.ema, rate)
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return step
+
+
+def split_rows(batch: Batch, parts: int) -> Batch:
+    """(rows, ...) -> (parts, rows / parts, ...), every part spread over all devices like the whole.
+
+    Rows do not move between devices: each part has some of every device's.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+
+    def split(x: Array) -> Array:
+        x = x.reshape(devices, parts, -1, *x.shape[1:])
+        return x.swapaxes(0, 1).reshape(parts, -1, *x.shape[3:])
+
+    return by_rows(jax.tree.map(split, batch), axis=1)

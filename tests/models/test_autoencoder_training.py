@@ -20,6 +20,7 @@ from sisma_jax.models.autoencoder.training import (
     autoencoder_loss,
     latent_scale,
     patch_pca_init,
+    posterior_noise,
 )
 from tests.autoencoders import SMALL_KL, SMALL_TINY, random_params, smooth_images
 
@@ -68,13 +69,15 @@ class TestTraining:
             params = patch_pca_init(params, images)
         mean, _ = module.apply({"params": params}, images, method="encode")
         assert mean.shape == (2, 32 // factor, 16 // factor, 4)
-        _, metrics = autoencoder_loss(module, params, key, images, 1e-3)
+        noise = posterior_noise(config, key, images)
+        _, metrics = autoencoder_loss(module, params, noise, images, 1e-3)
         assert np.isfinite(float(metrics["psnr"]))
 
     @pytest.mark.parametrize("config", [SMALL_KL, SMALL_TINY], ids=["kl", "tiny"])
     def test_every_parameter_gets_a_finite_gradient(self, config, key):
         module, images = AutoencoderKL(config), smooth_images(2, 16, 16)
-        loss = lambda params: autoencoder_loss(module, params, key, images, 1e-3)
+        noise = posterior_noise(config, key, images)
+        loss = lambda params: autoencoder_loss(module, params, noise, images, 1e-3)
         grads, metrics = jax.jit(jax.grad(loss, has_aux=True))(random_params(config))
         for name, gradient in jax.tree_util.tree_leaves_with_path(grads):
             assert bool(jnp.isfinite(gradient).all()), name
@@ -89,9 +92,10 @@ class TestTraining:
     def test_loss_adds_the_weighted_divergence_and_psnr_follows_the_error(self, key):
         module, params = AutoencoderKL(SMALL_TINY), random_params(SMALL_TINY)
         images = smooth_images(1, 16, 16)
-        loss, metrics = autoencoder_loss(module, params, key, images, 0.5)
+        noise = posterior_noise(SMALL_TINY, key, images)
+        loss, metrics = autoencoder_loss(module, params, noise, images, 0.5)
         mean, logvar = module.apply({"params": params}, images, method="encode")
-        z = sample_latent(key, mean, logvar, 1.0)
+        z = sample_latent(noise, mean, logvar, 1.0)
         error = np.asarray(module.apply({"params": params}, z, method="decode")) - images
         assert float(metrics["reconstruction"]) == pytest.approx(np.abs(error).mean(), rel=1e-4)
         assert float(metrics["kl"]) == pytest.approx(float(posterior_kl(mean, logvar)), rel=1e-4)
@@ -105,5 +109,6 @@ class TestTraining:
         autoencoder = Autoencoder(SMALL_TINY, random_params(SMALL_TINY))
         scale = latent_scale(autoencoder, images)
         config = dataclasses.replace(SMALL_TINY, scaling_factor=scale)
-        latents = Autoencoder(config, autoencoder.params).to_latents(key, images)
+        noise = posterior_noise(config, key, images)
+        latents = Autoencoder(config, autoencoder.params).to_latents(noise, images)
         assert float(latents.std()) == pytest.approx(1.0, abs=0.05)

@@ -30,7 +30,8 @@ def rows(workdir):
 def assert_same_run(first, second):
     for a, b in zip(weights(first), weights(second), strict=True):
         np.testing.assert_array_equal(a, b)
-    drop = lambda row: {k: v for k, v in row.items() if k != "images_per_second"}
+    measured = ("images_per_second", "data_wait", "memory_gib", "mfu")
+    drop = lambda row: {k: v for k, v in row.items() if k not in measured}
     assert list(map(drop, rows(first))) == list(map(drop, rows(second)))
 
 
@@ -98,15 +99,6 @@ def test_a_signal_saves_and_returns_and_the_run_continues_exactly(
     assert_same_run(tmp_path / "run", tiny_run)
 
 
-def test_a_diverged_step_is_not_saved(inputs_folder, tmp_path):
-    """The step that saves is not one that logs; the last good one stays."""
-    diverge = {"train__learning_rate": 1e30, "train__warmup": 0, "train__log_every": 100}
-    train_tiny(inputs_folder, tmp_path / "run", train__steps=1, **diverge)
-    with pytest.raises(FloatingPointError, match=r"by step 2: lower train\.learning_rate"):
-        train_tiny(inputs_folder, tmp_path / "run", train__steps=3, **diverge)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
-
-
 def test_rows_past_the_restored_step_are_dropped(tiny_run, inputs_folder, tmp_path):
     """A crash after step 6 was logged and before it was saved."""
     run = tmp_path / "run"
@@ -153,7 +145,7 @@ def without_a_file(checkpoint):
 
 
 def with_another_position(checkpoint):
-    (checkpoint / "position" / "metadata").write_text('{"batch": 5}')
+    (checkpoint / "run" / "metadata").write_text('{"batch": 5}')
 
 
 @pytest.mark.parametrize("damage", [cut_short, without_a_file, with_another_position])

@@ -111,7 +111,7 @@ def to_uint8(images: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
 
 
 def sample_latent(
-    key: PRNGKeyArray,
+    noise: Float[Array, "*shape"],
     mean: Float[Array, "*shape"],
     logvar: Float[Array, "*shape"],
     scaling_factor: float,
@@ -119,7 +119,7 @@ def sample_latent(
     """Draw scaled latents from the posterior, equation (2).
 
     Args:
-      key: randomness.
+      noise: eps ~ N(0, 1), float32.
       mean: before scaling; float16 moments of a cache will do.
       logvar: likewise.
       scaling_factor: the autoencoder's; 1 gives the z that `decode` takes.
@@ -128,7 +128,6 @@ def sample_latent(
       Latents in float32.
     """
     deviation = jnp.exp(0.5 * logvar.astype(jnp.float32))
-    noise = jax.random.normal(key, mean.shape)
     return scaling_factor * (mean.astype(jnp.float32) + deviation * noise)
 
 
@@ -190,10 +189,10 @@ class Autoencoder:
         return hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest()
 
     def to_latents(
-        self, key: PRNGKeyArray, images: Float[Array, "b h w c"]
+        self, noise: Float[Array, "b _ _ latent_channels"], images: Float[Array, "b h w c"]
     ) -> Float[Array, "b _ _ latent_channels"]:
-        """Draw scaled latents of images in [-1, 1], equation (2)."""
-        return sample_latent(key, *self.encode(images), self.scaling_factor)
+        """Scaled latents of images in [-1, 1], equation (2); noise: eps."""
+        return sample_latent(noise, *self.encode(images), self.scaling_factor)
 
     def from_latents(
         self, latents: Float[Array, "b h w latent_channels"]

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import (
     Autoencoder,
+    AutoencoderConfig,
     AutoencoderKL,
     posterior_kl,
     sample_latent,
@@ -27,10 +28,19 @@ PEAK_TO_PEAK = 2.0
 STATISTICS_BATCH = 64
 
 
+def posterior_noise(
+    config: AutoencoderConfig, key: PRNGKeyArray, images: Shaped[Array, "b h w c"]
+) -> Float[Array, "b _ _ latent_channels"]:
+    """Draw what one sample of each image's posterior needs."""
+    count, height, width, _ = images.shape
+    grid = height // config.factor, width // config.factor
+    return jax.random.normal(key, (count, *grid, config.latent_channels))
+
+
 def autoencoder_loss(
     module: AutoencoderKL,
     params: Any,
-    key: PRNGKeyArray,
+    noise: Float[Array, "b _ _ latent_channels"],
     images: Float[Array, "b h w c"],
     kl_weight: float,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -39,7 +49,7 @@ def autoencoder_loss(
     Args:
       module: the autoencoder.
       params: its parameters.
-      key: randomness of the posterior sample.
+      noise: of the posterior sample (`posterior_noise`).
       images: in [-1, 1].
       kl_weight: weight of the divergence per latent element.
 
@@ -48,7 +58,7 @@ def autoencoder_loss(
       the batch's mean squared error).
     """
     mean, logvar = module.apply({"params": params}, images, method="encode")
-    z = sample_latent(key, mean, logvar, scaling_factor=1.0)
+    z = sample_latent(noise, mean, logvar, scaling_factor=1.0)
     decoded = module.apply({"params": params}, z, method="decode")
     error = jnp.mean(jnp.abs(decoded - images))
     kl = posterior_kl(mean, logvar)
@@ -103,10 +113,9 @@ def latent_scale(autoencoder: Autoencoder, images: Float[Array, "n h w c"]) -> f
       autoencoder: a trained one; its own scaling factor plays no part.
       images: training images in [-1, 1]; encoded `STATISTICS_BATCH` at a time.
     """
-    keys = jax.random.split(jax.random.key(0), len(images))
-    starts = range(0, len(images), STATISTICS_BATCH)
+    noise = posterior_noise(autoencoder.config, jax.random.key(0), images)
+    starts = [slice(i, i + STATISTICS_BATCH) for i in range(0, len(images), STATISTICS_BATCH)]
     latents = [
-        sample_latent(keys[i], *autoencoder.encode(images[i : i + STATISTICS_BATCH]), 1.0)
-        for i in starts
+        sample_latent(noise[rows], *autoencoder.encode(images[rows]), 1.0) for rows in starts
     ]
     return float(1.0 / np.std(np.concatenate(latents), dtype=np.float64))

@@ -1,0 +1,124 @@
+"""The arithmetic of SISMA: multiply-accumulates (MACs) of one image, derived by hand.
+
+One MAC is two floating-point operations. The backward pass costs two forward passes, so training
+costs three: six operations per image and MAC of `macs`, whatever `remat` computes a second time.
+
+Counted:
+  - linear maps and convolutions, at every position of their output: neither the windows that reach
+    into zero padding nor the zeros of one-hot labels are subtracted;
+  - the selective scan as its recurrence says, not as an implementation computes it, with three
+    MACs per token, channel, state and order: decay h, (Delta u) B added to it, and C h added up.
+Not counted: norms, activations, biases, gates, residuals, positions, and in the scan softplus,
+exp(Delta A), Delta u and the skip D u.
+
+Letters as in `mamba`: D width, d = expand x D channels, n states, r rank of delta, L tokens, K
+orders. Maps of tokens are counted L times, maps of the time embedding once.
+"""
+
+from typing import NamedTuple
+
+from sisma_jax.models.embeddings import TIME_FREQUENCIES
+from sisma_jax.models.sisma_config import SISMAConfig
+
+
+def macs(config: SISMAConfig) -> int:
+    """Return the MACs of one forward pass of the whole model: of `SISMA.__call__`."""
+    return mask_macs(config) + velocity_macs(config)
+
+
+def mask_macs(config: SISMAConfig) -> int:
+    """Return the MACs of what depends on the mask alone: of `SISMA.encode_mask`."""
+    return mask_encoder(config) + config.depth * mask_stream(config)
+
+
+def velocity_macs(config: SISMAConfig) -> int:
+    """Return the MACs of one velocity in synthesis: of `SISMA.velocity`.
+
+    A step of "euler" takes one, of the other solvers two; guidance doubles either.
+    """
+    block = modulation, self_mamba, cross_mamba, feed_forward
+    once = patch_in, time_embedding, final_layer
+    return config.depth * sum(part(config) for part in block) + sum(part(config) for part in once)
+
+
+class _Letters(NamedTuple):
+    D: int
+    d: int
+    n: int
+    r: int
+    L: int
+    K: int
+
+
+def _letters(c: SISMAConfig) -> _Letters:
+    rows, columns = c.grid
+    D = c.width
+    return _Letters(D, d=c.expand * D, n=c.state, r=-(-D // 16), L=rows * columns, K=c.orders)
+
+
+def patch_in(c: SISMAConfig) -> int:
+    D, _, _, _, L, _ = _letters(c)
+    return L * c.patch**2 * c.latent_channels * D
+
+
+def time_embedding(c: SISMAConfig) -> int:
+    return TIME_FREQUENCIES * c.width + c.width**2
+
+
+def modulation(c: SISMAConfig) -> int:
+    """Shift, scale and gate of a block's three sub-layers."""
+    return c.width * 9 * c.width
+
+
+def self_mamba(c: SISMAConfig) -> int:
+    """W_in, W_out; per order W_x, W_dt; one convolution, the scan."""
+    D, d, n, r, L, K = _letters(c)
+    maps = D * 2 * d + d * D + K * (d * (r + 2 * n) + r * d)
+    return L * maps + depthwise_conv(c) + selective_scan(c)
+
+
+def cross_mamba(c: SISMAConfig) -> int:
+    """The image's part: W_in, W_out; per order W_x->C; one convolution, the scan."""
+    D, d, n, _, L, K = _letters(c)
+    maps = D * 2 * d + d * D + K * d * n
+    return L * maps + depthwise_conv(c) + selective_scan(c)
+
+
+def mask_stream(c: SISMAConfig) -> int:
+    """The mask's part of a Cross-Mamba: W_s; per order W_s->dtB, W_dt; one convolution."""
+    D, d, n, r, L, K = _letters(c)
+    maps = D * d + K * (d * (r + n) + r * d)
+    return L * maps + depthwise_conv(c)
+
+
+def depthwise_conv(c: SISMAConfig) -> int:
+    """3x3 on every channel of one stream."""
+    _, d, _, _, L, _ = _letters(c)
+    return L * 9 * d
+
+
+def selective_scan(c: SISMAConfig) -> int:
+    """The K scans of one mixer. See the module docstring."""
+    _, d, n, _, L, K = _letters(c)
+    return L * K * 3 * d * n
+
+
+def feed_forward(c: SISMAConfig) -> int:
+    D, _, _, _, L, _ = _letters(c)
+    return L * 2 * D * c.ff_ratio * D
+
+
+def final_layer(c: SISMAConfig) -> int:
+    """Its modulation, and the map back to patches."""
+    D, _, _, _, L, _ = _letters(c)
+    return D * 2 * D + L * D * c.patch**2 * c.latent_channels
+
+
+def mask_encoder(c: SISMAConfig) -> int:
+    """3x3 convolutions: each halves the side and doubles the channels, the last maps to D."""
+    total, side, inputs, outputs = 0, c.image_size, c.num_classes, c.mask_channels
+    while side > c.grid[0]:
+        side //= 2
+        total += side**2 * 9 * inputs * outputs
+        inputs, outputs = outputs, 2 * outputs
+    return total + side**2 * 9 * inputs * c.width

@@ -1,0 +1,61 @@
+"""What is kept of a run whose numbers stopped being finite, so that one can look for the cause."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sisma_jax.errors import RunError
+from sisma_jax.files import write_json
+from sisma_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from sisma_jax.training.hosts import is_first, together
+from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.state import TrainState
+
+
+def keep_diverged(
+    run: RunFolder,
+    step: int,
+    skipped: int,
+    state: TrainState,
+    record: Mapping[str, Any],
+    batch_ids: Callable[[int], list[str]],
+) -> RunError:
+    """Save the state before the first skipped step as a run folder; return what to say of it.
+
+    Args:
+      run: the run's own folder.
+      step: the last of the skipped steps.
+      skipped: how many in a row.
+      state: of this step or a later one, which has not changed since.
+      record: what the run is, for the checkpoint.
+      batch_ids: number of a global batch -> the data set's names of its items.
+    """
+    before = step - skipped
+    folder = RunFolder(run.diverged / f"step_{before}")
+    if is_first():
+        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.path.mkdir(parents=True)
+        for file in (run.config_file, run.classes_file, run.data_file):
+            if file.exists():
+                shutil.copy(file, folder.path)
+        if run.autoencoder.exists():
+            shutil.copytree(run.autoencoder, folder.autoencoder)
+        batches = {str(k + 1): batch_ids(k) for k in range(before, step)}
+        write_json(folder.path / "batches.json", batches)
+    with together():
+        pass  # the folder is there for all
+    zero = state.skipped * 0
+    state = state.replace(
+        step=zero + before,
+        skipped=state.skipped - (state.step - before),
+        skipped_in_a_row=zero,
+    )
+    with Checkpoints(
+        folder.checkpoints, CheckpointConfig(every=1, keep=1, keep_every=0), record
+    ) as checkpoints:
+        checkpoints.save(before, state)
+    return RunError(
+        f"loss or gradient was not finite in {skipped} steps in a row, {before + 1} to {step}: "
+        f"--workdir {folder.path} repeats them, its batches.json names their items; to go on, "
+        "lower train.learning_rate and continue from the last checkpoint"
+    )
