@@ -1,7 +1,9 @@
 """What every command shares: one sentence for wrong input, the same shape of `--help`."""
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import logging
@@ -36,18 +38,37 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        _end(str(error), 2)
+        if _first():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
     except RunError as error:
-        _end(str(error), 1)
+        if _first() or not error.shared:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        _leave(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        if not _many():
+            raise
+        traceback.print_exc()
+        _leave(1)
 
 
-def _end(sentence: str, status: int) -> None:
-    """Say it on the first of the processes that train together, and leave."""
-    jax = sys.modules.get("jax")  # many commands do without
-    together = jax is not None and jax.distributed.is_initialized()
-    if not together or jax.process_index() == 0:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+def _first() -> bool:
+    return not _many() or sys.modules["jax"].process_index() == 0
+
+
+def _many() -> bool:
+    """Whether there are other processes of the same run; many commands do without JAX."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _leave(status: int) -> None:
+    """Exit; among others at once, for at a regular end JAX would wait for those that are lost, and
+    the others for this one."""
+    if _many():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)

@@ -14,4 +14,11 @@ class RunError(RuntimeError):
     """What was begun well cannot go on: numbers diverge, a disk is full, a process is lost.
 
     The message is like that of `InputError`, and says what is kept; commands exit with status 1.
+
+    Attributes:
+      shared: every process of the run raises it, so that one has to say it.
     """
+
+    def __init__(self, message: str, *, shared: bool = False) -> None:
+        super().__init__(message)
+        self.shared = shared

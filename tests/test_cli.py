@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sisma_jax import cli
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, RunError
 
 COMMANDS = (
     "prepare",
@@ -38,6 +38,16 @@ def test_wrong_input_is_one_sentence_and_status_two(capsys):
         cli.run(main)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: steps is 0: use at least 1\n"
+
+
+def test_a_run_that_cannot_go_on_is_one_sentence_and_status_one(capsys):
+    def main():
+        raise RunError("the disk is full: make room")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: the disk is full: make room\n"
 
 
 def test_other_errors_keep_their_traceback():

@@ -145,7 +145,7 @@ def fixed_batch(source: Source, count: int) -> dict[str, Shaped[np.ndarray, "cou
 
 def items(source: Source, indices: Sequence[int]) -> dict[str, Shaped[np.ndarray, "count ..."]]:
     """The items at `indices`, never mirrored, stacked."""
-    found = [_as_seen(source[int(index)]) for index in indices]
+    found = [_as_seen(source[index]) for index in indices]
     return {field: np.stack([item[field] for item in found]) for field in found[0]}
 
 

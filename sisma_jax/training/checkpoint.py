@@ -264,10 +264,12 @@ def averaged_weights(run: RunFolder, abstract: Params) -> tuple[int, Params]:
     return step, items.ema
 
 
-def _reason(error: Exception) -> str:
-    """One line of what Orbax or TensorStore say, from its end where that is the cause."""
+def _reason(error: BaseException) -> str:
+    """One line of what Orbax or TensorStore say of the first cause, or its end where it is long."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    line = re.sub(r" \[\w+='[^']*'\]$", "", line)
+    line = re.sub(r"\.? See full TensorStore details.*| \[\w+='[^']*'\]$", "", line)
     return line if len(line) <= 200 else "... " + line[-200:]
 
 

@@ -57,5 +57,6 @@ def keep_diverged(
     return RunError(
         f"loss or gradient was not finite in {skipped} steps in a row, {before + 1} to {step}: "
         f"--workdir {folder.path} repeats them, its batches.json names their items; to go on, "
-        "lower train.learning_rate and continue from the last checkpoint"
+        "lower train.learning_rate and continue from the last checkpoint",
+        shared=True,
     )

@@ -94,7 +94,7 @@ def held_out_loss(
     def read(start: int) -> dict[str, np.ndarray]:
         """This process's rows of the items from `start` on; past the last they weigh nothing."""
         index = start + place * rows + np.arange(rows)
-        batch: dict[str, Any] = items(source, np.minimum(index, count - 1))
+        batch: dict[str, Any] = items(source, np.minimum(index, count - 1).tolist())
         return batch | {
             "index": index.astype(np.int32),
             "weight": (index < count).astype(np.float32),

@@ -188,7 +188,7 @@ def make_step(
         key: PRNGKeyArray = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = batch | by_rows(draw(key, batch))
         (loss, metrics), grads = mean_gradient(state.params, batch, *constants)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         # After the last step in a row that may be skipped nothing changes any more, so that the
         # loop, which looks a little later, still finds the state before the first of them.
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
