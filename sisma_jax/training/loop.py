@@ -7,7 +7,7 @@ what follows equals an undisturbed run. SIGTERM and Ctrl-C finish the step at ha
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,8 @@ def train(
         log = MetricsLog(run, start) if is_first() else Silence()
         batches = task.feed.open(start)
         try:
-            with stop_requests() as stop_requested:
+            with stop_requests() as stop_requested, closing(on_devices(batches, mesh)) as placed:
                 loop = _Loop(run, config, checkpoints, task, mesh, log, progress)
-                placed = on_devices(batches, mesh)
                 return loop.run(state, start, placed, step_fn, constants, stop_requested)
         finally:
             batches.close()

@@ -3,7 +3,8 @@
 import dataclasses
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
@@ -54,21 +55,21 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     mesh = jax.make_mesh(
         tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=given
     )
-    if len(process_order(mesh)) == len({device.process_index for device in given}):
+    if len(process_order(mesh.devices.flat)) == len({device.process_index for device in given}):
         return mesh
     # Laid out for the network, the devices of one process do not follow each other: then its rows
     # would not either, and a batch would not be the same for another number of processes.
     return Mesh(np.reshape(given, shape), mesh.axis_names, axis_types=mesh.axis_types)
 
 
-def process_order(mesh: Mesh) -> list[int]:
+def process_order(devices: Iterable[Any]) -> list[int]:
     """The processes in the order of their devices; more than once where those lie apart."""
-    return [process for process, _ in groupby(d.process_index for d in mesh.devices.flat)]
+    return [process for process, _ in groupby(device.process_index for device in devices)]
 
 
 def row_share(mesh: Mesh) -> tuple[int, int]:
     """This process's place among those that share the rows of a batch, and their number."""
-    order = process_order(mesh)
+    order = process_order(mesh.devices.flat)
     return order.index(jax.process_index()), len(order)
 
 
@@ -150,13 +151,19 @@ def state_shardings(abstract: Any, mesh: Mesh) -> Any:
 def on_devices(
     batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
 ) -> Iterator[dict[str, jax.Array]]:
-    """The batches on the devices of `mesh`, `ahead` of them on their way while one is used."""
-    placed: deque[dict[str, jax.Array]] = deque()
-    for batch in batches:
-        placed.append(put_batch(batch, mesh))
-        if len(placed) > ahead:
-            yield placed.popleft()
-    yield from placed
+    """The batches on the devices of `mesh`, `ahead` of them on their way while one is used.
+
+    A thread reads and places them. Close what this returns before `batches`.
+    """
+    place = lambda: None if (batch := next(batches, None)) is None else put_batch(batch, mesh)
+    placer = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    try:
+        coming = deque(placer.submit(place) for _ in range(ahead + 1))
+        while (batch := coming.popleft().result()) is not None:
+            coming.append(placer.submit(place))
+            yield batch
+    finally:
+        placer.shutdown(cancel_futures=True)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -38,11 +38,11 @@ def test_a_row_says_how_the_run_is(tmp_path):
 def test_the_time_that_waits_for_data_is_told(tmp_path):
     class Slow(toy.Batches):
         def __next__(self):
-            time.sleep(0.05)
+            time.sleep(0.2)
             return super().__next__()
 
     feed = toy.Feed(lambda start: Slow(start, 8), lambda number: [])
-    toy.run(tmp_path, task_changes={"feed": feed})
+    toy.run(tmp_path, task_changes={"feed": feed}, checkpoint={"every": 100})
     assert rows(tmp_path)[-1]["data_wait"] > 0.5
 
 
@@ -194,7 +194,7 @@ def test_a_trace_of_the_steps_asked_for(tmp_path, monkeypatch):
 
 def test_nothing_moves_to_the_devices_by_accident(tmp_path, monkeypatch):
     """Batches that nobody placed would be copied in the middle of every step."""
-    monkeypatch.setattr("sisma_jax.training.loop.on_devices", lambda batches, mesh: batches)
+    monkeypatch.setattr("sisma_jax.training.sharding.put_batch", lambda batch, mesh: batch)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         toy.run(tmp_path)
 

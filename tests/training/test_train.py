@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from sisma_jax import train
-from sisma_jax.data import input_pipeline
 from sisma_jax.errors import InputError
 from sisma_jax.synthesizer import Synthesizer
-from sisma_jax.training import setup
+from sisma_jax.training import loop
 from sisma_jax.training.run_folder import RunFolder
 from tests.runs import arguments, call, train_tiny
 
@@ -68,30 +67,16 @@ def test_a_finished_run_is_left_as_it_is(tiny_run, inputs_folder, capsys):
 def test_a_signal_saves_and_returns_and_the_run_continues_exactly(
     number, tiny_run, inputs_folder, tmp_path, monkeypatch
 ):
-    def interrupted(source, **settings):
-        stream = input_pipeline.training_stream(source, **settings)
+    profile = loop._Loop._profile
 
-        class Stream:
-            def __init__(self):
-                self.read = 0
-
-            def __iter__(self):
-                return self
-
-            def __next__(self):
-                self.read += 1
-                if self.read == 4:  # for step 2, for two batches are on their way beforehand
-                    os.kill(os.getpid(), number)
-                return next(stream)
-
-            def close(self):
-                stream.close()
-
-        return Stream()
+    def interrupted(self, step):  # before each step
+        if step == 2:
+            os.kill(os.getpid(), number)
+        profile(self, step)
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(setup, "training_stream", interrupted)
+        patch.setattr(loop._Loop, "_profile", interrupted)
         train_tiny(inputs_folder, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
     assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,130 @@
+"""One training step, compiled and timed in a process of its own: the worker of train_bench.py.
+
+Takes its settings as JSON and prints JSON.
+"""
+
+import functools
+import json
+import sys
+import time
+
+import jax
+import numpy as np
+
+from sisma_jax.models import SISMAConfig
+from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderKL
+from sisma_jax.models.cost import macs
+from sisma_jax.models.sisma import init_params, matrix_axes
+from sisma_jax.training.objective import FlowConfig, draw, mean_loss
+from sisma_jax.training.sharding import (
+    MeshConfig,
+    make_mesh,
+    put_batch,
+    replicated,
+    state_shardings,
+    under_mesh,
+)
+from sisma_jax.training.state import TrainConfig, init_state, make_optimizer, make_step
+from sisma_jax.training.throughput import matmul_peak, mfu, peak_memory
+
+TINY = dict(latent_size=16, factor=4)
+"""64 pixels, so that two CPU cores are done in time."""
+CHUNKS = 5
+
+
+def model_config(size: str, **changes: str) -> SISMAConfig:
+    return getattr(SISMAConfig, size)(**(TINY if size == "tiny" else {}) | changes)
+
+
+def first_stage(config: SISMAConfig, source: str) -> Autoencoder:
+    """Random weights: their arithmetic is that of trained ones."""
+    if source == "latents":
+        return Autoencoder(AutoencoderConfig.tiny(scaling_factor=1.0), {})
+    if config.factor == TINY["factor"]:
+        sizes = AutoencoderConfig.tiny(scaling_factor=1.0)
+    else:
+        sizes = AutoencoderConfig.stable_diffusion(dtype="bfloat16")
+    init = jax.jit(AutoencoderKL(sizes).init)
+    image = np.zeros((1, sizes.factor, sizes.factor, 3), np.float32)
+    return Autoencoder(sizes, init(jax.random.key(0), image)["params"])
+
+
+def random_batch(config: SISMAConfig, source: str, rows: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    pixels, latents = config.image_size, (config.latent_size, config.latent_size)
+    blocks = rng.integers(0, config.num_classes, (rows, pixels // 16, pixels // 16), np.uint8)
+    labels = blocks.repeat(16, axis=1).repeat(16, axis=2)
+    if source == "images":
+        return {
+            "image": rng.integers(0, 256, (rows, pixels, pixels, 3), np.uint8),
+            "labels": labels,
+        }
+    moments = rng.normal(size=(rows, *latents, 2 * config.latent_channels)).astype(np.float16)
+    return {"moments": moments, "labels": labels}
+
+
+def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, seconds: float):
+    config = model_config(size, scan=scan, remat=remat)
+    settings = TrainConfig(
+        steps=10**6, batch_size=batch, accumulate=1, optimizer="adamw", learning_rate=1e-4,
+        warmup=0, schedule="constant", weight_decay=0.0, clip=1.0, ema_decay=0.9999, init_from="",
+        skip_limit=10, log_every=100, sample_every=10**6, profile_at=0, profile_steps=1,
+    )  # fmt: skip
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp))
+    optimizer = make_optimizer(settings, matrix_axes)
+    init = lambda: init_state(init_params(config, jax.random.key(0)), optimizer)
+    shardings = state_shardings(jax.eval_shape(init), mesh)
+    state = jax.jit(init, out_shardings=shardings)()
+    autoencoder = jax.device_put(first_stage(config, source), replicated(mesh))
+    rows = put_batch(random_batch(config, source, batch), mesh)
+    step = make_step(
+        functools.partial(mean_loss, config=config),
+        functools.partial(
+            draw, config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.1)
+        ),
+        optimizer,
+        settings,
+        seed=0,
+    )
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    began = time.perf_counter()
+    compiled = under_mesh(mesh, step.lower)(state, rows, autoencoder).compile()
+    compile_seconds = time.perf_counter() - began
+    plan = compiled.memory_analysis()
+
+    def run(count: int) -> float:
+        nonlocal state
+        began = time.perf_counter()
+        for _ in range(count):
+            state, metrics = compiled(state, rows, autoencoder)
+            if jax.default_backend() == "cpu":
+                jax.block_until_ready(metrics)  # as the loop does
+        jax.block_until_ready(state)
+        return (time.perf_counter() - began) / count
+
+    count = max(1, round(seconds / CHUNKS / min(run(1), run(1))))
+    times = sorted(run(count) for _ in range(CHUNKS))
+    peak, per_second = matmul_peak(config.dtype), batch / times[CHUNKS // 2]
+    cost = macs(config)
+    print(
+        json.dumps(
+            {
+                "device": jax.devices()[0].device_kind,
+                "devices": mesh.size,
+                "compile_seconds": compile_seconds,
+                "ms_per_step": 1e3 * times[CHUNKS // 2],
+                "ms_per_step_range": [1e3 * times[0], 1e3 * times[-1]],
+                "images_per_second": per_second,
+                "gmac_per_image": cost / 1e9,
+                "measured_peak_tflops": peak / 1e12,
+                "mfu": mfu(cost, per_second, peak),
+                "peak_gib": peak_memory() / 2**30,
+                "planned_gib": (plan.argument_size_in_bytes + plan.temp_size_in_bytes) / 2**30,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_compilation_cache", False)  # its time is measured
+    main(**json.loads(sys.argv[1]))
