@@ -10,8 +10,9 @@ images, which the autoencoder (Stable Diffusion's size, random weights) then enc
 
 where the peak is the rate of large matrix products in the compute type, measured in the same
 process (`sisma_jax.training.throughput`), and the MACs are SISMA's own (`sisma_jax.models.cost`):
-what the autoencoder does is not in them. Memory is the peak of a device, and of the process on a
-CPU; that a batch does not fit is said. Prints a table and writes JSON.
+what the autoencoder does is not in them. Memory is the peak of a device, of the process on a CPU,
+and with --compile-only what XLA plans; that a batch does not fit is said. Prints a table and writes
+JSON.
 """
 
 import argparse
@@ -50,12 +51,15 @@ def parse() -> argparse.Namespace:
         help="batch sizes over all devices; several give a table of memory")  # fmt: skip
     add("--fsdp", type=int, default=1, help="mesh.fsdp (default: 1)")
     add("--seconds", type=float, default=5.0, help="of each measurement (default: 5)")
+    add("--compile-only", action="store_true", help="compile time and planned memory, no steps")
     add("--out", type=Path, help="JSON file (default: results/train_<device>.json)")
     args = parser.parse_args()
     for name in ("batches", "fsdp", "seconds"):
         values = getattr(args, name)
         if any(value <= 0 for value in (values if name == "batches" else [values])):
             parser.error(f"--{name} {values}: give numbers above 0")
+    if args.compile_only:
+        args.seconds = 0.0
     return args
 
 
@@ -78,10 +82,13 @@ def line(row: dict) -> str:
     )
     if row["status"] != "measured":
         return start + row["status"] + (f": {row['reason']}" if "reason" in row else "")
-    return start + (
+    times = (
         f"{row['images_per_second']:>9.1f} {row['ms_per_step']:>9.1f} {row['mfu']:>6.1%} "
-        f"{row['peak_gib']:>6.2f} {row['compile_seconds']:>9.1f}"
+        if "mfu" in row
+        else f"{'-':>9} {'-':>9} {'-':>6} "
     )
+    memory = row.get("peak_gib", row["planned_gib"])
+    return f"{start}{times}{memory:>6.2f} {row['compile_seconds']:>9.1f}"
 
 
 def main() -> None:

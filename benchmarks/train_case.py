@@ -15,6 +15,7 @@ from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderKL
 from sisma_jax.models.cost import macs
 from sisma_jax.models.sisma import init_params, matrix_axes
+from sisma_jax.training.checkpoint import abstract_like
 from sisma_jax.training.objective import FlowConfig, draw, mean_loss
 from sisma_jax.training.sharding import (
     MeshConfig,
@@ -74,7 +75,6 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
     optimizer = make_optimizer(settings, matrix_axes)
     init = lambda: init_state(init_params(config, jax.random.key(0)), optimizer)
     shardings = state_shardings(jax.eval_shape(init), mesh)
-    state = jax.jit(init, out_shardings=shardings)()
     autoencoder = jax.device_put(first_stage(config, source), replicated(mesh))
     rows = put_batch(random_batch(config, source, batch), mesh)
     step = make_step(
@@ -87,10 +87,23 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
         seed=0,
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    abstract = abstract_like(jax.eval_shape(init), shardings)
     began = time.perf_counter()
-    compiled = under_mesh(mesh, step.lower)(state, rows, autoencoder).compile()
+    compiled = under_mesh(mesh, step.lower)(abstract, rows, autoencoder).compile()
     compile_seconds = time.perf_counter() - began
     plan = compiled.memory_analysis()
+    cost = macs(config)
+    found = {
+        "device": jax.devices()[0].device_kind,
+        "devices": mesh.size,
+        "compile_seconds": compile_seconds,
+        "planned_gib": (plan.argument_size_in_bytes + plan.temp_size_in_bytes) / 2**30,
+        "gmac_per_image": cost / 1e9,
+    }
+    if not seconds:
+        print(json.dumps(found))
+        return
+    state = jax.jit(init, out_shardings=shardings)()
 
     def run(count: int) -> float:
         nonlocal state
@@ -105,24 +118,15 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
     count = max(1, round(seconds / CHUNKS / min(run(1), run(1))))
     times = sorted(run(count) for _ in range(CHUNKS))
     peak, per_second = matmul_peak(config.dtype), batch / times[CHUNKS // 2]
-    cost = macs(config)
-    print(
-        json.dumps(
-            {
-                "device": jax.devices()[0].device_kind,
-                "devices": mesh.size,
-                "compile_seconds": compile_seconds,
-                "ms_per_step": 1e3 * times[CHUNKS // 2],
-                "ms_per_step_range": [1e3 * times[0], 1e3 * times[-1]],
-                "images_per_second": per_second,
-                "gmac_per_image": cost / 1e9,
-                "measured_peak_tflops": peak / 1e12,
-                "mfu": mfu(cost, per_second, peak),
-                "peak_gib": peak_memory() / 2**30,
-                "planned_gib": (plan.argument_size_in_bytes + plan.temp_size_in_bytes) / 2**30,
-            }
-        )
-    )
+    found |= {
+        "ms_per_step": 1e3 * times[CHUNKS // 2],
+        "ms_per_step_range": [1e3 * times[0], 1e3 * times[-1]],
+        "images_per_second": per_second,
+        "measured_peak_tflops": peak / 1e12,
+        "mfu": mfu(cost, per_second, peak),
+        "peak_gib": peak_memory() / 2**30,
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.ff_ratio = 4
     config.model.mask_channels = 32
     config.model.dtype = "float32"
-    config.model.remat = "none"  # "block" or "dots": less memory for more time
+    config.model.remat = "none"  # "block" and "dots" need less memory and more time
     config.model.scan = "auto"
 
     # Flow

@@ -10,7 +10,7 @@ os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", 4)))
 # Many tests train the same tiny model: compile its step once.
 jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="sisma_jax_tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -74,6 +74,12 @@ def test_celeba_variants_are_the_models_of_that_name(size):
     assert section(SISMAConfig, config, "model") == getattr(SISMAConfig, size)()
 
 
+def test_celeba_at_512_pixels_is_large_on_four_times_the_tokens():
+    config = load_config(f"{CONFIGS / 'celeba.py'}:512")
+    assert section(SISMAConfig, config, "model") == SISMAConfig.large(latent_size=64, remat="block")
+    assert (config.data.size, config.data.path) == (512, "data/celeba-512")
+
+
 def test_a_config_survives_the_run_folder(tmp_path):
     config = load_config(str(CONFIGS / "autoencoder.py"))
     run = RunFolder(tmp_path / "run")

@@ -1,7 +1,10 @@
 """The same training on one device and on many: the losses, and what moves between the devices."""
 
 import functools
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,13 @@ CONFIG = SISMAConfig.tiny(
     latent_size=8, patch=1, width=32, depth=2, state=4, mask_channels=8, factor=4
 )
 
+# Every mesh is a program that takes ten seconds to compile.
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+MESHES = [
+    pytest.param(2, 2, 2), slow(2, 1, 1), slow(4, 1, 1), slow(1, 4, 1), slow(2, 2, 1),
+    slow(8, 1, 1), slow(2, 4, 1),
+]  # fmt: skip
+
 
 def batch(number):
     rng = np.random.default_rng(number)
@@ -40,21 +50,22 @@ def batch(number):
 
 
 @functools.cache
-def trained(data, fsdp, accumulate=1, remat="none"):
+def trained(data, fsdp, accumulate=1):
     """Losses and gradient norms of three steps on data x fsdp devices, the program, the state."""
+    if data * fsdp > jax.device_count():
+        pytest.skip(f"{jax.device_count()} devices: set JAX_NUM_CPU_DEVICES=8")
     settings = toy.settings(batch_size=ROWS, accumulate=accumulate)
-    config = SISMAConfig(**{**vars(CONFIG), "remat": remat})
     optimizer = make_optimizer(settings, matrix_axes)
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp), jax.devices()[: data * fsdp])
-    init = lambda: init_state(init_params(config, jax.random.key(0)), optimizer)
+    init = lambda: init_state(init_params(CONFIG, jax.random.key(0)), optimizer)
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setattr(sharding, "SMALLEST_SHARDED", 1024)
         shardings = state_shardings(jax.eval_shape(init), mesh)
         state = jax.jit(init, out_shardings=shardings)()
         step = make_step(
-            functools.partial(mean_loss, config=config),
+            functools.partial(mean_loss, config=CONFIG),
             functools.partial(
-                draw, config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.5)
+                draw, config=CONFIG, flow_config=FlowConfig(sampling="logit_normal", drop=0.5)
             ),
             optimizer,
             settings,
@@ -71,9 +82,7 @@ def trained(data, fsdp, accumulate=1, remat="none"):
     return np.array(curve), compiled.as_text(), state
 
 
-@pytest.mark.parametrize(
-    ("data", "fsdp", "accumulate"), [(2, 1, 1), (4, 1, 1), (1, 4, 1), (2, 2, 1), (2, 2, 2)]
-)
+@pytest.mark.parametrize(("data", "fsdp", "accumulate"), MESHES)
 def test_losses_are_those_of_one_device(data, fsdp, accumulate):
     curve, _, _ = trained(data, fsdp, accumulate)
     alone, _, _ = trained(1, 1)
@@ -91,13 +100,16 @@ def moved(text, operations="all-gather|all-to-all|collective-permute"):
     ]
 
 
+@pytest.mark.slow
 def test_with_copies_of_the_parameters_only_sums_move():
     _, text, _ = trained(4, 1)
     assert moved(text) == []
     assert moved(text, "all-reduce")
 
 
-@pytest.mark.parametrize(("data", "fsdp", "accumulate"), [(1, 4, 1), (2, 2, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    ("data", "fsdp", "accumulate"), [mesh for mesh in MESHES if mesh.values[1] > 1]
+)
 def test_only_parameters_are_gathered_and_no_activations(data, fsdp, accumulate):
     _, text, state = trained(data, fsdp, accumulate)
     shapes = {x.shape for x in jax.tree.leaves(state.params)}
@@ -110,14 +122,14 @@ def test_only_parameters_are_gathered_and_no_activations(data, fsdp, accumulate)
 
 
 def test_parameters_optimizer_and_average_are_cut_alike_and_small_ones_are_whole():
-    _, _, state = trained(1, 4)
+    _, _, state = trained(2, 2, 2)
     kernel = lambda tree: tree["blocks"]["ff_in"]["kernel"]
     moments = [x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu"))]
     adam = next(x for x in moments if hasattr(x, "mu"))
     for tree in (state.params, state.ema, adam.mu, adam.nu):
         # (blocks, width, 4 width): the widest axis is cut, never that of the blocks.
         assert kernel(tree).sharding.spec == jax.sharding.PartitionSpec(None, None, "fsdp")
-        assert kernel(tree).addressable_shards[0].data.shape == (2, 32, 32)
+        assert kernel(tree).addressable_shards[0].data.shape == (2, 32, 64)
         assert tree["blocks"]["ff_in"]["bias"].sharding.is_fully_replicated
 
 
@@ -130,3 +142,12 @@ def test_the_axis_of_the_blocks_is_never_cut():
     specs = jax.tree.map(lambda x: x.spec, state_shardings(tree, mesh))
     assert specs["blocks"]["tall"] == jax.sharding.PartitionSpec()
     assert specs["tall"] == jax.sharding.PartitionSpec("fsdp", None)
+
+
+@pytest.mark.slow
+def test_eight_devices():
+    """The meshes above that need so many, in a process that has them."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow", __file__, "-k", "8-1 or 2-4"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout[-3000:]

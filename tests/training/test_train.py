@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -185,6 +187,13 @@ def test_where_no_checkpoint_is_intact_it_is_said(tiny_run, inputs_folder, tmp_p
         ({"flow__drop": 1.5}, "flow.drop is 1.5"),
         ({"checkpoint__every": 0}, "checkpoint.every is 0"),
         ({"samples__solver": "rk4"}, "samples.solver is 'rk4'"),
+        ({"train__accumulate": 2}, "4 is not divisible by the 4 devices in 2 parts"),
+        ({"train__skip_limit": 0}, "train.skip_limit is 0"),
+        ({"train__profile_at": -1}, "train.profile_at is -1"),
+        ({"checkpoint__keep_every": 3}, "checkpoint.keep_every is 3: choose a multiple of"),
+        ({"model__remat": "all"}, "model.remat is 'all'"),
+        ({"evaluation__hook": "no_such:thing"}, "evaluation.hook 'no_such:thing' cannot be im"),
+        ({"evaluation__hook": "json:no_such"}, "evaluation.hook 'json:no_such' cannot be im"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(
@@ -193,6 +202,67 @@ def test_wrong_input_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         train_tiny(inputs_folder, tmp_path / "run", **overrides)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_may_change_changes_and_is_said(tiny_run, inputs_folder, tmp_path, capsys):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    changes = dict(train__steps=7, train__learning_rate=1e-4, model__remat="block")
+    train_tiny(inputs_folder, tmp_path / "run", **changes, mesh__fsdp=2)
+    said = capsys.readouterr().out
+    assert "changed in this run: train.learning_rate from 0.015 to 0.0001" in said
+    assert "changed in this run: model.remat from 'none' to 'block'" in said
+    assert rows(tmp_path / "run")[-1]["learning_rate"] == pytest.approx(1e-4)
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_crash_leaves_no_lock(
+    tiny_run, inputs_folder, tmp_path
+):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    code = (
+        "import sys, time; from pathlib import Path; from sisma_jax.files import lock\n"
+        "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    held = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "run" / "lock"], stdout=subprocess.PIPE
+    )
+    try:
+        assert held.stdout.readline() == b"held\n"
+        before = RunFolder(tmp_path / "run").config_file.stat().st_mtime_ns
+        with pytest.raises(InputError, match=rf"is being trained in by process {held.pid} on"):
+            train_tiny(inputs_folder, tmp_path / "run", train__steps=7)
+        assert RunFolder(tmp_path / "run").config_file.stat().st_mtime_ns == before
+    finally:
+        held.kill()
+        held.wait()
+        held.stdout.close()
+    train_tiny(inputs_folder, tmp_path / "run", train__steps=7)
+    assert rows(tmp_path / "run")[-1]["step"] == 7
+
+
+def test_a_folder_that_cannot_be_written_is_said(inputs_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"run folder .* cannot be written \(Not a directory\)"):
+        train_tiny(inputs_folder, tmp_path / "file" / "run")
+
+
+def count_faces(synthesizer, source):
+    """A metric hook."""
+    item = source[0]
+    faces = synthesizer(item["labels"][None], steps=1)
+    return {"faces": len(faces), "held_out": len(source)}
+
+
+def test_evaluations_and_the_hook_run_while_training(inputs_folder, tmp_path):
+    hook = "tests.training.test_train:count_faces"
+    train_tiny(
+        inputs_folder, tmp_path / "run", train__steps=3, evaluation__every=2, evaluation__items=4,
+        evaluation__hook=hook,
+    )  # fmt: skip
+    evaluated = [row for row in rows(tmp_path / "run") if "test_loss" in row]
+    assert [row["step"] for row in evaluated] == [2, 3]
+    assert {"test_loss/0-0.2", "test_loss/0.8-1"} <= evaluated[0].keys()
+    assert (evaluated[0]["faces"], evaluated[0]["held_out"]) == (1, 4)
+    assert 0 < evaluated[0]["test_loss"] < 10
 
 
 def test_a_run_of_another_config_is_refused(tiny_run, inputs_folder):
