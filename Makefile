@@ -3,7 +3,7 @@
 # make test          the tests
 # make test-kernels  those of the selective scan
 # make test-slow     the long ones (TESTS= to choose)
-# make lint          ruff
+# make lint          ruff, shellcheck
 #
 # Everything runs in a virtual environment of its own, made from PYTHON with EXTRAS of pyproject.toml:
 #   make test PYTHON=python3.12 EXTRAS=test,cuda12 VENV=.venv-3.12
@@ -56,3 +56,4 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/shellcheck .ci/run launch/*

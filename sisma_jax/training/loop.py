@@ -106,7 +106,7 @@ def train(
       InputError: if there are checkpoints and none can be restored.
       RunError: if steps are skipped too many times in a row, a disk is full, or a process is lost.
     """
-    with _in_words(run), Checkpoints(run.checkpoints, checkpoint, record) as checkpoints:
+    with _in_words(run, config), Checkpoints(run.checkpoints, checkpoint, record) as checkpoints:
         state = _restore_or_init(run, checkpoints, config, task, mesh)
         start = int(state.step)
         if start >= config.steps:
@@ -132,7 +132,7 @@ def train(
 
 
 @contextmanager
-def _in_words(run: RunFolder) -> Iterator[None]:
+def _in_words(run: RunFolder, config: TrainConfig) -> Iterator[None]:
     """What the machine says in the middle of a run, in one sentence."""
     try:
         yield
@@ -142,6 +142,12 @@ def _in_words(run: RunFolder) -> Iterator[None]:
             "kept; mend that, then the same command continues"
         ) from error
     except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise RunError(
+                f"the devices' memory does not hold a step of train.batch_size "
+                f"{config.batch_size} ({str(error).splitlines()[0][:200]}): raise "
+                "train.accumulate, set model.remat, or use more devices"
+            ) from error
         if not many():
             raise
         raise RunError(
@@ -165,9 +171,7 @@ class _Loop:
     ) -> None:
         self.folder, self.config, self.checkpoints = run, config, checkpoints
         self.task, self.mesh, self.log, self.progress = task, mesh, log, progress
-        # Several devices of one CPU share its threads: two steps in flight could each hold some and
-        # wait for the rest in a collective.
-        self.unread = 0 if jax.default_backend() == "cpu" else UNREAD
+        self.unread = _unread()
         self.pending: deque[tuple[int, Metrics]] = deque()
         self.rows: list[dict[str, np.ndarray]] = []
         self.tracing = False
@@ -264,6 +268,13 @@ class _Loop:
             jax.profiler.stop_trace()
             self.tracing = False
             say(f"traced {self.folder.profile}: open it with TensorBoard's profile plugin or xprof")
+
+
+def _unread() -> int:
+    """How many steps may be in flight."""
+    # Several devices of one CPU share its threads: two steps in flight could each hold some and
+    # wait for the rest in a collective.
+    return 0 if jax.default_backend() == "cpu" else UNREAD
 
 
 def _restore_or_init(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from sisma_jax.data.input_pipeline import Source, batch_ids, open_dataset, train
 from sisma_jax.errors import InputError
 from sisma_jax.training import hosts
 from sisma_jax.training.hosts import is_first, say, together
-from sisma_jax.training.run_folder import RunFolder, changes
+from sisma_jax.training.run_folder import CHANGEABLE, RunFolder, changes
 from sisma_jax.training.sharding import row_share
 
 Batches = Iterator[dict[str, np.ndarray]]
@@ -101,7 +102,11 @@ def parse_training_command(module: str, description: str, example: str) -> tuple
 
     Meets the other processes, where there are any, and has JAX keep compiled programs.
     """
-    parser = cli.parser(module, description, example)
+    keys = textwrap.fill(", ".join(CHANGEABLE).replace(".,", ".*,"), 96, initial_indent="  ",
+        subsequent_indent="  ")  # fmt: skip
+    parser = cli.parser(
+        module, f"{description}\n\nA run may be continued with other values of\n{keys}", example
+    )
     parser.add_argument(
         "--config",
         required=True,

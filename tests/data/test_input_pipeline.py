@@ -10,7 +10,12 @@ from PIL import Image
 
 from sisma_jax.data import label_maps
 from sisma_jax.data.classes import CELEBAMASK
-from sisma_jax.data.input_pipeline import fixed_batch, open_dataset, training_stream
+from sisma_jax.data.input_pipeline import (
+    batch_ids,
+    fixed_batch,
+    open_dataset,
+    training_stream,
+)
 from sisma_jax.errors import InputError
 
 COUNT = 201
@@ -23,6 +28,7 @@ class Numbered:
     checksum = None
 
     def __init__(self, count: int = COUNT, fields: tuple[str, ...] = ("image", "labels")):
+        self.ids = [f"number {index}" for index in range(count)]
         self._count = count
         self._fields = fields
 
@@ -144,6 +150,16 @@ def test_threads_change_nothing(threads):
             return super().__getitem__(index)
 
     assert_same(take(10, Slow(), threads=threads, prefetch=7), take(10))
+
+
+def test_the_items_of_a_batch_are_named_without_reading_them():
+    class Unread(Numbered):
+        def __getitem__(self, index):
+            raise AssertionError("an item was read")
+
+    for batch, contents in ((0, take(1)[0]), (COUNT, take(COUNT + 1)[-1])):
+        named = batch_ids(Unread(), batch_size=8, seed=0, batch=batch)
+        assert named == [f"number {index}" for index in numbers(contents)]
 
 
 def test_a_batch_larger_than_the_data_set_repeats_it():

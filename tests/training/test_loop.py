@@ -91,6 +91,38 @@ def test_too_many_in_a_row_stop_the_run_and_leave_what_repeats_them(tmp_path):
     assert int(toy.run(run, steps=20).skipped) == 1
 
 
+def test_steps_in_flight_change_nothing(tmp_path, monkeypatch):
+    """As on an accelerator, whose metrics are read two steps later."""
+    one = make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1])
+    run = lambda name, **options: toy.run(tmp_path / name, mesh=one, bad=(3,), **options)
+    waited = run("waited")
+    monkeypatch.setattr("sisma_jax.training.loop._unread", lambda: 2)
+    jax.tree.map(np.testing.assert_array_equal, run("in_flight"), waited)
+    measured = {"images_per_second", "data_wait", "memory_gib"}
+    drop = lambda row: {k: v for k, v in row.items() if k not in measured}
+    first, second = (map(drop, rows(tmp_path / name)) for name in ("waited", "in_flight"))
+    assert list(first) == list(second)
+
+    # What repeats bad steps is the same, though the loop has gone two steps further.
+    for name in ("one", "other"):
+        with pytest.raises(RunError, match="6 to 8"):
+            toy.run(tmp_path / name, mesh=one, bad=(5, 6, 7), steps=20, log_every=100)
+        monkeypatch.undo()
+    batches = [tmp_path / name / "diverged/step_5/batches.json" for name in ("one", "other")]
+    assert batches[0].read_text() == batches[1].read_text()
+    kept = [toy.run(path.parent, mesh=one, steps=6) for path in batches]
+    jax.tree.map(np.testing.assert_array_equal, *kept)
+
+
+def test_memory_that_is_too_small_is_said(tmp_path, monkeypatch):
+    def full(state, metrics):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr("sisma_jax.training.loop.jax.block_until_ready", lambda x: full(x, x))
+    with pytest.raises(RunError, match=r"train.batch_size 8 \(RESOURCE.*raise train.accumulate"):
+        toy.run(tmp_path)
+
+
 def test_a_run_that_is_continued_equals_one_that_is_not_also_across_skipped_steps(tmp_path):
     whole = toy.run(tmp_path / "whole", bad=(3, 4))
     toy.run(tmp_path / "run", steps=4, bad=(3, 4))
