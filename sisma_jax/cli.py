@@ -65,10 +65,8 @@ def _many() -> bool:
 
 
 def _leave(status: int) -> None:
-    """Exit; among others at once, for at a regular end JAX would wait for those that are lost, and
-    the others for this one."""
-    if _many():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    """Exit at once: at a regular end JAX would wait for processes that are lost, and libraries
+    would say again what has been said."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

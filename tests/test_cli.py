@@ -40,13 +40,14 @@ def test_wrong_input_is_one_sentence_and_status_two(capsys):
     assert capsys.readouterr().err == "error: steps is 0: use at least 1\n"
 
 
-def test_a_run_that_cannot_go_on_is_one_sentence_and_status_one(capsys):
+def test_a_run_that_cannot_go_on_is_one_sentence_and_status_one(capsys, monkeypatch):
     def main():
         raise RunError("the disk is full: make room")
 
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main)
-    assert stop.value.code == 1
+    left = []
+    monkeypatch.setattr(cli.os, "_exit", left.append)
+    cli.run(main)
+    assert left == [1]
     assert capsys.readouterr().err == "error: the disk is full: make room\n"
 
 
