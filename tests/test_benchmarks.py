@@ -1,6 +1,7 @@
 """The benchmarks that have no test file of their own, at sizes that say nothing of speed."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,36 @@ def test_autoencoder_bench_leaves_a_missing_peer_out(tmp_path):
     ours = [row for row in json.loads(out.read_text())["rows"] if row["side"] == "sisma_jax"]
     assert [row["operation"] for row in ours] == ["encode", "decode"]
     assert all(row["images_per_second"] > 0 and row["peak_mib"] > 0 for row in ours)
+
+
+@pytest.mark.slow
+def test_train_bench_measures_steps_and_says_what_did_not_run(tmp_path):
+    out = tmp_path / "train.json"
+    options = ("--sizes", "tiny", "--batches", 2, "--scans", "chunked", "--seconds", 0.1)
+    told = run("train_bench.py", *options, "--out", out)
+    report = json.loads(out.read_text())
+    assert {"command", "date", "hardware", "versions"} <= report.keys()
+    assert [row["source"] for row in report["rows"]] == ["latents", "images"]
+    for row in report["rows"]:
+        assert row["status"] == "measured" and row["images_per_second"] > 0
+        assert 0 < row["mfu"] < 1 and row["peak_gib"] > 0 and row["compile_seconds"] > 0
+    assert told.count("chunked") == 2
+
+    # Two rows are not shared by three devices.
+    failing = subprocess.run(
+        [sys.executable, "benchmarks/train_bench.py", *map(str, options), "--sources", "latents",
+         "--compile-only", "--out", out],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_NUM_CPU_DEVICES": "3"},
+    )  # fmt: skip
+    assert failing.returncode == 1 and "failed: " in failing.stdout
+    assert json.loads(out.read_text())["rows"][0]["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_loop_bench_compares_the_loop_with_the_step_alone(tmp_path):
+    out = tmp_path / "loop.json"
+    options = ("--steps", 6, "--repeats", 1, "--milliseconds", 5, "--parameters", 2000)
+    told = run("loop_bench.py", *options, "--batch-size", 4, "--out", out)
+    report = json.loads(out.read_text())
+    assert report["seconds_per_step"].keys() == {"step", "loop"}
+    assert f"overhead {report['overhead']:.2%}" in told
