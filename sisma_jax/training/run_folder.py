@@ -215,7 +215,7 @@ class RunFolder:
 def changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
     """The keys in which two configs differ, with both values; None for one that is missing."""
     # Both sides as JSON has them: tuples are lists there.
-    before, after = flatten(old), flatten(json.loads(to_json(new)))
+    before, after = (flatten(json.loads(to_json(config))) for config in (old, new))
     return [
         (key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
