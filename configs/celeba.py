@@ -21,7 +21,7 @@ U-Shape Mamba. GMAC are of a forward pass of one image, mask encoder included.
 Expected, not measured: 400,000 steps of 64 images at 200 images a second on one H200 (25 % of a
 matrix rate of 790 TFLOP/s for `large`) take 36 hours; four devices a quarter of that. Memory: a
 state of `large` is 3.7 GB, its activations at batch 64 are not known; model.remat and
-train.accumulate lower them, mesh.fsdp=-1 with mesh.data=1 spreads the state.
+train.accumulate lower them, mesh.fsdp=-1 with mesh.data=1 spreads the state over the devices.
 
 Measured: on two CPU cores three steps of one image (16 s each from cached latents), and 15 s to
 compile the step, whatever the depth. Nothing here has been trained to the end yet, nor run on a

@@ -16,8 +16,8 @@
 #   GPUS=2 launch/local_multi_gpu.sh --config configs/celeba.py --workdir runs/celeba
 #
 # TERM and Ctrl-C end all processes; they save first, and the same command continues. A second one
-# ends them at once. When a process fails, the others get TERM, after GRACE seconds KILL, and the
-# script ends with the status of the one that failed.
+# kills them at once (status 137). When a process fails, the others get TERM, after GRACE seconds
+# KILL, and the script ends with the status of the one that failed.
 #
 # Variables:
 #   GPUS                  how many processes (default: one for every GPU)
@@ -76,7 +76,8 @@ if ((processes > ${#devices[@]})); then
 fi
 
 stopping=false
-trap 'stopping=true' TERM INT
+signals=0
+trap 'stopping=true; signals=$((signals + 1))' TERM INT
 
 running=()
 for ((i = 0; i < processes; i++)); do
@@ -97,7 +98,9 @@ while ((${#running[@]} > 0)); do
     sleep 0.5 &
     wait "$!" || true
 
-    if $stopping; then
+    if ((signals > 1)); then
+        kill -KILL "${running[@]}" 2>/dev/null || true # the training would outlive a second TERM
+    elif $stopping; then
         stopping=false
         kill -TERM "${running[@]}" 2>/dev/null || true # INT would be ignored in the background
     fi
@@ -114,7 +117,9 @@ while ((${#running[@]} > 0)); do
             status=$ended
             deadline=$((SECONDS + GRACE))
             stopping=true
-            echo "error: a process ended with status $status: ending the others" >&2
+            if ((signals < 2)); then
+                echo "error: a process ended with status $status: ending the others" >&2
+            fi
         fi
     done
     running=("${left[@]}")

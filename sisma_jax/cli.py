@@ -37,17 +37,16 @@ def run(main: Callable[[], None]) -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax logs what it raises, and warns of its own options
     try:
         main()
-    except InputError as error:
-        if _first():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except RunError as error:
+    except (InputError, RunError) as error:
         if _first() or not error.shared:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        _leave(1)
+        status = 2 if isinstance(error, InputError) else 1
+        if status == 2 and (error.shared or not _many()):
+            sys.exit(status)
+        _leave(status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave(130) if _many() else sys.exit(130)
     except Exception:
         if not _many():
             raise

@@ -122,7 +122,8 @@ def held_out_loss(
     def losses(params: dict, autoencoder, images: Array, labels: Array, key: Array, t: Array):
         batch = {"image": images, "labels": labels, "time": t, "dropped": jnp.zeros(t.shape, bool)}
         batch |= latent_noise(config, key, len(t))
-        return objective.losses(params, batch, autoencoder, config=config)
+        latents = objective.latents_of(batch, autoencoder)
+        return objective.losses(params, latents, batch, config=config)
 
     batch = 32
     quantiles = (np.arange(batch) + 0.5) / batch

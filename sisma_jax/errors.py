@@ -7,7 +7,14 @@ class InputError(ValueError):
     The message is one sentence, without capital letter and full stop, that names the offending
     value, where it stands and what to do about it. Commands print it behind "error:", without a
     traceback, and exit with status 2 (`sisma_jax.cli`).
+
+    Attributes:
+      shared: every process of a run raises it, so that one has to say it.
     """
+
+    def __init__(self, message: str, *, shared: bool = False) -> None:
+        super().__init__(message)
+        self.shared = shared
 
 
 class RunError(RuntimeError):
@@ -16,7 +23,7 @@ class RunError(RuntimeError):
     The message is like that of `InputError`, and says what is kept; commands exit with status 1.
 
     Attributes:
-      shared: every process of the run raises it, so that one has to say it.
+      shared: as of `InputError`.
     """
 
     def __init__(self, message: str, *, shared: bool = False) -> None:

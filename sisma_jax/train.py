@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from sisma_jax.contact_sheet import mask_sheet
 from sisma_jax.data import prepared
 from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.data.latents import LatentCache
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, RunError
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import (
     Autoencoder,
@@ -39,7 +40,13 @@ from sisma_jax.training.setup import (
     parse_training_command,
     run_claimed,
 )
-from sisma_jax.training.sharding import MeshConfig, check_batch, local_copy, make_mesh
+from sisma_jax.training.sharding import (
+    MeshConfig,
+    check_batch,
+    local_copy,
+    make_mesh,
+    replicated,
+)
 from sisma_jax.training.state import Params, TrainConfig, make_optimizer
 
 
@@ -111,11 +118,35 @@ def load_hook(spec: str) -> Hook | None:
         return None
     module, _, name = spec.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        hook = getattr(importlib.import_module(module), name)
+        if not callable(hook):
+            raise TypeError("it is no function")
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(
             f"evaluation.hook {spec!r} cannot be imported ({error}): write it as module:function, "
             "of a module on the Python path"
+        ) from error
+
+    def named(synthesizer: Synthesizer, source: Source) -> dict[str, float]:
+        try:
+            return {key: float(value) for key, value in hook(synthesizer, source).items()}
+        except Exception as error:  # whatever the user's function raises
+            traceback.print_exc()
+            raise RunError(
+                f"evaluation.hook {spec!r} failed ({error!r}): mend it, or continue with another "
+                "--config.evaluation.hook"
+            ) from error
+
+    return named
+
+
+def check_scan(model: SISMAConfig) -> None:
+    """Raises InputError if the implementation of the scan cannot run here."""
+    try:
+        jax.eval_shape(partial(init_params, model), jax.random.key(0))
+    except NotImplementedError as error:
+        raise InputError(
+            f"model.scan {model.scan!r} cannot run here ({error}): choose 'auto'"
         ) from error
 
 
@@ -140,6 +171,7 @@ def main() -> None:
         mesh = make_mesh(section(MeshConfig, config, "mesh"))
         check_batch(settings.batch_size, settings.accumulate, mesh)
         check_image_size(data, model.factor)
+        check_scan(model)
         hook = load_hook(evaluation.hook)
         if settings.init_from:
             RunFolder(Path(settings.init_from)).config()
@@ -167,10 +199,12 @@ def main() -> None:
             save_autoencoder(run.autoencoder, autoencoder.config, autoencoder.params)
         # Of cached latents it has no more to say than their scaling factor.
         constant = dataclasses.replace(autoencoder, params={}) if first_stage.cache else autoencoder
+        constant = jax.device_put(constant, replicated(mesh))
         synthesizer = lambda ema: Synthesizer(model, ema, autoencoder, classes=classes)
         loss_by_time = held_out_loss(
-            model, evaluation, test_source, constant, mesh, settings.batch_size
-        )
+            model, evaluation, test_source, constant, mesh,
+            settings.batch_size // settings.accumulate,
+        )  # fmt: skip
 
         def evaluate(ema: Params) -> dict[str, float]:
             metrics = loss_by_time(ema)

@@ -95,7 +95,8 @@ def main() -> None:
     with run_claimed(run, config, data=train_source.checksum) as record:
         report = run.report()
         if report is not None and report["step"] >= settings.steps:
-            show(run, report)
+            if is_first():
+                show(run, report)
             return
         module = AutoencoderKL(model)
         statistics = to_float(
@@ -124,17 +125,18 @@ def main() -> None:
         if state.step < settings.steps:
             return
         ema = local_copy(state.ema, mesh)
-        if is_first():
-            scale = latent_scale(Autoencoder(model, ema), statistics)
-            scaled = dataclasses.replace(model, scaling_factor=scale)
-            save_autoencoder(run.autoencoder, scaled, ema)
-            report = {
-                "step": int(state.step),
-                **reconstruction_quality(partial(reconstruct, ema), test_source),
-                "scaling_factor": scale,
-            }
-            run.write_report(report)
-            show(run, report)
+        with together():  # the others wait: none may leave before the first
+            if is_first():
+                scale = latent_scale(Autoencoder(model, ema), statistics)
+                scaled = dataclasses.replace(model, scaling_factor=scale)
+                save_autoencoder(run.autoencoder, scaled, ema)
+                report = {
+                    "step": int(state.step),
+                    **reconstruction_quality(partial(reconstruct, ema), test_source),
+                    "scaling_factor": scale,
+                }
+                run.write_report(report)
+                show(run, report)
 
 
 def first_params(

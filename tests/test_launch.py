@@ -316,6 +316,9 @@ class TestLocal:
     SAVE_AND_END = """
     trap 'touch "$MARKS/$8.told"; exit 0' TERM
     """
+    TELL_AND_GO_ON = """
+    trap 'touch "$MARKS/$8.told"' TERM
+    """
     FAIL = """
     while [[ ! -e $MARKS/fail ]]; do sleep 0.02; done
     exit 7
@@ -348,6 +351,20 @@ class TestLocal:
         ended = finish(run)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert all((stage.marks / f"{index}.told").exists() for index in range(3))
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_second_signal_kills_those_that_go_on(self, stage, number):
+        self.python(stage, self.TELL_AND_GO_ON + self.RECORD + self.LOOP)
+        run = stage.start("local_multi_gpu.sh", *PLAIN)
+        stage.wait_for("0", "1", "2")
+        run.send_signal(number)
+        stage.wait_for("0.told", "1.told", "2.told")
+        with pytest.raises(subprocess.TimeoutExpired):
+            run.wait(timeout=0.7)
+        run.send_signal(number)
+        run.wait(timeout=60)
+        assert run.returncode == 128 + signal.SIGKILL
+        assert "ending the others" not in finish(run).stderr
 
     def test_one_that_fails_ends_the_others_and_gives_its_status(self, stage):
         one = f"if [[ $8 == 1 ]]; then {self.FAIL} fi"

@@ -11,7 +11,7 @@ Batches stay NumPy arrays on the host; placing them on devices is the caller's.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -29,7 +29,7 @@ from sisma_jax.errors import InputError
 class Source(Protocol):
     """Random access to items; a grain data source."""
 
-    ids: Sequence[str]
+    ids: Sequence[Any]
     """The data set's own names of its items."""
     classes: ClassSet
     """What labels are ids of."""
@@ -122,7 +122,7 @@ def training_stream(
 def batch_ids(source: Source, *, batch_size: int, seed: int, batch: int) -> list[str]:
     """The data set's names of the items in the global batch of number `batch`; reads none."""
     order = _global_order(range(len(source)), seed)
-    return [source.ids[order[batch * batch_size + row]] for row in range(batch_size)]
+    return [str(source.ids[order[batch * batch_size + row]]) for row in range(batch_size)]
 
 
 def _global_order(source: Source | range, seed: int) -> grain.MapDataset:

@@ -10,7 +10,8 @@ start at zero: a new model is the zero velocity, every block the identity.
 
 The blocks are one `nn.scan`: parameters are stacked along a leading axis and the program compiles
 once, whatever the depth. Where they are stored in pieces over several devices, each block gathers
-its own as it comes to them.
+its own as it comes to them; those that the backward pass needs are kept until then, unless `remat`
+has blocks computed again.
 """
 
 import flax.linen as nn

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from sisma_jax.errors import InputError, RunError
 from sisma_jax.models.weights import load_tree, read_metadata
-from sisma_jax.training.hosts import all_true, is_first, together
+from sisma_jax.training.hosts import all_true, is_first, many, wait_for_all
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.state import Params, TrainState
 
@@ -83,13 +83,14 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: type | None, *exception: object) -> None:
-        if kind is None:
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: Any) -> None:
+        if error is None:
             with self._saving():
                 self._manager.close()
-        else:
+        elif not many() or getattr(error, "shared", False):
             with contextlib.suppress(Exception):  # it would hide what went wrong
                 self._manager.close()
+        # Else it would wait for processes that know nothing of the error.
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -116,6 +117,15 @@ class Checkpoints:
                 ),
                 force=True,  # Orbax would save the first step too
             )
+
+    def wait(self) -> None:
+        """Return once what is being saved is whole.
+
+        Raises:
+          RunError: if it failed.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def check(self) -> None:
         """Raises RunError if a save in the background has failed."""
@@ -158,7 +168,8 @@ class Checkpoints:
             if None not in (now, then) and now != then:
                 raise InputError(
                     f"checkpoint {self._path / str(step)} is of {name} {then!r} where this run has "
-                    f"{now!r}: continue with that, or give --workdir a new folder"
+                    f"{now!r}: continue with that, or give --workdir a new folder",
+                    shared=True,
                 )
         if damaged:
             self._put_aside(damaged)
@@ -171,8 +182,7 @@ class Checkpoints:
             for step in steps:
                 shutil.rmtree(aside / str(step), ignore_errors=True)
                 os.replace(self._path / str(step), aside / str(step))
-        with together():
-            pass  # the others see the folder as the first process leaves it
+        wait_for_all()  # and see the folder as the first process leaves it
         self._manager.reload()
 
 
@@ -235,7 +245,8 @@ class _Reader:
         raise InputError(
             f"checkpoint {self._path / str(newest)} cannot be restored ({reason}){others}: if this "
             "is not the software or the config it was saved with, take that; otherwise delete "
-            f"{self._path} to begin again"
+            f"{self._path} to begin again",
+            shared=True,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from sisma_jax.errors import RunError
 from sisma_jax.files import write_json
 from sisma_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from sisma_jax.training.hosts import is_first, together
+from sisma_jax.training.hosts import is_first, wait_for_all
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.state import TrainState
 
@@ -42,8 +42,7 @@ def keep_diverged(
             shutil.copytree(run.autoencoder, folder.autoencoder)
         batches = {str(k + 1): batch_ids(k) for k in range(before, step)}
         write_json(folder.path / "batches.json", batches)
-    with together():
-        pass  # the folder is there for all
+    wait_for_all()
     zero = state.skipped * 0
     state = state.replace(
         step=zero + before,

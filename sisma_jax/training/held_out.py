@@ -19,7 +19,7 @@ from sisma_jax.data.input_pipeline import Source, items
 from sisma_jax.errors import InputError
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder
-from sisma_jax.training.objective import latent_noise, losses
+from sisma_jax.training.objective import latent_noise, latents_of, losses
 from sisma_jax.training.sharding import put_batch, replicated, row_share, under_mesh
 from sisma_jax.training.state import Params
 
@@ -64,7 +64,7 @@ def held_out_loss(
       config: of SISMA.
       settings: how many items and bins; all items of a smaller source.
       source: the test split.
-      autoencoder: see `objective.losses`.
+      autoencoder: see `objective.latents_of`.
       mesh: all devices; every process has to call the result.
       batch_size: items at a time, over all devices, which divide it.
     """
@@ -79,13 +79,13 @@ def held_out_loss(
         noise = jax.vmap(lambda key: latent_noise(config, key, 1))(keys)
         batch |= {name: x[:, 0] for name, x in noise.items()}
         batch["dropped"] = jnp.zeros(len(index), bool)
+        latents = latents_of(batch, autoencoder)
         within = index.astype(jnp.float32) * GOLDEN % 1.0
 
         def of_bin(k: Array) -> Array:
             time = (k.astype(jnp.float32) + within) / bins
-            return jnp.sum(
-                weight * losses(params, batch | {"time": time}, autoencoder, config=config)
-            )
+            of_rows = losses(params, latents, batch | {"time": time}, config=config)
+            return jnp.sum(weight * of_rows)
 
         return jax.lax.map(of_bin, jnp.arange(bins))
 

@@ -7,6 +7,7 @@ wrong on any of them ends all, with one sentence.
 import argparse
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,8 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def join(args: argparse.Namespace) -> None:
     """Meet the other processes, before anything else asks JAX for a device.
 
+    Where they do not come, JAX gives up after some minutes, by itself and at length.
+
     Raises:
-      InputError: if the options do not say which processes there are, or they do not meet.
+      InputError: if the options do not say which processes there are, or no cluster does.
     """
     explicit = {name: getattr(args, name) for name in ("coordinator", "processes", "process")}
     given = [value is not None for value in explicit.values()]
@@ -54,6 +57,9 @@ def join(args: argparse.Namespace) -> None:
             f"--process is {args.process} of --processes {args.processes}: number them from 0 to "
             f"{args.processes - 1}"
         )
+    if all(given):
+        where = f"process {args.process} of {args.processes} meets the others at {args.coordinator}"
+        print(where, file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(*explicit.values())
     except (RuntimeError, ValueError) as error:
@@ -96,9 +102,15 @@ def together() -> Iterator[None]:
         for process, message in enumerate(_everyones(words)):
             if message:
                 where = "" if process == 0 else f" (process {process})"
-                raise InputError(message + where) from error
+                raise InputError(message + where, shared=True) from error
     if error is not None:
         raise error
+
+
+def wait_for_all() -> None:
+    """Return once every process is here."""
+    with together():
+        pass
 
 
 def all_true(value: bool) -> bool:

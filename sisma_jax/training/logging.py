@@ -4,12 +4,15 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from sisma_jax.files import write_atomically
 from sisma_jax.training.run_folder import RunFolder
@@ -17,27 +20,43 @@ from sisma_jax.training.throughput import mfu, peak_memory
 
 
 class MetricsLog:
-    """Rows of metrics by step. Rows past the step that a run continues from are dropped."""
+    """Rows of metrics by step. Rows past the step that a run continues from are dropped.
+
+    TensorBoard's events are written here and now: `tensorboardX.SummaryWriter` leaves them to a
+    thread, which a full disk ends unheard, and then waits for it forever.
+    """
 
     def __init__(self, run: RunFolder, start: int) -> None:
         _drop_rows_after(run.metrics_file, start)
         self._file = run.metrics_file.open("a")
-        self._board = SummaryWriter(str(run.path), purge_step=start + 1)
+        self._events = EventsWriter(str(run.path / "events"))
+        # TensorBoard hides events of earlier files from this step on.
+        self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Numbers that are not finite are left out: JSON has none."""
+        """Numbers that are not finite are left out: JSON has none.
+
+        Raises:
+          OSError: if a file cannot be written; so does `image`.
+        """
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
         for name, value in finite.items():
-            self._board.add_scalar(name, value, step)
+            self._event(step, summary=summary.scalar(name, value))
+        self._events.flush()
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        self._board.add_image(name, image, step, dataformats="HWC")
+        self._event(step, summary=summary.image(name, image, dataformats="HWC"))
+        self._events.flush()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        for file in (self._file, self._events):
+            with suppress(OSError):  # only of what `write` or `image` has raised already
+                file.close()
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 class Silence:
@@ -64,6 +83,12 @@ def _drop_rows_after(path: Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # a row cut short by a crash
     write_atomically(path, "".join(kept).encode())
+
+
+def evaluated_at(path: Path, step: int) -> bool:
+    """Whether there is a row of an evaluation at `step`: rows of training have a learning rate."""
+    rows = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+    return any(row["step"] == step and "learning_rate" not in row for row in rows)
 
 
 class Progress:

@@ -5,6 +5,7 @@ what follows equals an undisturbed run. SIGTERM and Ctrl-C finish the step at ha
 """
 
 import dataclasses
+import errno
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -29,16 +30,16 @@ from sisma_jax.training.checkpoint import (
     averaged_weights,
 )
 from sisma_jax.training.divergence import keep_diverged
-from sisma_jax.training.hosts import is_first, many, say, stop_requests
-from sisma_jax.training.logging import MetricsLog, Progress, Silence
+from sisma_jax.training.hosts import all_true, is_first, many, say, stop_requests
+from sisma_jax.training.logging import MetricsLog, Progress, Silence, evaluated_at
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import Feed
 from sisma_jax.training.sharding import (
+    jit_step,
     local_copy,
     on_devices,
     replicated,
     state_shardings,
-    under_mesh,
 )
 from sisma_jax.training.state import (
     Draw,
@@ -54,6 +55,7 @@ from sisma_jax.training.throughput import matmul_peak
 
 SHOWN = ("loss", "images_per_second", "mfu", "data_wait", "skipped")
 """Metrics of the line on the screen, beside those that are the model's own."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 UNREAD = 2
 """Steps whose metrics are not waited for, so that accelerators have the next step at hand."""
 
@@ -115,7 +117,7 @@ def train(
         if start:
             say(f"continuing {run.path} at step {start}")
         step_fn = make_step(task.loss_fn, task.draw, task.optimizer, config, record["seed"])
-        step_fn = _compile(step_fn, state, mesh)
+        step_fn = jit_step(step_fn, jax.tree.map(lambda x: x.sharding, state), mesh)
         constants = jax.device_put(task.constants, replicated(mesh))
         # One peak stands for all: JAX's processes have devices of one kind.
         peak = matmul_peak(task.dtype) * jax.process_count() if task.macs else None
@@ -137,6 +139,9 @@ def _in_words(run: RunFolder, config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        of_this_folder = str(error.filename or "").startswith(str(run.path))
+        if error.errno not in NO_ROOM and not of_this_folder:
+            raise  # of the data, say
         raise RunError(
             f"run folder {run.path} cannot be written ({error.strerror}): the last checkpoint is "
             "kept; mend that, then the same command continues"
@@ -186,8 +191,10 @@ class _Loop:
         stop_requested: Callable[[int], bool],
     ) -> TrainState:
         config = self.config
+        if start and not self._looked_at(start):  # it was saved, and then stopped
+            self._look(start, state, last=False)
         for step in range(start + 1, config.steps + 1):
-            self._profile(step)
+            self._profile(step, state)
             with self.progress.waiting():
                 batch = next(placed)
             # Nothing may move between host and device by accident: it would stall every step.
@@ -204,14 +211,14 @@ class _Loop:
                 self._read(0, state)
                 self._log(step)
                 self.checkpoints.check()
-            with self.progress.paused():
-                self._look(step, state, last, requested)
             if last or self.checkpoints.due(step):
                 self._read(0, state)
                 self.checkpoints.save(step, state)
+            if not requested:  # what is left of the time may be short
+                self._look(step, state, last)
             if last:
                 break
-        self._profile(None)
+        self._profile(None, state)
         return state
 
     def _read(self, unread: int, state: TrainState) -> None:
@@ -221,6 +228,7 @@ class _Loop:
             row = jax.device_get(metrics)
             self.rows.append(row)
             if row["skipped_in_a_row"] >= self.config.skip_limit:
+                self.checkpoints.wait()
                 raise keep_diverged(
                     self.folder, step, self.config.skip_limit, state,
                     self.checkpoints.record, self.task.feed.ids,
@@ -239,32 +247,48 @@ class _Loop:
         shown = {name: means[name] for name in (*sorted(own), *SHOWN) if means.get(name)}
         say(self.progress.line(step, shown))
 
-    def _look(self, step: int, state: TrainState, last: bool, requested: bool) -> None:
-        """Evaluate and sample where it is time, but not when asked to stop: that may be short."""
-        if requested:
-            return
+    def _look(self, step: int, state: TrainState, last: bool) -> None:
+        """Evaluate and sample where it is time. What was to be saved is being saved."""
         every = self.task.evaluate_every
-        if every and (step % every == 0 or last):
-            metrics = dict(self.task.evaluate(state.ema))
-            self.log.write(step, metrics)
-            say(self.progress.line(step, metrics))
-        if step % self.config.sample_every == 0 or last:
-            ema = local_copy(state.ema, self.mesh)
-            if is_first():
-                image = self.task.sample_grid(ema)
-                self.folder.samples.mkdir(exist_ok=True)
-                path = self.folder.samples / f"step_{step:07d}.png"
-                save_png(Image.fromarray(image), path)
-                self.log.image(step, "samples", image)
+        evaluate = every and (step % every == 0 or last)
+        sample = step % self.config.sample_every == 0 or last
+        if not evaluate and not sample:
+            return
+        self._read(0, state)  # no step is in flight whose time would not count
+        with self.progress.paused():
+            if evaluate:
+                metrics = dict(self.task.evaluate(state.ema))
+                self.log.write(step, metrics)
+                say(self.progress.line(step, metrics))
+            if sample:
+                ema = local_copy(state.ema, self.mesh)
+                if is_first():
+                    image = self.task.sample_grid(ema)
+                    self.folder.samples.mkdir(exist_ok=True)
+                    save_png(Image.fromarray(image), self.folder.sample_file(step))
+                    self.log.image(step, "samples", image)
 
-    def _profile(self, step: int | None) -> None:
-        """Begin or end the trace before `step`, or at the end."""
+    def _looked_at(self, step: int) -> bool:
+        """Whether what was due at `step` was evaluated and sampled before the run ended."""
+        if not is_first():
+            return all_true(True)
+        every = self.task.evaluate_every
+        evaluated = not every or step % every or evaluated_at(self.folder.metrics_file, step)
+        sampled = step % self.config.sample_every or self.folder.sample_file(step).exists()
+        return all_true(bool(evaluated and sampled))
+
+    def _profile(self, step: int | None, state: TrainState) -> None:
+        """Begin or end the trace before `step`, or at the end; of one process."""
         first = self.config.profile_at
         end = first + self.config.profile_steps
+        if not is_first():
+            return
         if first and step == first:
+            self._read(0, state)
             jax.profiler.start_trace(str(self.folder.profile))
             self.tracing = True
         elif self.tracing and step in (None, end):
+            self._read(0, state)
             jax.profiler.stop_trace()
             self.tracing = False
             say(f"traced {self.folder.profile}: open it with TensorBoard's profile plugin or xprof")
@@ -290,21 +314,15 @@ def _restore_or_init(
         write_atomically(run.parameters_file, (overview + "\n").encode())
     state = checkpoints.restore(abstract)
     if state is not None:
-        return state
+        # With another limit a streak that goes on could forbid every step.
+        streak_is_over = int(state.skipped_in_a_row) >= config.skip_limit
+        return state.replace(skipped_in_a_row=state.step * 0) if streak_is_over else state
     if config.init_from:
         params = _weights_of(config.init_from, abstract.params)
         say(f"starting from the weights of {config.init_from}")
         start = lambda params: init_state(params, task.optimizer)
         return jax.jit(start, out_shardings=shardings)(params)
     return jax.jit(init, out_shardings=shardings)()
-
-
-def _compile(
-    step: Callable[..., tuple[TrainState, Metrics]], state: TrainState, mesh: Mesh
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    return under_mesh(mesh, step)
 
 
 def _weights_of(path: str, abstract: Params) -> Params:

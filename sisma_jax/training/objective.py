@@ -55,23 +55,30 @@ def draw(
     }
 
 
+def latents_of(batch: dict[str, Array], autoencoder: Autoencoder) -> Float[Array, "b h w c"]:
+    """Scaled latents of a batch at its "posterior" noise.
+
+    Args:
+      batch: "image" uint8 (b, H, W, 3), or "moments" (b, h, w, 2 c) of cached latents.
+      autoencoder: frozen; of cached latents it need not have parameters.
+    """
+    if "moments" not in batch:
+        return autoencoder.to_latents(batch["posterior"], to_float(batch["image"]))
+    mean, logvar = jnp.split(batch["moments"], 2, axis=-1)
+    return sample_latent(batch["posterior"], mean, logvar, autoencoder.scaling_factor)
+
+
 def losses(
-    params: dict, batch: dict[str, Array], autoencoder: Autoencoder, *, config: SISMAConfig
+    params: dict, latents: Float[Array, "b h w c"], batch: dict[str, Array], *, config: SISMAConfig
 ) -> Float[Array, " b"]:
     """Flow-matching loss of every row.
 
     Args:
       params: of SISMA.
-      batch: "labels" uint8 (b, H, W), and "image" uint8 (b, H, W, 3) or "moments" (b, h, w, 2 c) of
-        cached latents; beside them what `draw` gives.
-      autoencoder: frozen; of cached latents it need not have parameters.
+      latents: scaled.
+      batch: "labels" uint8 (b, H, W), and what `draw` gives.
       config: of SISMA.
     """
-    if "moments" in batch:
-        mean, logvar = jnp.split(batch["moments"], 2, axis=-1)
-        latents = sample_latent(batch["posterior"], mean, logvar, autoencoder.scaling_factor)
-    else:
-        latents = autoencoder.to_latents(batch["posterior"], to_float(batch["image"]))
     labels = flow.drop_condition(batch["dropped"], batch["labels"], UNLABELLED)
     params = gathered(params)
     velocity = lambda z, t: SISMA(config).apply({"params": params}, z, t, labels)
@@ -82,4 +89,5 @@ def mean_loss(
     params: dict, batch: dict[str, Array], autoencoder: Autoencoder, *, config: SISMAConfig
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The training loss of a batch, see `losses`; it has no parts."""
-    return jnp.mean(losses(params, batch, autoencoder, config=config)), {}
+    latents = latents_of(batch, autoencoder)
+    return jnp.mean(losses(params, latents, batch, config=config)), {}

@@ -110,6 +110,9 @@ class RunFolder:
     def samples(self) -> Path:
         return self.path / "samples"
 
+    def sample_file(self, step: int) -> Path:
+        return self.samples / f"step_{step:07d}.png"
+
     @property
     def profile(self) -> Path:
         return self.path / "profile"

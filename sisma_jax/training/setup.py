@@ -25,6 +25,9 @@ from sisma_jax.training.hosts import is_first, say, together
 from sisma_jax.training.run_folder import CHANGEABLE, RunFolder, changes
 from sisma_jax.training.sharding import row_share
 
+LARGEST_SEED = 2**32 - 1
+"""JAX's keys take 32 bits of a seed, and NumPy's no negative ones."""
+
 Batches = Iterator[dict[str, np.ndarray]]
 """That of `training_stream`, which can be closed."""
 
@@ -44,6 +47,11 @@ class DataConfig:
     """Threads that read ahead."""
     synthetic_count: int
     """Where `path` does not exist, write so many synthetic faces there first; 0 for never."""
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "synthetic_count"):
+            if getattr(self, name) < 0:
+                raise InputError(f"data.{name} is {getattr(self, name)}: set 0 or more")
 
     def open(self, split: str, fields: Sequence[str]) -> Source:
         """Open a split; raises InputError where there is no such data."""
@@ -122,7 +130,9 @@ def parse_training_command(module: str, description: str, example: str) -> tuple
     args, overrides = parser.parse_known_args()
     hosts.join(args)
     keep_compiled_programs()
-    config = load_config(args.config, overrides)
+    with together():
+        config = load_config(args.config, overrides)
+        _check_seed(config)
     return config, args.workdir or Path("runs") / _name(args.config)
 
 
@@ -139,9 +149,9 @@ def run_claimed(
     Yields:
       What the run is, for its checkpoints: seed, config and the checksum of its data.
     """
-    begun = run.config() if run.config_file.exists() else config
     with ExitStack() as held:
         with together():
+            begun = run.config() if run.config_file.exists() else config
             if is_first():
                 held.enter_context(run.claim(config, data=data, classes=classes))
         for key, before, after in changes(begun, config):
@@ -165,6 +175,12 @@ def keep_compiled_programs() -> None:
         abilities = next((x for x in lines if x.startswith(("flags", "Features"))), "")
         kind += "-" + hashlib.sha256(abilities.encode()).hexdigest()[:8]
     jax.config.update("jax_compilation_cache_dir", str(cache / "sisma_jax" / kind))
+
+
+def _check_seed(config: ConfigDict) -> None:
+    seed = config.get("seed")
+    if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"seed is {seed!r}: use 0..{LARGEST_SEED}")
 
 
 def _name(spec: str) -> str:

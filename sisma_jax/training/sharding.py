@@ -100,9 +100,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def _same(tree: Any) -> Any:
+    return tree
+
+
 def local_copy(tree: Any, mesh: Mesh) -> Any:
     """The arrays whole, on this process's devices; every process has to call it."""
-    tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    tree = jax.jit(_same, out_shardings=replicated(mesh))(tree)
     if jax.process_count() == 1:
         return tree
     # Of a replicated array every device has all.
@@ -119,6 +123,12 @@ def under_mesh(mesh: Mesh, function: Callable) -> Callable:
             return function(*arguments, **options)
 
     return call
+
+
+def jit_step(step: Callable, shardings: Any, mesh: Mesh) -> Callable:
+    """Compile (state, ...) -> (state, metrics): the state keeps its shardings and its memory."""
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return under_mesh(mesh, step)
 
 
 def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:

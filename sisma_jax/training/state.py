@@ -74,6 +74,8 @@ class TrainConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name} is {getattr(self, name)}: set at least 1")
+        if self.warmup < 0:
+            raise InputError(f"train.warmup is {self.warmup}: set 0 or more steps")
         if self.profile_at < 0:
             raise InputError(
                 f"train.profile_at is {self.profile_at}: give a step, or 0 for no trace"

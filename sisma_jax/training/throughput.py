@@ -18,8 +18,9 @@ from sisma_jax.training.sharding import batch_sharding, local_mesh
 
 MEASURED_SECONDS = 0.1
 SIDE = {"cpu": 512}
-ACCELERATOR_SIDE = 8192
-"""Of the square matrices: large enough for the best rate, small enough to be over soon."""
+ACCELERATOR_SIDE = 4096
+"""Of the square matrices: large enough for a rate near the best, small enough to be over soon, and
+small as what they take (32 MiB each in bfloat16) counts in `peak_memory` for the rest of a run."""
 
 
 def matmul_peak(dtype: str) -> float:
@@ -31,8 +32,10 @@ def matmul_peak(dtype: str) -> float:
     mesh = local_mesh()
     side = SIDE.get(jax.default_backend(), ACCELERATOR_SIDE)
     rows = batch_sharding(mesh)
-    matrices = jax.random.normal(jax.random.key(0), (2, mesh.size, side, side), dtype)
-    a, b = (jax.device_put(x, rows) for x in matrices)
+    keys = jax.random.split(jax.random.key(0))
+    # Made where they are used: the first device need not hold those of all.
+    draw = lambda key: jax.random.normal(key, (mesh.size, side, side), dtype)
+    a, b = map(jax.jit(draw, out_shardings=rows), keys)
     multiply = jax.jit(jnp.matmul, out_shardings=rows)
     multiply(a, b).block_until_ready()
     best, count = 0.0, 1

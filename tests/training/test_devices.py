@@ -1,5 +1,6 @@
 """The same training on one device and on many: the losses, and what moves between the devices."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -50,22 +51,23 @@ def batch(number):
 
 
 @functools.cache
-def trained(data, fsdp, accumulate=1):
+def trained(data, fsdp, accumulate=1, remat="none"):
     """Losses and gradient norms of three steps on data x fsdp devices, the program, the state."""
     if data * fsdp > jax.device_count():
         pytest.skip(f"{jax.device_count()} devices: set JAX_NUM_CPU_DEVICES=8")
     settings = toy.settings(batch_size=ROWS, accumulate=accumulate)
+    config = dataclasses.replace(CONFIG, remat=remat)
     optimizer = make_optimizer(settings, matrix_axes)
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp), jax.devices()[: data * fsdp])
-    init = lambda: init_state(init_params(CONFIG, jax.random.key(0)), optimizer)
+    init = lambda: init_state(init_params(config, jax.random.key(0)), optimizer)
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setattr(sharding, "SMALLEST_SHARDED", 1024)
         shardings = state_shardings(jax.eval_shape(init), mesh)
         state = jax.jit(init, out_shardings=shardings)()
         step = make_step(
-            functools.partial(mean_loss, config=CONFIG),
+            functools.partial(mean_loss, config=config),
             functools.partial(
-                draw, config=CONFIG, flow_config=FlowConfig(sampling="logit_normal", drop=0.5)
+                draw, config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.5)
             ),
             optimizer,
             settings,
@@ -119,6 +121,17 @@ def test_only_parameters_are_gathered_and_no_activations(data, fsdp, accumulate)
     assert len(gathers) > 5
     for operation, shape in gathers:
         assert operation == "all-gather" and shape in shapes, (operation, shape)
+
+
+@pytest.mark.slow
+def test_with_blocks_computed_again_no_device_holds_the_parameters_of_all_blocks():
+    _, text, state = trained(2, 2, remat="block")
+    cut = [x for x in jax.tree.leaves(state.params["blocks"]) if not x.sharding.is_fully_replicated]
+    shards = {x.addressable_shards[0].data.shape for x in cut}
+    whole = {x.shape for x in cut} - shards
+    assert len(whole) > 3
+    for shape in whole:
+        assert f"[{','.join(map(str, shape))}]" not in text, shape
 
 
 def test_parameters_optimizer_and_average_are_cut_alike_and_small_ones_are_whole():

@@ -1,5 +1,6 @@
 """What the loop does whatever it trains: health, evaluation, traces, what it says, full disks."""
 
+import contextlib
 import json
 import resource
 import time
@@ -169,7 +170,12 @@ def files_of_at_most():
 
 
 def test_a_full_disk_stops_the_run_with_the_last_good_step_intact(tmp_path, files_of_at_most):
-    def grid(ema):  # after step 3
+    run = tmp_path / "run"
+
+    def grid(ema):  # after step 3, once step 2 is whole
+        until = time.monotonic() + 60
+        while not (run / "checkpoints" / "2").exists() and time.monotonic() < until:
+            time.sleep(0.01)
         files_of_at_most(100_000)
         return np.zeros((4, 4, 3), np.uint8)
 
@@ -177,7 +183,6 @@ def test_a_full_disk_stops_the_run_with_the_last_good_step_intact(tmp_path, file
         init_params=lambda: {"w": jax.random.normal(jax.random.key(0), (toy.FEATURES, 2**15))},
         draw=lambda key, batch: {"noise": jax.numpy.zeros((len(batch["x"]), 1))},
     )
-    run = tmp_path / "run"
     with pytest.raises(RunError, match=r"could not be written .*File too large\): step 2 is kept"):
         toy.run(run, task_changes=large | {"sample_grid": grid}, sample_every=3)
     files_of_at_most(resource.RLIM_INFINITY)
@@ -195,6 +200,16 @@ def test_a_metrics_file_that_cannot_be_written_is_said(tmp_path, monkeypatch):
         toy.run(tmp_path)
 
 
+def test_what_cannot_be_read_of_the_data_is_not_taken_for_a_full_disk(tmp_path):
+    class Gone(toy.Batches):
+        def __next__(self):
+            raise FileNotFoundError(2, "No such file or directory", "data/shard-3")
+
+    feed = toy.Feed(lambda start: Gone(start, 8), lambda number: [])
+    with pytest.raises(FileNotFoundError, match="shard-3"):
+        toy.run(tmp_path, task_changes={"feed": feed})
+
+
 def test_evaluations_have_their_own_rows_and_times(tmp_path, capsys):
     seen = []
 
@@ -207,6 +222,42 @@ def test_evaluations_have_their_own_rows_and_times(tmp_path, capsys):
     assert told == [(4, 1.5), (6, 1.5)]
     np.testing.assert_array_equal(seen[-1], state.ema["w"])
     assert "test_loss 1.5" in capsys.readouterr().out
+
+
+def test_what_a_stop_left_out_is_looked_at_when_the_run_continues(tmp_path, monkeypatch):
+    """Stopped at a step with an evaluation and a grid: the rows are those of an undisturbed run."""
+    task = dict(evaluate=lambda ema: {"test_loss": float(ema["w"].sum())}, evaluate_every=2)
+    settings = dict(task_changes=task, sample_every=4)
+    toy.run(tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        asked = contextlib.nullcontext(lambda step: step == 4)
+        patch.setattr("sisma_jax.training.loop.stop_requests", lambda: asked)
+        toy.run(tmp_path / "run", **settings)
+    assert rows(tmp_path / "run")[-1]["step"] == 4
+    assert not (tmp_path / "run/samples").exists()
+    toy.run(tmp_path / "run", **settings)
+    told = lambda name: [
+        {k: row[k] for k in ("step", "loss", "test_loss") if k in row}
+        for row in rows(tmp_path / name)
+    ]
+    assert told("run") == told("whole")
+    grids = lambda name: sorted(x.name for x in (tmp_path / name / "samples").iterdir())
+    assert grids("run") == grids("whole") == ["step_0000004.png", "step_0000006.png"]
+
+
+def test_what_is_evaluated_is_saved_before(tmp_path):
+    def evaluate(ema):
+        raise ValueError("it fails")
+
+    with pytest.raises(ValueError, match="it fails"):
+        toy.run(tmp_path, task_changes=dict(evaluate=evaluate, evaluate_every=4))
+    assert saved(tmp_path) == [2, 4]
+
+
+def test_a_lower_limit_of_skipped_steps_does_not_forbid_good_ones(tmp_path):
+    toy.run(tmp_path, steps=4, bad=(2, 3))
+    state = toy.run(tmp_path, skip_limit=2)
+    assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (6, 2, 0)
 
 
 def test_a_trace_of_the_steps_asked_for(tmp_path, monkeypatch):

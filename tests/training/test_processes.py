@@ -1,7 +1,9 @@
 """Two processes on this machine that train one model: together, killed, stopped, continued."""
 
 import json
+import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -123,6 +125,41 @@ def test_wrong_input_is_said_once(overrides, message, inputs_folder, cache, tmp_
     assert [status for status, _, _ in results] == [2, 2]
     assert f"error: {message}" in results[0][2] and "error:" not in results[1][2]
     assert not run.exists()
+
+
+@pytest.mark.slow
+def test_two_that_diverge_leave_one_folder_that_repeats_it(inputs_folder, cache, tmp_path):
+    run = tmp_path / "run"
+    diverge = dict(train__learning_rate=1e30, train__warmup=0, train__skip_limit=2)
+    results = ends(start(inputs_folder, run, processes=2, cache=cache, **diverge))
+    assert [status for status, _, _ in results] == [1, 1], results[0][2][-2000:]
+    assert "not finite in 2 steps in a row" in results[0][2] and "error:" not in results[1][2]
+    (kept,) = (run / "diverged").iterdir()
+    assert saved(kept) == [int(kept.name.removeprefix("step_"))]
+    # The same settings, then, but by one process: it repeats them and says so.
+    again = start(inputs_folder, kept, devices=4, cache=cache, **diverge)
+    ((status, said, words),) = ends(again)
+    assert status == 1 and "not finite in 2 steps in a row" in words
+    assert "continuing" in said or saved(kept) == [0]
+
+
+@pytest.mark.slow
+def test_a_record_that_only_one_process_reads_and_cannot(inputs_folder, cache, tmp_path):
+    """What it says is seen, and nobody waits for it for minutes."""
+    data = tmp_path / "data"
+    shutil.copytree(inputs_folder / "data", data)
+    for face in range(12):
+        (data / f"CelebA-HQ-img/{face}.jpg").write_bytes(b"no image")
+    whole = [f"--config.data.path={inputs_folder / 'data'}"]
+    began = time.monotonic()
+    results = ends(
+        start(
+            inputs_folder, tmp_path / "run", processes=2, cache=cache, last=whole, data__path=data
+        )
+    )
+    assert time.monotonic() - began < 120
+    assert all(status for status, _, _ in results)
+    assert "cannot be read" in results[0][2], results[0][2][-2000:]
 
 
 @pytest.mark.slow

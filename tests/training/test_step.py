@@ -115,6 +115,21 @@ def test_schedule_and_average_count_the_steps_that_were_applied():
     np.testing.assert_allclose(rates, [0, 2.5e-3, 2.5e-3, 5e-3])
 
 
+def test_the_average_is_its_formula_over_the_steps_that_were_applied():
+    limit = 0.24  # reached at the last of these steps
+    step, state = stepper(learning_rate=0.5, ema_decay=limit)
+    bad = batch() | {"x": np.full((8, toy.FEATURES), np.nan, np.float32)}
+    average, applied, decays = np.float64(WEIGHTS["w"]), 0, []
+    for one in (batch(), bad, batch(2), batch(3)):
+        state, metrics = step(state, one)
+        if not int(metrics["skipped"]):
+            decays.append(min(limit, (1 + applied) / (10 + applied)))
+            average = decays[-1] * average + (1 - decays[-1]) * np.float64(state.params["w"])
+            applied += 1
+        np.testing.assert_allclose(state.ema["w"], average, rtol=1e-5)
+    assert decays == [1 / 10, 2 / 11, limit]
+
+
 def test_noise_is_of_seed_and_step():
     step, state = stepper()
     one, _ = step(state, batch())

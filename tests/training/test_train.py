@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sisma_jax import train
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, RunError
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training import loop
 from sisma_jax.training.run_folder import RunFolder
@@ -71,10 +71,10 @@ def test_a_signal_saves_and_returns_and_the_run_continues_exactly(
 ):
     profile = loop._Loop._profile
 
-    def interrupted(self, step):  # before each step
+    def interrupted(self, step, state):  # before each step
         if step == 2:
             os.kill(os.getpid(), number)
-        profile(self, step)
+        profile(self, step, state)
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
@@ -189,10 +189,17 @@ def test_where_no_checkpoint_is_intact_it_is_said(tiny_run, inputs_folder, tmp_p
         ({"samples__solver": "rk4"}, "samples.solver is 'rk4'"),
         ({"train__accumulate": 2}, "4 is not divisible by the 4 devices in 2 parts"),
         ({"train__skip_limit": 0}, "train.skip_limit is 0"),
+        ({"train__warmup": -1}, "train.warmup is -1: set 0 or more"),
+        ({"data__threads": -1}, "data.threads is -1: set 0 or more"),
+        ({"data__synthetic_count": -1}, "data.synthetic_count is -1: set 0 or more"),
+        ({"seed": -1}, "seed is -1: use 0..4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296: use 0..4294967295"),
         ({"train__profile_at": -1}, "train.profile_at is -1"),
         ({"checkpoint__keep_every": 3}, "checkpoint.keep_every is 3: choose a multiple of"),
         ({"model__remat": "all"}, "model.remat is 'all'"),
         ({"evaluation__hook": "no_such:thing"}, "evaluation.hook 'no_such:thing' cannot be im"),
+        ({"evaluation__hook": "json:__name__"}, "evaluation.hook 'json:__name__' cannot be im"),
+        ({"model__scan": "pallas_triton"}, "model.scan 'pallas_triton' cannot run here .*choose"),
         ({"evaluation__hook": "json:no_such"}, "evaluation.hook 'json:no_such' cannot be im"),
     ],
 )
@@ -263,6 +270,22 @@ def test_evaluations_and_the_hook_run_while_training(inputs_folder, tmp_path):
     assert {"test_loss/0-0.2", "test_loss/0.8-1"} <= evaluated[0].keys()
     assert (evaluated[0]["faces"], evaluated[0]["held_out"]) == (1, 4)
     assert 0 < evaluated[0]["test_loss"] < 10
+
+
+def broken(synthesizer, source):
+    raise FileNotFoundError(2, "No such file or directory", "inception.npz")
+
+
+def test_a_hook_that_fails_loses_no_step_and_is_asked_again(inputs_folder, tmp_path):
+    run = tmp_path / "run"
+    settings = dict(train__steps=3, evaluation__every=2, evaluation__items=4)
+    with pytest.raises(RunError, match=r"evaluation.hook .*:broken' failed .*No such file"):
+        hook = "tests.training.test_train:broken"
+        train_tiny(inputs_folder, run, evaluation__hook=hook, **settings)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["2"]
+    hook = "tests.training.test_train:count_faces"
+    train_tiny(inputs_folder, run, evaluation__hook=hook, **settings)
+    assert [row["step"] for row in rows(run) if "faces" in row] == [2, 3]
 
 
 def test_a_run_of_another_config_is_refused(tiny_run, inputs_folder):
