@@ -87,8 +87,12 @@ def _drop_rows_after(path: Path, step: int) -> None:
 
 def evaluated_at(path: Path, step: int) -> bool:
     """Whether there is a row of an evaluation at `step`: rows of training have a learning rate."""
-    rows = map(json.loads, path.read_text().splitlines() if path.exists() else [])
-    return any(row["step"] == step and "learning_rate" not in row for row in rows)
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError, KeyError, TypeError):  # a row cut short by a crash
+            row = json.loads(line)
+            if row["step"] == step and "learning_rate" not in row:
+                return True
+    return False
 
 
 class Progress:

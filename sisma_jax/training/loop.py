@@ -111,7 +111,9 @@ def train(
     with _in_words(run, config), Checkpoints(run.checkpoints, checkpoint, record) as checkpoints:
         state = _restore_or_init(run, checkpoints, config, task, mesh)
         start = int(state.step)
-        if start >= config.steps:
+        # It was saved before it was looked at, and may have been stopped in between.
+        looked_at = not start or _looked_at(run, config, task, start)
+        if start >= config.steps and looked_at:
             say(f"{run.path} is trained: step {start} of {config.steps}")
             return state
         if start:
@@ -127,6 +129,8 @@ def train(
         try:
             with stop_requests() as stop_requested, closing(on_devices(batches, mesh)) as placed:
                 loop = _Loop(run, config, checkpoints, task, mesh, log, progress)
+                if not looked_at:
+                    loop.look(start, state, last=start >= config.steps)
                 return loop.run(state, start, placed, step_fn, constants, stop_requested)
         finally:
             batches.close()
@@ -191,8 +195,6 @@ class _Loop:
         stop_requested: Callable[[int], bool],
     ) -> TrainState:
         config = self.config
-        if start and not self._looked_at(start):  # it was saved, and then stopped
-            self._look(start, state, last=False)
         for step in range(start + 1, config.steps + 1):
             self._profile(step, state)
             with self.progress.waiting():
@@ -215,7 +217,7 @@ class _Loop:
                 self._read(0, state)
                 self.checkpoints.save(step, state)
             if not requested:  # what is left of the time may be short
-                self._look(step, state, last)
+                self.look(step, state, last)
             if last:
                 break
         self._profile(None, state)
@@ -247,7 +249,7 @@ class _Loop:
         shown = {name: means[name] for name in (*sorted(own), *SHOWN) if means.get(name)}
         say(self.progress.line(step, shown))
 
-    def _look(self, step: int, state: TrainState, last: bool) -> None:
+    def look(self, step: int, state: TrainState, last: bool) -> None:
         """Evaluate and sample where it is time. What was to be saved is being saved."""
         every = self.task.evaluate_every
         evaluate = every and (step % every == 0 or last)
@@ -268,15 +270,6 @@ class _Loop:
                     save_png(Image.fromarray(image), self.folder.sample_file(step))
                     self.log.image(step, "samples", image)
 
-    def _looked_at(self, step: int) -> bool:
-        """Whether what was due at `step` was evaluated and sampled before the run ended."""
-        if not is_first():
-            return all_true(True)
-        every = self.task.evaluate_every
-        evaluated = not every or step % every or evaluated_at(self.folder.metrics_file, step)
-        sampled = step % self.config.sample_every or self.folder.sample_file(step).exists()
-        return all_true(bool(evaluated and sampled))
-
     def _profile(self, step: int | None, state: TrainState) -> None:
         """Begin or end the trace before `step`, or at the end; of one process."""
         first = self.config.profile_at
@@ -292,6 +285,17 @@ class _Loop:
             jax.profiler.stop_trace()
             self.tracing = False
             say(f"traced {self.folder.profile}: open it with TensorBoard's profile plugin or xprof")
+
+
+def _looked_at(run: RunFolder, config: TrainConfig, task: Task, step: int) -> bool:
+    """Whether what was due at `step` was evaluated and sampled before the run ended."""
+    if not is_first():
+        return all_true(True)
+    last, every = step >= config.steps, task.evaluate_every
+    due = every and (step % every == 0 or last)
+    evaluated = not due or evaluated_at(run.metrics_file, step)
+    sampled = not (step % config.sample_every == 0 or last) or run.sample_file(step).exists()
+    return all_true(evaluated and sampled)
 
 
 def _unread() -> int:

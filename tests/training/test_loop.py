@@ -245,6 +245,30 @@ def test_what_a_stop_left_out_is_looked_at_when_the_run_continues(tmp_path, monk
     assert grids("run") == grids("whole") == ["step_0000004.png", "step_0000006.png"]
 
 
+def test_a_run_that_was_saved_and_not_looked_at_is_not_finished(tmp_path, capsys):
+    """The end of it, in the middle of the last evaluation."""
+    asked = []
+
+    def evaluate(ema):
+        asked.append(ema)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return {"test_loss": 1.5}
+
+    task = dict(evaluate=evaluate, evaluate_every=100)
+    with pytest.raises(KeyboardInterrupt):
+        toy.run(tmp_path, task_changes=task)
+    assert saved(tmp_path)[-1] == 6
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "te')
+    assert int(toy.run(tmp_path, task_changes=task).step) == 6
+    assert rows(tmp_path)[-1] == {"step": 6, "test_loss": 1.5}
+    assert (tmp_path / "samples/step_0000006.png").exists()
+    capsys.readouterr()
+    toy.run(tmp_path, task_changes=task)
+    assert "is trained: step 6 of 6" in capsys.readouterr().out and len(asked) == 2
+
+
 def test_what_is_evaluated_is_saved_before(tmp_path):
     def evaluate(ema):
         raise ValueError("it fails")
