@@ -70,6 +70,9 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.model.factor = 8
     config.model.num_classes = 19
     config.model.update(SIZES[variant])
+    config.model.mixer = "mamba"  # "attention": the twin it is compared with
+    config.model.attention_head = 64  # channels of a head, of the twin only
+    config.model.modulation = "gate"  # "shift": the paper's figure read literally
     config.model.state = 16
     config.model.expand = 2
     config.model.orders = 1

@@ -7,12 +7,15 @@ Counted:
   - linear maps and convolutions, at every position of their output: neither the windows that reach
     into zero padding nor the zeros of one-hot labels are subtracted;
   - the selective scan as its recurrence says, not as an implementation computes it, with three
-    MACs per token, channel, state and order: decay h, (Delta u) B added to it, and C h added up.
-Not counted: norms, activations, biases, gates, residuals, positions, and in the scan softplus,
-exp(Delta A), Delta u and the skip D u.
+    MACs per token, channel, state and order: decay h, (Delta u) B added to it, and C h added up;
+  - of attention, the two products with all L tokens: q k^T, and the softmax times v.
+Not counted: norms, activations, biases, gates, residuals, positions, the softmax of attention, and
+in the scan softplus, exp(Delta A), Delta u and the skip D u.
 
 Letters as in `mamba`: D width, d = expand x D channels, n states, r rank of delta, L tokens, K
 orders. Maps of tokens are counted L times, maps of the time embedding once.
+
+`xla_cost` has XLA's count of the same.
 """
 
 from typing import NamedTuple
@@ -36,7 +39,7 @@ def velocity_macs(config: SISMAConfig) -> int:
 
     A step of "euler" takes one, of the other solvers two; guidance doubles either.
     """
-    block = modulation, self_mamba, cross_mamba, feed_forward
+    block = modulation, self_mixer, cross_mixer, feed_forward
     once = patch_in, time_embedding, final_layer
     return config.depth * sum(part(config) for part in block) + sum(part(config) for part in once)
 
@@ -70,25 +73,40 @@ def modulation(c: SISMAConfig) -> int:
     return c.width * 9 * c.width
 
 
-def self_mamba(c: SISMAConfig) -> int:
-    """W_in, W_out; per order W_x, W_dt; one convolution, the scan."""
+def self_mixer(c: SISMAConfig) -> int:
+    """Of Mamba W_in, W_out; per order W_x, W_dt; one convolution, the scan. Of attention W_q, W_k,
+    W_v, W_out and its products."""
     D, d, n, r, L, K = _letters(c)
+    if c.mixer == "attention":
+        return L * 4 * D**2 + attention_products(c)
     maps = D * 2 * d + d * D + K * (d * (r + 2 * n) + r * d)
     return L * maps + depthwise_conv(c) + selective_scan(c)
 
 
-def cross_mamba(c: SISMAConfig) -> int:
-    """The image's part: W_in, W_out; per order W_x->C; one convolution, the scan."""
+def cross_mixer(c: SISMAConfig) -> int:
+    """The image's part. Of Mamba W_in, W_out; per order W_x->C; one convolution, the scan. Of
+    attention W_q, W_out and its products."""
     D, d, n, _, L, K = _letters(c)
+    if c.mixer == "attention":
+        return L * 2 * D**2 + attention_products(c)
     maps = D * 2 * d + d * D + K * d * n
     return L * maps + depthwise_conv(c) + selective_scan(c)
 
 
 def mask_stream(c: SISMAConfig) -> int:
-    """The mask's part of a Cross-Mamba: W_s; per order W_s->dtB, W_dt; one convolution."""
+    """The mask's part of a Cross-Mamba: W_s; per order W_s->dtB, W_dt; one convolution. Of
+    cross-attention W_k, W_v."""
     D, d, n, r, L, K = _letters(c)
+    if c.mixer == "attention":
+        return L * 2 * D**2
     maps = D * d + K * (d * (r + n) + r * d)
     return L * maps + depthwise_conv(c)
+
+
+def attention_products(c: SISMAConfig) -> int:
+    """q k^T and softmax v of one attention, over all heads."""
+    D, _, _, _, L, _ = _letters(c)
+    return 2 * L**2 * D
 
 
 def depthwise_conv(c: SISMAConfig) -> int:

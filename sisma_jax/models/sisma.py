@@ -8,11 +8,23 @@ A block is three residual sub-layers, x + gate * f(shift + (1 + scale) * LayerNo
 f = Self-Mamba, Cross-Mamba and a feed-forward network in this order. Gates and the last linear map
 start at zero: a new model is the zero velocity, every block the identity.
 
+Two ablations. `mixer="attention"` puts self- and cross-attention in place of the Mamba mixers: the
+twin, see `attention`. `modulation="shift"` reads the paper's figure literally, which prints "Shift"
+behind the operator where its siblings have a gate:
+
+    x + f(shift + (1 + scale) * LayerNorm(x)) + shift_out
+
+with the same map of t, which starts at zero here too. The velocity of a new model is still zero, by
+the last linear map. Its blocks are no longer the identity, for nothing holds f back: they are those
+of a plain pre-norm transformer, x + f(LayerNorm(x)) whatever t.
+
 The blocks are one `nn.scan`: parameters are stacked along a leading axis and the program compiles
 once, whatever the depth. Where they are stored in pieces over several devices, each block gathers
 its own as it comes to them; those that the backward pass needs are kept until then, unless `remat`
 has blocks computed again.
 """
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -20,12 +32,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int32, UInt8
 
+from sisma_jax.models.attention import CrossAttention, MaskKeys, SelfAttention
 from sisma_jax.models.embeddings import Positions, TimeEmbedding
 from sisma_jax.models.mamba import CrossMamba, MaskStream, SelfMamba, layer_norm, xavier
 from sisma_jax.models.mask_encoder import MaskEncoder
 from sisma_jax.models.placement import whole
 from sisma_jax.models.scan_orders import block_orders
 from sisma_jax.models.sisma_config import SISMAConfig
+
+MaskFeatures = MaskStream | MaskKeys
+"""What a block, or a whole model, computes from the mask alone; by its mixer."""
 
 
 def modulate(
@@ -42,47 +58,54 @@ class SISMABlock(nn.Module):
 
     def setup(self) -> None:
         cfg = self.config
-        mixer = dict(
-            width=cfg.width,
-            grid=cfg.grid,
-            state=cfg.state,
-            expand=cfg.expand,
-            orders=cfg.orders,
-            dtype=cfg.dtype,
-            implementation=cfg.scan,
-        )
         zeros = nn.initializers.zeros
         self.modulation = nn.Dense(9 * cfg.width, kernel_init=zeros, dtype=cfg.dtype)
         self.norm = layer_norm(use_scale=False, use_bias=False)
-        self.self_mamba = SelfMamba(**mixer)
-        self.cross_mamba = CrossMamba(**mixer)
+        if cfg.mixer == "attention":
+            mixer = dict(width=cfg.width, head=cfg.attention_head, dtype=cfg.dtype)
+            self.self_mixer = SelfAttention(**mixer, name="self_attention")
+            self.cross_mixer = CrossAttention(**mixer, name="cross_attention")
+        else:
+            mixer = dict(
+                width=cfg.width,
+                grid=cfg.grid,
+                state=cfg.state,
+                expand=cfg.expand,
+                orders=cfg.orders,
+                dtype=cfg.dtype,
+                implementation=cfg.scan,
+            )
+            self.self_mixer = SelfMamba(**mixer, name="self_mamba")
+            self.cross_mixer = CrossMamba(**mixer, name="cross_mamba")
         self.ff_in = nn.Dense(cfg.ff_ratio * cfg.width, kernel_init=xavier, dtype=cfg.dtype)
         self.ff_out = nn.Dense(cfg.width, kernel_init=xavier, dtype=cfg.dtype)
 
     def mask_stream(
         self, _: None, mask_tokens: Float[Array, "b l width"]
-    ) -> tuple[None, MaskStream]:
+    ) -> tuple[None, MaskFeatures]:
         """What this block computes from the mask alone."""
-        return None, self.cross_mamba.mask_stream(mask_tokens)
+        return None, self.cross_mixer.mask_stream(mask_tokens)
 
     def with_stream(
         self,
         x: Float[Array, "b l width"],
         t: Float[Array, "b width"],
-        mask: MaskStream,
+        mask: MaskFeatures,
         order: Int32[Array, "k l"],
     ) -> tuple[Float[Array, "b l width"], None]:
         """The block on tokens `x` with the mask's part already computed."""
+        scanned = (order,) if self.config.mixer == "mamba" else ()
         sublayers = (
-            lambda h: self.self_mamba(h, order),
-            lambda h: self.cross_mamba(h, mask, order),
+            lambda h: self.self_mixer(h, *scanned),
+            lambda h: self.cross_mixer(h, mask, *scanned),
             lambda h: self.ff_out(nn.gelu(self.ff_in(h))),
         )
         modulation = jnp.split(self.modulation(nn.silu(t)), 9, axis=-1)
         for i, sublayer in enumerate(sublayers):
-            shift, scale, gate = modulation[3 * i : 3 * i + 3]
+            shift, scale, last = modulation[3 * i : 3 * i + 3]
             h = self.norm(x).astype(self.config.dtype)
-            h = gate[:, None] * sublayer(modulate(h, shift, scale))
+            h = sublayer(modulate(h, shift, scale))
+            h = last[:, None] * h if self.config.modulation == "gate" else h + last[:, None]
             x = x + h.astype(x.dtype)
         return x, None
 
@@ -150,7 +173,7 @@ class SISMA(nn.Module):
             methods=[*methods],
         )
         if cfg.remat != "none":
-            kept = jax.checkpoint_policies.dots_saveable if cfg.remat == "dots" else None
+            kept = _linear_maps(cfg) if cfg.remat == "dots" else None
             block = nn.remat(block, prevent_cse=False, policy=kept, methods=[*methods])
         self.blocks = nn.scan(block, methods=methods)(cfg)
         self.final = FinalLayer(cfg.patch**2 * cfg.latent_channels, cfg.dtype)
@@ -171,18 +194,18 @@ class SISMA(nn.Module):
         self._check_labels(labels)
         return self._through_blocks(z_t, t, self.blocks, self.mask_encoder(labels))
 
-    def encode_mask(self, labels: UInt8[Array, "b H W"]) -> MaskStream:
+    def encode_mask(self, labels: UInt8[Array, "b H W"]) -> MaskFeatures:
         """Return all that depends on the mask alone, for `velocity`; leading axis: the blocks."""
         self._check_labels(labels)
         return self.blocks.mask_stream(None, self.mask_encoder(labels))[1]
 
     def velocity(
-        self, z_t: Float[Array, "b h w c"], t: Float[Array, " b"], features: MaskStream
+        self, z_t: Float[Array, "b h w c"], t: Float[Array, " b"], features: MaskFeatures
     ) -> Float[Array, "b h w c"]:
         """Return what `__call__` returns, from `encode_mask`'s features of the labels."""
         return self._through_blocks(z_t, t, self.blocks.with_stream, features)
 
-    def _through_blocks(self, z_t: Array, t: Array, blocks, mask: Array | MaskStream) -> Array:
+    def _through_blocks(self, z_t: Array, t: Array, blocks, mask: Array | MaskFeatures) -> Array:
         cfg = self.config
         expected = (cfg.latent_size, cfg.latent_size, cfg.latent_channels)
         if z_t.shape[1:] != expected:
@@ -210,6 +233,15 @@ class SISMA(nn.Module):
                 f"label maps of {labels.shape[2]}x{labels.shape[1]} pixels do not fit the model's "
                 f"{size}x{size}"
             )
+
+
+def _linear_maps(config: SISMAConfig) -> Callable:
+    """The policy for `nn.remat` that keeps the results of linear maps."""
+    policies = jax.checkpoint_policies
+    if config.mixer == "mamba":
+        return policies.dots_saveable
+    # Attention's products, of length^2 numbers, are none: batch and heads are axes of both sides.
+    return policies.dots_with_no_batch_dims_saveable
 
 
 def init_params(config: SISMAConfig, key: Array) -> dict:

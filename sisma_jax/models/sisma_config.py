@@ -6,6 +6,8 @@ from typing import Any
 from kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.errors import InputError
 
+MIXERS = ("mamba", "attention")
+MODULATIONS = ("gate", "shift")
 REMAT_POLICIES = ("none", "block", "dots")
 
 
@@ -28,13 +30,24 @@ class SISMAConfig:
     """Token width D."""
     depth: int = 12
     """Number of blocks N."""
+    mixer: str = "mamba"
+    """How tokens mix in a block: "mamba" (SISMA), or "attention", the twin it is compared with.
+    The twin has no use for `state`, `expand`, `orders` and `scan`, nor SISMA for `attention_head`:
+    they change nothing there."""
     state: int = 16
-    """States n of every channel's scan."""
+    """States n of every channel's scan; of the mamba mixer."""
     expand: int = 2
-    """Scanned channels over width."""
+    """Scanned channels over width; of the mamba mixer."""
     orders: int = 1
-    """Scan orders K per layer: 1, 2 or 4."""
+    """Scan orders K per layer: 1, 2 or 4; of the mamba mixer."""
+    attention_head: int = 64
+    """Channels of a head, a divisor of `width`; of the attention mixer."""
+    modulation: str = "gate"
+    """What time does to the output of a sub-layer: "gate" multiplies it (adaLN-Zero), "shift" adds
+    to it, as the paper's figure reads literally."""
     ff_ratio: int = 4
+    """Hidden channels of the feed-forward network over width; at 7 the twin has as many parameters
+    as SISMA at 4."""
     mask_channels: int = 64
     """Channels of the mask encoder's first convolution; each further one doubles them."""
     dtype: str = "bfloat16"
@@ -44,7 +57,7 @@ class SISMAConfig:
     least memory, about a third more time) or "dots" (all but the results of linear maps)."""
     scan: str = "auto"
     """Implementation of the selective scan: one of `kernels.selective_scan`, or "auto" for the best
-    where the program runs."""
+    where the program runs; of the mamba mixer."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -62,6 +75,17 @@ class SISMAConfig:
             raise InputError(
                 f"model.factor x model.patch is {self.factor} x {self.patch}: the mask encoder "
                 "halves the map, so their product has to be a power of two"
+            )
+        if self.mixer not in MIXERS:
+            raise InputError(f"model.mixer is {self.mixer!r}: choose one of {', '.join(MIXERS)}")
+        if self.mixer == "attention" and self.width % self.attention_head:
+            raise InputError(
+                f"model.attention_head {self.attention_head} does not divide model.width "
+                f"{self.width}: choose a head that does"
+            )
+        if self.modulation not in MODULATIONS:
+            raise InputError(
+                f"model.modulation is {self.modulation!r}: choose one of {', '.join(MODULATIONS)}"
             )
         if self.orders not in (1, 2, 4):
             raise InputError(

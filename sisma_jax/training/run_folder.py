@@ -6,6 +6,7 @@ data.json       the checksum of the data set, of prepared ones
 checkpoints/    Orbax steps: state, ema and position
 damaged/        steps that could not be restored, out of the way
 autoencoder/    a copy of the first stage, so that a moved run still loads
+parser/         the face parser that the run has trained
 metrics.jsonl   rows by step: of training and of evaluations
 parameters.txt  names and shapes of the weights
 samples/        sample grids by step
@@ -67,6 +68,10 @@ CHANGEABLE = (
 )
 """Config keys (or sections, with a dot) that may differ when a run is continued."""
 
+ADDED = {"model.attention_head": None, "model.mixer": "mamba", "model.modulation": "gate"}
+"""Keys that configs of older runs lack, and the value with which such a run is continued; None for
+any, where the value means nothing there."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
@@ -97,6 +102,10 @@ class RunFolder:
     @property
     def autoencoder(self) -> Path:
         return self.path / "autoencoder"
+
+    @property
+    def parser(self) -> Path:
+        return self.path / "parser"
 
     @property
     def metrics_file(self) -> Path:
@@ -169,7 +178,8 @@ class RunFolder:
             )
         if self.config_file.exists():
             for key, before, after in changes(self.config(), config):
-                if not key.startswith(CHANGEABLE):
+                older = before is None and key in ADDED and ADDED[key] in (None, after)
+                if not older and not key.startswith(CHANGEABLE):
                     raise InputError(
                         f"{self.config_file} has {key} = {before!r} where this run has {after!r}: "
                         "continue with the old value, or give --workdir a new folder"

@@ -12,6 +12,7 @@ import pytest
 from kernels.selective_scan import api, reference
 from sisma_jax.models import SISMA, SISMAConfig, cost, mamba
 from sisma_jax.models.sisma import init_params
+from sisma_jax.models.xla_cost import xla_macs
 
 
 def calls(config):
@@ -78,6 +79,9 @@ def product_of_a_scan_s_size(u, delta, A, **others):
         SISMAConfig.tiny(latent_size=6, factor=2, orders=4, ff_ratio=3, width=100, depth=3),
         SISMAConfig.tiny(latent_size=12, patch=4, factor=1, expand=1, state=5, num_classes=7),
         SISMAConfig.tiny(latent_size=4, patch=1, factor=1, latent_channels=3, mask_channels=8),
+        SISMAConfig.small(mixer="attention", ff_ratio=7),
+        # 2,500 tokens: queries in blocks and a rest
+        SISMAConfig.tiny(mixer="attention", latent_size=50, patch=1, factor=1, attention_head=32),
     ],
 )
 def test_the_count_is_the_program_s(config, monkeypatch):
@@ -90,16 +94,34 @@ def test_the_count_is_the_program_s(config, monkeypatch):
 @pytest.mark.parametrize("orders", [1, 2])
 def test_xla_counts_little_more(orders, monkeypatch):
     """Norms, activations and the like cost 1 to 3 %; the scans are 18 and 27 % of the whole."""
+    config = SISMAConfig.tiny(
+        latent_size=8, factor=2, patch=1, depth=1, state=64, mask_channels=8, orders=orders
+    )
+    from_programs_with_loops = xla_macs(config)
     # XLA counts a loop's body once: so one block, and a scan whose steps are written out.
     unrolled = SimpleNamespace(scan=partial(jax.lax.scan, unroll=True))
     monkeypatch.setattr(reference, "lax", unrolled)
     monkeypatch.setattr(api, "best_implementation", lambda state: "sequential")
-    config = SISMAConfig.tiny(
-        latent_size=8, factor=2, patch=1, depth=1, state=64, mask_channels=8, orders=orders
-    )
     for count, (method, *shapes) in calls(config).items():
         flops = jax.jit(method).lower(*shapes).cost_analysis()["flops"]
         assert 1 < flops / 2 / count(config) < 1.04, count
+        if count is cost.velocity_macs:
+            assert from_programs_with_loops == pytest.approx(flops / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        (SISMAConfig.tiny(), 1.04),
+        (SISMAConfig.small(orders=2), 1.025),
+        (SISMAConfig.large(), 1.01),
+        (SISMAConfig.tiny(mixer="attention"), 1.02),
+        (SISMAConfig.large(mixer="attention", ff_ratio=7), 1.01),
+        (SISMAConfig.large(mixer="attention", latent_size=50), 1.015),  # queries in blocks
+    ],
+)
+def test_xla_counts_little_more_whatever_runs_in_loops(config, most):
+    assert 1 < xla_macs(config) / cost.velocity_macs(config) < most
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,16 @@ import pytest
 
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.embeddings import TimeEmbedding, sincos_positions
-from sisma_jax.models.sisma import init_params, matrix_axes
+from sisma_jax.models.sisma import SISMABlock, init_params, matrix_axes
 
 
 def small(**changes):
     return SISMAConfig.tiny(
         **(dict(latent_size=8, factor=4, patch=1, width=32, depth=2, mask_channels=8) | changes)
     )
+
+
+TWIN = {"mixer": "attention", "attention_head": 8}
 
 
 def inputs(config, batch=2):
@@ -31,7 +34,8 @@ def trained(config):
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
     def leaf(path, shape):
-        fan_in = np.prod(shape.shape[1:-1], dtype=int) if path[-1].key == "kernel" else 100
+        stacked = path[0].key == "blocks"
+        fan_in = np.prod(shape.shape[stacked:-1]) if path[-1].key == "kernel" else 100
         noise = random.normal(size=shape.shape) / np.sqrt(max(fan_in, 1))
         start = {"scale": 1, "D": 1, "delta_bias": -3}.get(path[-1].key, 0)
         return jnp.asarray(start + noise, jnp.float32)
@@ -45,14 +49,15 @@ def apply(config, params, *args, method=None):
     )(params, *args)
 
 
-def test_a_new_model_is_the_zero_velocity_and_its_blocks_the_identity():
-    config = small()
+@pytest.mark.parametrize("changes", [{}, TWIN])
+def test_a_new_model_is_the_zero_velocity_and_its_blocks_the_identity(changes):
+    config = small(**changes)
     params = init_params(config, jax.random.key(0))
     z, t, labels = inputs(config)
     np.testing.assert_array_equal(apply(config, params, z, t, labels), 0)
     # With a final layer that lets everything through, blocks of any number change nothing.
     params["final"] = trained(config)["final"]
-    shallow = small(depth=1)
+    shallow = small(depth=1, **changes)
     fewer = init_params(shallow, jax.random.key(0)) | {
         name: params[name] for name in params if name != "blocks"
     }
@@ -61,8 +66,43 @@ def test_a_new_model_is_the_zero_velocity_and_its_blocks_the_identity():
     )
 
 
+def test_a_new_model_that_shifts_is_the_zero_velocity_and_its_blocks_know_no_time():
+    config = small(modulation="shift")
+    params = init_params(config, jax.random.key(0))
+    z, t, labels = inputs(config)
+    np.testing.assert_array_equal(apply(config, params, z, t, labels), 0)
+    block = SISMABlock(config)
+    first = jax.tree.map(lambda x: x[0], params["blocks"])
+    x, mask = jax.random.normal(jax.random.key(1), (2, 2, 64, config.width))
+    order = jnp.arange(64)[None]
+    run = jax.jit(lambda t: block.apply({"params": first}, x, t, mask, order)[0])
+    out = run(jnp.ones((2, config.width)))
+    np.testing.assert_array_equal(out, run(jnp.zeros((2, config.width))))
+    assert np.abs(out - x).max() > 0.1  # no identity, unlike those that gate
+
+
+def test_the_shift_by_time_is_added_where_the_gate_would_multiply():
+    """Of a block whose other maps are zero only the three shifts are left."""
+    config = small(modulation="shift")
+    params = jax.tree.map(lambda x: x[0], trained(config)["blocks"])
+    modulation = params["modulation"]
+    params = jax.tree.map(jnp.zeros_like, params) | {"modulation": modulation}
+    x, mask = jax.random.normal(jax.random.key(1), (2, 2, 64, config.width))
+    t = jax.random.normal(jax.random.key(2), (2, config.width))
+    got, _ = SISMABlock(config).apply({"params": params}, x, t, mask, jnp.arange(64)[None])
+    vectors = jax.nn.silu(t) @ modulation["kernel"] + modulation["bias"][None]
+    shifts = vectors.reshape(2, 3, 3, 1, config.width)[:, :, 2]
+    np.testing.assert_allclose(got, x + shifts.sum(1), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"orders": 2, "patch": 2}, {"orders": 4, "remat": "block"}]
+    "changes",
+    [
+        {},
+        {"orders": 2, "patch": 2, "modulation": "shift"},
+        {"orders": 4, "remat": "block"},
+        TWIN,
+    ],
 )
 def test_two_stages_equal_the_whole(changes):
     config = small(**changes)
@@ -76,12 +116,13 @@ def test_two_stages_equal_the_whole(changes):
     )
 
 
-def test_remat_changes_no_value_and_no_gradient():
+@pytest.mark.parametrize("changes", [{}, TWIN])
+def test_remat_changes_no_value_and_no_gradient(changes):
     z, t, labels = inputs(small())
-    params = trained(small())
+    params = trained(small(**changes))
     results = []
     for remat in ("none", "block", "dots"):
-        model = SISMA(small(remat=remat))
+        model = SISMA(small(remat=remat, **changes))
         loss = lambda params, model=model: jnp.sum(
             model.apply({"params": params}, z, t, labels) ** 2
         )
@@ -95,8 +136,9 @@ def test_remat_changes_no_value_and_no_gradient():
         )
 
 
-def test_every_parameter_has_a_gradient():
-    config = small(orders=2)
+@pytest.mark.parametrize("changes", [{"orders": 2}, TWIN])
+def test_every_parameter_has_a_gradient(changes):
+    config = small(**changes)
     z, t, labels = inputs(config)
     loss = lambda params: jnp.sum(SISMA(config).apply({"params": params}, z, t, labels) ** 2)
     grads = jax.jit(jax.grad(loss))(trained(config))
@@ -104,8 +146,9 @@ def test_every_parameter_has_a_gradient():
         assert np.isfinite(grad).all() and np.abs(grad).max() > 0, jax.tree_util.keystr(path)
 
 
-def test_mask_and_time_both_matter():
-    config = small()
+@pytest.mark.parametrize("changes", [{}, TWIN | {"modulation": "shift"}])
+def test_mask_and_time_both_matter(changes):
+    config = small(**changes)
     params, (z, t, labels) = trained(config), inputs(config)
     plain = apply(config, params, z, t, labels)
     for other in (
@@ -125,8 +168,9 @@ def test_samples_of_a_batch_do_not_mix():
     )
 
 
-def test_bfloat16_computes_low_and_keeps_float32_parameters_and_output():
-    config, low = small(orders=2), small(orders=2, dtype="bfloat16")
+@pytest.mark.parametrize("changes", [{"orders": 2}, TWIN | {"modulation": "shift"}])
+def test_bfloat16_computes_low_and_keeps_float32_parameters_and_output(changes):
+    config, low = small(**changes), small(dtype="bfloat16", **changes)
     params, (z, t, labels) = trained(config), inputs(config)
     assert {x.dtype for x in jax.tree.leaves(init_params(low, jax.random.key(0)))} == {
         jnp.dtype("float32")
@@ -142,6 +186,8 @@ def block_parameters(c):
     d, r = c.expand * D, -(-c.width // 16)
     modulation = D * 9 * D + 9 * D
     ff = 2 * c.ff_ratio * D * D + c.ff_ratio * D + D
+    if c.mixer == "attention":
+        return modulation + ff + 8 * D * D
     conv, norm = 9 * d + d, 2 * d
     scan = K * (r * d + d + d * n + d)  # W_dt, b_dt, A_log, D_skip
     self_mamba = D * 2 * d + conv + K * d * (r + 2 * n) + scan + norm + d * D
@@ -175,9 +221,12 @@ def test_exact_parameter_counts(name, millions):
     np.testing.assert_allclose(count / 1e6, millions, atol=0.05)
 
 
-@pytest.mark.parametrize("orders", [2, 4])
-def test_exact_parameter_counts_with_several_orders(orders):
-    config = SISMAConfig.tiny(orders=orders)
+@pytest.mark.parametrize(
+    "changes",
+    [{"orders": 2}, {"orders": 4}, {"mixer": "attention"}, {"mixer": "attention", "ff_ratio": 7}],
+)
+def test_exact_parameter_counts_with_other_mixers(changes):
+    config = SISMAConfig.tiny(**changes)
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == all_parameters(config)
 
@@ -187,6 +236,16 @@ def program_size(config):
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     loss = lambda params: jnp.sum(SISMA(config).apply({"params": params}, z, t, labels) ** 2)
     return jax.jit(jax.grad(loss)).lower(params).as_text()
+
+
+def test_with_dots_kept_the_twin_keeps_no_product_of_all_tokens_with_all():
+    config = small(latent_size=16, depth=2, remat="dots", **TWIN)
+    z, t, labels = inputs(config, batch=1)
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    loss = lambda params: jnp.sum(SISMA(config).apply({"params": params}, z, t, labels))
+    kept = [x.shape for x in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params))]
+    assert (2, 1, 256, 32) in kept  # of each block
+    assert not [shape for shape in kept if shape.count(256) > 1]
 
 
 def test_the_program_does_not_grow_with_depth():
@@ -216,8 +275,9 @@ def test_with_blocks_recomputed_memory_grows_by_one_stream_per_block():
     assert everything > 8 * stream
 
 
-def test_linear_maps_are_told_from_the_state_space_norms_and_biases():
-    params = init_params(small(orders=2), jax.random.key(0))
+@pytest.mark.parametrize("changes", [{"orders": 2}, TWIN])
+def test_linear_maps_are_told_from_the_state_space_norms_and_biases(changes):
+    params = init_params(small(**changes), jax.random.key(0))
     axes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
             leaf.shape,

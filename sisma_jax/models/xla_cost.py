@@ -1,0 +1,90 @@
+"""XLA's count of SISMA's arithmetic, beside the hand count of `cost`.
+
+XLA counts every operation of a program as it is given, before optimising it: two for a
+multiply-accumulate (MAC) of a matrix product, and what `cost` leaves out, too: norms, activations,
+gates, conversions. Nothing is compiled here and nothing runs.
+
+XLA counts the body of a loop once, however often it runs. So what runs in loops is also counted by
+itself, and added as often as it is missing:
+
+  - a block, depth - 1 times;
+  - a step of the recurrence, length - 1 times. Whatever `model.scan` is, the scan counted is
+    "sequential", the recurrence as it is written: others do more, or hide what they do from XLA.
+    A scan of a single token is that step and what is done per token outside the loop, so `length`
+    of these less one scan of all tokens are the steps that are missing;
+  - a block of queries, where attention has several: what the attention of all queries at once has
+    more than the one in blocks is missing.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels import selective_scan
+from sisma_jax.models.attention import attention, blocked_attention
+from sisma_jax.models.sisma import SISMA, SISMABlock, init_params
+from sisma_jax.models.sisma_config import SISMAConfig
+
+
+def xla_macs(config: SISMAConfig) -> int:
+    """Return half of XLA's operations for one velocity of one image: of `SISMA.velocity`."""
+    one = dataclasses.replace(config, depth=1, scan="sequential")
+    params = jax.eval_shape(partial(init_params, one), jax.random.key(0))
+    size, latent = one.image_size, one.latent_size
+    z, t = _floats(1, latent, latent, one.latent_channels), _floats(1)
+    labels = jax.ShapeDtypeStruct((1, size, size), jnp.uint8)
+
+    encode_mask, velocity = (
+        partial(SISMA(one).apply, method=name) for name in ("encode_mask", "velocity")
+    )
+    features = jax.eval_shape(encode_mask, {"params": params}, labels)
+    whole = _operations(velocity, {"params": params}, z, t, features)
+    # What belongs to blocks is stacked.
+    block_params, mask = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (params["blocks"], features)
+    )
+    length = prod(one.grid)
+    block = _operations(
+        partial(SISMABlock(one).apply, method="with_stream"),
+        {"params": block_params},
+        _floats(1, length, one.width),
+        jax.ShapeDtypeStruct((1, one.width), one.dtype),
+        mask,
+        jax.ShapeDtypeStruct((one.orders, length), jnp.int32),
+    )
+    missing = _missing_attention if one.mixer == "attention" else _missing_scan
+    # A block's two mixers have the same loop.
+    return round((whole + (config.depth - 1) * block + config.depth * 2 * missing(one)) / 2)
+
+
+def _missing_scan(config: SISMAConfig) -> float:
+    """Operations of one mixer's scans beyond what XLA counts."""
+    length, channels = prod(config.grid), config.expand * config.width
+
+    def counted(length: int) -> float:
+        tokens, states = _floats(1, length, channels), _floats(1, length, config.state)
+        scan = partial(selective_scan, implementation="sequential")
+        return _operations(scan, tokens, tokens, _floats(channels, config.state), states, states)
+
+    return config.orders * (length * counted(1) - counted(length))
+
+
+def _missing_attention(config: SISMAConfig) -> float:
+    """Operations of one attention beyond what XLA counts."""
+    heads = config.width // config.attention_head, config.attention_head
+    tokens = jax.ShapeDtypeStruct((1, prod(config.grid), *heads), config.dtype)
+    return _operations(attention, *(tokens,) * 3) - _operations(blocked_attention, *(tokens,) * 3)
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _operations(function: Callable, *arguments: Any) -> float:
+    """XLA's count of a program, the body of every loop once."""
+    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]

@@ -1,0 +1,193 @@
+"""Self- and cross-attention and the twin's block against float64 NumPy; queries in blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sisma_jax.errors import InputError
+from sisma_jax.models import SISMAConfig
+from sisma_jax.models import attention as attention_module
+from sisma_jax.models.attention import CrossAttention, SelfAttention, blocked_attention
+from sisma_jax.models.sisma import SISMABlock, init_params
+
+WIDTH, HEAD, BATCH, LENGTH, SEEN = 24, 8, 2, 12, 20
+
+
+def exact(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def noisy(params):
+    """Parameters away from the special values of initialisation."""
+    noise = lambda path, x: x + 0.1 * jax.random.normal(jax.random.key(len(str(path))), x.shape)
+    return jax.tree_util.tree_map_with_path(noise, params)
+
+
+def numpy_attention(p, tokens, seen, head):
+    q, k, v = (
+        x @ p[f"project_{name}"]["kernel"] for name, x in (("q", tokens), ("k", seen), ("v", seen))
+    )
+    out = np.zeros_like(q)
+    for start in range(0, q.shape[-1], head):
+        part = slice(start, start + head)
+        for sample in range(len(q)):
+            logits = q[sample, :, part] @ k[sample, :, part].T / np.sqrt(head)
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            weights /= weights.sum(1, keepdims=True)
+            out[sample, :, part] = weights @ v[sample, :, part]
+    return out @ p["project_out"]["kernel"]
+
+
+def make(cls, **changes):
+    module = cls(**(dict(width=WIDTH, head=HEAD) | changes))
+    keys = jax.random.split(jax.random.key(1), 3)
+    tokens = jax.random.normal(keys[0], (BATCH, LENGTH, WIDTH))
+    seen = jax.random.normal(keys[1], (BATCH, SEEN, WIDTH))
+    if cls is SelfAttention:
+        call, inputs = lambda m, tokens: m(tokens), (tokens,)
+    else:
+        call, inputs = lambda m, tokens, seen: m(tokens, m.mask_stream(seen)), (tokens, seen)
+    params = noisy(module.init(keys[2], *inputs, method=call)["params"])
+    run = lambda params, *inputs: module.apply({"params": params}, *inputs, method=call)
+    return run, params, inputs
+
+
+@pytest.mark.parametrize("cls", [SelfAttention, CrossAttention])
+def test_equals_the_equations(cls):
+    run, params, inputs = make(cls)
+    tokens, seen = exact(inputs)[0], exact(inputs)[-1]
+    expected = numpy_attention(exact(params), tokens, seen, HEAD)
+    got = np.asarray(jax.jit(run)(params, *inputs))
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("cls", [SelfAttention, CrossAttention])
+def test_bfloat16_stays_near_float32_with_its_gradients(cls):
+    run, params, inputs = make(cls)
+    low, _, _ = make(cls, dtype="bfloat16")
+
+    def results(run, inputs):
+        loss = lambda params: jnp.sum(run(params, *inputs).astype(jnp.float32) ** 2)
+        # The gradient of jax.nn.dot_product_attention needs mixed types.
+        with jax.numpy_dtype_promotion("standard"):
+            return run(params, *inputs), jax.jit(jax.grad(loss))(params)
+
+    full, half = (
+        results(run, inputs),
+        results(low, jax.tree.map(lambda x: x.astype(jnp.bfloat16), inputs)),
+    )
+    assert half[0].dtype == jnp.bfloat16
+    for a, b in zip(jax.tree.leaves(full), jax.tree.leaves(half), strict=True):
+        assert 0 < np.abs(np.asarray(b, np.float32) - a).max() < 0.05 * np.abs(a).max()
+
+
+@pytest.mark.parametrize("length", [16, 18])
+def test_queries_in_blocks_have_the_values_and_gradients_of_all_at_once(length, monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, weight = (jax.random.normal(key, (2, length, 3, 5)) for key in keys[:2])
+    k, v = (jax.random.normal(key, (2, 11, 3, 5)) for key in keys[2:])
+
+    def results():
+        loss = lambda *qkv: jnp.sum(weight * blocked_attention(*qkv))
+        grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+        return blocked_attention(q, k, v), *grads
+
+    whole = results()
+    monkeypatch.setattr(attention_module, "LONGEST_WHOLE", 8)
+    monkeypatch.setattr(attention_module, "QUERIES", 4)
+    loops = str(jax.make_jaxpr(lambda *qkv: blocked_attention(*qkv))(q, k, v))
+    assert "length=4" in loops
+    for a, b in zip(whole, results(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_grows_with_the_tokens_and_not_with_their_square():
+    """Forward and backward; of all queries at once they are 16 times as many numbers."""
+
+    def temporaries(length):
+        x = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+        loss = lambda q, k, v: jnp.sum(blocked_attention(q, k, v) ** 2)
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = temporaries(4096), temporaries(16384)
+    assert many < 4.2 * few < 4 * 16384**2 / 2
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def layer_norm(x):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def numpy_block(p, x, t, mask, modulation):
+    sublayers = (
+        lambda h: numpy_attention(p["self_attention"], h, h, HEAD),
+        lambda h: numpy_attention(p["cross_attention"], h, mask, HEAD),
+        lambda h: dense(p["ff_out"], gelu(dense(p["ff_in"], h))),
+    )
+    vectors = np.split(dense(p["modulation"], silu(t))[:, None], 9, axis=-1)
+    for i, sublayer in enumerate(sublayers):
+        shift, scale, last = vectors[3 * i : 3 * i + 3]
+        h = sublayer(layer_norm(x) * (1 + scale) + shift)
+        x = x + (last * h if modulation == "gate" else h + last)
+    return x
+
+
+@pytest.mark.parametrize("modulation", ["gate", "shift"])
+def test_a_block_of_the_twin_equals_the_equations(modulation):
+    config = SISMAConfig.tiny(
+        width=WIDTH, mixer="attention", attention_head=HEAD, modulation=modulation
+    )
+    keys = jax.random.split(jax.random.key(3), 4)
+    x, mask = (jax.random.normal(key, (BATCH, LENGTH, WIDTH)) for key in keys[:2])
+    t = jax.random.normal(keys[2], (BATCH, WIDTH))
+    order = jnp.arange(LENGTH)[None]
+    block = SISMABlock(config)
+    params = noisy(jax.jit(block.init)(keys[3], x, t, mask, order)["params"])
+    got, _ = jax.jit(block.apply)({"params": params}, x, t, mask, order)
+    expected = numpy_block(exact(params), *exact((x, t, mask)), modulation)
+    assert np.abs(np.asarray(got) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_at_ff_ratio_7_a_block_of_the_twin_has_the_parameters_of_one_of_mamba():
+    def block_size(config):
+        shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes["blocks"])) / config.depth
+
+    D = SISMAConfig.large().width
+    twin = block_size(SISMAConfig.large(mixer="attention", ff_ratio=7))
+    assert twin == 31 * D**2 + 9 * D + 7 * D + D  # and the biases of modulation and feed-forward
+    assert 1 < block_size(SISMAConfig.large()) / twin < 1.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixer": "conv"}, "model.mixer is 'conv': choose one of mamba, attention"),
+        (
+            {"mixer": "attention", "attention_head": 100},
+            "model.attention_head 100 does not divide model.width 768: choose a head that does",
+        ),
+        ({"attention_head": 0}, "model.attention_head is 0: set a whole number"),
+        ({"modulation": "scale"}, "model.modulation is 'scale': choose one of gate, shift"),
+    ],
+)
+def test_impossible_twins_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        SISMAConfig(**changes)
+
+
+def test_a_head_that_does_not_fit_is_nothing_to_a_model_of_mamba():
+    assert SISMAConfig(attention_head=100).mixer == "mamba"
