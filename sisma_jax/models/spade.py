@@ -1,0 +1,162 @@
+"""Layers of diffusion U-Nets that a label map steers by SPADE (Park et al., arXiv 1903.07291).
+
+SDM (arXiv 2207.00050) and SCA-DM (arXiv 2403.12743) build on the residual block of Dhariwal and
+Nichol (arXiv 2105.05233). Where the map steers it, both of its norms are SPADE:
+
+    SPADE(x, map) = GroupNorm(x) (1 + gamma(map)) + beta(map)
+
+with gamma and beta convolved from the map, so that every position has its own. Arrays are NHWC and
+keep the compute type `dtype` throughout, residual sums too; norms, the softmax, time and parameters
+are float32.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange, reduce
+from jaxtyping import Array, Float
+
+NORM_EPSILON = 1e-5
+"""PyTorch's default."""
+
+
+def conv(channels: int, dtype: str, name: str, *, size: int = 3) -> nn.Conv:
+    """A convolution that keeps the image's size."""
+    return nn.Conv(channels, (size, size), dtype=dtype, name=name)
+
+
+def normalise(
+    x: Float[Array, "b h w c"], groups: int, name: str, *, affine: bool = True
+) -> Float[Array, "b h w c"]:
+    """Group normalisation, computed in float32."""
+    layer = nn.GroupNorm(
+        groups,
+        epsilon=NORM_EPSILON,
+        use_bias=affine,
+        use_scale=affine,
+        dtype=jnp.float32,
+        name=name,
+    )
+    return layer(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
+    """The mean of every 2 x 2 pixels."""
+    return reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=2, j=2)
+
+
+def double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """Every pixel four times."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+class SPADE(nn.Module):
+    """GroupNorm without parameters of its own, scaled and shifted by what the map says.
+
+    The map (one channel per class) may be finer than `x`: of every square of its pixels that falls
+    on one of `x`, the first counts, as in PyTorch's nearest interpolation. JAX's takes the middle.
+    """
+
+    groups: int
+    hidden: int
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], semantics: Float[Array, "b H W k"]
+    ) -> Float[Array, "b h w c"]:
+        rows, columns = semantics.shape[1] // x.shape[1], semantics.shape[2] // x.shape[2]
+        coarse = semantics[:, ::rows, ::columns]
+        hidden = nn.relu(conv(self.hidden, self.dtype, "shared")(coarse))
+        gamma = conv(x.shape[-1], self.dtype, "gamma")(hidden)
+        beta = conv(x.shape[-1], self.dtype, "beta")(hidden)
+        return normalise(x, self.groups, "norm", affine=False) * (1 + gamma) + beta
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), time at the second norm; SPADE if given a map.
+
+    Attributes:
+      channels: of the output; where the input has others, it is added through a 1 x 1 convolution.
+      groups: of the norms.
+      hidden: channels between the map and SPADE's gamma and beta.
+      dtype: compute type.
+      scale_shift: time scales and shifts what the second norm returns; else it is added ahead of
+        that norm.
+      resample: `halve` or `double` applied to both branches, ahead of the first convolution; with
+        `double`, the first norm sees the coarse image and the second the fine one.
+    """
+
+    channels: int
+    groups: int
+    hidden: int
+    dtype: str
+    scale_shift: bool = True
+    resample: Callable[[Array], Array] | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        time: Float[Array, "b width"],
+        semantics: Float[Array, "b H W k"] | None = None,
+    ) -> Float[Array, "b _ _ channels"]:
+        def norm(h: Array, name: str) -> Array:
+            if semantics is None:
+                return normalise(h, self.groups, name)
+            return SPADE(self.groups, self.hidden, self.dtype, name=name)(h, semantics)
+
+        h = nn.silu(norm(x, "norm1"))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(self.channels, self.dtype, "conv1")(h)
+        features = (1 + self.scale_shift) * self.channels
+        time = nn.Dense(features, dtype=jnp.float32, name="time")(nn.silu(time))
+        time = time.astype(h.dtype)[:, None, None]
+        if self.scale_shift:
+            scale, shift = jnp.split(time, 2, axis=-1)
+            h = norm(h, "norm2") * (1 + scale) + shift
+        else:
+            h = norm(h + time, "norm2")
+        h = conv(self.channels, self.dtype, "conv2")(nn.silu(h))
+        if x.shape[-1] != self.channels:
+            x = conv(self.channels, self.dtype, "skip", size=1)(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Attention of all positions to all, in heads of a fixed width, with a residual connection."""
+
+    head_width: int
+    groups: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        channels = x.shape[-1]
+        h = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(normalise(x, self.groups, "norm"))
+        # The published order: a head's query, key and value lie side by side.
+        query, key, value = rearrange(
+            h, "b h w (heads part d) -> part b (h w) heads d", part=3, d=self.head_width
+        )
+        # It refuses bfloat16 where dtype promotion is strict.
+        with jax.numpy_dtype_promotion("standard"):
+            mixed = jax.nn.dot_product_attention(query, key, value)
+        return x + nn.Dense(channels, dtype=self.dtype, name="out")(mixed.reshape(x.shape))
+
+
+class StepEmbedding(nn.Module):
+    """Sinusoids of a diffusion step's number (cosines first), then a two-layer perceptron."""
+
+    frequencies: int
+    width: int
+
+    @nn.compact
+    def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b width"]:
+        half = self.frequencies // 2
+        rates = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+        angles = t[:, None] * rates[None]
+        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+        return nn.Dense(self.width, name="out")(nn.silu(nn.Dense(self.width, name="in")(waves)))
