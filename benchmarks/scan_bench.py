@@ -5,7 +5,7 @@
 On a CPU it measures the implementations in plain JAX, on an NVIDIA GPU the Pallas kernels too, with
 the share of what the chip could do at best. Every implementation is first compared with float64
 NumPy; one that is wrong is not timed. Prints a table and writes JSON and a plot of time and memory
-over length (the plot needs matplotlib: `pip install -e '.[bench]'`).
+over length.
 """
 
 import argparse
@@ -165,10 +165,8 @@ def write(args: argparse.Namespace, rows: list[dict], curves: list[dict]) -> Non
     report.write(path, ("jax", "jaxlib", "torch"), {"rows": rows, "over_length": curves})
     if curves:
         picture = path.with_suffix(".png")
-        if scan_plot.draw(curves, picture, title=device_name()):
-            print(f"wrote {picture}")
-        else:
-            print("no plot: matplotlib is not installed (pip install -e '.[bench]')")
+        scan_plot.draw(curves, picture, title=device_name())
+        print(f"wrote {picture}")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,14 @@
 
 from pathlib import Path
 
+from matplotlib.figure import Figure
 
-def draw(curves: list[dict], path: Path, *, title: str) -> bool:
-    """Write the picture; False where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
+def draw(curves: list[dict], path: Path, *, title: str) -> None:
+    """Write the picture."""
     measured = [row for row in curves if row["status"] == "measured"]
-    figure, (time, memory) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    time, memory = figure.subplots(1, 2)
     for name in dict.fromkeys(row["implementation"] for row in measured):
         rows = [row for row in measured if row["implementation"] == name]
         lengths = [row["size"]["length"] for row in rows]
@@ -31,5 +27,3 @@ def draw(curves: list[dict], path: Path, *, title: str) -> bool:
         sizes = f"batch {size['batch']}, channels {size['channels']}, state {size['state']}"
         figure.suptitle(f"selective scan on {title}: {sizes}, {measured[0]['dtype']}")
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-    return True

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sisma_jax.errors import InputError
 from sisma_jax.metrics import psnr, ssim
@@ -40,15 +41,29 @@ def test_ssim_is_wangs():
     a = pictures(0)
     b = np.clip(a + np.random.default_rng(1).normal(0, 20, a.shape), 0, 255).astype(np.float32)
     expected = [ssim_by_definition(x, y, 255) for x, y in zip(a, b, strict=True)]
-    np.testing.assert_allclose(ssim(a, b, 255), expected, atol=1e-5)
-    np.testing.assert_allclose(ssim(a / 255, b / 255, 1), expected, atol=1e-5)
-    np.testing.assert_allclose(ssim(a, a, 255), 1, atol=1e-6)
+    np.testing.assert_allclose(ssim(a, b, 255), expected, atol=1e-12)
+    np.testing.assert_allclose(ssim(a / 255, b / 255, 1), expected, atol=1e-6)
+    np.testing.assert_allclose(ssim(a, a, 255), 1, atol=1e-12)
+
+
+def test_lone_pictures_score_as_scikit_image_has_it():
+    random = np.random.default_rng(2)
+    a = np.linspace(-1, 1, 40 * 33 * 3).reshape(40, 33, 3)  # smooth: variances are small
+    b = a + random.normal(0, 0.01, a.shape)
+    expected = structural_similarity(
+        a, b, data_range=2, channel_axis=-1,
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(ssim(a, b, 2), expected, atol=1e-9)
+    np.testing.assert_allclose(psnr(a, b, 2), peak_signal_noise_ratio(a, b, data_range=2))
+    assert ssim(a, b, 2).shape == psnr(a, b, 2).shape == ()
+    assert ssim(a, b, 2).dtype == np.float64
 
 
 def test_psnr_is_that_of_the_mean_squared_error():
     a, b = pictures(0, np.uint8), pictures(1, np.uint8)
     error = np.mean((a.astype(np.float64) - b) ** 2, axis=(1, 2, 3))
-    np.testing.assert_allclose(psnr(a, b, 255), 10 * np.log10(255**2 / error), rtol=1e-5)
+    np.testing.assert_allclose(psnr(a, b, 255), 10 * np.log10(255**2 / error), rtol=1e-12)
     assert np.isinf(psnr(a, a, 255)).all()
 
 

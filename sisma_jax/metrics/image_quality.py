@@ -1,26 +1,26 @@
-"""How close a picture is to another: PSNR and SSIM, per picture."""
+"""How close a picture is to another: PSNR and SSIM, per picture, computed in float64 on the host.
+
+Both take lone pictures (H, W, C), for which they return a scalar, or several (N, H, W, C).
+"""
 
 from typing import Any
 
 import dm_pix
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float64, Num
 
 from sisma_jax.errors import InputError
-
-Pictures = Num[Array | np.ndarray, "n h w c"]
 
 WINDOW = 11
 """Side of SSIM's Gaussian window, of deviation 1.5 (Wang et al. 2004)."""
 
 
 def psnr(
-    a: Num[Array | np.ndarray, "n h w c"],
+    a: Num[Array | np.ndarray, "*n h w c"],
     b: Num[Array | np.ndarray, "..."],
     data_range: float | int,
-) -> Float[Array, " n"]:
+) -> Float64[np.ndarray, "*n"]:
     """Return the peak signal-to-noise ratio of each picture in dB, infinite where they are equal.
 
     Args:
@@ -31,14 +31,16 @@ def psnr(
       InputError: if the shapes differ or `data_range` is not positive.
     """
     a, b = _pair(a, b, data_range)
-    return 10.0 * jnp.log10(data_range**2 / jnp.mean(jnp.square(a - b), axis=(1, 2, 3)))
+    error = np.mean(np.square(a - b), axis=(-3, -2, -1))
+    with np.errstate(divide="ignore"):
+        return np.asarray(10.0 * np.log10(data_range**2 / error))
 
 
 def ssim(
-    a: Num[Array | np.ndarray, "n h w c"],
+    a: Num[Array | np.ndarray, "*n h w c"],
     b: Num[Array | np.ndarray, "..."],
     data_range: float | int,
-) -> Float[Array, " n"]:
+) -> Float64[np.ndarray, "*n"]:
     """Return the structural similarity of each picture in [-1, 1], averaged over its channels.
 
     Wang's definition: Gaussian window, K1 = 0.01, K2 = 0.03, places where the window fits.
@@ -52,20 +54,27 @@ def ssim(
         is not positive.
     """
     a, b = _pair(a, b, data_range)
-    if min(a.shape[1:3]) < WINDOW:
+    height, width = a.shape[-3:-1]
+    if min(height, width) < WINDOW:
         raise InputError(
-            f"pictures of {a.shape[1]} x {a.shape[2]} pixels are smaller than SSIM's window: give "
-            f"at least {WINDOW} pixels along each side"
+            f"pictures of {height} x {width} pixels are smaller than SSIM's window: give at least "
+            f"{WINDOW} pixels along each side"
         )
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return dm_pix.ssim(a, b, max_val=data_range, filter_size=WINDOW)
+    # In float32 variances, small differences of large squares, would be off by 1e-5.
+    with (
+        jax.enable_x64(True),
+        jax.default_device(jax.local_devices(backend="cpu")[0]),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        return np.asarray(dm_pix.ssim(a, b, max_val=data_range, filter_size=WINDOW))
 
 
-def _pair(a: Any, b: Any, data_range: float | int) -> tuple[Array, Array]:
+def _pair(a: Any, b: Any, data_range: float | int) -> tuple[np.ndarray, np.ndarray]:
     if a.shape != b.shape:
         raise InputError(
             f"pictures of shapes {a.shape} and {b.shape} cannot be compared: give pairs"
         )
     if not data_range > 0:
         raise InputError(f"data_range is {data_range}: give the span of possible values")
-    return jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    return np.asarray(a, np.float64), np.asarray(b, np.float64)
