@@ -42,7 +42,7 @@ from sisma_jax.training.setup import (
     run_claimed,
 )
 from sisma_jax.training.sharding import MeshConfig, check_batch, fill_up, local_copy, make_mesh
-from sisma_jax.training.state import Params, TrainConfig, make_optimizer
+from sisma_jax.training.state import Params, TrainConfig, kernel_axes, make_optimizer
 
 FACES_FOR_STATISTICS = 512
 FACES_ON_SHEET = 12
@@ -58,12 +58,6 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.kl_weight < 0:
             raise InputError(f"loss.kl_weight is {self.kl_weight}: use 0 or more")
-
-
-def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return (input axes, output axes) of linear maps and convolutions, None of the rest."""
-    last = leaf.ndim - 1
-    return (tuple(range(last)), (last,)) if path[-1].key == "kernel" else None
 
 
 def main() -> None:
@@ -111,7 +105,7 @@ def main() -> None:
             record=record,
             task=Task(
                 init_params=first_params(module, config.seed, statistics),
-                optimizer=make_optimizer(settings, matrix_axes),
+                optimizer=make_optimizer(settings, kernel_axes),
                 draw=lambda key, batch: {"noise": posterior_noise(model, key, batch["image"])},
                 loss_fn=lambda params, batch: autoencoder_loss(
                     module, whole(params), batch["noise"], to_float(batch["image"]), loss.kl_weight

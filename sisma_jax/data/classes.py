@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from sisma_jax.class_names import CANONICAL
 from sisma_jax.errors import InputError
 
 UNLABELLED: int = 255
@@ -136,27 +137,7 @@ class ClassSet:
             raise InputError(f"class list {path} cannot be used: {reason}") from error
 
 
-CLASSES: tuple[str, ...] = (
-    "background",
-    "skin",
-    "nose",
-    "eye_g",
-    "l_eye",
-    "r_eye",
-    "l_brow",
-    "r_brow",
-    "l_ear",
-    "r_ear",
-    "mouth",
-    "u_lip",
-    "l_lip",
-    "hair",
-    "hat",
-    "ear_r",
-    "neck_l",
-    "neck",
-    "cloth",
-)
+CLASSES: tuple[str, ...] = CANONICAL
 """`CLASSES[i]` names id `i`; `eye_g` is glasses, `ear_r` an earring, `neck_l` a necklace."""
 
 PALETTE: np.ndarray = np.array(

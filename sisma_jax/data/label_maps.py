@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sisma_jax.class_names import BISENET
 from sisma_jax.data import image_files
 from sisma_jax.data.classes import CELEBAMASK, CLASSES, UNLABELLED, UNLABELLED_COLOUR, ClassSet
 from sisma_jax.errors import InputError
@@ -22,29 +23,8 @@ CLASS_ORDERS = ("canonical", "bisenet")
 """Orders in which the CelebAMask-HQ classes are numbered: the data set's own, and that of
 face-parsing.PyTorch (a BiSeNet), which much of the field's software writes."""
 
-_BISENET = (
-    "background",
-    "skin",
-    "l_brow",
-    "r_brow",
-    "l_eye",
-    "r_eye",
-    "eye_g",
-    "l_ear",
-    "r_ear",
-    "ear_r",
-    "nose",
-    "mouth",
-    "u_lip",
-    "l_lip",
-    "neck",
-    "neck_l",
-    "cloth",
-    "hair",
-    "hat",
-)
 _FROM_BISENET = np.arange(256, dtype=np.uint8)
-_FROM_BISENET[: len(_BISENET)] = [CLASSES.index(name) for name in _BISENET]
+_FROM_BISENET[: len(BISENET)] = [CLASSES.index(name) for name in BISENET]
 
 # The fields of a PNG header that Pillow hides: it widens 2- and 4-bit greyscale and narrows 16-bit
 # colour without a word.

@@ -142,6 +142,13 @@ def make_optimizer(config: TrainConfig, matrix_axes: MatrixAxes) -> optax.Gradie
     return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
 
 
+def kernel_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return (input axes, output axes) in networks whose linear maps and convolutions all sum over
+    all axes of their kernels but the last; None of other parameters."""
+    last = leaf.ndim - 1
+    return (tuple(range(last)), (last,)) if path[-1].key == "kernel" else None
+
+
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state at step 0. The average starts as the weights themselves."""
     none = jnp.zeros((), jnp.int32)

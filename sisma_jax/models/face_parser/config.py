@@ -1,0 +1,80 @@
+"""The sizes of the U-Net that parses faces."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sisma_jax.errors import InputError
+
+NORMS = ("group", "affine")
+DTYPES = ("float32", "bfloat16")
+MOST_CLASSES = 255
+"""Labels are bytes, and 255 is that of a pixel without a class."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FaceParserConfig:
+    """Sizes of a `FaceParserUNet`; channels and classes default to those of the CelebAMask-HQ
+    repository's (1,944,355 parameters).
+
+    Raises:
+      InputError: if a value is out of range.
+    """
+
+    num_classes: int = 19
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    """Channels at each resolution, finest first; each further one halves the image."""
+    norm: str = "group"
+    """What follows each 3x3 convolution: "group", group normalisation, to train with; "affine", a
+    scale and a shift per channel, which is what published batch norms are at inference."""
+    norm_groups: int = 8
+    """Groups of norm "group"."""
+    dtype: str = "float32"
+    """Compute type of convolutions; norms, the last convolution and parameters are float32."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_classes <= MOST_CLASSES:
+            raise InputError(
+                f"parser.num_classes is {self.num_classes}: set a whole number from 1 to "
+                f"{MOST_CLASSES}"
+            )
+        if not self.channels or any(type(x) is not int or x < 1 for x in self.channels):
+            raise InputError(
+                f"parser.channels is {self.channels}: give whole numbers of at least 1, one for "
+                "each resolution"
+            )
+        if self.norm not in NORMS:
+            raise InputError(f"parser.norm is {self.norm!r}: choose 'group' or 'affine'")
+        if self.norm_groups < 1:
+            raise InputError(
+                f"parser.norm_groups is {self.norm_groups}: set a whole number of at least 1"
+            )
+        undivided = [count for count in self.channels if count % self.norm_groups]
+        if self.norm == "group" and undivided:
+            raise InputError(
+                f"parser.norm_groups {self.norm_groups} does not divide the {undivided[0]} of "
+                "parser.channels: choose a divisor"
+            )
+        if self.dtype not in DTYPES:
+            raise InputError(f"parser.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "FaceParserConfig":
+        """Return the sizes that a JSON file holds, by field name.
+
+        Raises:
+          InputError: if a value is of another type than its field, or out of range.
+        """
+        read = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+        for field in dataclasses.fields(cls):
+            kind = type(field.default)
+            value = read.get(field.name, field.default)
+            if type(value) is not kind or (kind is tuple and {*map(type, value)} - {int}):
+                what = "list of whole numbers" if kind is tuple else kind.__name__
+                raise InputError(f"parser.{field.name} is {value!r}, which is no {what}")
+        return cls(**read)
+
+    @property
+    def factor(self) -> int:
+        """What the sides of an image have to be multiples of."""
+        return 2 ** (len(self.channels) - 1)

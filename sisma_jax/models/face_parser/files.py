@@ -1,0 +1,131 @@
+"""Face parsers on disk: this package's folders, and lone files of published weights.
+
+config.json          sizes, class names, the images' size, and what training measured
+weights.safetensors  parameters
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sisma_jax.errors import InputError
+from sisma_jax.files import is_new_or_empty, whole_folder, write_json
+from sisma_jax.models.face_parser.config import FaceParserConfig
+from sisma_jax.models.face_parser.parser import FaceParser, parameter_shapes
+from sisma_jax.models.face_parser.published import load_published
+from sisma_jax.models.face_parser.unet import FaceParserUNet
+from sisma_jax.models.weights import check_weight_file, load_tree, save_tree
+
+CONFIG_FILE = "config.json"
+WEIGHT_FILE = "weights.safetensors"
+SUBFOLDER = "parser"
+"""Where a run folder holds its own."""
+BESIDES = ("classes", "quality", "size")
+"""What `config.json` says beside the model's name and sizes."""
+
+
+def save_parser(
+    path: str | os.PathLike,
+    config: FaceParserConfig,
+    params: Mapping[str, Any],
+    *,
+    classes: Sequence[str],
+    size: int | None,
+    quality: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the folder `path`: `config.json` and `weights.safetensors`, both or neither.
+
+    Args:
+      path: the folder; a face parser's is replaced.
+      config, params: the U-Net.
+      classes, size, quality: as `FaceParser.trained` takes them.
+
+    Raises:
+      InputError: if these do not fit the configuration, or `path` exists and is anything but a face
+        parser's folder.
+    """
+    path = Path(path)
+    FaceParser.trained(config, params, classes=classes, size=size, quality=quality)
+    ours = path.is_dir() and {x.name for x in path.iterdir()} <= {CONFIG_FILE, WEIGHT_FILE}
+    if not ours and not is_new_or_empty(path):
+        raise InputError(
+            f"{path} exists and holds other things than a face parser: give a new folder"
+        )
+    values = {"classes": list(classes), "quality": quality and dict(quality), "size": size}
+    with whole_folder(path) as folder:
+        named = {"model": FaceParserUNet.__name__} | dataclasses.asdict(config)
+        write_json(folder / CONFIG_FILE, named | values)
+        save_tree(folder / WEIGHT_FILE, params, {"model": FaceParserUNet.__name__})
+
+
+def load_parser(path: str | os.PathLike) -> FaceParser:
+    """Read a face parser.
+
+    Args:
+      path: one of
+        - a folder of `save_parser`, or a run folder with one under `parser/`;
+        - a .safetensors file of published weights, recognised by its tensors: those of the
+          CelebAMask-HQ repository's U-Net, or face-parsing.PyTorch's `79999_iter.pth`, either
+          converted by the README's recipe.
+
+    Raises:
+      InputError: if there is none, if it is pickled, damaged or of another architecture.
+    """
+    path = Path(path)
+    if not path.is_dir() and (path.suffix or path.is_file()):
+        check_weight_file(path)
+        if (path.parent / CONFIG_FILE).is_file() and path.name == WEIGHT_FILE:
+            return _load_folder(path.parent)
+        return load_published(path)
+    for folder in (path / SUBFOLDER, path):
+        if (folder / CONFIG_FILE).is_file():
+            return _load_folder(folder)
+    raise InputError(
+        f"there is no face parser at {path}: give a folder that holds {CONFIG_FILE} and "
+        f"{WEIGHT_FILE}, a run folder with {SUBFOLDER}/ in it, or a .safetensors file of "
+        "published weights"
+    )
+
+
+def _load_folder(folder: Path) -> FaceParser:
+    path = folder / CONFIG_FILE
+    fields = _read_fields(path)
+    try:
+        values = {name: fields.pop(name) for name in BESIDES}
+        config = FaceParserConfig.from_json(fields)
+        parser = FaceParser.trained(config, None, **values)
+    except InputError as error:
+        raise InputError(f"{path} is damaged, {error}: train or copy the parser again") from error
+    params = load_tree(folder / WEIGHT_FILE, parameter_shapes(parser.module))
+    return dataclasses.replace(parser, params=params)
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
+    """What `save_parser` wrote, without the model's name."""
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): copy the parser again") from error
+    model = fields.pop("model", None) if isinstance(fields, dict) else None
+    if model != FaceParserUNet.__name__:
+        raise InputError(
+            f"{path} is no face parser's: give the folder that the parser was saved to"
+        )
+    known = {field.name for field in dataclasses.fields(FaceParserConfig)} | {*BESIDES}
+    differing = sorted(known ^ fields.keys())
+    if differing:
+        raise InputError(
+            f"{path} has missing or unknown entries {', '.join(differing)}: train the parser again "
+            "with this version"
+        )
+    named = isinstance(fields["classes"], list) and {*map(type, fields["classes"])} <= {str}
+    sized = isinstance(fields["size"], int | None)
+    if not named or not sized or not isinstance(fields["quality"], dict | None):
+        raise InputError(
+            f"{path} is damaged, its classes are no list of names, its size no whole number or its "
+            "quality no table: train or copy the parser again"
+        )
+    return fields

@@ -1,0 +1,169 @@
+"""Train a face parser: `python -m sisma_jax.train_parser --config configs/parser.py`.
+
+It judges for `sisma_jax.evaluate` whether faces follow their masks. At the end it is scored on the
+whole test split, and that score stands beside every one that it gives.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from sisma_jax import cli
+from sisma_jax.config import section
+from sisma_jax.contact_sheet import tile
+from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.data.input_pipeline import Source, fixed_batch, items
+from sisma_jax.data.label_maps import colourise
+from sisma_jax.errors import InputError
+from sisma_jax.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
+from sisma_jax.models.autoencoder import to_float
+from sisma_jax.models.face_parser import (
+    FaceParser,
+    FaceParserConfig,
+    FaceParserUNet,
+    save_parser,
+)
+from sisma_jax.models.face_parser.training import parser_loss
+from sisma_jax.models.placement import whole
+from sisma_jax.training.checkpoint import CheckpointConfig
+from sisma_jax.training.hosts import is_first, together
+from sisma_jax.training.loop import Task, train
+from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.setup import DataConfig, parse_training_command, run_claimed
+from sisma_jax.training.sharding import MeshConfig, check_batch, fill_up, local_copy, make_mesh
+from sisma_jax.training.state import TrainConfig, kernel_axes, make_optimizer
+
+FACES_ON_SHEET = 12
+TEST_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The config's section `loss`."""
+
+    dice_weight: float
+
+    def __post_init__(self) -> None:
+        if self.dice_weight < 0:
+            raise InputError(f"loss.dice_weight is {self.dice_weight}: use 0 or more")
+
+
+def main() -> None:
+    config, workdir = parse_training_command(
+        "sisma_jax.train_parser",
+        __doc__,
+        "python -m sisma_jax.train_parser --config configs/parser.py --workdir runs/parser",
+    )
+    run = RunFolder(workdir)
+    with together():
+        data = section(DataConfig, config, "data")
+        model = section(FaceParserConfig, config, "parser")
+        loss = section(LossConfig, config, "loss")
+        settings = section(TrainConfig, config, "train")
+        checkpoint = section(CheckpointConfig, config, "checkpoint")
+        mesh = make_mesh(section(MeshConfig, config, "mesh"))
+        check_batch(settings.batch_size, settings.accumulate, mesh)
+        if data.size < 1 or data.size % model.factor:
+            raise InputError(
+                f"data.size {data.size} is not a multiple of {model.factor}, which "
+                f"{len(model.channels)} entries of parser.channels need: choose one that is"
+            )
+    data.make_if_synthetic()
+    with together():
+        train_source = data.open("train", ("image", "labels"))
+        test_source = data.open("test", ("image", "labels"))
+        classes = train_source.classes
+        if len(classes) != model.num_classes:
+            raise InputError(
+                f"parser.num_classes is {model.num_classes}, but {train_source!r} has "
+                f"{len(classes)} classes: set --config.parser.num_classes={len(classes)}"
+            )
+
+    with run_claimed(run, config, data=train_source.checksum, classes=classes) as record:
+        report = run.report()
+        if report is not None and report["step"] >= settings.steps:
+            if is_first():
+                show(run, report)
+            return
+        module = FaceParserUNet(model)
+        images = jnp.zeros((1, data.size, data.size, 3))
+        parser = lambda ema: FaceParser.trained(model, ema, classes=classes.names, size=data.size)
+        state = train(
+            run=run,
+            config=settings,
+            checkpoint=checkpoint,
+            mesh=mesh,
+            record=record,
+            task=Task(
+                init_params=lambda: module.init(jax.random.key(config.seed), images)["params"],
+                optimizer=make_optimizer(settings, kernel_axes),
+                draw=lambda key, batch: {},
+                loss_fn=lambda params, batch: parser_loss(
+                    module.apply({"params": whole(params)}, to_float(batch["image"])),
+                    batch["labels"],
+                    loss.dice_weight,
+                ),
+                feed=data.feed(
+                    train_source, mesh, batch_size=settings.batch_size, seed=config.seed
+                ),
+                sample_grid=lambda ema: sheet(parser(ema), test_source),
+            ),
+        )
+        if state.step < settings.steps:
+            return
+        ema = local_copy(state.ema, mesh)
+        with together():  # the others wait: none may leave before the first
+            if is_first():
+                quality = test_quality(parser(ema), test_source)
+                save_parser(
+                    run.parser, model, ema,
+                    classes=classes.names, size=data.size, quality=quality,
+                )  # fmt: skip
+                report = {"step": int(state.step), **quality}
+                run.write_report(report)
+                show(run, report)
+
+
+def sheet(parser: FaceParser, source: Source) -> UInt8[np.ndarray, "h w 3"]:
+    """Faces of the test split, their label maps, and what the parser makes of the faces."""
+    faces = fixed_batch(source, min(FACES_ON_SHEET, len(source)))
+    found = np.asarray(parser.labels(faces["image"]))
+    maps = [colourise(labels, source.classes) for labels in (faces["labels"], found)]
+    return tile([list(x) for x in (faces["image"], *maps)])
+
+
+def test_quality(parser: FaceParser, source: Source) -> dict:
+    """Scores on all images of a split, from one confusion matrix."""
+    count = parser.num_classes
+    confusion = np.zeros((count, count), np.int64)
+    for start in range(0, len(source), TEST_BATCH):
+        batch = items(source, range(start, min(start + TEST_BATCH, len(source))))
+        found = np.asarray(parser.labels(fill_up(batch["image"], TEST_BATCH)))
+        labels = batch["labels"]
+        confusion += confusion_matrix(labels, found[: len(labels)], count, UNLABELLED)
+    by_class = zip(parser.classes, class_iou(confusion), strict=True)
+    return {
+        "test_miou": mean_iou(confusion),
+        "test_accuracy": pixel_accuracy(confusion),
+        "test_images": len(source),
+        "class_iou": {name: None if math.isnan(x) else float(x) for name, x in by_class},
+    }
+
+
+def show(run: RunFolder, report: dict) -> None:
+    """Print what the finished parser is, and how it is used."""
+    print(
+        f"step {report['step']}: mIoU {report['test_miou']:.3f} and pixel accuracy "
+        f"{report['test_accuracy']:.3f} on {report['test_images']} test images"
+    )
+    for name, value in report["class_iou"].items():
+        print(f"  {name:12s} {'not there' if value is None else format(value, '.3f')}")
+    print(f"{run.parser} is ready: give sisma_jax.evaluate --parser {run.path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
