@@ -1,5 +1,6 @@
 # make demo          data, autoencoder, training and a picture of new faces: five minutes on two cores
 # make demo-long     the same for forty minutes, with a better picture
+# make report        a face parser, and what the demo's model is measured to do
 # make test          the tests
 # make test-kernels  those of the selective scan
 # make test-slow     the long ones (TESTS= to choose)
@@ -21,7 +22,7 @@ INSTALLED := $(VENV)/.installed-$(subst /,_,$(PYTHON))-$(subst $(comma),_,$(EXTR
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help install demo demo-long test test-kernels test-slow lint
+.PHONY: help install demo demo-long report test test-kernels test-slow lint
 help:
 	@sed -n '/^$$/q; s/^# \?//p' Makefile
 
@@ -43,6 +44,10 @@ demo-long: $(INSTALLED)
 	$(PY) -m sisma_jax.train_autoencoder --config configs/autoencoder.py:long --workdir runs/autoencoder-long
 	$(PY) -m sisma_jax.train --config configs/synthetic.py:long --workdir runs/demo-long
 	$(PY) -m sisma_jax.demo --workdir runs/demo-long
+
+report: demo
+	$(PY) -m sisma_jax.train_parser --config configs/parser.py --workdir runs/parser
+	$(PY) -m sisma_jax.evaluate --workdir runs/demo --out runs/demo/report
 
 test: $(INSTALLED)
 	$(PY) -m pytest -n 2

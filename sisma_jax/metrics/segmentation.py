@@ -49,7 +49,7 @@ def confusion_matrix(
 def class_iou(
     confusion: Int64[np.ndarray, "classes classes"],
 ) -> Float64[np.ndarray, " classes"]:
-    """Return intersection over union by class; NaN where a class is neither label nor prediction."""
+    """Return intersection over union by class; NaN of classes that occur nowhere."""
     both = np.diagonal(confusion)
     either = confusion.sum(0) + confusion.sum(1) - both
     return np.where(either > 0, both / np.maximum(either, 1), np.nan)

@@ -293,3 +293,16 @@ def test_a_run_of_another_config_is_refused(tiny_run, inputs_folder):
         train_tiny(inputs_folder, tiny_run, model__width=24)
     with pytest.raises(InputError, match=r"'model.widht' does not exist: did you mean"):
         call(train.main, *arguments(inputs_folder, tiny_run), "--config.model.widht=24")
+
+
+def test_a_run_older_than_an_option_continues_with_what_it_did(tiny_run, inputs_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    config = json.loads((run / "config.json").read_text())
+    for key in ("mixer", "modulation", "attention_head"):
+        del config["model"][key]
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"model.modulation = None where this run has 'shift'"):
+        train_tiny(inputs_folder, run, model__modulation="shift")
+    train_tiny(inputs_folder, run, train__steps=7)
+    assert rows(run)[-1]["step"] == 7

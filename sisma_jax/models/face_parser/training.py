@@ -38,7 +38,8 @@ def parser_loss(
     coefficient = (2 * both + DICE_SMOOTHING) / (true + found + DICE_SMOOTHING)
     present = (true > 0).astype(jnp.float32)
     dice = jnp.sum(present * (1 - coefficient)) / jnp.maximum(present.sum(), 1.0)
-    right = (jnp.argmax(logits, -1) == labels).astype(jnp.float32) * labelled
+    is_right = jnp.argmax(logits, -1) == labels.astype(jnp.int32)
+    right = is_right.astype(jnp.float32) * labelled
     metrics = {
         "cross_entropy": cross_entropy,
         "dice": dice,
