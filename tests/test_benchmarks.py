@@ -81,3 +81,40 @@ def test_loop_bench_compares_the_loop_with_the_step_alone(tmp_path):
     report = json.loads(out.read_text())
     assert report["seconds_per_step"].keys() == {"step", "loop"}
     assert f"overhead {report['overhead']:.2%}" in told
+
+
+@pytest.mark.slow
+def test_sample_bench_measures_a_run_and_random_weights_beside_their_peers(tiny_run, tmp_path):
+    out = tmp_path / "sample.json"
+    options = ("--steps", 1, "--batches", 1, "--seconds", 0.01, "--out", out)
+    told = run("sample_bench.py", "--size", "tiny", "--guidance", 1, 2, *options,
+               "--peers", "--tokens", 4, 16, "--skip-sdm")  # fmt: skip
+    report = json.loads(out.read_text())
+    assert {"command", "date", "hardware", "versions"} <= report.keys()
+    assert [case["guidance"] for case in report["speed"]["cases"]] == [1, 2]
+    assert [case["tokens"] for case in report["peers"]["over_tokens"]] == [4, 4, 16, 16]
+    cases = report["speed"]["cases"] + report["peers"]["over_tokens"]
+    assert all(case["status"] == "measured" for case in cases)
+    assert report["weights"] == "random" and report["peers"]["images"] == []
+    assert "### Speed" in told and "### Attention twin" in told
+
+    told = run("sample_bench.py", "--workdir", tiny_run, "--dtype", "bfloat16", *options)
+    report = json.loads(out.read_text())
+    assert report["weights"] == str(tiny_run) and "peers" not in report
+    assert report["speed"]["image_size"] == 32 and report["model"]["dtype"] == "bfloat16"
+    assert "in bfloat16" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps [0]: give numbers above 0"),
+        (["--guidance", "-1"], "--guidance [-1.0]: give 0 or more"),
+        (["--tokens", "250"], "--tokens [250]: give square numbers"),
+    ],
+)
+@pytest.mark.slow
+def test_sample_bench_refuses_wrong_arguments(arguments, message):
+    command = [sys.executable, "benchmarks/sample_bench.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr

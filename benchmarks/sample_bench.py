@@ -1,0 +1,131 @@
+"""Synthesis: seconds per image, arithmetic and memory, and with --peers those of its rivals.
+
+    python benchmarks/sample_bench.py --workdir runs/demo
+    python benchmarks/sample_bench.py --size large --batches 1 16 --guidance 1 1.5 --peers
+
+What `python -m sisma_jax.evaluate --metrics speed,peers` measures: synthesis with and without the
+decoder, of a trained run or of random weights, which take the same time; with --peers beside an
+attention twin over the number of tokens, and an SDM-shaped U-Net. Prints tables and writes JSON.
+"""
+
+import argparse
+import dataclasses
+import math
+from functools import partial
+from pathlib import Path
+
+import jax
+import report
+from train_bench import SIZES
+from train_case import TINY, model_config
+
+from sisma_jax import Synthesizer, cli, flow
+from sisma_jax.evaluation import peers
+from sisma_jax.evaluation.speed import measure_speed, speed_tables
+from sisma_jax.evaluation.tables import Table
+from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, parameter_shapes
+from sisma_jax.models.sisma import init_params
+from sisma_jax.training.sharding import local_mesh, replicated
+
+
+def parse() -> argparse.Namespace:
+    on_cpu = jax.default_backend() == "cpu"
+    size, dtype = ("tiny", "float32") if on_cpu else ("large", "bfloat16")
+    parser = report.parser("sample_bench.py", __doc__)
+    add = parser.add_argument
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--workdir", type=Path, metavar="RUN", help="run folder of a trained model")
+    model.add_argument("--size", choices=SIZES, default=size,
+        help=f"in its place random weights of this size (default: {size})")  # fmt: skip
+    add("--dtype", choices=("float32", "bfloat16"),
+        help=f"compute type (default: the run's, else {dtype})")  # fmt: skip
+    add("--steps", nargs="+", type=int, default=[25], metavar="N", help="(default: 25)")
+    add("--solvers", nargs="+", choices=flow.SOLVERS, default=["euler"], metavar="NAME",
+        help=f"of {', '.join(flow.SOLVERS)} (default: euler)")  # fmt: skip
+    add("--guidance", nargs="+", type=float, default=[1.0], metavar="S", help="(default: 1)")
+    add("--batches", nargs="+", type=int, default=[1, 16], metavar="N",
+        help="masks of a call (default: 1 16)")  # fmt: skip
+    add("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
+    add("--peers", action="store_true", help="time an attention twin and an SDM-shaped U-Net, too")
+    add("--tokens", nargs="+", type=int, default=list(peers.TOKENS), metavar="N",
+        help="of the twins, square numbers (default: 256 1024 4096 16384)")  # fmt: skip
+    add("--skip-sdm", action="store_true", help="leave SDM out: 653 M parameters")
+    add("--sdm-seconds", type=float, default=60.0,
+        help="for its steps, guided and not; one of each at least (default: 60)")  # fmt: skip
+    add("--out", type=Path, help="JSON file (default: results/sample_<device>.json)")
+    args = parser.parse_args()
+    args.dtype = args.dtype or (None if args.workdir else dtype)
+    for name in ("steps", "batches", "tokens", "seconds", "sdm_seconds"):
+        values = getattr(args, name)
+        if any(not value > 0 for value in (values if isinstance(values, list) else [values])):
+            parser.error(f"--{name.replace('_', '-')} {values}: give numbers above 0")
+    if not all(0 <= guidance < math.inf for guidance in args.guidance):
+        parser.error(f"--guidance {args.guidance}: give 0 or more (1 is the plain model)")
+    if any(math.isqrt(tokens) ** 2 != tokens for tokens in args.tokens):
+        parser.error(f"--tokens {args.tokens}: give square numbers")
+    return args
+
+
+def trained(workdir: Path, dtype: str | None) -> Synthesizer:
+    synthesizer = Synthesizer.load(workdir)
+    if dtype is None:
+        return synthesizer
+    autoencoder = synthesizer.autoencoder
+    sizes = dataclasses.replace(autoencoder.config, dtype=dtype)
+    return dataclasses.replace(
+        synthesizer,
+        config=dataclasses.replace(synthesizer.config, dtype=dtype),
+        autoencoder=dataclasses.replace(autoencoder, config=sizes),
+    )
+
+
+def random(size: str, dtype: str) -> Synthesizer:
+    """One with an autoencoder of the factor it needs."""
+    config = model_config(size, dtype=dtype)
+    is_tiny = config.factor == TINY["factor"]
+    sizes = (AutoencoderConfig.tiny if is_tiny else AutoencoderConfig.stable_diffusion)(dtype=dtype)
+    shapes = jax.eval_shape(partial(init_params, config), jax.random.key(0))
+    weights = peers.random_weights((shapes, Autoencoder(sizes, parameter_shapes(sizes))))
+    return Synthesizer(config, *jax.device_put(weights, replicated(local_mesh())))
+
+
+def show(tables: list[Table]) -> None:
+    for table in tables:
+        print(table.markdown(), flush=True)
+
+
+def main() -> None:
+    args = parse()
+    synthesizer = (
+        trained(args.workdir, args.dtype) if args.workdir else random(args.size, args.dtype)
+    )
+    speed = measure_speed(
+        synthesizer,
+        steps=args.steps,
+        solvers=args.solvers,
+        guidances=args.guidance,
+        batches=args.batches,
+        seconds=args.seconds,
+    )
+    show(speed_tables(speed))
+    found = {
+        "weights": str(args.workdir) if args.workdir else "random",
+        "model": dataclasses.asdict(synthesizer.config),
+        "speed": speed,
+    }
+    if args.peers:
+        found["peers"] = peers.measure_peers(
+            synthesizer.config,
+            tokens=args.tokens,
+            sdm=None if args.skip_sdm else peers.PUBLISHED_SDM,
+            dtype=args.dtype,
+            sdm_seconds=args.sdm_seconds,
+        )
+        show(peers.peer_tables(found["peers"]))
+    slug = "".join(c if c.isalnum() else "_" for c in speed["device"].lower())
+    out = args.out or report.RESULTS / f"sample_{slug}.json"
+    report.write(out, ("jax", "jaxlib", "flax"), found)
+
+
+if __name__ == "__main__":
+    cli.run(main)

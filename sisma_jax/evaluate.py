@@ -1,0 +1,280 @@
+"""Measure what a trained model does, and write it down with its protocol.
+
+    python -m sisma_jax.evaluate --workdir runs/demo --data data/synthetic --out report
+    python -m sisma_jax.evaluate --images others/ --data data/synthetic --out report
+
+The first form makes faces for the masks of the test split and scores them; the second scores
+pictures that are there, also against a plain folder (`--reference`). Both add rows to the table of
+`--out`: report.json, report.md and report.html. Interrupted, the same command continues; what was
+made or measured once is kept.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sisma_jax import cli, flow
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
+from sisma_jax.data.input_pipeline import Source, open_dataset
+from sisma_jax.data.raw import TEST_FROM
+from sisma_jax.errors import InputError
+from sisma_jax.evaluation.evaluator import (
+    Diversity,
+    Evaluation,
+    evaluate_pictures,
+    evaluate_run,
+)
+from sisma_jax.evaluation.generation import Sampling
+from sisma_jax.evaluation.networks import (
+    BACKBONES,
+    DEFAULT_PARSER,
+    DEFAULT_WEIGHTS,
+    load_networks,
+)
+from sisma_jax.evaluation.pictures import PictureFolder, SplitPictures
+from sisma_jax.evaluation.report import ReportFolder
+from sisma_jax.metrics.frechet import load_statistics
+from sisma_jax.models.inception import SCALINGS
+from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.setup import keep_compiled_programs
+
+METRICS = {
+    "fid": ("fid",),
+    "fd": ("fd_parser",),
+    "lpips": ("lpips_diversity",),
+    "miou": ("miou",),
+    "acc": ("accuracy",),
+    "ssim": ("ssim", "psnr_db"),
+    "speed": (),
+    "peers": (),
+}
+"""Names on the command line, and the scores that each stands for."""
+DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,speed"
+LARGEST_COUNT = 2**20
+T = TypeVar("T")
+
+
+def comma_list(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """An argparse type: values with commas in between."""
+
+    def parse(text: str) -> list[T]:
+        try:
+            return [kind(part) for part in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no list of numbers: write them with commas in between"
+            ) from None
+
+    return parse
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(
+        "sisma_jax.evaluate",
+        __doc__,
+        "python -m sisma_jax.evaluate --workdir runs/demo --out report --steps 5,10,25 "
+        "--guidance 1,1.5,2",
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--workdir", type=Path, help="run folder (or export) of a trained model")
+    what.add_argument("--images", type=Path, help="folder of pictures to score in its place")
+    add("--out", type=Path, required=True, help="folder of the report, made or added to")
+    add("--data", help="data set whose test split is the reference (default: the run's)")
+    add(
+        "--reference",
+        type=Path,
+        help="with --images: folder of real pictures, or their Inception statistics (.npz), in "
+        "place of a data set",
+    )
+    add("--masks", type=Path, help="with --reference: label maps, named as the images are")
+    add("--name", help="what the table calls the model or the images (default: the folder's name)")
+    add(
+        "--metrics",
+        type=comma_list(str),
+        default=DEFAULT_METRICS,
+        help=f"of {', '.join(METRICS)}; peers times an attention twin and an SDM-shaped U-Net",
+    )
+    add("--count", type=int, default=2000, help="test faces and masks; one sample per mask")
+    add("--steps", type=comma_list(int), default="25", help="solver steps, one or several")
+    add("--guidance", type=comma_list(float), default="1.0", help="one or several")
+    add(
+        "--solver",
+        type=comma_list(str),
+        default="euler",
+        help=f"one or several of {', '.join(flow.SOLVERS)}",
+    )
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--diversity-masks", type=int, default=200, help="masks for LPIPS diversity")
+    add("--diversity-samples", type=int, default=10, help="samples of each of them")
+    add(
+        "--parser",
+        type=Path,
+        help="face parser: a run of sisma_jax.train_parser, or published weights (.safetensors) "
+        f"(default: {DEFAULT_PARSER} where it exists)",
+    )
+    add(
+        "--weights",
+        type=Path,
+        help=f"folder of published weights (default: {DEFAULT_WEIGHTS} where it exists)",
+    )
+    add("--lpips-network", choices=BACKBONES, default="alex", help="backbone of LPIPS")
+    add(
+        "--fid-resize",
+        choices=SCALINGS,
+        default="tf1",
+        help="how Inception's inputs are resized; half_pixel is pytorch-fid's way",
+    )
+    add("--save-statistics", type=Path, metavar="FILE.npz", help="reference's for FID")
+    add("--test-from", type=int, help=f"raw data: first id of the test split (default: the run's, "
+        f"or {TEST_FROM})")  # fmt: skip
+    add("--batch-size", type=int, default=16, help="faces made at a time, over all devices")
+    return parser.parse_args()
+
+
+def wanted_scores(names: Sequence[str]) -> frozenset[str]:
+    """Raises InputError if a name is none of METRICS."""
+    for name in names:
+        if name not in METRICS:
+            raise InputError(f"metric {name!r} is unknown: use some of {', '.join(METRICS)}")
+    return frozenset(score for name in names for score in METRICS[name])
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises InputError for values out of range and options that do not go together."""
+    for name in ("count", "diversity_samples"):
+        value = getattr(args, name)
+        if not 2 <= value <= LARGEST_COUNT:
+            raise InputError(f"--{name.replace('_', '-')} is {value}: use 2 to {LARGEST_COUNT:,}")
+    if args.diversity_masks < 1:
+        raise InputError(f"--diversity-masks is {args.diversity_masks}: use at least 1")
+    for steps in args.steps:
+        if steps < 1:
+            raise InputError(f"--steps has {steps}: use at least 1")
+    for guidance in args.guidance:
+        if not 0 <= guidance < float("inf"):
+            raise InputError(f"--guidance has {guidance}: use 0 or more (1 is the plain model)")
+    for solver in args.solver:
+        if solver not in flow.SOLVERS:
+            raise InputError(f"solver {solver!r} is unknown: use {', '.join(flow.SOLVERS)}")
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed is {args.seed}: use 0..{2**32 - 1}")
+    only_of_images = {"--reference": args.reference, "--masks": args.masks}
+    for option, value in only_of_images.items():
+        if args.workdir is not None and value is not None:
+            raise InputError(f"{option} goes with --images, not with --workdir: leave it out")
+    if args.images is not None and (args.data is None) == (args.reference is None):
+        raise InputError("--images needs a reference: give --data or --reference, one of them")
+    if args.masks is not None and args.reference is None:
+        raise InputError("--masks goes with --reference; a data set has its own: leave it out")
+
+
+def open_split(
+    path: str, size: int, split: str, test_from: int, *, classes: ClassSet | None = None
+) -> Source:
+    """Raises InputError if there is none, or it has other classes than the model."""
+    source = open_dataset(path, size, split=split, test_from=test_from)
+    if classes is not None and source.classes != classes:
+        raise InputError(
+            f"{path} has the classes {', '.join(source.classes.names)}, but the model was trained "
+            f"on {', '.join(classes.names)}: give --data a set of the model's classes"
+        )
+    return source
+
+
+def first_of(source: Source, count: int) -> SplitPictures:
+    """The first `count` of a split, or all of them.
+
+    Raises:
+      InputError: if there are fewer than two.
+    """
+    if len(source) < 2:
+        raise InputError(f"{source!r} has {len(source)} faces: scores of a set need at least 2")
+    if len(source) < count:
+        print(f"{source!r} has {len(source)} faces: --count is {len(source)}")
+    return SplitPictures(source, min(count, len(source)))
+
+
+def main() -> None:
+    args = parse_arguments()
+    check_arguments(args)
+    scores = wanted_scores(args.metrics)
+    keep_compiled_programs()
+    networks = load_networks(scores, args.weights, args.parser, args.lpips_network)
+    evaluation = partial(
+        Evaluation,
+        report=ReportFolder(args.out),
+        networks=networks,
+        scores=scores,
+        resize=args.fid_resize,
+        save_statistics=args.save_statistics,
+    )
+    if args.workdir is not None:
+        _evaluate_run(args, evaluation)
+    else:
+        _evaluate_images(args, evaluation)
+
+
+def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
+    synthesizer = Synthesizer.load(args.workdir, batch_size=args.batch_size)
+    config = RunFolder(args.workdir).config()
+    path = args.data or config.data.path
+    if not path:
+        raise InputError(f"{args.workdir} was trained on cached latents alone: give --data")
+    test_from = config.data.test_from if args.test_from is None else args.test_from
+    size, classes = synthesizer.config.image_size, synthesizer.classes
+    test = open_split(path, size, "test", test_from, classes=classes)
+    train = open_split(path, size, "train", test_from, classes=classes)
+    evaluate_run(
+        evaluation(reference=first_of(test, args.count), classes=classes, data=path),
+        synthesizer,
+        train,
+        name=args.name or args.workdir.resolve().name,
+        samplings=[
+            Sampling(steps=steps, solver=solver, guidance=guidance, seed=args.seed)
+            for solver in args.solver
+            for guidance in args.guidance
+            for steps in args.steps
+        ],
+        diversity=Diversity(masks=args.diversity_masks, samples=args.diversity_samples),
+        speed="speed" in args.metrics,
+        peers="peers" in args.metrics,
+    )
+
+
+def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
+    pictures = PictureFolder(args.images)
+    name = args.name or args.images.resolve().name
+    found: dict[str, Any] = {"classes": CELEBAMASK}
+    if args.data is not None:
+        height, width = pictures.size
+        if height != width:
+            raise InputError(
+                f"the pictures of {args.images} have {width}x{height} pixels: crop them to squares"
+            )
+        test_from = TEST_FROM if args.test_from is None else args.test_from
+        source = open_split(args.data, height, "test", test_from)
+        found |= {
+            "reference": first_of(source, args.count),
+            "classes": source.classes,
+            "data": args.data,
+        }
+    elif args.reference.suffix == ".npz":
+        found |= {"statistics": load_statistics(args.reference), "data": str(args.reference)}
+    else:
+        reference = PictureFolder(args.reference)
+        if reference.size != pictures.size:
+            (a, b), (c, d) = pictures.size, reference.size
+            raise InputError(
+                f"the pictures of {args.images} have {b}x{a} pixels, those of {args.reference} "
+                f"{d}x{c}: bring them to one size"
+            )
+        found |= {"reference": reference, "data": str(args.reference)}
+    evaluate_pictures(evaluation(**found), pictures, name, masks=args.masks)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,374 @@
+"""From a model or a folder of pictures to a report."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sisma_jax.contact_sheet import mask_sheet, tile
+from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.input_pipeline import Source
+from sisma_jax.data.label_maps import read_label_map
+from sisma_jax.errors import InputError
+from sisma_jax.evaluation.generation import GeneratedFaces, Sampling
+from sisma_jax.evaluation.judges import inception_judge, measure, parser_judge
+from sisma_jax.evaluation.nearest import memorisation, memorisation_table, nearest
+from sisma_jax.evaluation.networks import Networks
+from sisma_jax.evaluation.peers import measure_peers, peer_tables
+from sisma_jax.evaluation.pictures import (
+    PictureFolder,
+    Reconstructions,
+    Selection,
+    SourcePictures,
+    SplitPictures,
+    digest,
+)
+from sisma_jax.evaluation.report import ReportFolder, write_report
+from sisma_jax.evaluation.scoring import ENOUGH, Row, Scorer
+from sisma_jax.evaluation.speed import measure_speed, speed_tables
+from sisma_jax.evaluation.tables import score_table
+from sisma_jax.files import read_json, write_json
+from sisma_jax.metrics.frechet import Statistics, save_statistics
+from sisma_jax.metrics.image_quality import WINDOW
+from sisma_jax.metrics.perceptual import diversity
+from sisma_jax.models.weights import tree_checksum
+from sisma_jax.synthesizer import Synthesizer
+
+SHOWN_MASKS = 8
+SHOWN_SAMPLES = 4
+ASKED_FOR_NEAREST = 64
+"""Samples whose nearest training face is looked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Diversity:
+    """Of LPIPS diversity: masks, and samples of each."""
+
+    masks: int
+    samples: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured, against what, and where it is written."""
+
+    report: ReportFolder
+    networks: Networks
+    scores: frozenset[str]
+    """Names of `scoring.SCORES`."""
+    resize: str
+    """Of Inception's inputs."""
+    classes: ClassSet
+    data: str
+    """Of the reference, in words."""
+    reference: SplitPictures | PictureFolder | None = None
+    statistics: Statistics | None = None
+    """Inception's, in place of a reference."""
+    save_statistics: Path | None = None
+    """Where the reference's go."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError if judges and data do not go together."""
+        if self.networks.parser is not None:
+            self.networks.parser.check(self.classes.names)
+        if self.save_statistics is not None:
+            if self.networks.inception is None:
+                raise InputError(
+                    f"--save-statistics {self.save_statistics} needs Inception's weights and fid "
+                    f"among --metrics: {'; '.join(self.networks.missing) or 'add it'}"
+                )
+            if self.reference is None:
+                raise InputError(
+                    f"--save-statistics {self.save_statistics} would copy --reference: leave it out"
+                )
+
+    @contextmanager
+    def scoring(self) -> Iterator[Scorer]:
+        """Claim the report's folder; at the end, whatever the reason, write what is there."""
+        networks, reference = self.networks, self.reference
+        inception = networks.inception and inception_judge(networks.inception, self.resize)
+        parser = networks.parser and parser_judge(networks.parser)
+        lpips = networks.lpips
+        self.report.claim(
+            {
+                "reference": reference.key if reference is not None else digest(
+                    self.statistics.mean.tobytes(), self.statistics.cov.tobytes()
+                ),
+                "face parser": parser and parser.key,
+                "Inception": inception and inception.key,
+                "LPIPS": lpips and digest(lpips.backbone.name, tree_checksum(lpips.params)),
+            }
+        )  # fmt: skip
+        try:
+            yield Scorer(
+                folder=self.report.measurements,
+                metrics=self.scores,
+                classes=self.classes.names,
+                reference=reference,
+                parser=parser,
+                inception=inception,
+                inception_statistics=self.statistics,
+                diversity=lpips and (lambda images: diversity(images, lpips)),
+            )
+            if self.save_statistics is not None:
+                measured = measure(self.report.measurements, inception, reference, None)
+                save_statistics(self.save_statistics, measured.statistics)
+        finally:
+            if self.report.table():
+                self._write()
+
+    def put(self, row: Row) -> None:
+        """Keep a row of the table, and show it; without scores it says nothing."""
+        if not row.scores:
+            return
+        self.report.put(row)
+        table = score_table([row])
+        pairs = zip(table.columns[1:], table.rows[0][1:], strict=True)
+        print(f"{row.name}:", *(f" {column} {value}" for column, value in pairs), flush=True)
+
+    def _write(self) -> None:
+        quality = self.networks.parser.quality if self.networks.parser else None
+        speed, memorisation = map(
+            read_json, (self.report.speed_file, self.report.memorisation_file)
+        )
+        tables = [
+            *([memorisation_table(memorisation)] if memorisation else []),
+            *(speed_tables(speed["synthesis"]) if speed and "synthesis" in speed else []),
+            *(peer_tables(speed["peers"]) if speed and "peers" in speed else []),
+        ]
+        shown = write_report(
+            self.report,
+            about=self._about(quality),
+            missing=self.networks.missing,
+            parser_quality=quality,
+            tables=tables,
+            captions=CAPTIONS,
+        )
+        print("\n" + "\n".join(table.markdown() for table in shown))
+        for sentence in self.networks.missing:
+            print(f"not measured: {sentence}")
+        print(f"wrote {self.report.path / 'report.html'}, report.md and report.json beside it")
+
+    def _about(self, quality: dict[str, Any] | None) -> dict[str, str]:
+        """The protocol in words."""
+        n = "" if self.reference is None else f"{len(self.reference)} pictures: "
+        about = {"reference": n + (
+            f"the first of the test split of {self.data}"
+            if isinstance(self.reference, SplitPictures) else self.data
+        )}  # fmt: skip
+        if self.networks.inception is not None:
+            about["FID"] = (
+                "Inception-v3 with the original weights (pt_inception-2015-12-05), 2048 pooled "
+                f"features, inputs resized to 299 by {self.resize!r}, statistics in float64"
+            )
+        if self.networks.parser is not None:
+            parser = self.networks.parser
+            own = "its own quality is not known" if not quality else (
+                f"its own mIoU {quality['test_miou']:.3f}, accuracy "
+                f"{quality['test_accuracy']:.3f} on {quality['test_images']} test faces"
+            )  # fmt: skip
+            about["mIoU, accuracy"] = (
+                f"labels by {parser.name} ({own}) against the masks; one confusion matrix over all "
+                "pixels, classes that occur nowhere left out of the mean, unlabelled pixels not "
+                "counted"
+            )
+            about["FD-parser"] = (
+                f"Fréchet distance of the deepest features of {parser.name}, averaged over the "
+                "picture; no FID, and comparable only between reports with this parser"
+            )
+        if self.scores & {"ssim", "psnr_db"}:
+            about["SSIM, PSNR"] = (
+                f"pairs of bytes, data range 255, Gaussian window of {WINDOW} pixels, averaged "
+                "over pictures"
+            )
+        if self.networks.lpips is not None:
+            about["LPIPS diversity"] = (
+                f"LPIPS v0.1, {self.networks.lpips.backbone.name}; mean of all pairs of the "
+                "samples of one mask, averaged over masks"
+            )
+        about["Fréchet distances"] = (
+            f"biased upwards below {ENOUGH:,} pictures on either side; compare equal numbers only"
+        )
+        return about
+
+
+CAPTIONS = {
+    "samples": "Mask, the face it belongs to, and samples of the mask",
+    "nearest": "Sample and the training face nearest to it; the real face of the same mask and "
+    "the training face nearest to that",
+}
+
+
+def evaluate_run(
+    evaluation: Evaluation,
+    synthesizer: Synthesizer,
+    train: Source,
+    *,
+    name: str,
+    samplings: Sequence[Sampling],
+    diversity: Diversity,
+    speed: bool,
+    peers: bool,
+) -> None:
+    """Score what a trained model makes of the reference's masks, beside what bounds it.
+
+    Args:
+      evaluation: with a reference that has masks.
+      synthesizer: the model.
+      train: its training split, for the nearest faces and as another set of real pictures.
+      name: of the model, for the table.
+      samplings: one row each.
+      diversity: where LPIPS is at hand.
+      speed, peers: whether they are timed.
+    """
+    reference, report = evaluation.reference, evaluation.report
+    weights = digest(tree_checksum(synthesizer.params), synthesizer.autoencoder.checksum())
+    with evaluation.scoring() as scorer:
+        evaluation.put(
+            scorer.row("test faces themselves", "real", reference, labels=reference.labels)
+        )
+        if len(train) >= 2:
+            others = SourcePictures(train, min(len(train), len(reference)))
+            evaluation.put(scorer.row("training faces", "real", others))
+        evaluation.put(
+            scorer.row(
+                "autoencoder",
+                "reconstruction",
+                Reconstructions(reference, synthesizer.autoencoder),
+                labels=reference.labels,
+                pairs=reference,
+            )
+        )
+        for sampling in samplings:
+            faces = GeneratedFaces(report.images, synthesizer, weights, reference, sampling)
+            faces.make(range(len(faces)))
+            settings = {"model": name, "step": synthesizer.step, **dataclasses.asdict(sampling)}
+            row = scorer.row(
+                f"{name}, {sampling.solver} {sampling.steps}, guidance {sampling.guidance:g}",
+                "synthesis",
+                faces,
+                labels=reference.labels,
+                settings=settings,
+            )
+            if scorer.diversity is not None:
+                masks = min(diversity.masks, len(faces))
+                faces.make(range(masks), diversity.samples)
+                row = scorer.with_diversity(row, faces, masks, diversity.samples)
+            evaluation.put(row)
+            if sampling == samplings[0]:
+                show(evaluation, faces, train)
+        if speed or peers:
+            found = read_json(report.speed_file) or {}
+            if speed:
+                found["synthesis"] = measure_speed(
+                    synthesizer,
+                    steps=sorted({x.steps for x in samplings}),
+                    solvers=list(dict.fromkeys(x.solver for x in samplings)),
+                    guidances=sorted({x.guidance for x in samplings} | {1.0, GUIDED}),
+                )
+            if peers:
+                found["peers"] = measure_peers(synthesizer.config)
+            write_json(report.speed_file, found)
+
+
+GUIDED = 1.5
+"""The guidance that is timed beside none; any costs the same."""
+
+
+def show(evaluation: Evaluation, faces: GeneratedFaces, train: Source) -> None:
+    """Put sheets of samples and of nearest training faces into the report."""
+    reference, report = evaluation.reference, evaluation.report
+    shown = range(min(SHOWN_MASKS, len(faces)))
+    faces.make(shown, SHOWN_SAMPLES)
+    samples = np.stack([faces.samples(mask, SHOWN_SAMPLES) for mask in shown])
+    sheet = mask_sheet(
+        reference.labels[: len(shown)], samples, reference.read(shown), evaluation.classes
+    )
+    report.put_picture("samples", sheet)
+    if not len(train):
+        return
+    pictures = SourcePictures(train, len(train))
+    asked = range(min(ASKED_FOR_NEAREST, len(faces)))
+    made, real = faces.read(asked), reference.read(asked)
+    found = nearest(np.concatenate([made, real]), pictures)
+    count = len(asked)
+    write_json(
+        report.memorisation_file,
+        {"sampling": faces.sampling.name}
+        | memorisation(found.distance[:count], found.distance[count:], len(pictures)),
+    )
+    near = lambda start: pictures.read(found.index[start : start + len(shown)].tolist())
+    columns = made[: len(shown)], near(0), real[: len(shown)], near(count)
+    report.put_picture("nearest", tile(list(zip(*columns, strict=True))))
+
+
+def evaluate_pictures(
+    evaluation: Evaluation, pictures: PictureFolder, name: str, *, masks: Path | None
+) -> None:
+    """Score a folder of pictures.
+
+    Args:
+      evaluation: with a reference or its statistics.
+      pictures: the folder.
+      name: for the table.
+      masks: folder of label maps named as the pictures; a data set has its own.
+
+    Raises:
+      InputError: if a score needs masks or pairs, and names do not match.
+    """
+    reference = evaluation.reference
+    labels = pairs = None
+    if reference is not None:
+        place = {name: index for index, name in enumerate(reference.names)}
+        indices = [place.get(name) for name in pictures.names]
+        if None not in indices:
+            pairs = Selection(reference, indices)
+            if isinstance(reference, SplitPictures):
+                labels = reference.labels[indices]
+        else:
+            stranger = pictures.names[indices.index(None)]
+            print(
+                f"note: the reference has no {stranger!r}: without pairs there is no SSIM and PSNR"
+                + (", and no mask" if isinstance(reference, SplitPictures) else "")
+            )
+    if masks is not None:
+        labels = read_masks(masks, pictures, evaluation.classes)
+    with evaluation.scoring() as scorer:
+        evaluation.put(
+            scorer.row(
+                name,
+                "pictures",
+                pictures,
+                labels=labels,
+                pairs=pairs,
+                settings={"folder": str(pictures.path)},
+            )
+        )
+
+
+def read_masks(
+    folder: Path, pictures: PictureFolder, classes: ClassSet
+) -> UInt8[np.ndarray, "n h w"]:
+    """Label maps of a folder, one by the name of each picture.
+
+    Raises:
+      InputError: if one is missing, cannot be used, or has another size.
+    """
+    maps = []
+    for name in pictures.names:
+        file = folder / f"{name}.png"
+        if not file.exists():
+            raise InputError(f"there is no mask {file}: give one by the name of each picture")
+        labels = read_label_map(file, classes, allow_unlabelled=True)
+        if labels.shape != pictures.size:
+            (height, width), (h, w) = labels.shape, pictures.size
+            raise InputError(
+                f"mask {file} has {width}x{height} pixels where its picture has {w}x{h}: bring "
+                "them to one size"
+            )
+        maps.append(labels)
+    return np.stack(maps)

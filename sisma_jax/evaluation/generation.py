@@ -1,0 +1,129 @@
+"""Faces for masks, kept as files: each is made once, whatever interrupts.
+
+A face's noise belongs to (seed, index of the mask, number of the sample), not to a batch, so that
+those that are missing can be made later, and more of them.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from sisma_jax.data.image_files import load, save_png
+from sisma_jax.errors import InputError
+from sisma_jax.evaluation.pictures import SplitPictures, digest
+from sisma_jax.files import write_json
+from sisma_jax.synthesizer import Synthesizer
+
+MOST_MASKS = 2**20
+"""Seeds of one mask's samples lie so far apart."""
+SETTINGS_FILE = "settings.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How faces are made of masks."""
+
+    steps: int
+    solver: str
+    guidance: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.solver}{self.steps}-g{self.guidance:g}"
+
+    def seed_of(self, mask: int, sample: int) -> int:
+        return (self.seed + mask + sample * MOST_MASKS) % 2**32
+
+
+class GeneratedFaces:
+    """The faces of one model, of one set of masks, in one way: `{name}_{sample}.png` in a folder.
+
+    As a set of pictures it is the first sample of every mask.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        synthesizer: Synthesizer,
+        weights: str,
+        reference: SplitPictures,
+        sampling: Sampling,
+    ):
+        """
+        Args:
+          root: where the folder lies.
+          synthesizer: the model.
+          weights: checksum of its weights and its autoencoder.
+          reference: whose masks are taken; files are named by its names.
+          sampling: how.
+        """
+        self.synthesizer, self.sampling = synthesizer, sampling
+        self.masks, self.names = reference.labels, reference.names
+        self.settings: dict[str, Any] = {
+            "weights": weights,
+            "data": reference.data,
+            **dataclasses.asdict(sampling),
+        }
+        own = digest(*self.settings.items())
+        self.key = digest("generated", own, reference.key)
+        # More masks of the same data keep the faces that are there.
+        self.folder = root / f"{sampling.name}-seed{sampling.seed}-{own[:8]}"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def file(self, mask: int, sample: int = 0) -> Path:
+        return self.folder / f"{self.names[mask]}_{sample}.png"
+
+    def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
+        return np.stack([np.array(load(self.file(index), "PNG")) for index in indices])
+
+    def samples(self, mask: int, count: int) -> UInt8[np.ndarray, "count h w 3"]:
+        """The first samples of one mask."""
+        return np.stack([np.array(load(self.file(mask, k), "PNG")) for k in range(count)])
+
+    def make(self, masks: range, samples: int = 1) -> None:
+        """Make those of the masks' first samples that are not there, or are damaged."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / SETTINGS_FILE, self.settings)
+        wanted = [(mask, k) for mask in masks for k in range(samples)]
+        with ThreadPoolExecutor() as pool:
+            intact = list(pool.map(lambda one: self._is_intact(*one), wanted))
+            missing = [one for one, is_there in zip(wanted, intact, strict=True) if not is_there]
+            if not missing:
+                return
+            images = self.synthesizer.batches(
+                self.masks[[mask for mask, _ in missing]],
+                seed=[self.sampling.seed_of(*one) for one in missing],
+                steps=self.sampling.steps,
+                solver=self.sampling.solver,
+                guidance=self.sampling.guidance,
+            )
+            done = 0
+            already = len(wanted) - len(missing)
+            with tqdm(
+                total=len(wanted), initial=already, unit="face", desc=self.sampling.name
+            ) as progress:
+                for batch in images:
+                    files = [self.file(*one) for one in missing[done : done + len(batch)]]
+                    write = lambda image, file: save_png(Image.fromarray(image), file)
+                    list(pool.map(write, batch, files))
+                    done += len(batch)
+                    progress.update(len(batch))
+
+    def _is_intact(self, mask: int, sample: int) -> bool:
+        file, size = self.file(mask, sample), self.synthesizer.config.image_size
+        if not file.exists():
+            return False
+        try:
+            return load(file, "PNG").size == (size, size)
+        except InputError:
+            return False

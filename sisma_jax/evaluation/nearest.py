@@ -1,0 +1,81 @@
+"""The training pictures nearest to samples: does a model remember faces?
+
+Nearest is by the root mean square over pixels of pictures box-averaged to `SIDE` x `SIDE`, in
+units of the full range: no network is needed, and near-copies have a distance close to 0. Samples
+that are nearer to training pictures than unseen real ones are suspicious.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64, UInt8
+from tqdm import tqdm
+
+from sisma_jax.evaluation.pictures import Pictures, batches
+from sisma_jax.evaluation.tables import Table
+
+SIDE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Nearest:
+    """For every picture that was asked about."""
+
+    index: Int64[np.ndarray, " n"]
+    """Of the nearest picture of the set."""
+    distance: Float64[np.ndarray, " n"]
+
+
+def shrunk(images: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n d"]:
+    """Pictures box-averaged to at most `SIDE` x `SIDE`, flattened, in [0, 1]."""
+    n, height, width, channels = images.shape
+    rows, columns = max(1, height // SIDE), max(1, width // SIDE)
+    kept = images[:, : height // rows * rows, : width // columns * columns].astype(np.float32)
+    boxes = kept.reshape(n, height // rows, rows, width // columns, columns, channels)
+    return boxes.mean((2, 4)).reshape(n, -1) / 255
+
+
+def nearest(asked: UInt8[np.ndarray, "n h w 3"], pictures: Pictures) -> Nearest:
+    """Find the nearest of `pictures`, which have the size of those that are asked about."""
+    queries = shrunk(asked)
+    best = np.full(len(asked), np.inf, np.float32)
+    index = np.zeros(len(asked), np.int64)
+    with tqdm(total=len(pictures), unit="picture", desc="nearest", leave=False) as progress:
+        for indices, images in batches(pictures, 64):
+            apart = queries[:, None] - shrunk(images)[None]
+            distances = np.sqrt(np.mean(np.square(apart), axis=-1))
+            place = distances.argmin(axis=1)
+            closest = distances[np.arange(len(asked)), place]
+            nearer = closest < best
+            best = np.where(nearer, closest, best)
+            index = np.where(nearer, np.asarray(indices)[place], index)
+            progress.update(len(images))
+    return Nearest(index, best.astype(np.float64))
+
+
+def memorisation(
+    samples: Float64[np.ndarray, " n"], test_faces: Float64[np.ndarray, " n"], training: int
+) -> dict[str, Any]:
+    """Sum up distances of samples and of unseen real pictures to `training` pictures, as JSON."""
+    summary = lambda x: {"median": float(np.median(x)), "least": float(x.min())}
+    return {
+        "pictures": len(samples),
+        "training_pictures": training,
+        "side": SIDE,
+        "samples": summary(samples),
+        "test_faces": summary(test_faces),
+    }
+
+
+def memorisation_table(found: dict[str, Any]) -> Table:
+    """What `memorisation` found, with the name of how the samples were made as "sampling"."""
+    line = lambda title, key: [title, f"{found[key]['median']:.3f}", f"{found[key]['least']:.3f}"]
+    return Table(
+        "Distance to the nearest training face",
+        ["", "median", "least"],
+        [line("samples", "samples"), line("unseen real faces", "test_faces")],
+        f"{found['pictures']} of each ({found['sampling']}) against {found['training_pictures']} "
+        f"training faces; root mean square over {SIDE}x{SIDE} averaged pixels, full range 1. "
+        "Samples that are much nearer than unseen faces would be remembered.",
+    )

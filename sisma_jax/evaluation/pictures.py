@@ -1,0 +1,216 @@
+"""Sets of pictures to be scored: test faces, their reconstructions, folders of any origin."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, UInt8
+from PIL import Image
+
+from sisma_jax.data.image_files import load
+from sisma_jax.data.input_pipeline import Source
+from sisma_jax.errors import InputError
+from sisma_jax.models.autoencoder import Autoencoder, to_float, to_uint8
+from sisma_jax.training.sharding import (
+    batch_sharding,
+    fill_up,
+    local_mesh,
+    replicated,
+    whole_batch,
+)
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+BATCH = 16
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """Pictures of one size, each with a name."""
+
+    names: Sequence[str]
+    key: str
+    """Digest of what they are: what was measured on them is kept by it."""
+
+    def __len__(self) -> int: ...
+    def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]: ...
+
+
+def batches(
+    pictures: Pictures, size: int = BATCH
+) -> Iterator[tuple[range, UInt8[np.ndarray, "n h w 3"]]]:
+    """All pictures in their order, with their indices, at most `size` at a time."""
+    for start in range(0, len(pictures), size):
+        indices = range(start, min(start + size, len(pictures)))
+        yield indices, pictures.read(indices)
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 of texts and bytes, in order."""
+    found = hashlib.sha256()
+    for part in parts:
+        content = part if isinstance(part, bytes) else str(part).encode()
+        found.update(len(content).to_bytes(8, "little") + content)
+    return found.hexdigest()
+
+
+class SourcePictures:
+    """The first `count` images of a data source.
+
+    Attributes:
+      data: digest of the data set, whatever `count`.
+    """
+
+    def __init__(self, source: Source, count: int):
+        self.source, self.count = source, count
+        self.names = [str(name) for name in source.ids[:count]]
+        # Reading every image only for its digest would cost more than scoring them does.
+        self.data = source.checksum or digest(self.names[0], source[0]["image"].tobytes())
+        self.key = digest("images", self.data, *self.names)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
+        return np.stack([self.source[index]["image"] for index in indices])
+
+
+class SplitPictures(SourcePictures):
+    """Images with their label maps.
+
+    Attributes:
+      labels: uint8 (count, size, size).
+    """
+
+    def __init__(self, source: Source, count: int):
+        super().__init__(source, count)
+        self.labels = np.stack([source[index]["labels"] for index in range(count)])
+        self.key = digest("faces", self.key, self.labels.tobytes())
+
+
+class Selection:
+    """Some of the pictures of a set, in any order."""
+
+    def __init__(self, pictures: Pictures, indices: Sequence[int]):
+        self.pictures, self.indices = pictures, indices
+        self.names = [pictures.names[index] for index in indices]
+        self.key = digest("selection", pictures.key, *indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
+        return self.pictures.read([self.indices[index] for index in indices])
+
+
+class Reconstructions:
+    """What an autoencoder makes of pictures, from the means of their latents: as well as any model
+    of its latents can do."""
+
+    def __init__(self, pictures: Pictures, autoencoder: Autoencoder):
+        self.pictures, self.names = pictures, pictures.names
+        self.key = digest("reconstructions", pictures.key, autoencoder.checksum())
+        reconstruct = lambda autoencoder, images: to_uint8(
+            autoencoder.decode(autoencoder.encode(to_float(images))[0])
+        )
+        self.reconstruct = on_all_devices(reconstruct, autoencoder)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
+        return self.reconstruct(self.pictures.read(indices))
+
+
+class PictureFolder:
+    """The PNG and JPEG files of a folder, by name; other files are left alone.
+
+    Attributes:
+      size: (height, width) of all of them.
+    """
+
+    def __init__(self, path: Path | str):
+        """Looks at every file.
+
+        Raises:
+          InputError: there is no such folder, it has fewer than two pictures, they are not all RGB
+            and of one size, two have one name, or one cannot be read.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise InputError(f"{path} is not a folder: give one of PNG or JPEG files")
+        self.files = sorted(
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in FORMATS and not file.name.startswith(".")
+        )
+        if len(self.files) < 2:
+            raise InputError(
+                f"{path} holds {len(self.files)} PNG or JPEG files: scores of a set need at least 2"
+            )
+        self.path = path
+        self.names = [file.stem for file in self.files]
+        twice = next((a for a, b in zip(self.names, self.names[1:], strict=False) if a == b), None)
+        if twice is not None:
+            raise InputError(f"{path} holds two pictures named {twice!r}: keep one of them")
+        contents = hashlib.sha256()
+        for file in self.files:
+            size = self._checked_size(file)
+            if file == self.files[0]:
+                self.size = size
+            elif size != self.size:
+                raise InputError(
+                    f"{file} has {size[1]}x{size[0]} pixels where {self.files[0].name} has "
+                    f"{self.size[1]}x{self.size[0]}: bring all pictures of {path} to one size"
+                )
+            contents.update(hashlib.sha256(file.read_bytes()).digest())
+        self.key = digest("folder", *self.names, contents.digest())
+
+    def _checked_size(self, file: Path) -> tuple[int, int]:
+        try:
+            with Image.open(file) as image:
+                mode, (width, height) = image.mode, image.size
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InputError(
+                f"{file} cannot be read as a picture: replace the file by an intact one"
+            ) from error
+        if mode != "RGB":
+            kind = {"L": "grey", "RGBA": "with alpha", "LA": "grey with alpha", "P": "indexed"}
+            raise InputError(
+                f"{file} is {kind.get(mode, 'of mode ' + mode)}: save it again as 8-bit RGB"
+            )
+        return height, width
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
+        files = [self.files[index] for index in indices]
+        return np.stack([np.array(load(file, FORMATS[file.suffix.lower()])) for file in files])
+
+
+def on_all_devices(
+    function: Callable, network: object
+) -> Callable[[UInt8[np.ndarray, "n h w 3"]], Any]:
+    """Compile (network, images) -> tree of arrays by image; return it as a function of images.
+
+    It goes through `BATCH` images at a time, spread over the local devices; the last batch is
+    filled up, so that everything compiles once.
+    """
+    mesh = local_mesh()
+    network = jax.device_put(network, replicated(mesh))
+    size = whole_batch(BATCH, mesh)
+    compiled = jax.jit(function)
+
+    def call(images: UInt8[np.ndarray, "n h w 3"]) -> Any:
+        found = []
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
+            full: Array = jax.device_put(fill_up(chunk, size), batch_sharding(mesh))
+            out = compiled(network, full)
+            found.append(jax.tree.map(lambda x: np.asarray(x)[: len(chunk)], out))  # noqa: B023
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+    return call

@@ -1,0 +1,48 @@
+"""Plots of a report, as SVG to be put into a page."""
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+
+from sisma_jax.evaluation.scoring import LOWER_IS_BETTER, SCORES, Row
+
+
+def quality_plots(rows: Sequence[Row]) -> dict[str, str]:
+    """Scores of synthesis against solver steps and against guidance, by file name.
+
+    A plot is there where at least two values were tried.
+    """
+    made = [row for row in rows if row.kind == "synthesis"]
+    keys = [key for key in SCORES if any(key in row.scores for row in made)]
+    plots = {}
+    for along, others in (("steps", ("solver", "guidance")), ("guidance", ("solver", "steps"))):
+        if keys and len({row.settings[along] for row in made}) > 1:
+            plots[f"quality_by_{along}"] = _plot(made, keys, along, others)
+    return plots
+
+
+def _plot(rows: Sequence[Row], keys: Sequence[str], along: str, others: tuple[str, str]) -> str:
+    # Takes a second, which reports without plots need not wait for.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(keys), 3.0), layout="constrained")
+    lines: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        lines[f"{row.settings[others[0]]}, {others[1]} {row.settings[others[1]]:g}"].append(row)
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        for label, line in lines.items():
+            points = sorted((row.settings[along], row.scores[key]) for row in line
+                            if key in row.scores)  # fmt: skip
+            axes.plot(*zip(*points, strict=True), marker="o", label=label)
+        better = "lower" if key in LOWER_IS_BETTER else "higher"
+        axes.set(xlabel=along, title=f"{SCORES[key]} ({better} is better)")
+        axes.title.set_fontsize("medium")
+        axes.grid(alpha=0.3)
+        if key == keys[0]:
+            axes.legend(fontsize="x-small")
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "report"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,236 @@
+"""A report on disk: `report.json` for programs, `report.md`, and `report.html` in one file.
+
+The table's rows are files of their own (`rows/`), so that sets that were scored by several commands
+with one `--out` stand in one table. They have to have been scored alike: the protocol of the first
+one is kept in `protocol.json`, and a command that would score otherwise is refused.
+"""
+
+import base64
+import dataclasses
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sisma_jax.data.image_files import save_png
+from sisma_jax.errors import InputError
+from sisma_jax.evaluation.pictures import digest
+from sisma_jax.evaluation.plots import quality_plots
+from sisma_jax.evaluation.scoring import Row
+from sisma_jax.evaluation.tables import Table, class_table, score_table
+from sisma_jax.files import is_new_or_empty, read_json, write_atomically, write_json
+
+KINDS = ("real", "reconstruction", "synthesis", "pictures")
+"""Of rows, in the order of the table."""
+
+SMALLEST_WIDTH = 800
+"""Of pictures on the page, where whole multiples of their pixels reach it."""
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; } td, th { padding: .2rem .7rem; text-align: right; }
+td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: #f4f4f4; }
+th { border-bottom: 1px solid #888; } .note { color: #555; } img { image-rendering: pixelated; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportFolder:
+    """Paths inside a report's folder."""
+
+    path: Path
+
+    @property
+    def images(self) -> Path:
+        """Folders of generated faces."""
+        return self.path / "images"
+
+    @property
+    def measurements(self) -> Path:
+        return self.path / "measurements"
+
+    @property
+    def pictures(self) -> Path:
+        """Sheets that the report shows."""
+        return self.path / "pictures"
+
+    @property
+    def rows(self) -> Path:
+        return self.path / "rows"
+
+    @property
+    def protocol_file(self) -> Path:
+        return self.path / "protocol.json"
+
+    @property
+    def speed_file(self) -> Path:
+        return self.path / "speed.json"
+
+    @property
+    def memorisation_file(self) -> Path:
+        return self.path / "memorisation.json"
+
+    @property
+    def json_file(self) -> Path:
+        return self.path / "report.json"
+
+    def claim(self, protocol: Mapping[str, Any]) -> None:
+        """Begin a report, or add to the one that is here.
+
+        Args:
+          protocol: what all rows have to share, by name; None for a judge that is not at hand,
+            which another command may add.
+
+        Raises:
+          InputError: the folder holds other things, cannot be written, or a report that was scored
+            otherwise.
+        """
+        before = read_json(self.protocol_file)
+        if before is None and not is_new_or_empty(self.path):
+            raise InputError(
+                f"{self.path} is not empty and holds no report: give --out a new or empty folder"
+            )
+        if before is not None:
+            print(f"adding to the report in {self.path}: what is there is kept")
+        merged = dict(protocol)
+        for name, value in (before or {}).items():
+            if merged.get(name) is None:
+                merged[name] = value
+            elif value is not None and merged[name] != value:
+                raise InputError(
+                    f"the report in {self.path} was made with {name} {_short(value)} where this "
+                    f"command has {_short(merged[name])}: give --out a new folder, or what the "
+                    "report was made with"
+                )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.protocol_file, merged)
+        except OSError as error:
+            raise InputError(
+                f"report folder {self.path} cannot be written ({error.strerror}): give --out a "
+                "folder that can"
+            ) from error
+
+    def put(self, row: Row) -> None:
+        """Keep a row in the place of one of the same name, whose scores stay where both are of the
+        same pictures."""
+        self.rows.mkdir(exist_ok=True)
+        file = self.rows / f"{digest(row.name)[:16]}.json"
+        before = read_json(file)
+        write_json(file, dataclasses.asdict(row.over(Row(**before)) if before else row))
+
+    def table(self) -> list[Row]:
+        """All rows: what is real first, then by name and settings."""
+        rows = [Row(**row) for file in self.rows.glob("*.json") if (row := read_json(file))]
+        order = lambda row: (
+            KINDS.index(row.kind),
+            row.settings.get("solver", ""),
+            row.settings.get("guidance", 0),
+            row.settings.get("steps", 0),
+            row.name,
+        )
+        return sorted(rows, key=order)
+
+    def put_picture(self, name: str, sheet: UInt8[np.ndarray, "h w 3"]) -> None:
+        self.pictures.mkdir(exist_ok=True)
+        save_png(Image.fromarray(sheet), self.pictures / f"{name}.png")
+
+
+def write_report(
+    folder: ReportFolder,
+    *,
+    about: Mapping[str, Any],
+    missing: Sequence[str],
+    parser_quality: Mapping[str, Any] | None,
+    tables: Sequence[Table],
+    captions: Mapping[str, str],
+) -> list[Table]:
+    """Write `report.json`, `report.md` and `report.html` from what the folder holds.
+
+    Args:
+      folder: with rows, and pictures by the names of `captions`.
+      about: the protocol in words, by heading.
+      missing: sentences on what was not measured, and why.
+      parser_quality: what the face parser's own training measured, if known.
+      tables: further ones (speed, memorisation).
+      captions: of pictures, by name.
+
+    Returns:
+      The tables, as shown.
+    """
+    rows = folder.table()
+    by_class = class_table(rows, dict(parser_quality) if parser_quality else None)
+    shown = [score_table(rows), *([by_class] if by_class else []), *tables]
+    plots = quality_plots(rows)
+    pictures = {name: text for name, text in captions.items() if _picture(folder, name).exists()}
+    write_json(
+        folder.json_file,
+        {
+            "protocol": dict(about),
+            "missing": list(missing),
+            "parser_quality": parser_quality,
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "speed": read_json(folder.speed_file),
+            "memorisation": read_json(folder.memorisation_file),
+        },
+    )
+    write_atomically(
+        folder.path / "report.md",
+        _markdown(about, missing, shown, pictures).encode(),
+    )
+    for name, svg in plots.items():
+        folder.pictures.mkdir(exist_ok=True)
+        write_atomically(folder.pictures / f"{name}.svg", svg.encode())
+    write_atomically(
+        folder.path / "report.html",
+        _html(folder, about, missing, shown, pictures, plots).encode(),
+    )
+    return shown
+
+
+def _picture(folder: ReportFolder, name: str) -> Path:
+    return folder.pictures / f"{name}.png"
+
+
+def _markdown(about, missing, tables, pictures) -> str:
+    parts = ["# Evaluation", ""]
+    parts += [f"- **{name}**: {text}" for name, text in about.items()]
+    if missing:
+        parts += ["", "Not measured:", "", *(f"- {sentence}" for sentence in missing)]
+    parts += ["", *(table.markdown() for table in tables)]
+    parts += [f"![{text}](pictures/{name}.png)\n\n*{text}*\n" for name, text in pictures.items()]
+    return "\n".join(parts)
+
+
+def _html(folder, about, missing, tables, pictures, plots) -> str:
+    say = lambda tag, text: f"<{tag}>{html.escape(str(text))}</{tag}>"
+    entries = [f"<li><b>{html.escape(name)}</b>: {html.escape(str(text))}</li>"
+               for name, text in about.items()]  # fmt: skip
+    parts = [f"<ul>{''.join(entries)}</ul>"]
+    if missing:
+        parts.append("<p>Not measured:</p><ul>" + "".join(say("li", x) for x in missing) + "</ul>")
+    parts += [table.html() for table in tables]
+    parts += plots.values()
+    for name, text in pictures.items():
+        encoded = base64.b64encode(_picture(folder, name).read_bytes()).decode()
+        with Image.open(io.BytesIO(_picture(folder, name).read_bytes())) as image:
+            width = image.width * max(1, SMALLEST_WIDTH // image.width)
+        parts.append(
+            f'<figure><img width="{width}" src="data:image/png;base64,{encoded}" '
+            f'alt="{html.escape(text)}">{say("figcaption", text)}</figure>'
+        )
+    body = "\n".join(parts)
+    return (
+        "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Evaluation</title>\n"
+        f"<style>{STYLE}</style>\n<h1>Evaluation</h1>\n{body}\n</html>\n"
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else repr(value)

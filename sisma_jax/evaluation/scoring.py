@@ -1,0 +1,193 @@
+"""The rows of the table: one set of pictures each, scored against one reference set.
+
+fid          Fréchet distance of Inception-v3's pooled features (Heusel et al., arXiv 1706.08500)
+fd_parser    the same of the face parser's deepest features: a number of this project's own,
+             comparable only between reports with the same parser
+miou, accuracy   of the face parser's labels against the masks, from one pooled confusion matrix;
+             classes that occur nowhere are left out of the mean
+ssim, psnr_db    against the reference picture of the same name, bytes, data range 255
+lpips_diversity  mean LPIPS of all pairs of the samples of one mask, averaged over masks
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from sisma_jax.evaluation.generation import GeneratedFaces
+from sisma_jax.evaluation.judges import Judge, Measurement, measure
+from sisma_jax.evaluation.pictures import Pictures, batches
+from sisma_jax.metrics import class_iou, frechet_distance, mean_iou, pixel_accuracy, psnr, ssim
+from sisma_jax.metrics.frechet import Statistics
+
+ENOUGH = 2000
+"""Pictures below which a Fréchet distance is far above its limit: the papers' test split."""
+
+SCORES = {
+    "fid": "FID",
+    "fd_parser": "FD-parser",
+    "miou": "mIoU",
+    "accuracy": "accuracy",
+    "lpips_diversity": "LPIPS diversity",
+    "ssim": "SSIM",
+    "psnr_db": "PSNR (dB)",
+}
+"""By name, in the order of the table's columns."""
+LOWER_IS_BETTER = ("fid", "fd_parser")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table, as the report's JSON has it."""
+
+    name: str
+    kind: str
+    """"real", "reconstruction", "synthesis" or "pictures"."""
+    count: int
+    key: str
+    """Digest of the pictures."""
+    scores: dict[str, float]
+    """By a name of SCORES; those that were not measured are missing."""
+    class_iou: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    """By class; None where it occurs neither in masks nor in predictions."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What a reader has to know to compare the scores."""
+
+    def over(self, before: "Row") -> "Row":
+        """This row with the scores of an earlier one of the same pictures that it lacks."""
+        if before.key != self.key:
+            return self
+        scores = before.scores | self.scores
+        return dataclasses.replace(
+            self,
+            scores={key: scores[key] for key in SCORES if key in scores},
+            class_iou=self.class_iou or before.class_iou,
+            settings=before.settings | self.settings,
+            notes=list(dict.fromkeys(before.notes + self.notes)),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """Who scores, against what, and where measurements are kept."""
+
+    folder: Path
+    metrics: frozenset[str]
+    """Names of SCORES that are wanted."""
+    classes: Sequence[str]
+    reference: Pictures | None
+    """None where only statistics of it are at hand."""
+    parser: Judge | None = None
+    inception: Judge | None = None
+    inception_statistics: Statistics | None = None
+    """Of the reference, from a file, in place of the reference's own."""
+    diversity: Callable[[UInt8[np.ndarray, "k h w 3"]], float] | None = None
+
+    def row(
+        self,
+        name: str,
+        kind: str,
+        pictures: Pictures,
+        *,
+        labels: UInt8[np.ndarray, "n h w"] | None = None,
+        pairs: Pictures | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> Row:
+        """Score a set of pictures; of the reference itself no distance, which would be zero.
+
+        Args:
+          name, kind, settings: of the row.
+          pictures: the set.
+          labels: masks that the pictures should follow.
+          pairs: as many reference pictures, to compare one by one.
+        """
+        scores: dict[str, float] = {}
+        notes: list[str] = []
+        by_class: dict[str, float | None] = {}
+        if self.inception is not None and "fid" in self.metrics and pictures is not self.reference:
+            found = measure(self.folder, self.inception, pictures, None)
+            reference = self.inception_statistics or self._of_reference(self.inception)
+            self._frechet("fid", found.statistics, reference, scores, notes)
+        if self.parser is not None and self.metrics & {"fd_parser", "miou", "accuracy"}:
+            found = measure(self.folder, self.parser, pictures, labels)
+            if "fd_parser" in self.metrics and self.reference not in (None, pictures):
+                self._frechet(
+                    "fd_parser", found.statistics, self._of_reference(self.parser), scores, notes
+                )
+            by_class = self._agreement(found, scores)
+        if pairs is not None and self.metrics & {"ssim", "psnr_db"}:
+            scores |= _closeness(pictures, pairs)
+            if math.isinf(scores["psnr_db"]):
+                del scores["psnr_db"]
+                notes.append(f"PSNR of {name} is infinite: pictures equal their reference")
+        return Row(
+            name=name,
+            kind=kind,
+            count=len(pictures),
+            key=pictures.key,
+            scores={key: scores[key] for key in SCORES if key in scores.keys() & self.metrics},
+            class_iou=by_class,
+            settings=settings or {},
+            notes=notes,
+        )
+
+    def with_diversity(self, row: Row, faces: GeneratedFaces, masks: int, samples: int) -> Row:
+        """Add the LPIPS diversity of faces that have been made to their row."""
+        if self.diversity is None or "lpips_diversity" not in self.metrics:
+            return row
+        order = tqdm(range(masks), unit="mask", desc="diversity", leave=False)
+        value = float(np.mean([self.diversity(faces.samples(mask, samples)) for mask in order]))
+        scores = row.scores | {"lpips_diversity": value}
+        return dataclasses.replace(
+            row,
+            scores={key: scores[key] for key in SCORES if key in scores},
+            settings=row.settings | {"diversity_masks": masks, "diversity_samples": samples},
+        )
+
+    def _of_reference(self, judge: Judge) -> Statistics:
+        return measure(self.folder, judge, self.reference, None).statistics
+
+    def _frechet(
+        self,
+        key: str,
+        found: Statistics,
+        reference: Statistics,
+        scores: dict[str, float],
+        notes: list[str],
+    ) -> None:
+        scores[key] = frechet_distance(found.mean, found.cov, reference.mean, reference.cov)
+        ours, theirs = found.count, reference.count
+        note = f"{SCORES[key]}: {ours} pictures against {theirs or 'an unknown number'}"
+        if ours != theirs:
+            note += "; the counts differ, which moves the distance"
+        if min(ours, theirs or ours) < ENOUGH:
+            note += f"; under {ENOUGH:,} pictures it is biased upwards"
+        notes.append(note)
+
+    def _agreement(self, found: Measurement, scores: dict[str, float]) -> dict[str, float | None]:
+        if found.confusion is None or not self.metrics & {"miou", "accuracy"}:
+            return {}
+        if "miou" in self.metrics:
+            scores["miou"] = mean_iou(found.confusion)
+        if "accuracy" in self.metrics:
+            scores["accuracy"] = pixel_accuracy(found.confusion)
+        iou = class_iou(found.confusion)
+        return {
+            name: None if math.isnan(value) else float(value)
+            for name, value in zip(self.classes, iou, strict=True)
+        }
+
+
+def _closeness(pictures: Pictures, pairs: Pictures) -> dict[str, float]:
+    found: dict[str, list[np.ndarray]] = {"ssim": [], "psnr_db": []}
+    for indices, images in batches(pictures):
+        reference = pairs.read(indices)
+        found["ssim"].append(ssim(images, reference, 255))
+        found["psnr_db"].append(psnr(images, reference, 255))
+    return {key: float(np.mean(np.concatenate(x))) for key, x in found.items()}

@@ -1,0 +1,265 @@
+"""Speed of synthesis and of its peers: what is timed, what follows from it, what does not fit."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sisma_jax import Synthesizer
+from sisma_jax.errors import InputError
+from sisma_jax.evaluation import peers, speed
+from sisma_jax.evaluation.peers import (
+    measure_peers,
+    peer_tables,
+    random_weights,
+    time_sdm,
+    time_sisma,
+    twins,
+)
+from sisma_jax.evaluation.speed import Timing, clock, measure_speed, speed_tables, unless_too_large
+from sisma_jax.models import SISMAConfig
+from sisma_jax.models.autoencoder import Autoencoder
+from sisma_jax.models.cost import mask_macs, velocity_macs
+from sisma_jax.models.sdm import SDMConfig, sdm_macs
+from sisma_jax.models.sisma import init_params
+from sisma_jax.training.sharding import local_mesh, replicated
+from tests.autoencoders import SMALL_TINY, random_params
+
+TINY = SISMAConfig(
+    latent_size=8, factor=4, width=16, depth=2, state=2, mask_channels=8, dtype="float32"
+)
+TINY_SDM = SDMConfig.tiny(image_size=8, channels=8, multipliers=(1,), norm_groups=2)
+UNITS = dict(steps=(1,), solvers=("euler",), guidances=(1.0,), batches=(2,), seconds=0.01)
+
+
+@pytest.fixture(scope="module")
+def synthesizer():
+    shapes = jax.eval_shape(lambda key: init_params(TINY, key), jax.random.key(0))
+    autoencoder = Autoencoder(SMALL_TINY, random_params(SMALL_TINY))
+    weights = random_weights(shapes), autoencoder
+    return Synthesizer(TINY, *jax.device_put(weights, replicated(local_mesh())))
+
+
+@pytest.fixture
+def seconds_pass(monkeypatch):
+    """Calls whose durations are given, in a time that only they spend."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def calls(*durations):
+        coming = itertools.chain(durations, itertools.repeat(durations[-1]))
+
+        def call():
+            now[0] += next(coming)
+
+        return call
+
+    return calls
+
+
+def test_the_first_of_quick_calls_warms_up_and_the_median_of_the_others_counts(seconds_pass):
+    assert clock(seconds_pass(0.75, 0.125, 0.5, 0.25), seconds=1.0) == Timing(0.25, 4)
+    assert clock(seconds_pass(0.001), seconds=1.0).calls == speed.MOST_CALLS
+    assert clock(seconds_pass(0.9, 0.8), seconds=1.0).calls == speed.LEAST_CALLS
+
+
+def test_slow_calls_are_timed_as_often_as_patience_allows(seconds_pass):
+    assert clock(seconds_pass(7.0, 5.0, 6.0), seconds=1.0) == Timing(6.0, 3)
+    assert clock(seconds_pass(15.0, 10.0), seconds=1.0, patience=30.0) == Timing(12.5, 2)
+    assert clock(seconds_pass(50.0), seconds=1.0, patience=40.0) == Timing(50.0, 1)
+    assert clock(seconds_pass(2.0, 1.0), seconds=5.0, patience=3.0) == Timing(2.0, 1)
+
+
+def test_synthesis_is_timed_with_and_without_its_decoder(synthesizer, monkeypatch):
+    made = []
+
+    def one_second(call, seconds):
+        made.append(np.asarray(call()))
+        return Timing(1.0, 3)
+
+    monkeypatch.setattr(speed, "clock", one_second)
+    found = measure_speed(synthesizer, **UNITS)
+    images, latents = made
+    assert images.shape == (2, 32, 32, 3) and images.dtype == np.uint8
+    rows = max(2, jax.local_device_count())
+    assert latents.shape == (rows, 8, 8, 4) and latents.dtype == np.float32
+
+    (case,) = found["cases"]
+    assert case["status"] == "measured" and case["calls"] == [3, 3]
+    assert case["seconds_per_image"] == case["seconds_per_image_latents"] == 0.5
+    assert case["images_per_second"] == case["images_per_second_latents"] == 2.0
+    assert case["arguments_bytes"] > 0 and case["temporary_bytes"] > 0
+    assert found["parameters"]["sisma"] == sum(x.size for x in jax.tree.leaves(synthesizer.params))
+    gmacs = found["gmacs"]
+    assert gmacs["velocity"] == velocity_macs(TINY) / 1e9 and gmacs["mask"] == mask_macs(TINY) / 1e9
+    assert 1 < gmacs["velocity_xla"] / gmacs["velocity"] < 2  # a small model is mostly norms
+    # The decoder's matrix products: two linear maps of all 64 latents and a stack of convolutions.
+    assert gmacs["decode_xla"] > 64 * 4 * 48 / 1e9
+    assert found["dtype"] == "float32" and found["image_size"] == 32 and found["peak_bytes"] > 0
+    assert {"device", "devices", "cores", "versions"} <= found.keys()
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_every_combination_is_a_case_and_all_guidances_but_one_share_a_program(
+    synthesizer, monkeypatch
+):
+    timed = []
+
+    def time_synthesis(synthesizer, batch, seconds, **options):
+        timed.append((batch, *options.values()))
+        times = ("seconds_per_image", "images_per_second")
+        numbers = [*times, *(f"{name}_latents" for name in times)]
+        return dict.fromkeys([*numbers, "arguments_bytes", "temporary_bytes"], len(timed))
+
+    monkeypatch.setattr(speed, "time_synthesis", time_synthesis)
+    found = measure_speed(
+        synthesizer,
+        batches=(1, 16), solvers=("euler", "heun"), steps=(5, 10), guidances=(1.0, 1.5, 2.0),
+    )  # fmt: skip
+    keys = ("batch", "solver", "steps", "guidance")
+    cases = {tuple(case[key] for key in keys): case for case in found["cases"]}
+    assert [*cases] == [*itertools.product((1, 16), ("euler", "heun"), (5, 10), (1.0, 1.5, 2.0))]
+    assert len(timed) == len(set(timed)) == 16
+    plain, guided, more = (cases[1, "euler", 5, guidance] for guidance in (1.0, 1.5, 2.0))
+    assert plain["seconds_per_image"] != guided["seconds_per_image"] == more["seconds_per_image"]
+    assert (plain["velocities"], guided["velocities"]) == (5, 10)
+    assert cases[16, "heun", 10, 2.0]["velocities"] == 40
+    assert plain["gmacs_per_image"] == (mask_macs(TINY) + 5 * velocity_macs(TINY)) / 1e9
+    assert guided["gmacs_per_image"] == pytest.approx(2 * plain["gmacs_per_image"])
+    cost, times = (table.markdown() for table in speed_tables(found))
+    assert "| XLA's count / by hand | 1." in cost and "| 16 | heun | 10 | 1.5 |" in times
+
+
+def test_a_batch_that_does_not_fit_is_said_not_run(synthesizer, monkeypatch):
+    monkeypatch.setattr(speed, "available_memory", lambda: 1000)
+    monkeypatch.setattr(speed, "clock", lambda *_: pytest.fail("it ran"))
+    found = measure_speed(synthesizer, **UNITS)
+    (case,) = found["cases"]
+    assert case["status"] == "does not fit" and "GiB are left" in case["reason"]
+    _, times = speed_tables(found)
+    assert "| 2 | euler | 1 | 1 | does not fit |" in times.markdown()
+
+
+def test_only_a_lack_of_memory_is_a_case_that_does_not_fit():
+    def fail(message):
+        raise jax.errors.JaxRuntimeError(message)
+
+    told = unless_too_large(lambda: fail("RESOURCE_EXHAUSTED: Out of memory\nlong list"))
+    assert told == {"status": "does not fit", "reason": "RESOURCE_EXHAUSTED: Out of memory"}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        unless_too_large(lambda: fail("INTERNAL: broken"))
+
+
+def test_memory_that_is_left_is_known_here():
+    assert 2**20 < speed.available_memory() < 2**50
+
+
+def test_a_step_of_every_network_is_timed():
+    ours, twin = twins(TINY, 4, "float32").values()
+    for mask, velocity, temporary in (time_sisma(ours, 2, 0.01), time_sisma(twin, 1, 0.01)):
+        assert mask.seconds > 0 and velocity.seconds > 0 and temporary > 0
+        assert min(mask.calls, velocity.calls) >= speed.LEAST_CALLS
+    guided, temporary = time_sdm(TINY_SDM, 1.5, seconds=1e-9, patience=0.0)
+    assert guided.seconds > 0 and guided.calls == 1 and temporary > 0
+
+
+@pytest.fixture
+def found_peers(monkeypatch):
+    """With times that are given: the mask's half a second, a velocity's grows with the tokens."""
+
+    def time_sisma(config, batch, seconds, patience=speed.PATIENCE):
+        assert (seconds, patience) in ((0.5, speed.PATIENCE), (0.5, 7.0))
+        velocity = batch * (2.0 if config.mixer == "mamba" else 8.0) * config.latent_size**2
+        return Timing(0.5 * batch, 9), Timing(velocity, 4), 1000 * config.latent_size
+
+    def time_sdm(config, guidance, seconds, patience):
+        assert (seconds, patience) == (0.5, 7.0)
+        return Timing(3.0 if guidance == 1.0 else 5.0, 2), 2000
+
+    monkeypatch.setattr(peers, "time_sisma", time_sisma)
+    monkeypatch.setattr(peers, "time_sdm", time_sdm)
+    return measure_peers(
+        TINY, tokens=(4, 16), sdm=TINY_SDM, sisma=TINY, seconds=0.5, sdm_seconds=7.0
+    )
+
+
+def test_the_twins_are_measured_over_tokens(found_peers):
+    assert json.loads(json.dumps(found_peers)) == found_peers
+    assert found_peers["dtype"] == "float32" and found_peers["sizes"]["width"] == 16
+    cases = found_peers["over_tokens"]
+    assert [(case["model"], case["tokens"], case["pixels"]) for case in cases] == [
+        (model, tokens, pixels)
+        for tokens, pixels in ((4, 8), (16, 16))
+        for model in ("SISMA", "attention twin")
+    ]
+    assert [case["seconds"] for case in cases] == [8.0, 32.0, 32.0, 128.0]
+    for case in cases:
+        sizes = twins(TINY, case["tokens"], "float32")[case["model"]]
+        assert case["gmacs"] == velocity_macs(sizes) / 1e9
+        assert case["mask_gmacs"] == mask_macs(sizes) / 1e9 and case["parameters"] > 1000
+        assert (case["status"], case["calls"], case["mask_seconds"]) == ("measured", 4, 0.5)
+    lines = peer_tables(found_peers)[0].markdown().splitlines()
+    assert lines[2].count("× of 4") == 3
+    ours, twin = (line for line in lines if "| 16 |" in line)
+    assert "| SISMA | 16 |" in ours and "| 32 | 4 |" in ours and ours.endswith("| 2 | 0.5 |")
+    assert "| attention twin | 16 |" in twin and "| 128 | 4 |" in twin
+
+
+def test_an_image_is_extrapolated_from_the_steps_that_were_timed(found_peers):
+    images = found_peers["images"]
+    assert [(case["model"], case["guidance"], case["steps"]) for case in images] == [
+        ("SISMA", 1.0, 25), ("SDM", 1.0, 1000), ("SISMA", 1.5, 25), ("SDM", 1.5, 1000),
+    ]  # fmt: skip
+    assert [case["calls"] for case in images] == [4, 2, 4, 2]
+    velocity = 2.0 * 64
+    assert [case["seconds_per_image"] for case in images] == [
+        0.5 + 25 * velocity, 3000.0, 1.0 + 25 * 2 * velocity, 5000.0
+    ]  # fmt: skip
+    assert images[1]["times_sisma"] == 3000 / (0.5 + 25 * velocity)
+    assert images[3]["times_sisma"] == 5000 / (1 + 50 * velocity)
+    assert images[1]["gmacs_per_step"] == sdm_macs(TINY_SDM) / 1e9
+    assert images[1]["gmacs_per_image"] == 1000 * images[1]["gmacs_per_step"]
+    for plain, guided in zip(images[:2], images[2:], strict=True):
+        for name in ("gmacs_per_step", "gmacs_per_image"):
+            assert guided[name] == 2 * plain[name]
+    table = peer_tables(found_peers)[1].markdown()
+    assert "| SDM | 8 | 1.5 |" in table and "| 5 | 2 | 5000 | 0.7811 |" in table
+
+
+def test_twins_differ_in_their_mixer_alone_and_heads_divide_the_width():
+    wide = dataclasses.replace(TINY, width=96, attention_head=64, patch=2)
+    ours, twin = twins(wide, 64, "bfloat16").values()
+    assert ours.grid == twin.grid == (8, 8) and ours.patch == 1 and ours.dtype == "bfloat16"
+    assert (ours.mixer, twin.mixer, twin.attention_head) == ("mamba", "attention", 32)
+    assert dataclasses.replace(twin, mixer="mamba", attention_head=64) == ours
+
+
+def test_token_counts_that_do_not_fit_are_said_and_the_others_measured(monkeypatch):
+    monkeypatch.setattr(speed, "available_memory", lambda: 2**20)
+    found = measure_peers(TINY, tokens=(4, 1024), sdm=None, seconds=0.01)
+    status = {(case["model"], case["tokens"]): case["status"] for case in found["over_tokens"]}
+    assert status == {
+        (model, tokens): "measured" if tokens == 4 else "does not fit"
+        for model in ("SISMA", "attention twin")
+        for tokens in (4, 1024)
+    }
+    (table,) = peer_tables(found)
+    assert table.markdown().count("| does not fit |") == 2
+
+
+def test_an_sdm_that_does_not_fit_has_no_ratio(monkeypatch):
+    monkeypatch.setattr(peers, "time_sisma", lambda *_: (Timing(1.0, 3), Timing(1.0, 3), 1))
+    monkeypatch.setattr(speed, "available_memory", lambda: 1000)
+    found = measure_peers(TINY, tokens=(), sdm=TINY_SDM, sisma=TINY)
+    sdm = found["images"][1]
+    assert sdm["status"] == "does not fit" and "times_sisma" not in sdm
+    assert "| does not fit |" in peer_tables(found)[-1].markdown()
+
+
+def test_tokens_that_are_no_square_are_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(peers, "time_sisma", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(InputError, match="1000 tokens are no square"):
+        measure_peers(TINY, tokens=(256, 1000))
