@@ -29,15 +29,16 @@ from sisma_jax.evaluation.pictures import (
 )
 from sisma_jax.evaluation.report import ReportFolder, write_report
 from sisma_jax.evaluation.scoring import ENOUGH, Row, Scorer
-from sisma_jax.evaluation.speed import measure_speed, speed_tables
+from sisma_jax.evaluation.speed import circumstances, measure_speed, speed_tables
 from sisma_jax.evaluation.tables import score_table
-from sisma_jax.files import read_json, write_json
 from sisma_jax.metrics.frechet import Statistics, save_statistics
 from sisma_jax.metrics.image_quality import WINDOW
 from sisma_jax.metrics.perceptual import diversity
 from sisma_jax.models.weights import tree_checksum
 from sisma_jax.synthesizer import Synthesizer
 
+GUIDED = 1.5
+"""The guidance that is timed beside none; any costs the same."""
 SHOWN_MASKS = 8
 SHOWN_SAMPLES = 4
 ASKED_FOR_NEAREST = 64
@@ -132,13 +133,16 @@ class Evaluation:
 
     def _write(self) -> None:
         quality = self.networks.parser.quality if self.networks.parser else None
-        speed, memorisation = map(
-            read_json, (self.report.speed_file, self.report.memorisation_file)
-        )
+        tabled = {
+            "memorisation": lambda found: [memorisation_table(found)],
+            "speed": speed_tables,
+            "peers": peer_tables,
+        }
         tables = [
-            *([memorisation_table(memorisation)] if memorisation else []),
-            *(speed_tables(speed["synthesis"]) if speed and "synthesis" in speed else []),
-            *(peer_tables(speed["peers"]) if speed and "peers" in speed else []),
+            dataclasses.replace(table, title=f"{table.title}: {name}")
+            for kind, tables_of in tabled.items()
+            for name, found in self.report.findings(kind).items()
+            for table in tables_of(found)
         ]
         shown = write_report(
             self.report,
@@ -146,7 +150,6 @@ class Evaluation:
             missing=self.networks.missing,
             parser_quality=quality,
             tables=tables,
-            captions=CAPTIONS,
         )
         print("\n" + "\n".join(table.markdown() for table in shown))
         for sentence in self.networks.missing:
@@ -194,13 +197,6 @@ class Evaluation:
             f"biased upwards below {ENOUGH:,} pictures on either side; compare equal numbers only"
         )
         return about
-
-
-CAPTIONS = {
-    "samples": "Mask, the face it belongs to, and samples of the mask",
-    "nearest": "Sample and the training face nearest to it; the real face of the same mask and "
-    "the training face nearest to that",
-}
 
 
 def evaluate_run(
@@ -260,50 +256,53 @@ def evaluate_run(
                 row = scorer.with_diversity(row, faces, masks, diversity.samples)
             evaluation.put(row)
             if sampling == samplings[0]:
-                show(evaluation, faces, train)
-        if speed or peers:
-            found = read_json(report.speed_file) or {}
-            if speed:
-                found["synthesis"] = measure_speed(
-                    synthesizer,
-                    steps=sorted({x.steps for x in samplings}),
-                    solvers=list(dict.fromkeys(x.solver for x in samplings)),
-                    guidances=sorted({x.guidance for x in samplings} | {1.0, GUIDED}),
-                )
-            if peers:
-                found["peers"] = measure_peers(synthesizer.config)
-            write_json(report.speed_file, found)
+                show(evaluation, name, faces, train)
+        if speed:
+            how = dict(
+                steps=sorted({x.steps for x in samplings}),
+                solvers=list(dict.fromkeys(x.solver for x in samplings)),
+                guidances=sorted({x.guidance for x in samplings} | {1.0, GUIDED}),
+            )
+            key = digest(weights, *how.values(), *circumstances().values())
+            report.once("speed", name, key, lambda: measure_speed(synthesizer, **how))
+        if peers:
+            key = digest(synthesizer.config, *circumstances().values())
+            report.once("peers", name, key, lambda: measure_peers(synthesizer.config))
 
 
-GUIDED = 1.5
-"""The guidance that is timed beside none; any costs the same."""
-
-
-def show(evaluation: Evaluation, faces: GeneratedFaces, train: Source) -> None:
+def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source) -> None:
     """Put sheets of samples and of nearest training faces into the report."""
     reference, report = evaluation.reference, evaluation.report
+    how = f"{name}, {faces.sampling.name}"
     shown = range(min(SHOWN_MASKS, len(faces)))
     faces.make(shown, SHOWN_SAMPLES)
     samples = np.stack([faces.samples(mask, SHOWN_SAMPLES) for mask in shown])
     sheet = mask_sheet(
         reference.labels[: len(shown)], samples, reference.read(shown), evaluation.classes
     )
-    report.put_picture("samples", sheet)
+    caption = f"Mask, the face it belongs to, and samples of the mask ({how})"
+    report.put_picture(f"samples of {name}", caption, sheet)
     if not len(train):
         return
     pictures = SourcePictures(train, len(train))
     asked = range(min(ASKED_FOR_NEAREST, len(faces)))
-    made, real = faces.read(asked), reference.read(asked)
-    found = nearest(np.concatenate([made, real]), pictures)
-    count = len(asked)
-    write_json(
-        report.memorisation_file,
-        {"sampling": faces.sampling.name}
-        | memorisation(found.distance[:count], found.distance[count:], len(pictures)),
-    )
-    near = lambda start: pictures.read(found.index[start : start + len(shown)].tolist())
-    columns = made[: len(shown)], near(0), real[: len(shown)], near(count)
-    report.put_picture("nearest", tile(list(zip(*columns, strict=True))))
+
+    def look() -> dict[str, Any]:
+        made, real = faces.read(asked), reference.read(asked)
+        found = nearest(np.concatenate([made, real]), pictures)
+        count = len(asked)
+        near = lambda start: pictures.read(found.index[start : start + len(shown)].tolist())
+        columns = made[: len(shown)], near(0), real[: len(shown)], near(count)
+        caption = (
+            f"Sample and the training face nearest to it; the real face of the same mask and the "
+            f"training face nearest to that ({how})"
+        )
+        report.put_picture(f"nearest to {name}", caption, tile(list(zip(*columns, strict=True))))
+        return {"sampling": faces.sampling.name} | memorisation(
+            found.distance[:count], found.distance[count:], len(pictures)
+        )
+
+    report.once("memorisation", name, digest(faces.key, pictures.key), look)
 
 
 def evaluate_pictures(

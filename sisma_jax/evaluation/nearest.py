@@ -69,7 +69,7 @@ def memorisation(
 
 
 def memorisation_table(found: dict[str, Any]) -> Table:
-    """What `memorisation` found, with the name of how the samples were made as "sampling"."""
+    """What `memorisation` found of a model, with how its samples were made as "sampling"."""
     line = lambda title, key: [title, f"{found[key]['median']:.3f}", f"{found[key]['least']:.3f}"]
     return Table(
         "Distance to the nearest training face",

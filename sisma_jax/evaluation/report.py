@@ -9,7 +9,8 @@ import base64
 import dataclasses
 import html
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from sisma_jax.evaluation.scoring import Row
 from sisma_jax.evaluation.tables import Table, class_table, score_table
 from sisma_jax.files import is_new_or_empty, read_json, write_atomically, write_json
 
+FINDINGS = ("memorisation", "speed", "peers")
+"""Kinds of findings, as `report.json` has them."""
 KINDS = ("real", "reconstruction", "synthesis", "pictures")
 """Of rows, in the order of the table."""
 
@@ -37,6 +40,14 @@ table { border-collapse: collapse; } td, th { padding: .2rem .7rem; text-align: 
 td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: #f4f4f4; }
 th { border-bottom: 1px solid #888; } .note { color: #555; } img { image-rendering: pixelated; }
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A sheet of the report."""
+
+    file: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +79,14 @@ class ReportFolder:
         return self.path / "protocol.json"
 
     @property
-    def speed_file(self) -> Path:
-        return self.path / "speed.json"
+    def findings_folder(self) -> Path:
+        """What else was measured, and captions: files of their own, as rows are."""
+        return self.path / "findings"
 
     @property
-    def memorisation_file(self) -> Path:
-        return self.path / "memorisation.json"
+    def about_file(self) -> Path:
+        """The protocol in words."""
+        return self.path / "about.json"
 
     @property
     def json_file(self) -> Path:
@@ -136,53 +149,78 @@ class ReportFolder:
         )
         return sorted(rows, key=order)
 
-    def put_picture(self, name: str, sheet: UInt8[np.ndarray, "h w 3"]) -> None:
+    def once(
+        self, kind: str, name: str, key: str, find: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What `find` returns, or returned before under the same `key`.
+
+        Args:
+          kind: of the finding ("speed", ...).
+          name: what it is of; a finding of another key is replaced.
+          key: digest of all that it depends on.
+          find: returns what JSON can hold.
+        """
+        self.findings_folder.mkdir(exist_ok=True)
+        file = self.findings_folder / f"{kind}-{digest(name)[:16]}.json"
+        before = read_json(file)
+        if before is not None and before["key"] == key:
+            return before["found"]
+        found = find()
+        write_json(file, {"name": name, "key": key, "found": found})
+        return found
+
+    def findings(self, kind: str) -> dict[str, Any]:
+        """All findings of a kind, by what they are of."""
+        files = sorted(self.findings_folder.glob(f"{kind}-*.json"))
+        read = [found for file in files if (found := read_json(file))]
+        return {one["name"]: one["found"] for one in read}
+
+    def put_picture(self, name: str, caption: str, sheet: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Show a sheet; one of the same name is replaced."""
+        file = f"{re.sub(r'[^a-zA-Z0-9]+', '-', name)}-{digest(name)[:4]}.png"
         self.pictures.mkdir(exist_ok=True)
-        save_png(Image.fromarray(sheet), self.pictures / f"{name}.png")
+        save_png(Image.fromarray(sheet), self.pictures / file)
+        self.once("picture", name, digest(file, caption), lambda: {"file": file, "text": caption})
 
 
 def write_report(
     folder: ReportFolder,
     *,
-    about: Mapping[str, Any],
+    about: Mapping[str, str],
     missing: Sequence[str],
     parser_quality: Mapping[str, Any] | None,
     tables: Sequence[Table],
-    captions: Mapping[str, str],
 ) -> list[Table]:
     """Write `report.json`, `report.md` and `report.html` from what the folder holds.
 
     Args:
-      folder: with rows, and pictures by the names of `captions`.
-      about: the protocol in words, by heading.
+      folder: with rows, findings and pictures.
+      about: the protocol in words, by heading; what earlier commands said of others stays.
       missing: sentences on what was not measured, and why.
       parser_quality: what the face parser's own training measured, if known.
-      tables: further ones (speed, memorisation).
-      captions: of pictures, by name.
+      tables: of findings.
 
     Returns:
       The tables, as shown.
     """
     rows = folder.table()
+    about = {**(read_json(folder.about_file) or {}), **about}
+    write_json(folder.about_file, about)
     by_class = class_table(rows, dict(parser_quality) if parser_quality else None)
     shown = [score_table(rows), *([by_class] if by_class else []), *tables]
     plots = quality_plots(rows)
-    pictures = {name: text for name, text in captions.items() if _picture(folder, name).exists()}
+    pictures = [Picture(**found) for found in folder.findings("picture").values()]
     write_json(
         folder.json_file,
         {
-            "protocol": dict(about),
+            "protocol": about,
             "missing": list(missing),
             "parser_quality": parser_quality,
             "rows": [dataclasses.asdict(row) for row in rows],
-            "speed": read_json(folder.speed_file),
-            "memorisation": read_json(folder.memorisation_file),
+            **{kind: folder.findings(kind) for kind in FINDINGS},
         },
     )
-    write_atomically(
-        folder.path / "report.md",
-        _markdown(about, missing, shown, pictures).encode(),
-    )
+    write_atomically(folder.path / "report.md", _markdown(about, missing, shown, pictures).encode())
     for name, svg in plots.items():
         folder.pictures.mkdir(exist_ok=True)
         write_atomically(folder.pictures / f"{name}.svg", svg.encode())
@@ -193,36 +231,45 @@ def write_report(
     return shown
 
 
-def _picture(folder: ReportFolder, name: str) -> Path:
-    return folder.pictures / f"{name}.png"
-
-
-def _markdown(about, missing, tables, pictures) -> str:
+def _markdown(
+    about: Mapping[str, str],
+    missing: Sequence[str],
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+) -> str:
     parts = ["# Evaluation", ""]
     parts += [f"- **{name}**: {text}" for name, text in about.items()]
     if missing:
         parts += ["", "Not measured:", "", *(f"- {sentence}" for sentence in missing)]
     parts += ["", *(table.markdown() for table in tables)]
-    parts += [f"![{text}](pictures/{name}.png)\n\n*{text}*\n" for name, text in pictures.items()]
+    parts += [f"![{one.text}](pictures/{one.file})\n\n*{one.text}*\n" for one in pictures]
     return "\n".join(parts)
 
 
-def _html(folder, about, missing, tables, pictures, plots) -> str:
-    say = lambda tag, text: f"<{tag}>{html.escape(str(text))}</{tag}>"
-    entries = [f"<li><b>{html.escape(name)}</b>: {html.escape(str(text))}</li>"
-               for name, text in about.items()]  # fmt: skip
-    parts = [f"<ul>{''.join(entries)}</ul>"]
+def _html(
+    folder: ReportFolder,
+    about: Mapping[str, str],
+    missing: Sequence[str],
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+    plots: Mapping[str, str],
+) -> str:
+    escape = html.escape
+    entries = "".join(f"<li><b>{escape(x)}</b>: {escape(text)}</li>" for x, text in about.items())
+    parts = [f"<ul>{entries}</ul>"]
     if missing:
-        parts.append("<p>Not measured:</p><ul>" + "".join(say("li", x) for x in missing) + "</ul>")
+        sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in missing)
+        parts.append(f"<p>Not measured:</p><ul>{sentences}</ul>")
     parts += [table.html() for table in tables]
     parts += plots.values()
-    for name, text in pictures.items():
-        encoded = base64.b64encode(_picture(folder, name).read_bytes()).decode()
-        with Image.open(io.BytesIO(_picture(folder, name).read_bytes())) as image:
+    for one in pictures:
+        content = (folder.pictures / one.file).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             width = image.width * max(1, SMALLEST_WIDTH // image.width)
+        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         parts.append(
-            f'<figure><img width="{width}" src="data:image/png;base64,{encoded}" '
-            f'alt="{html.escape(text)}">{say("figcaption", text)}</figure>'
+            f'<figure><img width="{width}" src="{source}" alt="{escape(one.text)}">'
+            f"<figcaption>{escape(one.text)}</figcaption></figure>"
         )
     body = "\n".join(parts)
     return (

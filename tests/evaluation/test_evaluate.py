@@ -71,7 +71,7 @@ def test_a_report_has_its_table_protocol_and_pictures(run, tmp_path, capsys):
     assert row["scores"]["fd_parser"] > 0 and "under 2,000" in row["notes"][0]
     assert report["parser_quality"]["test_miou"] == 0.25
     assert "its own mIoU 0.250" in report["protocol"]["mIoU, accuracy"]
-    assert report["memorisation"]["training_pictures"] == 12
+    assert report["memorisation"]["tiny"]["training_pictures"] == 12
     assert f"{row['scores']['fd_parser']:.3f}" in said
     assert "--count is 4" in said
 

@@ -1,0 +1,177 @@
+"""What SISMA's choices do, on the synthetic set: one short training per choice, scored alike.
+
+    python benchmarks/study.py --steps 360 --seeds 1
+
+Every variant differs from `configs/synthetic.py` in what its name says and has the same data,
+training steps, batch and learning rate. Trained runs, faces and measurements are kept in --workdir,
+so that an interrupted study continues. Needs the demo's data and first stage, and a face parser
+(`make demo`; `python -m sisma_jax.train_parser --config configs/parser.py --workdir runs/parser`).
+
+Reported by variant: loss on the test split, mIoU and pixel accuracy of the face parser, FD-parser,
+faces a second (synthesis, batches of 16, timed one after the other at the end), parameters, GMACs;
+and the scores of the base by solver and steps. With more than one seed: mean and deviation.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from report import RESULTS, parser, write
+
+from sisma_jax import Synthesizer
+from sisma_jax.evaluation.speed import measure_speed
+from sisma_jax.evaluation.tables import Table
+from sisma_jax.models.cost import mask_macs, velocity_macs
+
+VARIANTS = {
+    "base": {},
+    "2 orders": {"model.orders": 2},
+    "4 orders": {"model.orders": 4},
+    "shift": {"model.modulation": "shift"},
+    "patch 2": {"model.patch": 2},
+    "attention": {"model.mixer": "attention", "model.attention_head": 32, "model.ff_ratio": 7},
+}
+"""Config keys by variant. The attention twin's wider feed-forward makes up for what Mamba's mixers
+have more in parameters."""
+SOLVERS = {"euler": (3, 6, 12, 25, 50), "heun": (3, 6, 12, 25)}
+"""Steps of the base's sweep; a step of heun takes two velocities."""
+SCORES = ("miou", "accuracy", "fd_parser")
+
+
+def run(*arguments: object) -> None:
+    """Run one of the project's commands; raises CalledProcessError where it fails."""
+    print("$ python -m", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", *map(str, arguments)], check=True)
+
+
+def train(folder: Path, overrides: dict[str, Any], steps: int, seed: int) -> None:
+    settings = {"train.steps": steps, "evaluation.every": steps, "seed": seed} | overrides
+    keys = [f"--config.{key}={value}" for key, value in settings.items()]
+    run("sisma_jax.train", "--config=configs/synthetic.py", f"--workdir={folder}", *keys)
+
+
+def evaluate(folder: Path, out: Path, count: int, solver: str, steps: Sequence[int]) -> None:
+    run(
+        "sisma_jax.evaluate", "--workdir", folder, "--out", out, "--metrics", "fd,miou,acc",
+        "--count", count, "--solver", solver, "--steps", ",".join(map(str, steps)),
+    )  # fmt: skip
+
+
+def test_loss(folder: Path) -> float:
+    """Of the run's last evaluation."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["test_loss"] for row in rows if "test_loss" in row][-1]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean of one or several seeds, and their deviation where there are several."""
+    found = {"mean": float(np.mean(values))}
+    return found | ({"deviation": float(np.std(values, ddof=1))} if len(values) > 1 else {})
+
+
+def measured(folders: Sequence[Path], out: Path, steps: int) -> dict[str, Any]:
+    """What is known of the runs of one variant, by different seeds."""
+    rows = json.loads((out / "report.json").read_text())["rows"]
+    synthesizer = Synthesizer.load(folders[0])
+    config = synthesizer.config
+    speed = measure_speed(
+        synthesizer, steps=[steps], solvers=["euler"], guidances=[1.0], batches=[16]
+    )
+    scores = {
+        key: spread([_row(rows, folder, "euler", steps)["scores"][key] for folder in folders])
+        for key in SCORES
+    }
+    return {
+        "parameters": sum(x.size for x in jax.tree.leaves(synthesizer.params)),
+        "gmacs_per_face": (mask_macs(config) + steps * velocity_macs(config)) / 1e9,
+        "test_loss": spread([test_loss(folder) for folder in folders]),
+        **scores,
+        "speed": speed["cases"],
+    }
+
+
+def _row(rows: list[dict], folder: Path, solver: str, steps: int) -> dict[str, Any]:
+    wanted = {"model": folder.name, "solver": solver, "steps": steps, "guidance": 1.0}
+    return next(row for row in rows if wanted.items() <= row["settings"].items())
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """Of the variants, and of the solver's steps."""
+
+    def value(cell: dict[str, float], digits: int = 3) -> str:
+        mean = f"{cell['mean']:.{digits}f}"
+        return mean + (f" ± {cell['deviation']:.{digits}f}" if "deviation" in cell else "")
+
+    lines = [
+        [
+            name,
+            f"{one['parameters']:,}",
+            f"{one['gmacs_per_face']:.2f}",
+            *(value(one[key]) for key in ("test_loss", *SCORES)),
+            f"{max(case['images_per_second'] for case in one['speed']):.1f}",
+        ]
+        for name, one in found["variants"].items()
+    ]
+    columns = ["", "parameters", "GMAC per face", "test loss ↓", "mIoU ↑", "accuracy ↑"]
+    variants = Table("Variants", [*columns, "FD-parser ↓", "faces/s ↑"], lines)
+    sweep = [
+        [one["solver"], one["steps"], one["velocities"], *(value(one[key]) for key in SCORES)]
+        for one in found["solvers"]
+    ]
+    columns = ["solver", "steps", "velocities", "mIoU ↑", "accuracy ↑", "FD-parser ↓"]
+    return [variants, Table("Solver and steps, base", columns, sweep)]
+
+
+def main() -> None:
+    arguments = parser("study.py", __doc__)
+    add = arguments.add_argument
+    add("--steps", type=int, default=360, help="training steps (default: 360)")
+    add("--seeds", type=int, default=1, help="trainings of each variant (default: 1)")
+    add("--count", type=int, default=512, help="test faces and masks (default: 512)")
+    add("--solver-steps", type=int, default=25, help="Euler steps of the variants (default: 25)")
+    add("--workdir", type=Path, default=Path("runs/study"), help="default: runs/study")
+    add("--out", type=Path, default=RESULTS / "study_cpu.json", help="JSON file")
+    args = arguments.parse_args()
+
+    out = args.workdir / "report"
+    folders = {
+        name: [args.workdir / f"{name.replace(' ', '-')}-{seed}" for seed in range(args.seeds)]
+        for name in VARIANTS
+    }
+    for name, overrides in VARIANTS.items():
+        for seed, folder in enumerate(folders[name]):
+            train(folder, overrides, args.steps, seed)
+            evaluate(folder, out, args.count, "euler", [args.solver_steps])
+    for folder in folders["base"]:
+        for solver, steps in SOLVERS.items():
+            evaluate(folder, out, args.count, solver, steps)
+    rows = json.loads((out / "report.json").read_text())["rows"]
+    found = {
+        "training": {"steps": args.steps, "seeds": args.seeds, "test_faces": args.count},
+        "variants": {name: measured(x, out, args.solver_steps) for name, x in folders.items()},
+        "solvers": [
+            {
+                "solver": solver,
+                "steps": steps,
+                "velocities": steps * (2 if solver != "euler" else 1),
+            }
+            | {
+                key: spread([_row(rows, x, solver, steps)["scores"][key] for x in folders["base"]])
+                for key in SCORES
+            }
+            for solver, many in SOLVERS.items()
+            for steps in many
+        ],
+    }
+    for table in tables(found):
+        print(table.markdown())
+    write(args.out, ("jax", "jaxlib", "flax"), found)
+
+
+if __name__ == "__main__":
+    main()
