@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ml_collections import ConfigDict
+
 from sisma_jax import cli, flow
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source, open_dataset
@@ -185,6 +187,15 @@ def open_split(
     return source
 
 
+def training_faces(data: ConfigDict, size: int, classes: ClassSet) -> Source | None:
+    """What a run was trained on, where it is still there: another --data is not that."""
+    try:
+        return open_split(data.path, size, "train", data.test_from, classes=classes)
+    except InputError as error:
+        print(f"note: without the run's training faces nothing is compared with them ({error})")
+        return None
+
+
 def first_of(source: Source, count: int) -> SplitPictures:
     """The first `count` of a split, or all of them.
 
@@ -227,11 +238,10 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
     test_from = config.data.test_from if args.test_from is None else args.test_from
     size, classes = synthesizer.config.image_size, synthesizer.classes
     test = open_split(path, size, "test", test_from, classes=classes)
-    train = open_split(path, size, "train", test_from, classes=classes)
     evaluate_run(
         evaluation(reference=first_of(test, args.count), classes=classes, data=path),
         synthesizer,
-        train,
+        training_faces(config.data, size, classes),
         name=args.name or args.workdir.resolve().name,
         samplings=[
             Sampling(steps=steps, solver=solver, guidance=guidance, seed=args.seed)

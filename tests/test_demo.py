@@ -67,15 +67,41 @@ def test_a_sheet_shows_every_picture_where_it_belongs(faces):
         assert (legend == colour).all(-1).any()
 
 
+def json_of(*path):
+    return json.loads(ROOT.joinpath("runs", *path).read_text())
+
+
 @pytest.mark.slow
 def test_the_demo_reaches_what_its_first_runs_reached():
     """Runs `make demo` unless it has been run. Two measured runs (2026-11-20; the first of fewer
     steps) had 0.84 and 1.02 of the rendered faces' share, 0.34 and 0.39 above another mask's, 0.81
     and 0.93 of the renderings' spread, and the ratios 2.36 and 2.64."""
     subprocess.run(["make", "demo"], cwd=ROOT, check=True)
-    report = json.loads((ROOT / "runs" / "demo" / "report.json").read_text())
+    report = json_of("demo", "report.json")
     regions = report["regions"]
     assert regions["samples"] > 0.8 * regions["rendered"]
     assert regions["other_mask"] < regions["samples"] - 0.2
     assert 0.6 < report["spread"]["samples"] / report["spread"]["renderings"] < 1.5
     assert report["loss"]["ratio"] > 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_demos_faces_follow_their_masks_as_a_parser_sees_it():
+    """Runs `make report` unless it has been run. Measured once (2026-11-25): the parser's own mIoU
+    PARSER_MIOU; on 512 test masks mIoU AUTOENCODER_MIOU and accuracy of the autoencoder's faces,
+    of samples SAMPLES_MIOU."""
+    subprocess.run(["make", "report"], cwd=ROOT, check=True)
+    parser = json_of("parser", "report.json")
+    assert parser["test_miou"] > 0.75 and parser["test_images"] == 512
+    assert min(parser["class_iou"].values()) > 0.25
+    report = json_of("demo", "report", "report.json")
+    rows = {row["name"]: row["scores"] for row in report["rows"]}
+    real, floor = rows["test faces themselves"], rows["autoencoder"]
+    made = rows["demo, euler 25, guidance 1"]
+    assert real["miou"] == pytest.approx(parser["test_miou"], abs=1e-6)
+    assert 0.8 * floor["miou"] < made["miou"] < real["miou"]
+    assert 0.85 < made["accuracy"] < real["accuracy"]
+    assert rows["training faces"]["fd_parser"] < made["fd_parser"]
+    assert len(report["missing"]) == 2
+    assert all(case["status"] == "measured" for case in report["speed"]["demo"]["cases"])

@@ -27,12 +27,12 @@ from sisma_jax.evaluation.pictures import (
     SplitPictures,
     digest,
 )
+from sisma_jax.evaluation.protocol import in_words
 from sisma_jax.evaluation.report import ReportFolder, write_report
-from sisma_jax.evaluation.scoring import ENOUGH, Row, Scorer
+from sisma_jax.evaluation.scoring import Row, Scorer
 from sisma_jax.evaluation.speed import circumstances, measure_speed, speed_tables
 from sisma_jax.evaluation.tables import score_table
 from sisma_jax.metrics.frechet import Statistics, save_statistics
-from sisma_jax.metrics.image_quality import WINDOW
 from sisma_jax.metrics.perceptual import diversity
 from sisma_jax.models.weights import tree_checksum
 from sisma_jax.synthesizer import Synthesizer
@@ -146,7 +146,7 @@ class Evaluation:
         ]
         shown = write_report(
             self.report,
-            about=self._about(quality),
+            about=in_words(self.networks, self.scores, self.resize, self._reference_in_words()),
             missing=self.networks.missing,
             parser_quality=quality,
             tables=tables,
@@ -156,53 +156,19 @@ class Evaluation:
             print(f"not measured: {sentence}")
         print(f"wrote {self.report.path / 'report.html'}, report.md and report.json beside it")
 
-    def _about(self, quality: dict[str, Any] | None) -> dict[str, str]:
-        """The protocol in words."""
-        n = "" if self.reference is None else f"{len(self.reference)} pictures: "
-        about = {"reference": n + (
-            f"the first of the test split of {self.data}"
-            if isinstance(self.reference, SplitPictures) else self.data
-        )}  # fmt: skip
-        if self.networks.inception is not None:
-            about["FID"] = (
-                "Inception-v3 with the original weights (pt_inception-2015-12-05), 2048 pooled "
-                f"features, inputs resized to 299 by {self.resize!r}, statistics in float64"
-            )
-        if self.networks.parser is not None:
-            parser = self.networks.parser
-            own = "its own quality is not known" if not quality else (
-                f"its own mIoU {quality['test_miou']:.3f}, accuracy "
-                f"{quality['test_accuracy']:.3f} on {quality['test_images']} test faces"
-            )  # fmt: skip
-            about["mIoU, accuracy"] = (
-                f"labels by {parser.name} ({own}) against the masks; one confusion matrix over all "
-                "pixels, classes that occur nowhere left out of the mean, unlabelled pixels not "
-                "counted"
-            )
-            about["FD-parser"] = (
-                f"Fréchet distance of the deepest features of {parser.name}, averaged over the "
-                "picture; no FID, and comparable only between reports with this parser"
-            )
-        if self.scores & {"ssim", "psnr_db"}:
-            about["SSIM, PSNR"] = (
-                f"pairs of bytes, data range 255, Gaussian window of {WINDOW} pixels, averaged "
-                "over pictures"
-            )
-        if self.networks.lpips is not None:
-            about["LPIPS diversity"] = (
-                f"LPIPS v0.1, {self.networks.lpips.backbone.name}; mean of all pairs of the "
-                "samples of one mask, averaged over masks"
-            )
-        about["Fréchet distances"] = (
-            f"biased upwards below {ENOUGH:,} pictures on either side; compare equal numbers only"
-        )
-        return about
+    def _reference_in_words(self) -> str:
+        if self.reference is None:
+            return f"statistics {self.data}"
+        count = f"{len(self.reference)} pictures"
+        if isinstance(self.reference, SplitPictures):
+            return f"{count}, the first of the test split of {self.data}"
+        return f"{count}, {self.data}"
 
 
 def evaluate_run(
     evaluation: Evaluation,
     synthesizer: Synthesizer,
-    train: Source,
+    train: Source | None,
     *,
     name: str,
     samplings: Sequence[Sampling],
@@ -215,7 +181,7 @@ def evaluate_run(
     Args:
       evaluation: with a reference that has masks.
       synthesizer: the model.
-      train: its training split, for the nearest faces and as another set of real pictures.
+      train: what it was trained on, for the nearest faces and as another set of real pictures.
       name: of the model, for the table.
       samplings: one row each.
       diversity: where LPIPS is at hand.
@@ -227,7 +193,7 @@ def evaluate_run(
         evaluation.put(
             scorer.row("test faces themselves", "real", reference, labels=reference.labels)
         )
-        if len(train) >= 2:
+        if train is not None and len(train) >= 2:
             others = SourcePictures(train, min(len(train), len(reference)))
             evaluation.put(scorer.row("training faces", "real", others))
         evaluation.put(
@@ -270,7 +236,7 @@ def evaluate_run(
             report.once("peers", name, key, lambda: measure_peers(synthesizer.config))
 
 
-def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source) -> None:
+def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source | None) -> None:
     """Put sheets of samples and of nearest training faces into the report."""
     reference, report = evaluation.reference, evaluation.report
     how = f"{name}, {faces.sampling.name}"
@@ -282,7 +248,7 @@ def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source
     )
     caption = f"Mask, the face it belongs to, and samples of the mask ({how})"
     report.put_picture(f"samples of {name}", caption, sheet)
-    if not len(train):
+    if train is None:
         return
     pictures = SourcePictures(train, len(train))
     asked = range(min(ASKED_FOR_NEAREST, len(faces)))

@@ -104,19 +104,3 @@ def test_the_loss_is_by_definition_and_leaves_unlabelled_pixels_out():
 def test_nothing_labelled_is_no_loss():
     loss, _ = parser_loss(jnp.ones((1, 4, 4, 3)), jnp.full((1, 4, 4), 255, jnp.uint8), 1.0)
     assert loss == 0
-
-
-@pytest.mark.slow
-def test_the_demo_parser_tells_every_class(tmp_path):
-    """On rendered faces: measured 0.845 (2026-11-25), earrings and necklaces worst (0.47, 0.51)."""
-    workdir = tmp_path / "parser"
-    data = tmp_path / "data"
-    call(
-        train_parser.main,
-        f"--config={CONFIGS / 'parser.py'}",
-        f"--workdir={workdir}",
-        f"--config.data.path={data}",
-    )
-    report = json.loads((workdir / "report.json").read_text())
-    assert report["test_miou"] > 0.75 and report["test_images"] == 512
-    assert min(report["class_iou"].values()) > 0.25
