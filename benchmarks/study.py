@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from report import RESULTS, parser, write
 
-from sisma_jax import Synthesizer
+from sisma_jax import Synthesizer, cli
 from sisma_jax.evaluation.speed import measure_speed
 from sisma_jax.evaluation.tables import Table
 from sisma_jax.models.cost import mask_macs, velocity_macs
@@ -174,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -11,7 +11,6 @@ made or measured once is kept.
 
 import argparse
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -215,14 +214,18 @@ def main() -> None:
     scores = wanted_scores(args.metrics)
     keep_compiled_programs()
     networks = load_networks(scores, args.weights, args.parser, args.lpips_network)
-    evaluation = partial(
-        Evaluation,
-        report=ReportFolder(args.out),
-        networks=networks,
-        scores=scores,
-        resize=args.fid_resize,
-        save_statistics=args.save_statistics,
-    )
+
+    def evaluation(classes: ClassSet, **about: Any) -> Evaluation:
+        return Evaluation(
+            report=ReportFolder(args.out),
+            networks=networks.for_classes(classes.names),
+            classes=classes,
+            scores=scores,
+            resize=args.fid_resize,
+            save_statistics=args.save_statistics,
+            **about,
+        )
+
     if args.workdir is not None:
         _evaluate_run(args, evaluation)
     else:
@@ -239,7 +242,7 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
     size, classes = synthesizer.config.image_size, synthesizer.classes
     test = open_split(path, size, "test", test_from, classes=classes)
     evaluate_run(
-        evaluation(reference=first_of(test, args.count), classes=classes, data=path),
+        evaluation(classes, reference=first_of(test, args.count), data=path),
         synthesizer,
         training_faces(config.data, size, classes),
         name=args.name or args.workdir.resolve().name,

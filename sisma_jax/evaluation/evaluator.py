@@ -73,9 +73,7 @@ class Evaluation:
     """Where the reference's go."""
 
     def __post_init__(self) -> None:
-        """Raises InputError if judges and data do not go together."""
-        if self.networks.parser is not None:
-            self.networks.parser.check(self.classes.names)
+        """Raises InputError if what is to be saved is not at hand."""
         if self.save_statistics is not None:
             if self.networks.inception is None:
                 raise InputError(

@@ -1,6 +1,7 @@
 """The networks that scores are made with: which files they are, and which are at hand."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from sisma_jax.errors import InputError
@@ -46,6 +47,25 @@ class Networks:
     inception: InceptionV3 | None
     lpips: Lpips | None
     missing: tuple[str, ...]
+    parser_is_default: bool = False
+    """It was found where nobody named it."""
+
+    def for_classes(self, classes: Sequence[str]) -> "Networks":
+        """These networks where label maps have the classes `classes`.
+
+        Raises:
+          InputError: if the parser that was asked for tells others apart; one that was found by
+            default is missing then.
+        """
+        try:
+            if self.parser is not None:
+                self.parser.check(classes)
+        except InputError as error:
+            if not self.parser_is_default:
+                raise
+            sentence = f"mIoU, accuracy and FD-parser: {error} ({DEFAULT_PARSER} was found)"
+            return dataclasses.replace(self, parser=None, missing=(*self.missing, sentence))
+        return self
 
 
 def load_networks(
@@ -90,7 +110,13 @@ def load_networks(
             missing.append("LPIPS diversity: " + _absent(weights, absent))
         else:
             lpips = load_lpips(*(weights / file.file for file in files))
-    return Networks(parser=found_parser, inception=inception, lpips=lpips, missing=tuple(missing))
+    return Networks(
+        parser=found_parser,
+        inception=inception,
+        lpips=lpips,
+        missing=tuple(missing),
+        parser_is_default=parser is None,
+    )
 
 
 def _absent(folder: Path, files: list[WeightFile]) -> str:
