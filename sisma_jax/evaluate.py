@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from sisma_jax import cli, flow
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source, open_dataset
-from sisma_jax.data.raw import TEST_FROM
+from sisma_jax.data.raw import FIELDS, TEST_FROM
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.evaluator import (
     Diversity,
@@ -54,6 +54,10 @@ METRICS = {
 }
 """Names on the command line, and the scores that each stands for."""
 DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,speed"
+OF_RUNS = (
+    "steps", "guidance", "solver", "seed", "diversity_masks", "diversity_samples", "batch_size",
+)  # fmt: skip
+"""Options that mean nothing for pictures that are there."""
 LARGEST_COUNT = 2**20
 T = TypeVar("T")
 
@@ -92,6 +96,7 @@ def parse_arguments() -> argparse.Namespace:
         "place of a data set",
     )
     add("--masks", type=Path, help="with --reference: label maps, named as the images are")
+    add("--classes", type=Path, help="with --masks: their classes.json (default: CelebAMask-HQ's)")
     add("--name", help="what the table calls the model or the images (default: the folder's name)")
     add(
         "--metrics",
@@ -133,7 +138,24 @@ def parse_arguments() -> argparse.Namespace:
     add("--test-from", type=int, help=f"raw data: first id of the test split (default: the run's, "
         f"or {TEST_FROM})")  # fmt: skip
     add("--batch-size", type=int, default=16, help="faces made at a time, over all devices")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.images is not None:
+        _refuse_options_of_runs(parser, args)
+    return args
+
+
+def _refuse_options_of_runs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Raises InputError if something is asked of pictures that only a model can do."""
+    defaults = parser.parse_args(["--images", "", "--out", ""])
+    names = OF_RUNS if args.data is not None else (*OF_RUNS, "count")
+    for name in names:
+        if getattr(args, name) != getattr(defaults, name):
+            option = f"--{name.replace('_', '-')}"
+            whose = "a data set's reference" if name == "count" else "--workdir"
+            raise InputError(f"{option} goes with {whose}, not with these images: leave it out")
+    asked = set(args.metrics) & {"lpips", "speed", "peers"}
+    if asked and args.metrics != defaults.metrics:
+        raise InputError(f"metric {min(asked)!r} is of a model, not of --images: leave it out")
 
 
 def wanted_scores(names: Sequence[str]) -> frozenset[str]:
@@ -163,21 +185,31 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError(f"solver {solver!r} is unknown: use {', '.join(flow.SOLVERS)}")
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed is {args.seed}: use 0..{2**32 - 1}")
-    only_of_images = {"--reference": args.reference, "--masks": args.masks}
+    only_of_images = {
+        "--reference": args.reference, "--masks": args.masks, "--classes": args.classes,
+    }  # fmt: skip
     for option, value in only_of_images.items():
         if args.workdir is not None and value is not None:
             raise InputError(f"{option} goes with --images, not with --workdir: leave it out")
     if args.images is not None and (args.data is None) == (args.reference is None):
         raise InputError("--images needs a reference: give --data or --reference, one of them")
+    if args.classes is not None and args.masks is None:
+        raise InputError("--classes goes with --masks, whose they are: leave it out")
     if args.masks is not None and args.reference is None:
         raise InputError("--masks goes with --reference; a data set has its own: leave it out")
 
 
 def open_split(
-    path: str, size: int, split: str, test_from: int, *, classes: ClassSet | None = None
+    path: str,
+    size: int,
+    split: str,
+    test_from: int,
+    *,
+    classes: ClassSet | None = None,
+    fields: Sequence[str] = FIELDS,
 ) -> Source:
     """Raises InputError if there is none, or it has other classes than the model."""
-    source = open_dataset(path, size, split=split, test_from=test_from)
+    source = open_dataset(path, size, split=split, test_from=test_from, fields=fields)
     if classes is not None and source.classes != classes:
         raise InputError(
             f"{path} has the classes {', '.join(source.classes.names)}, but the model was trained "
@@ -189,7 +221,9 @@ def open_split(
 def training_faces(data: ConfigDict, size: int, classes: ClassSet) -> Source | None:
     """What a run was trained on, where it is still there: another --data is not that."""
     try:
-        return open_split(data.path, size, "train", data.test_from, classes=classes)
+        return open_split(
+            data.path, size, "train", data.test_from, classes=classes, fields=("image",)
+        )
     except InputError as error:
         print(f"note: without the run's training faces nothing is compared with them ({error})")
         return None
@@ -215,10 +249,10 @@ def main() -> None:
     keep_compiled_programs()
     networks = load_networks(scores, args.weights, args.parser, args.lpips_network)
 
-    def evaluation(classes: ClassSet, **about: Any) -> Evaluation:
+    def evaluation(classes: ClassSet, size: int | None, **about: Any) -> Evaluation:
         return Evaluation(
             report=ReportFolder(args.out),
-            networks=networks.for_classes(classes.names),
+            networks=networks.fitting(classes.names, size),
             classes=classes,
             scores=scores,
             resize=args.fid_resize,
@@ -242,7 +276,7 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
     size, classes = synthesizer.config.image_size, synthesizer.classes
     test = open_split(path, size, "test", test_from, classes=classes)
     evaluate_run(
-        evaluation(classes, reference=first_of(test, args.count), data=path),
+        evaluation(classes, size, reference=first_of(test, args.count), data=path),
         synthesizer,
         training_faces(config.data, size, classes),
         name=args.name or args.workdir.resolve().name,
@@ -261,9 +295,11 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
 def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
     pictures = PictureFolder(args.images)
     name = args.name or args.images.resolve().name
-    found: dict[str, Any] = {"classes": CELEBAMASK}
+    height, width = pictures.size
+    found: dict[str, Any] = {"classes": CELEBAMASK, "size": height if height == width else None}
+    if args.classes is not None:
+        found["classes"] = ClassSet.read(args.classes)
     if args.data is not None:
-        height, width = pictures.size
         if height != width:
             raise InputError(
                 f"the pictures of {args.images} have {width}x{height} pixels: crop them to squares"

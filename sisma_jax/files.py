@@ -1,6 +1,7 @@
 """Files that are whole or not there, and folders that are ours to write."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -10,6 +11,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of disks that can take no more."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:

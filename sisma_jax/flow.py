@@ -29,7 +29,9 @@ Velocity = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[A
 """v(z_t, t): the condition is already bound."""
 
 TIME_SAMPLINGS = ("logit_normal", "uniform")
-SOLVERS = ("euler", "midpoint", "heun")
+VELOCITIES = {"euler": 1, "midpoint": 2, "heun": 2}
+"""Velocities that a step takes, by solver."""
+SOLVERS = tuple(VELOCITIES)
 
 
 def _per_sample(t: Shaped[Array, " batch"], like: Array) -> Array:

@@ -118,7 +118,7 @@ def main() -> None:
         ema = local_copy(state.ema, mesh)
         with together():  # the others wait: none may leave before the first
             if is_first():
-                quality = test_quality(parser(ema), test_source)
+                quality = {"data": data.path} | test_quality(parser(ema), test_source)
                 save_parser(
                     run.parser, model, ema,
                     classes=classes.names, size=data.size, quality=quality,

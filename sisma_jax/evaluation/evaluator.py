@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,10 +12,15 @@ from sisma_jax.contact_sheet import mask_sheet, tile
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.input_pipeline import Source
 from sisma_jax.data.label_maps import read_label_map
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, RunError
 from sisma_jax.evaluation.generation import GeneratedFaces, Sampling
 from sisma_jax.evaluation.judges import inception_judge, measure, parser_judge
-from sisma_jax.evaluation.nearest import memorisation, memorisation_table, nearest
+from sisma_jax.evaluation.nearest import (
+    memorisation,
+    memorisation_table,
+    nearest,
+    pictures_of,
+)
 from sisma_jax.evaluation.networks import Networks
 from sisma_jax.evaluation.peers import measure_peers, peer_tables
 from sisma_jax.evaluation.pictures import (
@@ -32,8 +36,8 @@ from sisma_jax.evaluation.report import ReportFolder, write_report
 from sisma_jax.evaluation.scoring import Row, Scorer
 from sisma_jax.evaluation.speed import circumstances, measure_speed, speed_tables
 from sisma_jax.evaluation.tables import score_table
+from sisma_jax.files import NO_ROOM
 from sisma_jax.metrics.frechet import Statistics, save_statistics
-from sisma_jax.metrics.perceptual import diversity
 from sisma_jax.models.weights import tree_checksum
 from sisma_jax.synthesizer import Synthesizer
 
@@ -87,38 +91,46 @@ class Evaluation:
 
     @contextmanager
     def scoring(self) -> Iterator[Scorer]:
-        """Claim the report's folder; at the end, whatever the reason, write what is there."""
+        """Claim the report's folder; at the end, whatever the reason, write what is there.
+
+        Raises:
+          InputError: as `ReportFolder.claim` does.
+          RunError: if the folder's disk is full.
+        """
         networks, reference = self.networks, self.reference
         inception = networks.inception and inception_judge(networks.inception, self.resize)
         parser = networks.parser and parser_judge(networks.parser)
-        lpips = networks.lpips
-        self.report.claim(
-            {
-                "reference": reference.key if reference is not None else digest(
-                    self.statistics.mean.tobytes(), self.statistics.cov.tobytes()
-                ),
-                "face parser": parser and parser.key,
-                "Inception": inception and inception.key,
-                "LPIPS": lpips and digest(lpips.backbone.name, tree_checksum(lpips.params)),
-            }
-        )  # fmt: skip
-        try:
-            yield Scorer(
-                folder=self.report.measurements,
-                metrics=self.scores,
-                classes=self.classes.names,
-                reference=reference,
-                parser=parser,
-                inception=inception,
-                inception_statistics=self.statistics,
-                diversity=lpips and (lambda images: diversity(images, lpips)),
-            )
-            if self.save_statistics is not None:
-                measured = measure(self.report.measurements, inception, reference, None)
-                save_statistics(self.save_statistics, measured.statistics)
-        finally:
-            if self.report.table():
-                self._write()
+        protocol = {
+            "reference": self._reference_key(),
+            "face parser": parser and f"{parser.name} {parser.key[:12]}",
+            "Inception": inception and f"resized by {self.resize} {inception.key[:12]}",
+            "LPIPS": networks.lpips and networks.lpips.backbone.name,
+        }
+        with self.report.claim(protocol), _in_words(self.report.path):
+            try:
+                yield Scorer(
+                    folder=self.report.measurements,
+                    metrics=self.scores,
+                    classes=self.classes.names,
+                    reference=reference,
+                    parser=parser,
+                    inception=inception,
+                    inception_statistics=self.statistics,
+                    lpips=networks.lpips,
+                )
+                if self.save_statistics is not None:
+                    measured = measure(self.report.measurements, inception, reference, None)
+                    save_statistics(self.save_statistics, measured.statistics)
+            except BaseException:
+                with suppress(OSError):  # which would hide the first error
+                    self._write()
+                raise
+            self._write()
+
+    def _reference_key(self) -> str:
+        if self.reference is not None:
+            return f"of {len(self.reference)} pictures {self.reference.key[:12]}"
+        return f"statistics {digest(self.statistics.mean, self.statistics.cov)[:12]}"
 
     def put(self, row: Row) -> None:
         """Keep a row of the table, and show it; without scores it says nothing."""
@@ -150,7 +162,7 @@ class Evaluation:
             tables=tables,
         )
         print("\n" + "\n".join(table.markdown() for table in shown))
-        for sentence in self.networks.missing:
+        for sentence in self.networks.missing.values():
             print(f"not measured: {sentence}")
         print(f"wrote {self.report.path / 'report.html'}, report.md and report.json beside it")
 
@@ -161,6 +173,20 @@ class Evaluation:
         if isinstance(self.reference, SplitPictures):
             return f"{count}, the first of the test split of {self.data}"
         return f"{count}, {self.data}"
+
+
+@contextmanager
+def _in_words(folder: Path) -> Iterator[None]:
+    """A full disk as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise RunError(
+            f"the report in {folder} cannot be written ({error.strerror}): what is there is kept; "
+            "mend that, then the same command continues"
+        ) from error
 
 
 def evaluate_run(
@@ -185,53 +211,92 @@ def evaluate_run(
       diversity: where LPIPS is at hand.
       speed, peers: whether they are timed.
     """
-    reference, report = evaluation.reference, evaluation.report
-    weights = digest(tree_checksum(synthesizer.params), synthesizer.autoencoder.checksum())
+    report = evaluation.report
+    sizes = synthesizer.config, synthesizer.autoencoder.config
+    weights = digest(*sizes, tree_checksum(synthesizer.params), synthesizer.autoencoder.checksum())
     with evaluation.scoring() as scorer:
-        evaluation.put(
-            scorer.row("test faces themselves", "real", reference, labels=reference.labels)
-        )
-        if train is not None and len(train) >= 2:
-            others = SourcePictures(train, min(len(train), len(reference)))
-            evaluation.put(scorer.row("training faces", "real", others))
-        evaluation.put(
-            scorer.row(
-                "autoencoder",
-                "reconstruction",
-                Reconstructions(reference, synthesizer.autoencoder),
-                labels=reference.labels,
-                pairs=reference,
-            )
-        )
-        for sampling in samplings:
-            faces = GeneratedFaces(report.images, synthesizer, weights, reference, sampling)
-            faces.make(range(len(faces)))
-            settings = {"model": name, "step": synthesizer.step, **dataclasses.asdict(sampling)}
-            row = scorer.row(
-                f"{name}, {sampling.solver} {sampling.steps}, guidance {sampling.guidance:g}",
-                "synthesis",
-                faces,
-                labels=reference.labels,
-                settings=settings,
-            )
-            if scorer.diversity is not None:
-                masks = min(diversity.masks, len(faces))
-                faces.make(range(masks), diversity.samples)
-                row = scorer.with_diversity(row, faces, masks, diversity.samples)
-            evaluation.put(row)
-            if sampling == samplings[0]:
-                show(evaluation, name, faces, train)
+        if evaluation.scores:
+            score_bounds(evaluation, scorer, synthesizer, train, name)
+            for sampling in samplings:
+                faces = GeneratedFaces(
+                    report.images, synthesizer, weights, evaluation.reference, sampling
+                )
+                score_faces(evaluation, scorer, faces, name, diversity)
+                if sampling == samplings[0]:
+                    show(evaluation, name, faces, train)
         if speed:
-            how = dict(
-                steps=sorted({x.steps for x in samplings}),
-                solvers=list(dict.fromkeys(x.solver for x in samplings)),
-                guidances=sorted({x.guidance for x in samplings} | {1.0, GUIDED}),
-            )
-            key = digest(weights, *how.values(), *circumstances().values())
-            report.once("speed", name, key, lambda: measure_speed(synthesizer, **how))
+            time_synthesis(report, synthesizer, name, weights, samplings)
         if peers:
             key = digest(synthesizer.config, *circumstances().values())
-            report.once("peers", name, key, lambda: measure_peers(synthesizer.config))
+            if report.finding("peers", name, key) is None:
+                report.keep("peers", name, key, measure_peers(synthesizer.config))
+
+
+def score_bounds(
+    evaluation: Evaluation,
+    scorer: Scorer,
+    synthesizer: Synthesizer,
+    train: Source | None,
+    name: str,
+) -> None:
+    """Score the real faces and what the model's autoencoder makes of them."""
+    reference = evaluation.reference
+    evaluation.put(scorer.row("test faces", "real", reference, labels=reference.labels))
+    if train is not None and len(train) >= 2:
+        others = SourcePictures(train, min(len(train), len(reference)))
+        evaluation.put(scorer.row(f"training faces of {name}", "real", others))
+    evaluation.put(
+        scorer.row(
+            f"autoencoder of {name}",
+            "reconstruction",
+            Reconstructions(reference, synthesizer.autoencoder),
+            labels=reference.labels,
+            pairs=reference,
+        )
+    )
+
+
+def score_faces(
+    evaluation: Evaluation,
+    scorer: Scorer,
+    faces: GeneratedFaces,
+    name: str,
+    diversity: Diversity,
+) -> None:
+    """Make a model's faces and score them."""
+    faces.make(range(len(faces)))
+    row = scorer.row(
+        f"{name}, {faces.sampling.in_words}",
+        "synthesis",
+        faces,
+        labels=evaluation.reference.labels,
+        settings={"model": name, "step": faces.synthesizer.step}
+        | dataclasses.asdict(faces.sampling),
+    )
+    evaluation.put(row)
+    if scorer.lpips is not None and "lpips_diversity" in evaluation.scores:
+        masks = min(diversity.masks, len(faces))
+        faces.make(range(masks), diversity.samples)
+        evaluation.put(scorer.with_diversity(row, faces, masks, diversity.samples))
+
+
+def time_synthesis(
+    report: ReportFolder,
+    synthesizer: Synthesizer,
+    name: str,
+    weights: str,
+    samplings: Sequence[Sampling],
+) -> None:
+    """Time every solver and number of steps that has not been timed here before."""
+    key = digest(weights, *circumstances().values())
+    found = report.finding("speed", name, key)
+    for solver, steps in dict.fromkeys((x.solver, x.steps) for x in samplings):
+        before = found["cases"] if found else []
+        if any((case["solver"], case["steps"]) == (solver, steps) for case in before):
+            continue
+        found = measure_speed(synthesizer, solvers=[solver], steps=[steps], guidances=[1.0, GUIDED])
+        found["cases"] = before + found["cases"]
+        report.keep("speed", name, key, found)
 
 
 def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source | None) -> None:
@@ -251,22 +316,21 @@ def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source
     pictures = SourcePictures(train, len(train))
     asked = range(min(ASKED_FOR_NEAREST, len(faces)))
 
-    def look() -> dict[str, Any]:
-        made, real = faces.read(asked), reference.read(asked)
-        found = nearest(np.concatenate([made, real]), pictures)
-        count = len(asked)
-        near = lambda start: pictures.read(found.index[start : start + len(shown)].tolist())
-        columns = made[: len(shown)], near(0), real[: len(shown)], near(count)
-        caption = (
-            f"Sample and the training face nearest to it; the real face of the same mask and the "
-            f"training face nearest to that ({how})"
-        )
-        report.put_picture(f"nearest to {name}", caption, tile(list(zip(*columns, strict=True))))
-        return {"sampling": faces.sampling.name} | memorisation(
-            found.distance[:count], found.distance[count:], len(pictures)
-        )
-
-    report.once("memorisation", name, digest(faces.key, pictures.key), look)
+    key = digest(faces.key, pictures.key)
+    if report.finding("memorisation", name, key) is not None:
+        return
+    made, real = faces.read(asked), reference.read(asked)
+    found = nearest(np.concatenate([made, real]), pictures)
+    count = len(asked)
+    summary = memorisation(found.distance[:count], found.distance[count:], len(pictures))
+    near = lambda start: pictures_of(found, pictures, range(start, start + len(shown)))
+    columns = made[: len(shown)], near(0), real[: len(shown)], near(count)
+    caption = (
+        "Sample and the training face nearest to it; the real face of the same mask and the "
+        f"training face nearest to that ({how})"
+    )
+    report.put_picture(f"nearest to {name}", caption, tile(list(zip(*columns, strict=True))))
+    report.keep("memorisation", name, key, {"sampling": faces.sampling.name} | summary)
 
 
 def evaluate_pictures(
@@ -285,6 +349,7 @@ def evaluate_pictures(
     """
     reference = evaluation.reference
     labels = pairs = None
+    notes: list[str] = []
     if reference is not None:
         place = {name: index for index, name in enumerate(reference.names)}
         indices = [place.get(name) for name in pictures.names]
@@ -294,10 +359,8 @@ def evaluate_pictures(
                 labels = reference.labels[indices]
         else:
             stranger = pictures.names[indices.index(None)]
-            print(
-                f"note: the reference has no {stranger!r}: without pairs there is no SSIM and PSNR"
-                + (", and no mask" if isinstance(reference, SplitPictures) else "")
-            )
+            notes = [f"{name}: the reference has no {stranger!r}, so pictures are not paired"]
+            print(f"note: {notes[0]}: no SSIM and PSNR, and no masks of a data set")
     if masks is not None:
         labels = read_masks(masks, pictures, evaluation.classes)
     with evaluation.scoring() as scorer:
@@ -309,6 +372,7 @@ def evaluate_pictures(
                 labels=labels,
                 pairs=pairs,
                 settings={"folder": str(pictures.path)},
+                notes=notes,
             )
         )
 

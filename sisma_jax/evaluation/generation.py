@@ -23,6 +23,8 @@ from sisma_jax.synthesizer import Synthesizer
 
 MOST_MASKS = 2**20
 """Seeds of one mask's samples lie so far apart."""
+FAR_APART = 0x9E3779B1
+"""2^32 over the golden ratio: its multiples modulo 2^32 keep away from each other."""
 SETTINGS_FILE = "settings.json"
 
 
@@ -37,10 +39,16 @@ class Sampling:
 
     @property
     def name(self) -> str:
-        return f"{self.solver}{self.steps}-g{self.guidance:g}"
+        return f"{self.solver}{self.steps}-g{self.guidance:g}-seed{self.seed}"
+
+    @property
+    def in_words(self) -> str:
+        seed = f", seed {self.seed}" if self.seed else ""
+        return f"{self.solver} {self.steps}, guidance {self.guidance:g}{seed}"
 
     def seed_of(self, mask: int, sample: int) -> int:
-        return (self.seed + mask + sample * MOST_MASKS) % 2**32
+        """Of the noise; those of other seeds lie far away, so that no two sets share noise."""
+        return (self.seed * FAR_APART + sample * MOST_MASKS + mask) % 2**32
 
 
 class GeneratedFaces:
@@ -69,13 +77,12 @@ class GeneratedFaces:
         self.masks, self.names = reference.labels, reference.names
         self.settings: dict[str, Any] = {
             "weights": weights,
-            "data": reference.data,
+            "masks": reference.key,
             **dataclasses.asdict(sampling),
         }
         own = digest(*self.settings.items())
-        self.key = digest("generated", own, reference.key)
-        # More masks of the same data keep the faces that are there.
-        self.folder = root / f"{sampling.name}-seed{sampling.seed}-{own[:8]}"
+        self.key = digest("generated", own)
+        self.folder = root / f"{sampling.name}-{own[:8]}"
 
     def __len__(self) -> int:
         return len(self.names)

@@ -79,7 +79,7 @@ def measure(
     Raises:
       InputError: a feature is not finite.
     """
-    masks = "" if labels is None else digest(labels.tobytes())
+    masks = "" if labels is None else digest(labels)
     file = folder / f"{digest(judge.key, pictures.key, masks)[:32]}.npz"
     found = _read(file)
     if found is not None:

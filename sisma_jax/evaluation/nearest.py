@@ -1,7 +1,8 @@
 """The training pictures nearest to samples: does a model remember faces?
 
 Nearest is by the root mean square over pixels of pictures box-averaged to `SIDE` x `SIDE`, in
-units of the full range: no network is needed, and near-copies have a distance close to 0. Samples
+units of the full range: no network is needed, and near-copies have a distance close to 0. Training
+sees mirror images too, so both are compared. Samples
 that are nearer to training pictures than unseen real ones are suspicious.
 """
 
@@ -9,7 +10,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from tqdm import tqdm
 
 from sisma_jax.evaluation.pictures import Pictures, batches
@@ -24,6 +25,8 @@ class Nearest:
 
     index: Int64[np.ndarray, " n"]
     """Of the nearest picture of the set."""
+    mirrored: Bool[np.ndarray, " n"]
+    """Whether it is that picture's mirror image."""
     distance: Float64[np.ndarray, " n"]
 
 
@@ -41,17 +44,28 @@ def nearest(asked: UInt8[np.ndarray, "n h w 3"], pictures: Pictures) -> Nearest:
     queries = shrunk(asked)
     best = np.full(len(asked), np.inf, np.float32)
     index = np.zeros(len(asked), np.int64)
+    mirrored = np.zeros(len(asked), bool)
     with tqdm(total=len(pictures), unit="picture", desc="nearest", leave=False) as progress:
         for indices, images in batches(pictures, 64):
-            apart = queries[:, None] - shrunk(images)[None]
-            distances = np.sqrt(np.mean(np.square(apart), axis=-1))
-            place = distances.argmin(axis=1)
-            closest = distances[np.arange(len(asked)), place]
-            nearer = closest < best
-            best = np.where(nearer, closest, best)
-            index = np.where(nearer, np.asarray(indices)[place], index)
+            for mirror in (False, True):
+                seen = images[:, :, ::-1] if mirror else images
+                apart = queries[:, None] - shrunk(seen)[None]
+                distances = np.sqrt(np.mean(np.square(apart), axis=-1))
+                place = distances.argmin(axis=1)
+                closest = distances[np.arange(len(asked)), place]
+                nearer = closest < best
+                best = np.where(nearer, closest, best)
+                index = np.where(nearer, np.asarray(indices)[place], index)
+                mirrored = np.where(nearer, mirror, mirrored)
             progress.update(len(images))
-    return Nearest(index, best.astype(np.float64))
+    return Nearest(index, mirrored, best.astype(np.float64))
+
+
+def pictures_of(found: Nearest, pictures: Pictures, chosen: range) -> UInt8[np.ndarray, "n h w 3"]:
+    """The nearest pictures of some of those that were asked about, mirrored where these were."""
+    images = pictures.read(found.index[chosen.start : chosen.stop].tolist())
+    turned = found.mirrored[chosen.start : chosen.stop, None, None, None]
+    return np.where(turned, images[:, :, ::-1], images)
 
 
 def memorisation(

@@ -1,13 +1,13 @@
 """The networks that scores are made with: which files they are, and which are at hand."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sisma_jax.errors import InputError
 from sisma_jax.models.face_parser import FaceParser, load_parser
-from sisma_jax.models.inception import InceptionV3, load_inception
-from sisma_jax.models.lpips import Lpips, load_lpips
+from sisma_jax.models.inception import PUBLISHED_FILE, InceptionV3, load_inception
+from sisma_jax.models.lpips import ALEXNET, VGG16, Lpips, load_lpips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,19 +20,22 @@ class WeightFile:
     """Where it comes from, as a pickled file that the README's recipe converts."""
 
 
+def _converted(file: str) -> str:
+    return Path(file).with_suffix(".safetensors").name
+
+
 INCEPTION = WeightFile(
-    "pt_inception-2015-12-05-6726825d.safetensors",
-    "pt_inception-2015-12-05-6726825d.pth of pytorch-fid's release fid_weights",
+    _converted(PUBLISHED_FILE), f"{PUBLISHED_FILE} of pytorch-fid's release fid_weights"
 )
+KINDS = {"alex": ALEXNET, "vgg": VGG16}
+"""LPIPS' backbones by the name of their weights w."""
 BACKBONES = {
-    "alex": WeightFile(
-        "alexnet-owt-7be5be79.safetensors", "torchvision's alexnet-owt-7be5be79.pth"
-    ),
-    "vgg": WeightFile("vgg16-397923af.safetensors", "torchvision's vgg16-397923af.pth"),
+    name: WeightFile(_converted(kind.file), f"torchvision's {kind.file}")
+    for name, kind in KINDS.items()
 }
 LINEAR = {
-    "alex": WeightFile("lpips-v0.1-alex.safetensors", "weights/v0.1/alex.pth of the package lpips"),
-    "vgg": WeightFile("lpips-v0.1-vgg.safetensors", "weights/v0.1/vgg.pth of the package lpips"),
+    name: WeightFile(f"lpips-v0.1-{name}.safetensors", f"{kind.linear_file} of the package lpips")
+    for name, kind in KINDS.items()
 }
 DEFAULT_PARSER = Path("runs/parser")
 DEFAULT_WEIGHTS = Path("weights")
@@ -46,25 +49,31 @@ class Networks:
     parser: FaceParser | None
     inception: InceptionV3 | None
     lpips: Lpips | None
-    missing: tuple[str, ...]
+    missing: Mapping[str, str]
+    """Sentences by the name in `scoring.SCORES` of a score that is not made."""
     parser_is_default: bool = False
     """It was found where nobody named it."""
 
-    def for_classes(self, classes: Sequence[str]) -> "Networks":
-        """These networks where label maps have the classes `classes`.
+    def fitting(self, classes: Sequence[str], size: int | None) -> "Networks":
+        """These networks where label maps have the classes `classes` and pictures `size` pixels.
 
         Raises:
           InputError: if the parser that was asked for tells others apart; one that was found by
             default is missing then.
         """
+        if self.parser is None:
+            return self
         try:
-            if self.parser is not None:
-                self.parser.check(classes)
+            self.parser.check(classes)
+            if self.parser_is_default and size is not None and self.parser.size != size:
+                raise InputError(
+                    f"it was trained on {self.parser.size} pixels where the pictures have {size}: "
+                    "name it by --parser to take it all the same"
+                )
         except InputError as error:
             if not self.parser_is_default:
                 raise
-            sentence = f"mIoU, accuracy and FD-parser: {error} ({DEFAULT_PARSER} was found)"
-            return dataclasses.replace(self, parser=None, missing=(*self.missing, sentence))
+            return dataclasses.replace(self, parser=None, missing=self.missing | _no_parser(error))
         return self
 
 
@@ -87,36 +96,43 @@ def load_networks(
     if weights is not None and not weights.is_dir():
         raise InputError(f"--weights {weights} is no folder: give one of published weights")
     weights = weights or DEFAULT_WEIGHTS
-    missing = []
+    missing: dict[str, str] = {}
     found_parser = inception = lpips = None
     if metrics & {"fd_parser", "miou", "accuracy"}:
-        if parser is not None or DEFAULT_PARSER.exists():
+        try:
             found_parser = load_parser(parser or DEFAULT_PARSER)
-        else:
-            missing.append(
-                f"mIoU, accuracy and FD-parser: there is no face parser at {DEFAULT_PARSER}; train "
-                f"one ({TRAIN_PARSER}), or give --parser the published weights of CelebAMask-HQ's "
-                "U-Net or of face-parsing.PyTorch's BiSeNet (79999_iter.pth) as safetensors"
-            )
+        except InputError as error:
+            if parser is not None:
+                raise
+            missing |= _no_parser(error)
     if "fid" in metrics:
         if (weights / INCEPTION.file).exists():
             inception = load_inception(weights / INCEPTION.file)
         else:
-            missing.append("FID: " + _absent(weights, [INCEPTION]))
+            missing["fid"] = "FID: " + _absent(weights, [INCEPTION])
     if "lpips_diversity" in metrics:
         files = [BACKBONES[lpips_network], LINEAR[lpips_network]]
         absent = [file for file in files if not (weights / file.file).exists()]
         if absent:
-            missing.append("LPIPS diversity: " + _absent(weights, absent))
+            missing["lpips_diversity"] = "LPIPS diversity: " + _absent(weights, absent)
         else:
             lpips = load_lpips(*(weights / file.file for file in files))
     return Networks(
         parser=found_parser,
         inception=inception,
         lpips=lpips,
-        missing=tuple(missing),
+        missing=missing,
         parser_is_default=parser is None,
     )
+
+
+def _no_parser(reason: InputError) -> dict[str, str]:
+    sentence = (
+        f"mIoU, accuracy and FD-parser: no use of {DEFAULT_PARSER} ({reason}); train a parser "
+        f"({TRAIN_PARSER}), or give --parser the published weights of CelebAMask-HQ's U-Net or of "
+        "face-parsing.PyTorch's BiSeNet (79999_iter.pth) as safetensors"
+    )
+    return {"miou": sentence}
 
 
 def _absent(folder: Path, files: list[WeightFile]) -> str:

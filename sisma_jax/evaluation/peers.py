@@ -38,6 +38,7 @@ from sisma_jax.evaluation.speed import (
 )
 from sisma_jax.evaluation.tables import Cell, Table
 from sisma_jax.models import SISMA, SISMAConfig
+from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, parameter_shapes
 from sisma_jax.models.cost import mask_macs, velocity_macs
 from sisma_jax.models.sdm import (
     DIFFUSION_STEPS,
@@ -56,6 +57,7 @@ SDM_GUIDANCE = 1.5
 """As published for faces. Any but 1 costs the same."""
 PUBLISHED_SDM = SDMConfig()
 REPORTED_SISMA = SISMAConfig.large()
+REPORTED_AUTOENCODER = AutoencoderConfig.stable_diffusion()
 OURS, TWIN, THEIRS = "SISMA", "attention twin", "SDM"
 
 
@@ -75,6 +77,7 @@ def measure_peers(
     tokens: Sequence[int] = TOKENS,
     sdm: SDMConfig | None = PUBLISHED_SDM,
     sisma: SISMAConfig = REPORTED_SISMA,
+    autoencoder: AutoencoderConfig = REPORTED_AUTOENCODER,
     dtype: str | None = None,
     seconds: float = 1.0,
     sdm_seconds: float = 60.0,
@@ -87,6 +90,7 @@ def measure_peers(
       tokens: square numbers.
       sdm: sizes of SDM; None leaves it out.
       sisma: sizes of the SISMA beside it.
+      autoencoder: sizes of that one's autoencoder, which decodes its latents.
       dtype: compute type of all; by default "float32" on a CPU, else "bfloat16".
       seconds: of each measurement (`speed.clock`).
       sdm_seconds: patience with the steps of SDM, and of the SISMA beside it, once guided and once
@@ -99,8 +103,8 @@ def measure_peers(
       encoded, the "calls" timed, "mask_seconds", and "temporary_bytes" as XLA planned the velocity;
       "images", cases of SISMA and SDM with "model", "guidance", "parameters", "pixels",
       "gmacs_per_step", "steps", "gmacs_per_image", "status" and, if measured,
-      "seconds_per_step", "calls" timed, "seconds_once" (the mask), "temporary_bytes",
-      "seconds_per_image" (seconds_once + steps x seconds_per_step, not decoded) and, of SDM,
+      "seconds_per_step", "calls" timed, "seconds_once" (of SISMA the mask and decoding),
+      "temporary_bytes", "seconds_per_image" (seconds_once + steps x seconds_per_step) and, of SDM,
       "times_sisma", the ratio of the two models' seconds_per_image. What does not fit has a
       "reason" instead.
 
@@ -120,7 +124,8 @@ def measure_peers(
             for guided in (False, True):
                 guidance = SDM_GUIDANCE if guided else 1.0
                 progress.set_description(f"{OURS}, guidance {guidance:g}")
-                images.append(_sisma_image(_retyped(sisma, dtype), guidance, seconds, sdm_seconds))
+                ours = _retyped(sisma, dtype), _retyped(autoencoder, dtype)
+                images.append(_sisma_image(*ours, guidance, seconds, sdm_seconds))
                 progress.update()
                 progress.set_description(f"{THEIRS}, guidance {guidance:g}")
                 images.append(_sdm_image(_retyped(sdm, dtype), guidance, seconds, sdm_seconds))
@@ -177,7 +182,11 @@ def _velocity_case(model: str, tokens: int, config: SISMAConfig, seconds: float)
 
 
 def _sisma_image(
-    config: SISMAConfig, guidance: float, seconds: float, patience: float
+    config: SISMAConfig,
+    autoencoder: AutoencoderConfig,
+    guidance: float,
+    seconds: float,
+    patience: float,
 ) -> dict[str, Any]:
     passes = 1 if guidance == 1.0 else 2
     case = {
@@ -192,7 +201,8 @@ def _sisma_image(
 
     def measure() -> dict[str, Any]:
         mask, velocity, temporary = time_sisma(config, passes, seconds, patience)
-        return _extrapolated(STEPS, mask.seconds, velocity, temporary)
+        decoding = time_decoding(autoencoder, config.latent_size, seconds, patience)
+        return _extrapolated(STEPS, mask.seconds + decoding.seconds, velocity, temporary)
 
     return case | unless_too_large(measure)
 
@@ -273,6 +283,21 @@ def time_sisma(
     return *times, velocity_program.memory_analysis().temp_size_in_bytes
 
 
+def time_decoding(
+    config: AutoencoderConfig, latent_size: int, seconds: float, patience: float = PATIENCE
+) -> Timing:
+    """Time the decoding of one image's latents.
+
+    Raises:
+      DoesNotFit: if the memory that XLA plans is more than there is.
+    """
+    shapes = Autoencoder(config, parameter_shapes(config))
+    z = jnp.ones((1, latent_size, latent_size, config.latent_channels))
+    program = _compile(jax.jit(Autoencoder.decode).lower(shapes, z))
+    weights = random_weights(shapes)
+    return clock(lambda: program(weights, z).block_until_ready(), seconds, patience)
+
+
 def time_sdm(
     config: SDMConfig, guidance: float, seconds: float, patience: float
 ) -> tuple[Timing, int]:
@@ -347,8 +372,8 @@ def _image_table(found: dict[str, Any]) -> Table:
          "s/step", "steps timed", "s/image", "× of SISMA's time"],
         rows,
         f"{where(found)}, batch 1, random weights. Seconds per image are extrapolated from the "
-        f"steps timed (their median); SISMA's are the mask's once and {STEPS} steps of euler, "
-        "without decoding, which SDM does not need. A guided step is one pass over a batch of two.",
+        f"steps timed (their median); SISMA's are the mask and the decoding once and {STEPS} steps "
+        "of euler. Its GMACs are without decoding. A guided step is one pass over a batch of two.",
     )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ from sisma_jax.training.sharding import (
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 BATCH = 16
+LOOKED_AT = 64
+"""Images that tell data sets without a checksum apart."""
 
 
 @runtime_checkable
@@ -48,27 +50,31 @@ def batches(
 
 
 def digest(*parts: object) -> str:
-    """SHA-256 of texts and bytes, in order."""
+    """SHA-256 of arrays, and of all else as text, in order."""
     found = hashlib.sha256()
     for part in parts:
-        content = part if isinstance(part, bytes) else str(part).encode()
-        found.update(len(content).to_bytes(8, "little") + content)
+        if isinstance(part, np.ndarray):
+            found.update(f"{part.dtype} {part.shape}\n".encode())
+            found.update(np.ascontiguousarray(part).data)
+        else:
+            content = str(part).encode()
+            found.update(f"{len(content)}\n".encode() + content)
     return found.hexdigest()
 
 
 class SourcePictures:
-    """The first `count` images of a data source.
-
-    Attributes:
-      data: digest of the data set, whatever `count`.
-    """
+    """The first `count` images of a data source."""
 
     def __init__(self, source: Source, count: int):
         self.source, self.count = source, count
         self.names = [str(name) for name in source.ids[:count]]
-        # Reading every image only for its digest would cost more than scoring them does.
-        self.data = source.checksum or digest(self.names[0], source[0]["image"].tobytes())
-        self.key = digest("images", self.data, *self.names)
+        self.key = digest("images", source.checksum, *self.names, *self._looked_at())
+
+    def _looked_at(self) -> Iterator[np.ndarray]:
+        """Some of the images of a data set without a checksum; to read all would take long."""
+        if self.source.checksum is None:
+            places = np.linspace(0, self.count - 1, min(self.count, LOOKED_AT)).astype(int)
+            yield from (self.source[int(place)]["image"] for place in places)
 
     def __len__(self) -> int:
         return self.count
@@ -85,9 +91,15 @@ class SplitPictures(SourcePictures):
     """
 
     def __init__(self, source: Source, count: int):
+        # To have the labels every item is read anyway.
+        maps, images = [], hashlib.sha256()
+        for index in range(count):
+            item = source[index]
+            maps.append(item["labels"])
+            images.update(item["image"].tobytes())
+        self.labels = np.stack(maps)
         super().__init__(source, count)
-        self.labels = np.stack([source[index]["labels"] for index in range(count)])
-        self.key = digest("faces", self.key, self.labels.tobytes())
+        self.key = digest("faces", self.key, self.labels, images.hexdigest())
 
 
 class Selection:
@@ -111,7 +123,8 @@ class Reconstructions:
 
     def __init__(self, pictures: Pictures, autoencoder: Autoencoder):
         self.pictures, self.names = pictures, pictures.names
-        self.key = digest("reconstructions", pictures.key, autoencoder.checksum())
+        own = autoencoder.config, autoencoder.checksum()
+        self.key = digest("reconstructions", pictures.key, *own)
         reconstruct = lambda autoencoder, images: to_uint8(
             autoencoder.decode(autoencoder.encode(to_float(images))[0])
         )
@@ -166,7 +179,7 @@ class PictureFolder:
                     f"{self.size[1]}x{self.size[0]}: bring all pictures of {path} to one size"
                 )
             contents.update(hashlib.sha256(file.read_bytes()).digest())
-        self.key = digest("folder", *self.names, contents.digest())
+        self.key = digest("folder", *self.names, contents.hexdigest())
 
     def _checked_size(self, file: Path) -> tuple[int, int]:
         try:

@@ -28,8 +28,12 @@ def _plot(rows: Sequence[Row], keys: Sequence[str], along: str, others: tuple[st
 
     figure = Figure(figsize=(3.4 * len(keys), 3.0), layout="constrained")
     lines: dict[str, list[Row]] = defaultdict(list)
+    several = len({row.settings["model"] for row in rows}) > 1
     for row in rows:
-        lines[f"{row.settings[others[0]]}, {others[1]} {row.settings[others[1]]:g}"].append(row)
+        model = [row.settings["model"]] if several else []
+        seed = [f"seed {row.settings['seed']}"] if row.settings["seed"] else []
+        rest = [row.settings[others[0]], f"{others[1]} {row.settings[others[1]]:g}"]
+        lines[", ".join([*model, *rest, *seed])].append(row)
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for label, line in lines.items():
             points = sorted((row.settings[along], row.scores[key]) for row in line

@@ -46,7 +46,7 @@ def _of_parser(parser: FaceParser) -> dict[str, str]:
     quality = parser.quality
     own = (
         f"its own mIoU {quality['test_miou']:.3f}, accuracy {quality['test_accuracy']:.3f} on "
-        f"{quality['test_images']} test faces"
+        f"{quality['test_images']} test faces of {quality['data']}"
         if quality
         else "its own quality is not known but by the row of test faces"
     )

@@ -10,7 +10,8 @@ import dataclasses
 import html
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,16 @@ from sisma_jax.evaluation.pictures import digest
 from sisma_jax.evaluation.plots import quality_plots
 from sisma_jax.evaluation.scoring import Row
 from sisma_jax.evaluation.tables import Table, class_table, score_table
-from sisma_jax.files import is_new_or_empty, read_json, write_atomically, write_json
+from sisma_jax.files import (
+    LockedError,
+    is_new_or_empty,
+    lock,
+    read_json,
+    write_atomically,
+    write_json,
+)
 
+LOCK = "lock"
 FINDINGS = ("memorisation", "speed", "peers")
 """Kinds of findings, as `report.json` has them."""
 KINDS = ("real", "reconstruction", "synthesis", "pictures")
@@ -92,50 +101,63 @@ class ReportFolder:
     def json_file(self) -> Path:
         return self.path / "report.json"
 
-    def claim(self, protocol: Mapping[str, Any]) -> None:
-        """Begin a report, or add to the one that is here.
+    @contextmanager
+    def claim(self, protocol: Mapping[str, str | None]) -> Iterator[None]:
+        """Begin a report, or add to the one that is here; locked meanwhile.
 
         Args:
-          protocol: what all rows have to share, by name; None for a judge that is not at hand,
-            which another command may add.
+          protocol: what all rows have to share, in words that tell one from another, by name;
+            None for a judge that is not at hand, which another command may add.
 
         Raises:
-          InputError: the folder holds other things, cannot be written, or a report that was scored
-            otherwise.
+          InputError: the folder holds other things, cannot be written, holds a report that was
+            scored otherwise, or another command writes there.
         """
         before = read_json(self.protocol_file)
-        if before is None and not is_new_or_empty(self.path):
+        if before is None and not is_new_or_empty(self.path, besides=(LOCK,)):
             raise InputError(
                 f"{self.path} is not empty and holds no report: give --out a new or empty folder"
             )
-        if before is not None:
-            print(f"adding to the report in {self.path}: what is there is kept")
         merged = dict(protocol)
         for name, value in (before or {}).items():
             if merged.get(name) is None:
                 merged[name] = value
             elif value is not None and merged[name] != value:
                 raise InputError(
-                    f"the report in {self.path} was made with {name} {_short(value)} where this "
-                    f"command has {_short(merged[name])}: give --out a new folder, or what the "
-                    "report was made with"
+                    f"the report in {self.path} was made with the {name} {value} where this "
+                    f"command has {merged[name]}: give --out a new folder, or what the report was "
+                    "made with"
                 )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.protocol_file, merged)
-        except OSError as error:
-            raise InputError(
-                f"report folder {self.path} cannot be written ({error.strerror}): give --out a "
-                "folder that can"
-            ) from error
+        with ExitStack() as held:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock(self.path / LOCK))
+                write_json(self.protocol_file, merged)
+            except LockedError as error:
+                raise InputError(
+                    f"the report in {self.path} is being written by {error}: wait for its end, or "
+                    "give --out another folder"
+                ) from None
+            except OSError as error:
+                raise InputError(
+                    f"report folder {self.path} cannot be written ({error.strerror}): give --out a "
+                    "folder that can"
+                ) from error
+            if before is not None:
+                print(f"adding to the report in {self.path}: what is there is kept")
+            yield
 
     def put(self, row: Row) -> None:
         """Keep a row in the place of one of the same name, whose scores stay where both are of the
         same pictures."""
         self.rows.mkdir(exist_ok=True)
         file = self.rows / f"{digest(row.name)[:16]}.json"
-        before = read_json(file)
-        write_json(file, dataclasses.asdict(row.over(Row(**before)) if before else row))
+        if (content := read_json(file)) is not None:
+            before = Row(**content)
+            if before.key != row.key:
+                print(f"note: {row.name!r} replaces a row of other pictures (--name keeps both)")
+            row = row.over(before)
+        write_json(file, dataclasses.asdict(row))
 
     def table(self) -> list[Row]:
         """All rows: what is real first, then by name and settings."""
@@ -149,25 +171,26 @@ class ReportFolder:
         )
         return sorted(rows, key=order)
 
-    def once(
-        self, kind: str, name: str, key: str, find: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """What `find` returns, or returned before under the same `key`.
+    def finding(self, kind: str, name: str, key: str) -> Any:
+        """What was kept under these; None where there is none."""
+        before = read_json(self._finding_file(kind, name))
+        return before["found"] if before is not None and before["key"] == key else None
+
+    def keep(self, kind: str, name: str, key: str, found: Any) -> None:
+        """Keep a finding.
 
         Args:
-          kind: of the finding ("speed", ...).
+          kind: "speed", ...
           name: what it is of; a finding of another key is replaced.
           key: digest of all that it depends on.
-          find: returns what JSON can hold.
+          found: what JSON can hold.
         """
         self.findings_folder.mkdir(exist_ok=True)
-        file = self.findings_folder / f"{kind}-{digest(name)[:16]}.json"
-        before = read_json(file)
-        if before is not None and before["key"] == key:
-            return before["found"]
-        found = find()
-        write_json(file, {"name": name, "key": key, "found": found})
-        return found
+        content = {"name": name, "key": key, "found": found}
+        write_json(self._finding_file(kind, name), content)
+
+    def _finding_file(self, kind: str, name: str) -> Path:
+        return self.findings_folder / f"{kind}-{digest(name)[:16]}.json"
 
     def findings(self, kind: str) -> dict[str, Any]:
         """All findings of a kind, by what they are of."""
@@ -180,14 +203,14 @@ class ReportFolder:
         file = f"{re.sub(r'[^a-zA-Z0-9]+', '-', name)}-{digest(name)[:4]}.png"
         self.pictures.mkdir(exist_ok=True)
         save_png(Image.fromarray(sheet), self.pictures / file)
-        self.once("picture", name, digest(file, caption), lambda: {"file": file, "text": caption})
+        self.keep("picture", name, digest(file, caption), {"file": file, "text": caption})
 
 
 def write_report(
     folder: ReportFolder,
     *,
     about: Mapping[str, str],
-    missing: Sequence[str],
+    missing: Mapping[str, str],
     parser_quality: Mapping[str, Any] | None,
     tables: Sequence[Table],
 ) -> list[Table]:
@@ -195,26 +218,39 @@ def write_report(
 
     Args:
       folder: with rows, findings and pictures.
-      about: the protocol in words, by heading; what earlier commands said of others stays.
-      missing: sentences on what was not measured, and why.
+      about: the protocol in words, by heading.
+      missing: sentences on what was not measured, and why, by score.
       parser_quality: what the face parser's own training measured, if known.
+        What earlier commands said of others stays, of all three.
       tables: of findings.
 
     Returns:
       The tables, as shown.
     """
     rows = folder.table()
-    about = {**(read_json(folder.about_file) or {}), **about}
-    write_json(folder.about_file, about)
+    said = read_json(folder.about_file) or {"about": {}, "missing": {}, "parser_quality": None}
+    about = {**said["about"], **about}
+    made = {score for row in rows for score in row.scores}
+    missing = {
+        score: sentence
+        for score, sentence in {**said["missing"], **missing}.items()
+        if score not in made
+    }
+    parser_quality = parser_quality or said["parser_quality"]
+    write_json(
+        folder.about_file, {"about": about, "missing": missing, "parser_quality": parser_quality}
+    )
     by_class = class_table(rows, dict(parser_quality) if parser_quality else None)
-    shown = [score_table(rows), *([by_class] if by_class else []), *tables]
+    scores = [score_table(rows)] if rows else []
+    shown = [*scores, *([by_class] if by_class else []), *tables]
     plots = quality_plots(rows)
     pictures = [Picture(**found) for found in folder.findings("picture").values()]
+    pictures = [one for one in pictures if (folder.pictures / one.file).exists()]
     write_json(
         folder.json_file,
         {
             "protocol": about,
-            "missing": list(missing),
+            "missing": missing,
             "parser_quality": parser_quality,
             "rows": [dataclasses.asdict(row) for row in rows],
             **{kind: folder.findings(kind) for kind in FINDINGS},
@@ -233,14 +269,14 @@ def write_report(
 
 def _markdown(
     about: Mapping[str, str],
-    missing: Sequence[str],
+    missing: Mapping[str, str],
     tables: Sequence[Table],
     pictures: Sequence[Picture],
 ) -> str:
     parts = ["# Evaluation", ""]
     parts += [f"- **{name}**: {text}" for name, text in about.items()]
     if missing:
-        parts += ["", "Not measured:", "", *(f"- {sentence}" for sentence in missing)]
+        parts += ["", "Not measured:", "", *(f"- {sentence}" for sentence in missing.values())]
     parts += ["", *(table.markdown() for table in tables)]
     parts += [f"![{one.text}](pictures/{one.file})\n\n*{one.text}*\n" for one in pictures]
     return "\n".join(parts)
@@ -249,7 +285,7 @@ def _markdown(
 def _html(
     folder: ReportFolder,
     about: Mapping[str, str],
-    missing: Sequence[str],
+    missing: Mapping[str, str],
     tables: Sequence[Table],
     pictures: Sequence[Picture],
     plots: Mapping[str, str],
@@ -258,7 +294,7 @@ def _html(
     entries = "".join(f"<li><b>{escape(x)}</b>: {escape(text)}</li>" for x, text in about.items())
     parts = [f"<ul>{entries}</ul>"]
     if missing:
-        sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in missing)
+        sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in missing.values())
         parts.append(f"<p>Not measured:</p><ul>{sentences}</ul>")
     parts += [table.html() for table in tables]
     parts += plots.values()
@@ -276,8 +312,3 @@ def _html(
         "<!doctype html>\n<html lang=en><meta charset=utf-8><title>Evaluation</title>\n"
         f"<style>{STYLE}</style>\n<h1>Evaluation</h1>\n{body}\n</html>\n"
     )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 else repr(value)

@@ -21,9 +21,13 @@ from tqdm import tqdm
 
 from sisma_jax.evaluation.generation import GeneratedFaces
 from sisma_jax.evaluation.judges import Judge, Measurement, measure
-from sisma_jax.evaluation.pictures import Pictures, batches
+from sisma_jax.evaluation.pictures import Pictures, batches, digest
+from sisma_jax.files import read_json, write_json
 from sisma_jax.metrics import class_iou, frechet_distance, mean_iou, pixel_accuracy, psnr, ssim
 from sisma_jax.metrics.frechet import Statistics
+from sisma_jax.metrics.perceptual import diversity
+from sisma_jax.models.lpips import Lpips
+from sisma_jax.models.weights import tree_checksum
 
 ENOUGH = 2000
 """Pictures below which a Fréchet distance is far above its limit: the papers' test split."""
@@ -87,7 +91,7 @@ class Scorer:
     inception: Judge | None = None
     inception_statistics: Statistics | None = None
     """Of the reference, from a file, in place of the reference's own."""
-    diversity: Callable[[UInt8[np.ndarray, "k h w 3"]], float] | None = None
+    lpips: Lpips | None = None
 
     def row(
         self,
@@ -98,17 +102,18 @@ class Scorer:
         labels: UInt8[np.ndarray, "n h w"] | None = None,
         pairs: Pictures | None = None,
         settings: dict[str, Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> Row:
         """Score a set of pictures; of the reference itself no distance, which would be zero.
 
         Args:
-          name, kind, settings: of the row.
+          name, kind, settings, notes: of the row.
           pictures: the set.
           labels: masks that the pictures should follow.
           pairs: as many reference pictures, to compare one by one.
         """
         scores: dict[str, float] = {}
-        notes: list[str] = []
+        notes = list(notes)
         by_class: dict[str, float | None] = {}
         if self.inception is not None and "fid" in self.metrics and pictures is not self.reference:
             found = measure(self.folder, self.inception, pictures, None)
@@ -122,8 +127,9 @@ class Scorer:
                 )
             by_class = self._agreement(found, scores)
         if pairs is not None and self.metrics & {"ssim", "psnr_db"}:
-            scores |= _closeness(pictures, pairs)
-            if math.isinf(scores["psnr_db"]):
+            key = digest("closeness", pictures.key, pairs.key)
+            scores |= self._once(key, lambda: _closeness(pictures, pairs))
+            if scores["psnr_db"] is None:
                 del scores["psnr_db"]
                 notes.append(f"PSNR of {name} is infinite: pictures equal their reference")
         return Row(
@@ -139,11 +145,16 @@ class Scorer:
 
     def with_diversity(self, row: Row, faces: GeneratedFaces, masks: int, samples: int) -> Row:
         """Add the LPIPS diversity of faces that have been made to their row."""
-        if self.diversity is None or "lpips_diversity" not in self.metrics:
-            return row
-        order = tqdm(range(masks), unit="mask", desc="diversity", leave=False)
-        value = float(np.mean([self.diversity(faces.samples(mask, samples)) for mask in order]))
-        scores = row.scores | {"lpips_diversity": value}
+
+        def look() -> dict[str, float]:
+            order = tqdm(range(masks), unit="mask", desc="diversity", leave=False)
+            of_mask = [diversity(faces.samples(mask, samples), self.lpips) for mask in order]
+            return {"lpips_diversity": float(np.mean(of_mask))}
+
+        judge = self.lpips.backbone.name, tree_checksum(self.lpips.params)
+        scores = row.scores | self._once(
+            digest("diversity", faces.key, masks, samples, *judge), look
+        )
         return dataclasses.replace(
             row,
             scores={key: scores[key] for key in SCORES if key in scores},
@@ -151,7 +162,18 @@ class Scorer:
         )
 
     def _of_reference(self, judge: Judge) -> Statistics:
-        return measure(self.folder, judge, self.reference, None).statistics
+        labels = getattr(self.reference, "labels", None)  # as its own row, where it has masks
+        return measure(self.folder, judge, self.reference, labels).statistics
+
+    def _once(self, key: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Numbers that `find` returns, or returned before under `key`."""
+        file = self.folder / f"{key[:32]}.json"
+        found = read_json(file)
+        if found is None:
+            found = find()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(file, found)
+        return found
 
     def _frechet(
         self,
@@ -184,10 +206,12 @@ class Scorer:
         }
 
 
-def _closeness(pictures: Pictures, pairs: Pictures) -> dict[str, float]:
+def _closeness(pictures: Pictures, pairs: Pictures) -> dict[str, float | None]:
+    """Means over pairs; None where PSNR is infinite."""
     found: dict[str, list[np.ndarray]] = {"ssim": [], "psnr_db": []}
     for indices, images in batches(pictures):
         reference = pairs.read(indices)
         found["ssim"].append(ssim(images, reference, 255))
         found["psnr_db"].append(psnr(images, reference, 255))
-    return {key: float(np.mean(np.concatenate(x))) for key, x in found.items()}
+    means = {key: float(np.mean(np.concatenate(x))) for key, x in found.items()}
+    return {key: None if math.isinf(mean) else mean for key, mean in means.items()}

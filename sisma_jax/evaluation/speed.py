@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from sisma_jax import flow
 from sisma_jax.evaluation.tables import Table
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder
@@ -191,7 +192,7 @@ def measure_speed(
     cases = []
     for batch, solver, count_, guidance in combinations:
         passes = 1 if guidance == 1.0 else 2
-        velocities = passes * count_ * (1 if solver == "euler" else 2)
+        velocities = passes * count_ * flow.VELOCITIES[solver]
         case = dict(batch=batch, solver=solver, steps=count_, guidance=guidance)
         case["velocities"] = velocities
         case["gmacs_per_image"] = (passes * mask + velocities * velocity) / GIGA

@@ -5,7 +5,6 @@ what follows equals an undisturbed run. SIGTERM and Ctrl-C finish the step at ha
 """
 
 import dataclasses
-import errno
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -22,7 +21,7 @@ from PIL import Image
 
 from sisma_jax.data.image_files import save_png
 from sisma_jax.errors import RunError
-from sisma_jax.files import write_atomically
+from sisma_jax.files import NO_ROOM, write_atomically
 from sisma_jax.training.checkpoint import (
     CheckpointConfig,
     Checkpoints,
@@ -55,7 +54,6 @@ from sisma_jax.training.throughput import matmul_peak
 
 SHOWN = ("loss", "images_per_second", "mfu", "data_wait", "skipped")
 """Metrics of the line on the screen, beside those that are the model's own."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 UNREAD = 2
 """Steps whose metrics are not waited for, so that accelerators have the next step at hand."""
 

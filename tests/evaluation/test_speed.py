@@ -19,9 +19,16 @@ from sisma_jax.evaluation.peers import (
     time_sisma,
     twins,
 )
-from sisma_jax.evaluation.speed import Timing, clock, measure_speed, speed_tables, unless_too_large
+from sisma_jax.evaluation.speed import (
+    DoesNotFit,
+    Timing,
+    clock,
+    measure_speed,
+    speed_tables,
+    unless_too_large,
+)
 from sisma_jax.models import SISMAConfig
-from sisma_jax.models.autoencoder import Autoencoder
+from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sisma_jax.models.cost import mask_macs, velocity_macs
 from sisma_jax.models.sdm import SDMConfig, sdm_macs
 from sisma_jax.models.sisma import init_params
@@ -31,16 +38,18 @@ from tests.autoencoders import SMALL_TINY, random_params
 TINY = SISMAConfig(
     latent_size=8, factor=4, width=16, depth=2, state=2, mask_channels=8, dtype="float32"
 )
+TWIN = dataclasses.replace(TINY, mixer="attention", attention_head=8)
+"""It compiles faster."""
 TINY_SDM = SDMConfig.tiny(image_size=8, channels=8, multipliers=(1,), norm_groups=2)
 UNITS = dict(steps=(1,), solvers=("euler",), guidances=(1.0,), batches=(2,), seconds=0.01)
 
 
 @pytest.fixture(scope="module")
 def synthesizer():
-    shapes = jax.eval_shape(lambda key: init_params(TINY, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_params(TWIN, key), jax.random.key(0))
     autoencoder = Autoencoder(SMALL_TINY, random_params(SMALL_TINY))
     weights = random_weights(shapes), autoencoder
-    return Synthesizer(TINY, *jax.device_put(weights, replicated(local_mesh())))
+    return Synthesizer(TWIN, *jax.device_put(weights, replicated(local_mesh())))
 
 
 @pytest.fixture
@@ -94,7 +103,7 @@ def test_synthesis_is_timed_with_and_without_its_decoder(synthesizer, monkeypatc
     assert case["arguments_bytes"] > 0 and case["temporary_bytes"] > 0
     assert found["parameters"]["sisma"] == sum(x.size for x in jax.tree.leaves(synthesizer.params))
     gmacs = found["gmacs"]
-    assert gmacs["velocity"] == velocity_macs(TINY) / 1e9 and gmacs["mask"] == mask_macs(TINY) / 1e9
+    assert gmacs["velocity"] == velocity_macs(TWIN) / 1e9 and gmacs["mask"] == mask_macs(TWIN) / 1e9
     assert 1 < gmacs["velocity_xla"] / gmacs["velocity"] < 2  # a small model is mostly norms
     # The decoder's matrix products: two linear maps of all 64 latents and a stack of convolutions.
     assert gmacs["decode_xla"] > 64 * 4 * 48 / 1e9
@@ -115,6 +124,7 @@ def test_every_combination_is_a_case_and_all_guidances_but_one_share_a_program(
         return dict.fromkeys([*numbers, "arguments_bytes", "temporary_bytes"], len(timed))
 
     monkeypatch.setattr(speed, "time_synthesis", time_synthesis)
+    monkeypatch.setattr(speed, "xla_macs", lambda config: 1.5 * velocity_macs(config))
     found = measure_speed(
         synthesizer,
         batches=(1, 16), solvers=("euler", "heun"), steps=(5, 10), guidances=(1.0, 1.5, 2.0),
@@ -127,15 +137,17 @@ def test_every_combination_is_a_case_and_all_guidances_but_one_share_a_program(
     assert plain["seconds_per_image"] != guided["seconds_per_image"] == more["seconds_per_image"]
     assert (plain["velocities"], guided["velocities"]) == (5, 10)
     assert cases[16, "heun", 10, 2.0]["velocities"] == 40
-    assert plain["gmacs_per_image"] == (mask_macs(TINY) + 5 * velocity_macs(TINY)) / 1e9
+    assert plain["gmacs_per_image"] == (mask_macs(TWIN) + 5 * velocity_macs(TWIN)) / 1e9
     assert guided["gmacs_per_image"] == pytest.approx(2 * plain["gmacs_per_image"])
     cost, times = (table.markdown() for table in speed_tables(found))
-    assert "| XLA's count / by hand | 1." in cost and "| 16 | heun | 10 | 1.5 |" in times
+    assert "| XLA's count / by hand | 1.5 |" in cost and "| 16 | heun | 10 | 1.5 |" in times
 
 
 def test_a_batch_that_does_not_fit_is_said_not_run(synthesizer, monkeypatch):
     monkeypatch.setattr(speed, "available_memory", lambda: 1000)
     monkeypatch.setattr(speed, "clock", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(speed, "xla_macs", velocity_macs)
+    monkeypatch.setattr(Synthesizer, "memory", lambda *_, **__: {"temporary": 2000})
     found = measure_speed(synthesizer, **UNITS)
     (case,) = found["cases"]
     assert case["status"] == "does not fit" and "GiB are left" in case["reason"]
@@ -157,11 +169,23 @@ def test_memory_that_is_left_is_known_here():
     assert 2**20 < speed.available_memory() < 2**50
 
 
-def test_a_step_of_every_network_is_timed():
-    ours, twin = twins(TINY, 4, "float32").values()
-    for mask, velocity, temporary in (time_sisma(ours, 2, 0.01), time_sisma(twin, 1, 0.01)):
-        assert mask.seconds > 0 and velocity.seconds > 0 and temporary > 0
-        assert min(mask.calls, velocity.calls) >= speed.LEAST_CALLS
+@pytest.mark.parametrize(
+    ("model", "batch"), [("SISMA", 2), pytest.param("attention twin", 1, marks=pytest.mark.slow)]
+)
+def test_a_mask_and_a_velocity_are_timed(model, batch):
+    sizes = twins(TINY, 4, "float32")[model]
+    mask, velocity, temporary = time_sisma(sizes, batch, 0.01)
+    assert mask.seconds > 0 and velocity.seconds > 0 and temporary > 0
+    assert min(mask.calls, velocity.calls) >= speed.LEAST_CALLS
+
+
+def test_the_decoding_of_an_image_is_timed():
+    config = AutoencoderConfig.tiny(block_channels=(8,), norm_groups=4, fold=4, scaling_factor=0.5)
+    timing = peers.time_decoding(config, 4, seconds=0.0)
+    assert timing.seconds > 0 and timing.calls >= 1
+
+
+def test_a_step_of_an_sdm_is_timed():
     guided, temporary = time_sdm(TINY_SDM, 1.5, seconds=1e-9, patience=0.0)
     assert guided.seconds > 0 and guided.calls == 1 and temporary > 0
 
@@ -179,8 +203,10 @@ def found_peers(monkeypatch):
         assert (seconds, patience) == (0.5, 7.0)
         return Timing(3.0 if guidance == 1.0 else 5.0, 2), 2000
 
+    decoding = lambda config, latent_size, seconds, patience: Timing(0.25, 3)
     monkeypatch.setattr(peers, "time_sisma", time_sisma)
     monkeypatch.setattr(peers, "time_sdm", time_sdm)
+    monkeypatch.setattr(peers, "time_decoding", decoding)
     return measure_peers(
         TINY, tokens=(4, 16), sdm=TINY_SDM, sisma=TINY, seconds=0.5, sdm_seconds=7.0
     )
@@ -216,10 +242,10 @@ def test_an_image_is_extrapolated_from_the_steps_that_were_timed(found_peers):
     assert [case["calls"] for case in images] == [4, 2, 4, 2]
     velocity = 2.0 * 64
     assert [case["seconds_per_image"] for case in images] == [
-        0.5 + 25 * velocity, 3000.0, 1.0 + 25 * 2 * velocity, 5000.0
+        0.75 + 25 * velocity, 3000.0, 1.25 + 25 * 2 * velocity, 5000.0
     ]  # fmt: skip
-    assert images[1]["times_sisma"] == 3000 / (0.5 + 25 * velocity)
-    assert images[3]["times_sisma"] == 5000 / (1 + 50 * velocity)
+    assert images[1]["times_sisma"] == 3000 / (0.75 + 25 * velocity)
+    assert images[3]["times_sisma"] == 5000 / (1.25 + 50 * velocity)
     assert images[1]["gmacs_per_step"] == sdm_macs(TINY_SDM) / 1e9
     assert images[1]["gmacs_per_image"] == 1000 * images[1]["gmacs_per_step"]
     for plain, guided in zip(images[:2], images[2:], strict=True):
@@ -237,14 +263,30 @@ def test_twins_differ_in_their_mixer_alone_and_heads_divide_the_width():
     assert dataclasses.replace(twin, mixer="mamba", attention_head=64) == ours
 
 
+def test_networks_that_do_not_fit_are_not_run(monkeypatch):
+    monkeypatch.setattr(speed, "available_memory", lambda: 1000)
+    monkeypatch.setattr(peers, "random_weights", lambda *_: pytest.fail("it gets weights"))
+    with pytest.raises(DoesNotFit, match="GiB are left"):
+        time_sisma(twins(TINY, 4, "float32")["SISMA"], 2, seconds=0.01)
+    with pytest.raises(DoesNotFit, match="GiB are left"):
+        time_sdm(TINY_SDM, 1.5, seconds=0.01, patience=0.0)
+
+
+def does_not_fit(*_):
+    raise DoesNotFit("it is too large")
+
+
 def test_token_counts_that_do_not_fit_are_said_and_the_others_measured(monkeypatch):
-    monkeypatch.setattr(speed, "available_memory", lambda: 2**20)
-    found = measure_peers(TINY, tokens=(4, 1024), sdm=None, seconds=0.01)
+    def time_sisma(config, batch, seconds):
+        return (Timing(1.0, 3), Timing(1.0, 3), 1) if config.grid == (2, 2) else does_not_fit()
+
+    monkeypatch.setattr(peers, "time_sisma", time_sisma)
+    found = measure_peers(TINY, tokens=(4, 16), sdm=None)
     status = {(case["model"], case["tokens"]): case["status"] for case in found["over_tokens"]}
     assert status == {
         (model, tokens): "measured" if tokens == 4 else "does not fit"
         for model in ("SISMA", "attention twin")
-        for tokens in (4, 1024)
+        for tokens in (4, 16)
     }
     (table,) = peer_tables(found)
     assert table.markdown().count("| does not fit |") == 2
@@ -252,7 +294,8 @@ def test_token_counts_that_do_not_fit_are_said_and_the_others_measured(monkeypat
 
 def test_an_sdm_that_does_not_fit_has_no_ratio(monkeypatch):
     monkeypatch.setattr(peers, "time_sisma", lambda *_: (Timing(1.0, 3), Timing(1.0, 3), 1))
-    monkeypatch.setattr(speed, "available_memory", lambda: 1000)
+    monkeypatch.setattr(peers, "time_decoding", lambda *_: Timing(1.0, 3))
+    monkeypatch.setattr(peers, "time_sdm", does_not_fit)
     found = measure_peers(TINY, tokens=(), sdm=TINY_SDM, sisma=TINY)
     sdm = found["images"][1]
     assert sdm["status"] == "does not fit" and "times_sisma" not in sdm

@@ -1,5 +1,7 @@
 """Self- and cross-attention and the twin's block against float64 NumPy; queries in blocks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +20,17 @@ def exact(tree):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-def noisy(params):
+def drawn(*shapes, seed=1):
+    """By the host, which compiles nothing."""
+    random = np.random.default_rng(seed)
+    return [random.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def random_params(init, *inputs):
     """Parameters away from the special values of initialisation."""
-    noise = lambda path, x: x + 0.1 * jax.random.normal(jax.random.key(len(str(path))), x.shape)
-    return jax.tree_util.tree_map_with_path(noise, params)
+    shapes, tree = jax.tree.flatten(jax.eval_shape(init, jax.random.key(0), *inputs)["params"])
+    arrays = drawn(*(leaf.shape for leaf in shapes), seed=2)
+    return jax.tree.unflatten(tree, [WIDTH**-0.5 * array for array in arrays])
 
 
 def numpy_attention(p, tokens, seen, head):
@@ -41,42 +50,45 @@ def numpy_attention(p, tokens, seen, head):
 
 def make(cls, **changes):
     module = cls(**(dict(width=WIDTH, head=HEAD) | changes))
-    keys = jax.random.split(jax.random.key(1), 3)
-    tokens = jax.random.normal(keys[0], (BATCH, LENGTH, WIDTH))
-    seen = jax.random.normal(keys[1], (BATCH, SEEN, WIDTH))
+    tokens, seen = drawn((BATCH, LENGTH, WIDTH), (BATCH, SEEN, WIDTH))
     if cls is SelfAttention:
         call, inputs = lambda m, tokens: m(tokens), (tokens,)
     else:
         call, inputs = lambda m, tokens, seen: m(tokens, m.mask_stream(seen)), (tokens, seen)
-    params = noisy(module.init(keys[2], *inputs, method=call)["params"])
+    params = random_params(partial(module.init, method=call), *inputs)
     run = lambda params, *inputs: module.apply({"params": params}, *inputs, method=call)
     return run, params, inputs
 
 
-@pytest.mark.parametrize("cls", [SelfAttention, CrossAttention])
-def test_equals_the_equations(cls):
-    run, params, inputs = make(cls)
+def output_and_gradients(run, params, *inputs):
+    def loss(params, *inputs):
+        output = run(params, *inputs)
+        return jnp.sum(output.astype(jnp.float32) ** 2), output
+
+    # The gradient of jax.nn.dot_product_attention needs mixed types.
+    with jax.numpy_dtype_promotion("standard"):
+        gradients, output = jax.jit(jax.grad(loss, has_aux=True))(params, *inputs)
+    return output, gradients
+
+
+@pytest.fixture(scope="module", params=[SelfAttention, CrossAttention])
+def attended(request):
+    """An attention, its parameters and inputs, and what they give in float32."""
+    run, params, inputs = make(request.param)
+    return request.param, params, inputs, output_and_gradients(run, params, *inputs)
+
+
+def test_equals_the_equations(attended):
+    _, params, inputs, (got, _) = attended
     tokens, seen = exact(inputs)[0], exact(inputs)[-1]
     expected = numpy_attention(exact(params), tokens, seen, HEAD)
-    got = np.asarray(jax.jit(run)(params, *inputs))
-    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+    assert np.abs(np.asarray(got) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("cls", [SelfAttention, CrossAttention])
-def test_bfloat16_stays_near_float32_with_its_gradients(cls):
-    run, params, inputs = make(cls)
-    low, _, _ = make(cls, dtype="bfloat16")
-
-    def results(run, inputs):
-        loss = lambda params: jnp.sum(run(params, *inputs).astype(jnp.float32) ** 2)
-        # The gradient of jax.nn.dot_product_attention needs mixed types.
-        with jax.numpy_dtype_promotion("standard"):
-            return run(params, *inputs), jax.jit(jax.grad(loss))(params)
-
-    full, half = (
-        results(run, inputs),
-        results(low, jax.tree.map(lambda x: x.astype(jnp.bfloat16), inputs)),
-    )
+def test_bfloat16_stays_near_float32_with_its_gradients(attended):
+    cls, params, inputs, full = attended
+    run, _, _ = make(cls, dtype="bfloat16")
+    half = output_and_gradients(run, params, *(x.astype(jnp.bfloat16) for x in inputs))
     assert half[0].dtype == jnp.bfloat16
     for a, b in zip(jax.tree.leaves(full), jax.tree.leaves(half), strict=True):
         assert 0 < np.abs(np.asarray(b, np.float32) - a).max() < 0.05 * np.abs(a).max()
@@ -84,14 +96,15 @@ def test_bfloat16_stays_near_float32_with_its_gradients(cls):
 
 @pytest.mark.parametrize("length", [16, 18])
 def test_queries_in_blocks_have_the_values_and_gradients_of_all_at_once(length, monkeypatch):
-    keys = jax.random.split(jax.random.key(0), 4)
-    q, weight = (jax.random.normal(key, (2, length, 3, 5)) for key in keys[:2])
-    k, v = (jax.random.normal(key, (2, 11, 3, 5)) for key in keys[2:])
+    q, weight, k, v = drawn(*[(2, length, 3, 5)] * 2, *[(2, 11, 3, 5)] * 2)
 
     def results():
-        loss = lambda *qkv: jnp.sum(weight * blocked_attention(*qkv))
-        grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
-        return blocked_attention(q, k, v), *grads
+        @jax.jit
+        def output_and_gradients(*qkv):
+            output, backward = jax.vjp(blocked_attention, *qkv)
+            return output, *backward(weight)
+
+        return output_and_gradients(q, k, v)
 
     whole = results()
     monkeypatch.setattr(attention_module, "LONGEST_WHOLE", 8)
@@ -150,12 +163,10 @@ def test_a_block_of_the_twin_equals_the_equations(modulation):
     config = SISMAConfig.tiny(
         width=WIDTH, mixer="attention", attention_head=HEAD, modulation=modulation
     )
-    keys = jax.random.split(jax.random.key(3), 4)
-    x, mask = (jax.random.normal(key, (BATCH, LENGTH, WIDTH)) for key in keys[:2])
-    t = jax.random.normal(keys[2], (BATCH, WIDTH))
-    order = jnp.arange(LENGTH)[None]
+    x, mask, t = drawn(*[(BATCH, LENGTH, WIDTH)] * 2, (BATCH, WIDTH))
+    order = np.arange(LENGTH, dtype=np.int32)[None]
     block = SISMABlock(config)
-    params = noisy(jax.jit(block.init)(keys[3], x, t, mask, order)["params"])
+    params = random_params(block.init, x, t, mask, order)
     got, _ = jax.jit(block.apply)({"params": params}, x, t, mask, order)
     expected = numpy_block(exact(params), *exact((x, t, mask)), modulation)
     assert np.abs(np.asarray(got) - expected).max() < 1e-5 * np.abs(expected).max()

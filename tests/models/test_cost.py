@@ -112,12 +112,14 @@ def test_xla_counts_little_more(orders, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "most"),
     [
-        (SISMAConfig.tiny(), 1.04),
         (SISMAConfig.small(orders=2), 1.025),
-        (SISMAConfig.large(), 1.01),
         (SISMAConfig.tiny(mixer="attention"), 1.02),
-        (SISMAConfig.large(mixer="attention", ff_ratio=7), 1.01),
         (SISMAConfig.large(mixer="attention", latent_size=50), 1.015),  # queries in blocks
+        pytest.param(SISMAConfig.tiny(), 1.04, marks=pytest.mark.slow),
+        pytest.param(SISMAConfig.large(), 1.01, marks=pytest.mark.slow),
+        pytest.param(
+            SISMAConfig.large(mixer="attention", ff_ratio=7), 1.01, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_xla_counts_little_more_whatever_runs_in_loops(config, most):

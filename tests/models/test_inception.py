@@ -40,22 +40,21 @@ def inception(tensors, tmp_path_factory):
 
 def by_definition(image, resize):
     """(299, 299, c): each pixel is interpolated between the four around its place."""
-    height, width, _ = image.shape
-    result = np.empty((299, 299, image.shape[-1]))
 
     def around(i, size):
         place = i * size / 299 if resize == "tf1" else max((i + 0.5) * size / 299 - 0.5, 0)
         lower = int(place)
         return lower, min(lower + 1, size - 1), place - lower
 
-    for i in range(299):
-        top, bottom, down = around(i, height)
-        for j in range(299):
-            left, right, across = around(j, width)
-            upper = (1 - across) * image[top, left] + across * image[top, right]
-            lower = (1 - across) * image[bottom, left] + across * image[bottom, right]
-            result[i, j] = (1 - down) * upper + down * lower
-    return result
+    (top, bottom, down), (left, right, across) = (
+        map(np.array, zip(*(around(i, size) for i in range(299)), strict=True))
+        for size in image.shape[:2]
+    )
+    across = across[:, None]
+    upper = (1 - across) * image[top][:, left] + across * image[top][:, right]
+    lower = (1 - across) * image[bottom][:, left] + across * image[bottom][:, right]
+    down = down[:, None, None]
+    return (1 - down) * upper + down * lower
 
 
 class TestExactness:
