@@ -3,7 +3,7 @@
     python -m sisma_jax.train_parser --config configs/parser.py --workdir runs/parser
 
 The U-Net of CelebAMask-HQ's repository, with group in place of batch normalisation. Variants: ""
-(64 pixels, the demo's synthetic faces, about two minutes on two CPU cores), "long" (for
+(64 pixels, the demo's synthetic faces, two and a half minutes on two CPU cores), "long" (for
 `configs/synthetic.py:long`) and "celeba" (the repository's sizes on CelebAMask-HQ at 256 pixels;
 not trained yet, and needed only by those who do not want published weights).
 """

@@ -43,11 +43,11 @@ def in_words(
 
 
 def _of_parser(parser: FaceParser) -> dict[str, str]:
-    quality = parser.quality
+    quality = parser.quality or {}
     own = (
         f"its own mIoU {quality['test_miou']:.3f}, accuracy {quality['test_accuracy']:.3f} on "
         f"{quality['test_images']} test faces of {quality['data']}"
-        if quality
+        if quality.keys() >= {"test_miou", "test_accuracy", "test_images", "data"}
         else "its own quality is not known but by the row of test faces"
     )
     return {
