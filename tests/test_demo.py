@@ -88,20 +88,20 @@ def test_the_demo_reaches_what_its_first_runs_reached():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_demos_faces_follow_their_masks_as_a_parser_sees_it():
-    """Runs `make report` unless it has been run. Measured once (2026-11-25): the parser's own mIoU
-    PARSER_MIOU; on 512 test masks mIoU AUTOENCODER_MIOU and accuracy of the autoencoder's faces,
-    of samples SAMPLES_MIOU."""
+    """Runs `make report` unless it has been run. Measured (2026-11-25): the parser's own mIoU 0.845;
+    on 256 and on 2,000 test masks mIoU and accuracy of the autoencoder's faces 0.63 and 0.94, of
+    samples 0.57 and 0.92."""
     subprocess.run(["make", "report"], cwd=ROOT, check=True)
     parser = json_of("parser", "report.json")
     assert parser["test_miou"] > 0.75 and parser["test_images"] == 512
     assert min(parser["class_iou"].values()) > 0.25
     report = json_of("demo", "report", "report.json")
     rows = {row["name"]: row["scores"] for row in report["rows"]}
-    real, floor = rows["test faces themselves"], rows["autoencoder"]
+    real, floor = rows["test faces"], rows["autoencoder of demo"]
     made = rows["demo, euler 25, guidance 1"]
     assert real["miou"] == pytest.approx(parser["test_miou"], abs=1e-6)
     assert 0.8 * floor["miou"] < made["miou"] < real["miou"]
     assert 0.85 < made["accuracy"] < real["accuracy"]
-    assert rows["training faces"]["fd_parser"] < made["fd_parser"]
-    assert len(report["missing"]) == 2
+    assert rows["training faces of demo"]["fd_parser"] < made["fd_parser"]
+    assert report["missing"].keys() == {"fid", "lpips_diversity"}
     assert all(case["status"] == "measured" for case in report["speed"]["demo"]["cases"])
