@@ -28,7 +28,6 @@ from sisma_jax.models.autoencoder import (
 from sisma_jax.models.cost import macs
 from sisma_jax.models.sisma import init_params, matrix_axes
 from sisma_jax.synthesizer import Synthesizer, check_autoencoder
-from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.hosts import is_first, together
 from sisma_jax.training.loop import Task, train
@@ -36,18 +35,16 @@ from sisma_jax.training.objective import FlowConfig, draw, mean_loss
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import (
     DataConfig,
+    Sections,
     check_image_size,
     parse_training_command,
     run_claimed,
 )
 from sisma_jax.training.sharding import (
-    MeshConfig,
-    check_batch,
     local_copy,
-    make_mesh,
     replicated,
 )
-from sisma_jax.training.state import Params, TrainConfig, make_optimizer
+from sisma_jax.training.state import Params, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,16 +157,13 @@ def main() -> None:
 
     # Everything that could be wrong is looked at before the first file is written.
     with together():
-        data = section(DataConfig, config, "data")
+        common = Sections.of(config)
+        data, settings, mesh = common.data, common.train, common.mesh
         model = section(SISMAConfig, config, "model")
-        settings = section(TrainConfig, config, "train")
-        checkpoint = section(CheckpointConfig, config, "checkpoint")
         samples = section(SamplesConfig, config, "samples")
         evaluation = section(EvaluationConfig, config, "evaluation")
         flow_config = section(FlowConfig, config, "flow")
         first_stage = section(FirstStageConfig, config, "autoencoder")
-        mesh = make_mesh(section(MeshConfig, config, "mesh"))
-        check_batch(settings.batch_size, settings.accumulate, mesh)
         check_image_size(data, model.factor)
         check_scan(model)
         hook = load_hook(evaluation.hook)
@@ -217,7 +211,7 @@ def main() -> None:
         train(
             run=run,
             config=settings,
-            checkpoint=checkpoint,
+            checkpoint=common.checkpoint,
             mesh=mesh,
             record=record,
             task=Task(

@@ -31,18 +31,17 @@ from sisma_jax.models.autoencoder.training import (
     posterior_noise,
 )
 from sisma_jax.models.placement import whole
-from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.hosts import is_first, together
 from sisma_jax.training.loop import Task, train
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import (
-    DataConfig,
+    Sections,
     check_image_size,
     parse_training_command,
     run_claimed,
 )
-from sisma_jax.training.sharding import MeshConfig, check_batch, fill_up, local_copy, make_mesh
-from sisma_jax.training.state import Params, TrainConfig, kernel_axes, make_optimizer
+from sisma_jax.training.sharding import fill_up, local_copy
+from sisma_jax.training.state import Params, kernel_axes, make_optimizer
 
 FACES_FOR_STATISTICS = 512
 FACES_ON_SHEET = 12
@@ -69,13 +68,10 @@ def main() -> None:
     )
     run = RunFolder(workdir)
     with together():
-        data = section(DataConfig, config, "data")
+        common = Sections.of(config)
+        data, settings, mesh = common.data, common.train, common.mesh
         model = section(AutoencoderConfig, config, "autoencoder")
         loss = section(LossConfig, config, "loss")
-        settings = section(TrainConfig, config, "train")
-        checkpoint = section(CheckpointConfig, config, "checkpoint")
-        mesh = make_mesh(section(MeshConfig, config, "mesh"))
-        check_batch(settings.batch_size, settings.accumulate, mesh)
         check_image_size(data, model.factor)
         if data.size < WINDOW:
             raise InputError(
@@ -100,7 +96,7 @@ def main() -> None:
         state = train(
             run=run,
             config=settings,
-            checkpoint=checkpoint,
+            checkpoint=common.checkpoint,
             mesh=mesh,
             record=record,
             task=Task(

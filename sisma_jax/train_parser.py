@@ -29,13 +29,12 @@ from sisma_jax.models.face_parser import (
 )
 from sisma_jax.models.face_parser.training import parser_loss
 from sisma_jax.models.placement import whole
-from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.hosts import is_first, together
 from sisma_jax.training.loop import Task, train
 from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.setup import DataConfig, parse_training_command, run_claimed
-from sisma_jax.training.sharding import MeshConfig, check_batch, fill_up, local_copy, make_mesh
-from sisma_jax.training.state import TrainConfig, kernel_axes, make_optimizer
+from sisma_jax.training.setup import Sections, parse_training_command, run_claimed
+from sisma_jax.training.sharding import fill_up, local_copy
+from sisma_jax.training.state import kernel_axes, make_optimizer
 
 FACES_ON_SHEET = 12
 TEST_BATCH = 16
@@ -60,13 +59,10 @@ def main() -> None:
     )
     run = RunFolder(workdir)
     with together():
-        data = section(DataConfig, config, "data")
+        common = Sections.of(config)
+        data, settings, mesh = common.data, common.train, common.mesh
         model = section(FaceParserConfig, config, "parser")
         loss = section(LossConfig, config, "loss")
-        settings = section(TrainConfig, config, "train")
-        checkpoint = section(CheckpointConfig, config, "checkpoint")
-        mesh = make_mesh(section(MeshConfig, config, "mesh"))
-        check_batch(settings.batch_size, settings.accumulate, mesh)
         if data.size < 1 or data.size % model.factor:
             raise InputError(
                 f"data.size {data.size} is not a multiple of {model.factor}, which "
@@ -95,7 +91,7 @@ def main() -> None:
         state = train(
             run=run,
             config=settings,
-            checkpoint=checkpoint,
+            checkpoint=common.checkpoint,
             mesh=mesh,
             record=record,
             task=Task(

@@ -15,15 +15,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sisma_jax import cli
-from sisma_jax.config import load_config
+from sisma_jax.config import load_config, section
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.input_pipeline import Source, batch_ids, open_dataset, training_stream
 from sisma_jax.errors import InputError
 from sisma_jax.training import hosts
+from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.hosts import is_first, say, together
 from sisma_jax.training.run_folder import CHANGEABLE, RunFolder, changes
-from sisma_jax.training.sharding import row_share
+from sisma_jax.training.sharding import MeshConfig, check_batch, make_mesh, row_share
+from sisma_jax.training.state import TrainConfig
 
 LARGEST_SEED = 2**32 - 1
 """JAX's keys take 32 bits of a seed, and NumPy's no negative ones."""
@@ -103,6 +105,29 @@ class Feed:
     """Number of the first global batch -> this process's rows from there on, endlessly."""
     ids: Callable[[int], list[str]]
     """Number of a global batch -> the data set's names of its items."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """Those of a config that every training command has."""
+
+    data: DataConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    mesh: Mesh
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "Sections":
+        """Raises InputError if one is missing or wrong, or the devices do not divide a batch."""
+        train = section(TrainConfig, config, "train")
+        mesh = make_mesh(section(MeshConfig, config, "mesh"))
+        check_batch(train.batch_size, train.accumulate, mesh)
+        return cls(
+            data=section(DataConfig, config, "data"),
+            train=train,
+            checkpoint=section(CheckpointConfig, config, "checkpoint"),
+            mesh=mesh,
+        )
 
 
 def parse_training_command(module: str, description: str, example: str) -> tuple[ConfigDict, Path]:
