@@ -27,7 +27,7 @@ from sisma_jax.evaluation.evaluator import (
     evaluate_pictures,
     evaluate_run,
 )
-from sisma_jax.evaluation.generation import Sampling
+from sisma_jax.evaluation.generation import MOST_MASKS, MOST_SAMPLES, Sampling
 from sisma_jax.evaluation.networks import (
     BACKBONES,
     DEFAULT_PARSER,
@@ -56,9 +56,11 @@ METRICS = {
 DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,speed"
 OF_RUNS = (
     "steps", "guidance", "solver", "seed", "diversity_masks", "diversity_samples", "batch_size",
+    "lpips_network",
 )  # fmt: skip
 """Options that mean nothing for pictures that are there."""
-LARGEST_COUNT = 2**20
+OF_DATA = ("count", "test_from")
+"""Options that mean nothing without a data set."""
 T = TypeVar("T")
 
 
@@ -147,11 +149,10 @@ def parse_arguments() -> argparse.Namespace:
 def _refuse_options_of_runs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Raises InputError if something is asked of pictures that only a model can do."""
     defaults = parser.parse_args(["--images", "", "--out", ""])
-    names = OF_RUNS if args.data is not None else (*OF_RUNS, "count")
-    for name in names:
+    for name in OF_RUNS if args.data is not None else (*OF_RUNS, *OF_DATA):
         if getattr(args, name) != getattr(defaults, name):
             option = f"--{name.replace('_', '-')}"
-            whose = "a data set's reference" if name == "count" else "--workdir"
+            whose = "--data" if name in OF_DATA else "--workdir"
             raise InputError(f"{option} goes with {whose}, not with these images: leave it out")
     asked = set(args.metrics) & {"lpips", "speed", "peers"}
     if asked and args.metrics != defaults.metrics:
@@ -168,10 +169,10 @@ def wanted_scores(names: Sequence[str]) -> frozenset[str]:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises InputError for values out of range and options that do not go together."""
-    for name in ("count", "diversity_samples"):
+    for name, most in (("count", MOST_MASKS), ("diversity_samples", MOST_SAMPLES)):
         value = getattr(args, name)
-        if not 2 <= value <= LARGEST_COUNT:
-            raise InputError(f"--{name.replace('_', '-')} is {value}: use 2 to {LARGEST_COUNT:,}")
+        if not 2 <= value <= most:
+            raise InputError(f"--{name.replace('_', '-')} is {value}: use 2 to {most:,}")
     if args.diversity_masks < 1:
         raise InputError(f"--diversity-masks is {args.diversity_masks}: use at least 1")
     for steps in args.steps:
@@ -246,6 +247,8 @@ def main() -> None:
     args = parse_arguments()
     check_arguments(args)
     scores = wanted_scores(args.metrics)
+    if args.images is not None:
+        scores -= {"lpips_diversity"}  # it is of several samples of a mask
     keep_compiled_programs()
     networks = load_networks(scores, args.weights, args.parser, args.lpips_network)
 

@@ -33,7 +33,7 @@ from sisma_jax.evaluation.pictures import (
 )
 from sisma_jax.evaluation.protocol import in_words
 from sisma_jax.evaluation.report import ReportFolder, write_report
-from sisma_jax.evaluation.scoring import Row, Scorer
+from sisma_jax.evaluation.scoring import Row, Scorer, lpips_key
 from sisma_jax.evaluation.speed import circumstances, measure_speed, speed_tables
 from sisma_jax.evaluation.tables import score_table
 from sisma_jax.files import NO_ROOM
@@ -82,11 +82,15 @@ class Evaluation:
             if self.networks.inception is None:
                 raise InputError(
                     f"--save-statistics {self.save_statistics} needs Inception's weights and fid "
-                    f"among --metrics: {'; '.join(self.networks.missing) or 'add it'}"
+                    f"among --metrics: {self.networks.missing.get('fid', 'add it')}"
                 )
             if self.reference is None:
                 raise InputError(
                     f"--save-statistics {self.save_statistics} would copy --reference: leave it out"
+                )
+            if not self.save_statistics.parent.is_dir():
+                raise InputError(
+                    f"--save-statistics {self.save_statistics} is in no folder that exists: make it"
                 )
 
     @contextmanager
@@ -100,11 +104,12 @@ class Evaluation:
         networks, reference = self.networks, self.reference
         inception = networks.inception and inception_judge(networks.inception, self.resize)
         parser = networks.parser and parser_judge(networks.parser)
+        lpips = networks.lpips and lpips_key(networks.lpips)
         protocol = {
             "reference": self._reference_key(),
             "face parser": parser and f"{parser.name} {parser.key[:12]}",
             "Inception": inception and f"resized by {self.resize} {inception.key[:12]}",
-            "LPIPS": networks.lpips and networks.lpips.backbone.name,
+            "LPIPS": lpips and f"{networks.lpips.backbone.name} {lpips[:12]}",
         }
         with self.report.claim(protocol), _in_words(self.report.path):
             try:
@@ -232,6 +237,11 @@ def evaluate_run(
                 report.keep("peers", name, key, measure_peers(synthesizer.config))
 
 
+def real_faces(scorer: Scorer, reference: SplitPictures) -> Row:
+    """The row that says what the parser's scores are worth: those of the real faces."""
+    return scorer.row("test faces", "real", reference, labels=reference.labels)
+
+
 def score_bounds(
     evaluation: Evaluation,
     scorer: Scorer,
@@ -241,7 +251,7 @@ def score_bounds(
 ) -> None:
     """Score the real faces and what the model's autoencoder makes of them."""
     reference = evaluation.reference
-    evaluation.put(scorer.row("test faces", "real", reference, labels=reference.labels))
+    evaluation.put(real_faces(scorer, reference))
     if train is not None and len(train) >= 2:
         others = SourcePictures(train, min(len(train), len(reference)))
         evaluation.put(scorer.row(f"training faces of {name}", "real", others))
@@ -364,6 +374,8 @@ def evaluate_pictures(
     if masks is not None:
         labels = read_masks(masks, pictures, evaluation.classes)
     with evaluation.scoring() as scorer:
+        if isinstance(reference, SplitPictures):
+            evaluation.put(real_faces(scorer, reference))
         evaluation.put(
             scorer.row(
                 name,

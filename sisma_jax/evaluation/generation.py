@@ -23,6 +23,7 @@ from sisma_jax.synthesizer import Synthesizer
 
 MOST_MASKS = 2**20
 """Seeds of one mask's samples lie so far apart."""
+MOST_SAMPLES = 2**32 // MOST_MASKS
 FAR_APART = 0x9E3779B1
 """2^32 over the golden ratio: its multiples modulo 2^32 keep away from each other."""
 SETTINGS_FILE = "settings.json"

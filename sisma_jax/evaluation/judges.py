@@ -79,6 +79,7 @@ def measure(
     Raises:
       InputError: a feature is not finite.
     """
+    labels = labels if judge.num_classes else None  # nothing to compare them with
     masks = "" if labels is None else digest(labels)
     file = folder / f"{digest(judge.key, pictures.key, masks)[:32]}.npz"
     found = _read(file)
@@ -96,12 +97,11 @@ def measure(
                     "features that are not finite: give intact weights"
                 )
             features.add(vectors)
-            if labels is not None and predicted is not None:
+            if labels is not None:
                 chosen = labels[indices.start : indices.stop]
                 confusion += confusion_matrix(chosen, predicted, judge.num_classes, UNLABELLED)
             progress.update(len(images))
-    counted = labels is not None and judge.num_classes > 0
-    measured = Measurement(features.statistics(), confusion if counted else None)
+    measured = Measurement(features.statistics(), None if labels is None else confusion)
     _write(file, measured)
     return measured
 

@@ -151,10 +151,8 @@ class Scorer:
             of_mask = [diversity(faces.samples(mask, samples), self.lpips) for mask in order]
             return {"lpips_diversity": float(np.mean(of_mask))}
 
-        judge = self.lpips.backbone.name, tree_checksum(self.lpips.params)
-        scores = row.scores | self._once(
-            digest("diversity", faces.key, masks, samples, *judge), look
-        )
+        key = digest("diversity", faces.key, masks, samples, lpips_key(self.lpips))
+        scores = row.scores | self._once(key, look)
         return dataclasses.replace(
             row,
             scores={key: scores[key] for key in SCORES if key in scores},
@@ -204,6 +202,11 @@ class Scorer:
             name: None if math.isnan(value) else float(value)
             for name, value in zip(self.classes, iou, strict=True)
         }
+
+
+def lpips_key(lpips: Lpips) -> str:
+    """Digest of all that decides a distance."""
+    return digest(lpips.backbone.name, tree_checksum(lpips.params))
 
 
 def _closeness(pictures: Pictures, pairs: Pictures) -> dict[str, float | None]:

@@ -222,6 +222,14 @@ def test_pictures_of_any_origin_enter_the_same_table(report, parser, inputs_fold
     own = rows[OURS]["scores"]
     assert own.items() <= rows["a copy"]["scores"].items()
     assert rows["a copy"]["scores"].keys() - own.keys() == {"ssim", "psnr_db"}
+    # Alone, it still stands beside what the parser makes of the real faces.
+    call(
+        evaluate.main, "--images", others, "--data", inputs_folder / "data", "--test-from", 12,
+        "--out", tmp_path / "alone", "--parser", parser,
+    )  # fmt: skip
+    alone = read(tmp_path / "alone")
+    assert by_name(alone)["test faces"] == rows["test faces"]
+    assert alone["missing"].keys() == {"fid"}
 
 
 def test_two_plain_folders_with_masks(parser, inputs_folder, tmp_path, capsys):
@@ -341,10 +349,13 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
             return np.abs(apart).mean((2, 3, 4))
 
     loaded = networks.load_networks
+    weights = {}
     monkeypatch.setattr(
         evaluate,
         "load_networks",
-        lambda *given: dataclasses.replace(loaded(*given), lpips=Pixels(ALEXNET, {}), missing={}),
+        lambda *given: dataclasses.replace(
+            loaded(*given), lpips=Pixels(ALEXNET, weights), missing={}
+        ),
     )
     monkeypatch.setattr(scoring, "diversity", diversity.__wrapped__)
     report = run("--metrics", "lpips", "--diversity-masks", 3, "--diversity-samples", 3)
@@ -359,6 +370,9 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
         for n in names
     ]  # fmt: skip
     np.testing.assert_allclose(row["scores"]["lpips_diversity"], np.mean(by_hand))
+    weights["other"] = np.ones(1)
+    with pytest.raises(InputError, match="was made with the LPIPS AlexNet"):
+        run("--metrics", "lpips")
 
 
 @pytest.mark.parametrize(
@@ -375,7 +389,10 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
         (["--parser", "nowhere"], "there is no face parser at nowhere"),
         (["--weights", "nowhere"], "--weights nowhere is no folder"),
         (["--data", "nowhere"], "nowhere is not a folder"),
-        (["--save-statistics", "x.npz"], "needs Inception's weights and fid"),
+        (
+            ["--save-statistics", "x.npz"],
+            r"x.npz needs Inception's weights .*: FID: not there: .*6726825d.safetensors",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(run, arguments, message, tmp_path):

@@ -213,7 +213,9 @@ def test_own_classes_of_plain_folders(parser, tmp_path, capsys):
     [
         (["--steps", "5"], "--steps goes with --workdir"),
         (["--seed", 1], "--seed goes with --workdir"),
-        (["--count", 5], "--count goes with a data set's reference"),
+        (["--count", 5], "--count goes with --data"),
+        (["--test-from", 5], "--test-from goes with --data"),
+        (["--lpips-network", "vgg"], "--lpips-network goes with --workdir"),
         (["--metrics", "fd,speed"], "metric 'speed' is of a model"),
         (["--classes", "x.json"], "--classes goes with --masks"),
     ],
