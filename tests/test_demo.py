@@ -71,13 +71,20 @@ def json_of(*path):
     return json.loads(ROOT.joinpath("runs", *path).read_text())
 
 
+def after_the_demo() -> Path:
+    """The run folder of `make demo`, which is run unless it has been."""
+    subprocess.run(["make", "demo"], cwd=ROOT, check=True)
+    return ROOT / "runs" / "demo"
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.xdist_group("demo")
 def test_the_demo_reaches_what_its_first_runs_reached():
-    """Runs `make demo` unless it has been run. Two measured runs (2026-11-20; the first of fewer
+    """Two measured runs (2026-11-20; the first of fewer
     steps) had 0.84 and 1.02 of the rendered faces' share, 0.34 and 0.39 above another mask's, 0.81
     and 0.93 of the renderings' spread, and the ratios 2.36 and 2.64."""
-    subprocess.run(["make", "demo"], cwd=ROOT, check=True)
-    report = json_of("demo", "report.json")
+    report = json.loads((after_the_demo() / "report.json").read_text())
     regions = report["regions"]
     assert regions["samples"] > 0.8 * regions["rendered"]
     assert regions["other_mask"] < regions["samples"] - 0.2
@@ -86,7 +93,8 @@ def test_the_demo_reaches_what_its_first_runs_reached():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(2400)
+@pytest.mark.xdist_group("demo")
 def test_the_demos_faces_follow_their_masks_as_a_parser_sees_it():
     """Runs `make report` unless it has been run. Measured (2026-11-25): the parser's own mIoU is
     0.845; on 256 and on 2,000 test masks mIoU and accuracy of the autoencoder's faces 0.63 and
