@@ -3,13 +3,14 @@
 import dataclasses
 import importlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
 from sisma_jax import cli, flow
 from sisma_jax.config import section
@@ -30,6 +31,7 @@ from sisma_jax.models.sisma import init_params, matrix_axes
 from sisma_jax.synthesizer import Synthesizer, check_autoencoder
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.hosts import is_first, together
+from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
 from sisma_jax.training.objective import FlowConfig, draw, mean_loss
 from sisma_jax.training.run_folder import RunFolder
@@ -147,13 +149,19 @@ def check_scan(model: SISMAConfig) -> None:
         ) from error
 
 
-def main() -> None:
-    config, workdir = parse_training_command(
-        "sisma_jax.train",
-        __doc__,
-        "python -m sisma_jax.train --config configs/synthetic.py --config.train.steps=1000",
-    )
-    run = RunFolder(workdir)
+def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
+    """Train SISMA as `config` says, in the run folder `workdir`, or continue the run there.
+
+    Args:
+      config: what get_config() of `configs/synthetic.py` returns.
+      workdir: the run folder.
+      watch: whom to tell of metrics and samples meanwhile, beside the folder's own files.
+
+    Raises:
+      InputError: if the config, the data or the folder cannot be used.
+      RunError: if the run cannot go on.
+    """
+    run = RunFolder(Path(workdir))
 
     # Everything that could be wrong is looked at before the first file is written.
     with together():
@@ -257,6 +265,16 @@ def sample_grid(
         return mask_sheet(labels, images, fixed["image"], source.classes)
 
     return draw_grid
+
+
+def main() -> None:
+    train_sisma(
+        *parse_training_command(
+            "sisma_jax.train",
+            __doc__,
+            "python -m sisma_jax.train --config configs/synthetic.py --config.train.steps=1000",
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Train a first stage: `python -m sisma_jax.train_autoencoder --config configs/autoencoder.py`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
 
 from sisma_jax import cli
 from sisma_jax.config import section
@@ -32,6 +34,7 @@ from sisma_jax.models.autoencoder.training import (
 )
 from sisma_jax.models.placement import whole
 from sisma_jax.training.hosts import is_first, together
+from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import (
@@ -59,14 +62,19 @@ class LossConfig:
             raise InputError(f"loss.kl_weight is {self.kl_weight}: use 0 or more")
 
 
-def main() -> None:
-    config, workdir = parse_training_command(
-        "sisma_jax.train_autoencoder",
-        __doc__,
-        "python -m sisma_jax.train_autoencoder --config configs/autoencoder.py "
-        "--workdir runs/autoencoder",
-    )
-    run = RunFolder(workdir)
+def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
+    """Train a first stage as `config` says, in the run folder `workdir`, or continue the run there.
+
+    Args:
+      config: what get_config() of `configs/autoencoder.py` returns.
+      workdir: the run folder.
+      watch: whom to tell of metrics and samples meanwhile, beside the folder's own files.
+
+    Raises:
+      InputError: if the config, the data or the folder cannot be used.
+      RunError: if the run cannot go on.
+    """
+    run = RunFolder(Path(workdir))
     with together():
         common = Sections.of(config)
         data, settings, mesh = common.data, common.train, common.mesh
@@ -176,6 +184,17 @@ def show(run: RunFolder, report: dict) -> None:
         f"scaling factor {report['scaling_factor']:.4f}"
     )
     print(f"{run.autoencoder} is ready: set autoencoder.path to {run.path}")
+
+
+def main() -> None:
+    train_autoencoder(
+        *parse_training_command(
+            "sisma_jax.train_autoencoder",
+            __doc__,
+            "python -m sisma_jax.train_autoencoder --config configs/autoencoder.py "
+            "--workdir runs/autoencoder",
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ whole test split, and that score stands beside every one that it gives.
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
 from sisma_jax import cli
 from sisma_jax.config import section
@@ -30,6 +33,7 @@ from sisma_jax.models.face_parser import (
 from sisma_jax.models.face_parser.training import parser_loss
 from sisma_jax.models.placement import whole
 from sisma_jax.training.hosts import is_first, together
+from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import Sections, parse_training_command, run_claimed
@@ -51,13 +55,19 @@ class LossConfig:
             raise InputError(f"loss.dice_weight is {self.dice_weight}: use 0 or more")
 
 
-def main() -> None:
-    config, workdir = parse_training_command(
-        "sisma_jax.train_parser",
-        __doc__,
-        "python -m sisma_jax.train_parser --config configs/parser.py --workdir runs/parser",
-    )
-    run = RunFolder(workdir)
+def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
+    """Train a face parser as `config` says, in the run folder `workdir`, or continue the run there.
+
+    Args:
+      config: what get_config() of `configs/parser.py` returns.
+      workdir: the run folder.
+      watch: whom to tell of metrics and samples meanwhile, beside the folder's own files.
+
+    Raises:
+      InputError: if the config, the data or the folder cannot be used.
+      RunError: if the run cannot go on.
+    """
+    run = RunFolder(Path(workdir))
     with together():
         common = Sections.of(config)
         data, settings, mesh = common.data, common.train, common.mesh
@@ -159,6 +169,16 @@ def show(run: RunFolder, report: dict) -> None:
     for name, value in report["class_iou"].items():
         print(f"  {name:12s} {'not there' if value is None else format(value, '.3f')}")
     print(f"{run.parser} is ready: give sisma_jax.evaluate --parser {run.path}")
+
+
+def main() -> None:
+    train_parser(
+        *parse_training_command(
+            "sisma_jax.train_parser",
+            __doc__,
+            "python -m sisma_jax.train_parser --config configs/parser.py --workdir runs/parser",
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +17,20 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from sisma_jax.files import write_atomically
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.throughput import mfu, peak_memory
+
+
+@runtime_checkable
+class Log(Protocol):
+    """Whom a run tells how it goes; the first of its processes does."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers by name: those of training have a learning rate, those of an evaluation none."""
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A sheet of samples, or whatever the run draws of itself."""
+
+    def close(self) -> None:
+        """Nothing more comes: the run has ended or stopped."""
 
 
 class MetricsLog:
@@ -59,17 +73,23 @@ class MetricsLog:
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
-class Silence:
-    """The log of the processes that do not write one."""
+class Logs:
+    """Several as one; none in the processes that write none."""
+
+    def __init__(self, logs: Sequence[Log]) -> None:
+        self._logs = logs
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        pass
+        for log in self._logs:
+            log.write(step, metrics)
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        pass
+        for log in self._logs:
+            log.image(step, name, image)
 
     def close(self) -> None:
-        pass
+        for log in self._logs:
+            log.close()
 
 
 def _drop_rows_after(path: Path, step: int) -> None:

@@ -6,7 +6,7 @@ what follows equals an undisturbed run. SIGTERM and Ctrl-C finish the step at ha
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from sisma_jax.training.checkpoint import (
 )
 from sisma_jax.training.divergence import keep_diverged
 from sisma_jax.training.hosts import all_true, is_first, many, say, stop_requests
-from sisma_jax.training.logging import MetricsLog, Progress, Silence, evaluated_at
+from sisma_jax.training.logging import Log, Logs, MetricsLog, Progress, evaluated_at
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import Feed
 from sisma_jax.training.sharding import (
@@ -92,6 +92,7 @@ def train(
     mesh: Mesh,
     record: Mapping[str, Any],
     task: Task,
+    watch: Sequence[Log] = (),
 ) -> TrainState:
     """Train until `config.steps`, or until told to stop; return the last state, which is saved.
 
@@ -101,6 +102,7 @@ def train(
       mesh: all devices of all processes.
       record: what the run is, for its checkpoints; its "seed" decides all that is random.
       task: what is trained.
+      watch: whom else to tell of metrics and samples, while they are made.
 
     Raises:
       InputError: if there are checkpoints and none can be restored.
@@ -122,7 +124,7 @@ def train(
         # One peak stands for all: JAX's processes have devices of one kind.
         peak = matmul_peak(task.dtype) * jax.process_count() if task.macs else None
         progress = Progress(start, config.steps, config.batch_size, task.macs, peak)
-        log = MetricsLog(run, start) if is_first() else Silence()
+        log = Logs([MetricsLog(run, start), *watch] if is_first() else [])
         batches = task.feed.open(start)
         try:
             with stop_requests() as stop_requested, closing(on_devices(batches, mesh)) as placed:
@@ -173,7 +175,7 @@ class _Loop:
         checkpoints: Checkpoints,
         task: Task,
         mesh: Mesh,
-        log: MetricsLog | Silence,
+        log: Log,
         progress: Progress,
     ) -> None:
         self.folder, self.config, self.checkpoints = run, config, checkpoints

@@ -119,6 +119,7 @@ class Sections:
     @classmethod
     def of(cls, config: ConfigDict) -> "Sections":
         """Raises InputError if one is missing or wrong, or the devices do not divide a batch."""
+        _check_seed(config)
         train = section(TrainConfig, config, "train")
         mesh = make_mesh(section(MeshConfig, config, "mesh"))
         check_batch(train.batch_size, train.accumulate, mesh)
@@ -157,7 +158,6 @@ def parse_training_command(module: str, description: str, example: str) -> tuple
     keep_compiled_programs()
     with together():
         config = load_config(args.config, overrides)
-        _check_seed(config)
     return config, args.workdir or Path("runs") / _name(args.config)
 
 
