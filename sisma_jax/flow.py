@@ -96,6 +96,23 @@ def guide(
     return unconditional + guidance * (conditional - unconditional)
 
 
+def step(
+    velocity: Velocity,
+    z: Float[Array, "batch ..."],
+    time: Float[Array, ""] | float,
+    h: float,
+    solver: str,
+) -> Float[Array, "batch ..."]:
+    """Return z at `time` + h, from z at `time`, by one step of a solver; h may be negative."""
+    t = jnp.full(z.shape[:1], time)
+    v = velocity(z, t)
+    if solver == "midpoint":
+        v = velocity(z + 0.5 * h * v, t + 0.5 * h)
+    elif solver == "heun":
+        v = 0.5 * (v + velocity(z + h * v, t + h))
+    return z + h * v
+
+
 def integrate(
     velocity: Velocity,
     noise: Float[Array, "batch ..."],
@@ -114,16 +131,5 @@ def integrate(
         raise ValueError(f"{steps} solver steps lead nowhere: use at least 1")
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is unknown: use one of {', '.join(SOLVERS)}")
-    h = 1.0 / steps
-
-    def step(z: Array, start: Array) -> tuple[Array, None]:
-        t = jnp.full(z.shape[:1], start)
-        v = velocity(z, t)
-        if solver == "midpoint":
-            v = velocity(z + 0.5 * h * v, t + 0.5 * h)
-        elif solver == "heun":
-            v = 0.5 * (v + velocity(z + h * v, t + h))
-        return z + h * v, None
-
-    starts = jnp.arange(steps, dtype=noise.dtype) / steps
-    return jax.lax.scan(step, noise, starts)[0]
+    advance = lambda z, time: (step(velocity, z, time, 1.0 / steps, solver), None)
+    return jax.lax.scan(advance, noise, jnp.arange(steps, dtype=noise.dtype) / steps)[0]

@@ -48,6 +48,31 @@ def noise_keys(seed: int | Sequence[int], start: int, count: int) -> Key[Array, 
     )
 
 
+def velocity_under(
+    config: SISMAConfig,
+    params: Params,
+    labels: UInt8[Array, "b H W"],
+    guidance: Float[Array, ""] | float | None,
+) -> flow.Velocity:
+    """Return the velocity under label maps, which are encoded here, once, ahead of any solver.
+
+    With `guidance` None the null mask is never computed; guided, each velocity is one pass over a
+    batch of twice the size.
+    """
+    apply = partial(SISMA(config).apply, {"params": params})
+    if guidance is None:
+        features = apply(labels, method="encode_mask")
+        return lambda z, t: apply(z, t, features, method="velocity")
+    null = jnp.full_like(labels, UNLABELLED)
+    features = apply(jnp.concatenate([labels, null]), method="encode_mask")
+
+    def guided_velocity(z: Array, t: Array) -> Array:
+        both = apply(jnp.tile(z, (2, 1, 1, 1)), jnp.tile(t, 2), features, method="velocity")
+        return flow.guide(*jnp.split(both, 2), guidance)
+
+    return guided_velocity
+
+
 @partial(jax.jit, static_argnames=("config", "steps", "solver", "guided"))
 def synthesize_latents(
     config: SISMAConfig,
@@ -60,26 +85,11 @@ def synthesize_latents(
     solver: str,
     guided: bool,
 ) -> Float[Array, "b h w c"]:
-    """Return scaled latents for label maps. The mask is encoded once, ahead of the solver.
-
-    Unguided, the null mask is never computed; guided, each velocity is one pass over a batch of
-    twice the size.
-    """
+    """Return scaled latents for label maps."""
     shape = (config.latent_size, config.latent_size, config.latent_channels)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    apply = partial(SISMA(config).apply, {"params": params})
-    if not guided:
-        features = apply(labels, method="encode_mask")
-        velocity = lambda z, t: apply(z, t, features, method="velocity")
-        return flow.integrate(velocity, noise, steps=steps, solver=solver)
-    null = jnp.full_like(labels, UNLABELLED)
-    features = apply(jnp.concatenate([labels, null]), method="encode_mask")
-
-    def guided_velocity(z: Array, t: Array) -> Array:
-        both = apply(jnp.tile(z, (2, 1, 1, 1)), jnp.tile(t, 2), features, method="velocity")
-        return flow.guide(*jnp.split(both, 2), guidance)
-
-    return flow.integrate(guided_velocity, noise, steps=steps, solver=solver)
+    velocity = velocity_under(config, params, labels, guidance if guided else None)
+    return flow.integrate(velocity, noise, steps=steps, solver=solver)
 
 
 @partial(jax.jit, static_argnames=("config", "steps", "solver", "guided"))
@@ -165,7 +175,7 @@ class Synthesizer:
         autoencoder = jax.device_put(load_autoencoder(run.autoencoder), replicated(mesh))
         return cls(config, params, autoencoder, batch_size, step, run.classes())
 
-    @no_type_check  # wrong labels are answered by `_check`, in words
+    @no_type_check  # wrong labels are answered by `check`, in words
     def __call__(
         self,
         labels: UInt8[np.ndarray, "batch H W"],
@@ -201,7 +211,7 @@ class Synthesizer:
         guidance: float = 1.0,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
         """Yield what a call returns, `batch_size` images at a time."""
-        self._check(labels, seed, steps, solver, guidance)
+        self.check(labels, seed, steps, solver, guidance)
         return self._batches(labels, seed, steps, solver, guidance)
 
     def _batches(
@@ -268,7 +278,7 @@ class Synthesizer:
             "temporary": analysis.temp_size_in_bytes,
         }
 
-    def _check(
+    def check(
         self,
         labels: np.ndarray,
         seed: int | Sequence[int],
@@ -276,6 +286,7 @@ class Synthesizer:
         solver: str,
         guidance: float,
     ) -> None:
+        """Raises InputError if a call with these arguments would."""
         size = self.config.image_size
         if labels.dtype != np.uint8 or labels.shape[1:] != (size, size):
             raise InputError(

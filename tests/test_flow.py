@@ -117,3 +117,16 @@ def test_no_steps_and_unknown_solvers_are_refused():
         flow.integrate(velocity, jnp.ones((1, 1)), steps=0)
     with pytest.raises(ValueError, match="'rk4' is unknown: use one of euler"):
         flow.integrate(velocity, jnp.ones((1, 1)), steps=1, solver="rk4")
+
+
+@pytest.mark.parametrize("solver", flow.SOLVERS)
+def test_a_step_back_undoes_a_step_up_to_its_order(solver):
+    z = jnp.array([[0.7], [-1.3]])
+    velocity = lambda z, t: t[:, None] - z
+
+    def error(h):
+        there = flow.step(velocity, z, 0.3, h, solver)
+        return float(jnp.abs(flow.step(velocity, there, 0.3 + h, -h, solver) - z).max())
+
+    order = {"euler": 1, "midpoint": 2, "heun": 2}[solver]
+    assert error(0.2) / error(0.1) > 0.8 * 2 ** (order + 1)
