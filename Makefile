@@ -1,10 +1,12 @@
 # make demo          data, autoencoder, training and a picture of new faces: five minutes on two cores
+# make paint         paint masks and see their faces, in a browser; after make demo
 # make demo-long     the same for forty minutes, with a better picture
 # make report        a face parser, and what the demo's model is measured to do
 # make test          the tests
 # make test-kernels  those of the selective scan
 # make test-slow     the long ones (TESTS= to choose)
-# make lint          ruff, shellcheck
+# make lint          ruff, shellcheck, notebooks without outputs
+# make figures       the pictures and figures of the README that two cores can make, in an hour
 #
 # Everything runs in a virtual environment of its own, made from PYTHON with EXTRAS of pyproject.toml:
 #   make test PYTHON=python3.12 EXTRAS=test,cuda12 VENV=.venv-3.12
@@ -22,7 +24,7 @@ INSTALLED := $(VENV)/.installed-$(subst /,_,$(PYTHON))-$(subst $(comma),_,$(EXTR
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help install demo demo-long report test test-kernels test-slow lint
+.PHONY: help install demo paint demo-long report test test-kernels test-slow lint figures
 help:
 	@sed -n '/^$$/q; s/^# \?//p' Makefile
 
@@ -38,6 +40,10 @@ demo: $(INSTALLED)
 	$(PY) -m sisma_jax.train_autoencoder --config configs/autoencoder.py --workdir runs/autoencoder
 	$(PY) -m sisma_jax.train --config configs/synthetic.py --workdir runs/demo
 	$(PY) -m sisma_jax.demo --workdir runs/demo
+
+paint:
+	$(MAKE) --no-print-directory install EXTRAS=$(EXTRAS),paint
+	$(PY) -m sisma_jax.paint --workdir runs/demo
 
 demo-long: $(INSTALLED)
 	$(PY) -m sisma_jax.data.synthetic --out data/synthetic-long --count 15360 --size 64 --seed 0
@@ -61,4 +67,13 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/shellcheck .ci/run launch/*
+	$(VENV)/bin/shellcheck .ci/run launch/*.sh launch/*.sbatch
+	$(VENV)/bin/nbstripout --verify launch/*.ipynb
+
+figures:
+	$(MAKE) --no-print-directory install EXTRAS=$(EXTRAS),browser
+	$(PY) benchmarks/demo_bench.py --target demo
+	$(PY) benchmarks/demo_bench.py --target demo-long
+	$(PY) benchmarks/edit_bench.py --workdir runs/demo
+	$(PY) benchmarks/paint_screenshot.py --workdir runs/demo --out benchmarks/results/paint.png
+	$(PY) benchmarks/scan_bench.py

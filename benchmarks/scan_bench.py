@@ -40,22 +40,27 @@ def parse() -> argparse.Namespace:
     parser = report.parser("scan_bench.py", __doc__)
     add = parser.add_argument
     names = [n for n in IMPLEMENTATIONS if on_gpu or not n.startswith("pallas")]
-    add("--sizes", nargs="+", metavar="B,L,D,N", default=GPU_SIZES if on_gpu else CPU_SIZES)
-    add("--implementations", nargs="+", choices=[*IMPLEMENTATIONS], default=names, metavar="NAME")
+    add("--sizes", nargs="+", metavar="B,L,D,N", default=GPU_SIZES if on_gpu else CPU_SIZES,
+        help="batch, length, channels, states (default: %(default)s)")  # fmt: skip
+    add("--implementations", nargs="+", choices=[*IMPLEMENTATIONS], default=names, metavar="NAME",
+        help="(default: %(default)s)")  # fmt: skip
     add("--dtypes", nargs="+", choices=scan_cases.DTYPES, metavar="DTYPE",
-        default=["bfloat16", "float32"] if on_gpu else ["float32"])  # fmt: skip
+        default=["bfloat16", "float32"] if on_gpu else ["float32"],
+        help="of u, delta, B, C and z (default: %(default)s)")  # fmt: skip
     add("--options", nargs="+", choices=("plain", "full"), default=["plain", "full"],
-        help="full: with z, delta_bias and softplus")  # fmt: skip
-    add("--orders", nargs="+", type=int, default=[1], metavar="K", help="scan orders per layer")
-    add("--lengths", nargs="*", type=int, metavar="L", help="lengths of the plot; none for no plot",
-        default=[256, 1024, 4096, 16384] if on_gpu else [256, 512, 1024])  # fmt: skip
-    add("--repeats", type=int, default=20 if on_gpu else 5, help="measurements of each time")
-    add(
-        "--peer",
-        choices=["mamba_ssm"],
+        help="full: with z, delta_bias and softplus (default: %(default)s)")  # fmt: skip
+    add("--orders", nargs="+", type=int, default=[1], metavar="K",
+        help="scan orders per layer (default: %(default)s)")  # fmt: skip
+    add("--lengths", nargs="*", type=int, metavar="L",
+        default=[256, 1024, 4096, 16384] if on_gpu else [256, 512, 1024],
+        help="lengths of the plot; none for no plot (default: %(default)s)")  # fmt: skip
+    add("--repeats", type=int, default=20 if on_gpu else 5,
+        help="measurements of each time (default: %(default)s)")  # fmt: skip
+    add("--peer", choices=["mamba_ssm"],
         help="its CUDA scan too, where it can be imported (y compared, gradients timed only)",
-    )
-    add("--out", type=Path, default=report.RESULTS, help="folder for scan_<device>.json and .png")
+    )  # fmt: skip
+    add("--out", type=Path, default=report.RESULTS,
+        help="folder for scan_<device>.json and .png (default: benchmarks/results)")  # fmt: skip
     args = parser.parse_args()
     try:
         args.sizes = [scan_cases.Size.parse(text) for text in args.sizes]

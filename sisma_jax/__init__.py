@@ -14,4 +14,8 @@ def __getattr__(name: str) -> Any:
         from sisma_jax.synthesizer import Synthesizer
 
         return Synthesizer
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sisma_jax")  # of pyproject.toml
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,8 @@
-"""What every command shares: one sentence for wrong input, the same shape of `--help`."""
+"""What every command shares: one sentence for wrong input, the same shape of `--help`, the place in
+the README."""
 
 import argparse
+import inspect
 import os
 import sys
 import traceback
@@ -8,15 +10,23 @@ from collections.abc import Callable
 
 from absl import logging
 
+from sisma_jax.commands import COMMANDS
 from sisma_jax.errors import InputError, RunError
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
-    """An argument parser whose help shows defaults and ends with `example`."""
+    """An argument parser whose help shows defaults and ends with `example`.
+
+    Args:
+      module: a command of `COMMANDS`.
+      description: of the help.
+      example: one command line.
+    """
+    section = COMMANDS[module].section
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
-        epilog=f"example:\n  {example}",
+        epilog=f"example:\n  {example}\n\nREADME.md explains it under '{section}'.",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
@@ -33,13 +43,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; wrong input ends it with one sentence and status 2, a run that cannot go on
-    with one and status 1."""
+    with one and status 1. Behind the sentence stands where the README speaks of the command."""
     logging.set_verbosity(logging.FATAL)  # Orbax logs what it raises, and warns of its own options
     try:
         main()
     except (InputError, RunError) as error:
         if _first() or not error.shared:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {error}{_where(main)}", file=sys.stderr, flush=True)
         status = 2 if isinstance(error, InputError) else 1
         if status == 2 and (error.shared or not _many()):
             sys.exit(status)
@@ -52,6 +62,13 @@ def run(main: Callable[[], None]) -> None:
             raise
         traceback.print_exc()
         _leave(1)
+
+
+def _where(main: Callable[[], None]) -> str:
+    """The README's section on the command that `main` is of."""
+    spec = inspect.unwrap(main).__globals__.get("__spec__")
+    module = spec.name.removesuffix(".__main__") if spec is not None else ""
+    return f" (README.md, '{COMMANDS[module].section}')" if module in COMMANDS else ""
 
 
 def _first() -> bool:

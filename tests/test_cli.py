@@ -2,30 +2,22 @@
 
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 
-from sisma_jax import cli
+from sisma_jax import cli, doctor
+from sisma_jax.commands import COMMANDS
 from sisma_jax.errors import InputError, RunError
 
-COMMANDS = (
-    "prepare",
-    "inspect_data",
-    "train",
-    "train_autoencoder",
-    "cache_latents",
-    "sample",
-    "export",
-    "demo",
-    "data.synthetic",
-)
+README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def run_module(name, *arguments):
     before = sys.argv
     sys.argv = [name, *arguments]
     try:
-        runpy.run_module(f"sisma_jax.{name}", run_name="__main__", alter_sys=False)
+        runpy.run_module(name, run_name="__main__", alter_sys=False)
     finally:
         sys.argv = before
 
@@ -66,12 +58,31 @@ def test_help_names_the_options_their_defaults_and_an_example(name, capsys):
         run_module(name, "--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert f"python -m sisma_jax.{name}" in text and "example:" in text and "default" in text
+    assert f"python -m {name}" in text and "example:" in text and "default" in text
+    assert f"under '{COMMANDS[name].section}'" in text
+
+
+def test_the_readme_has_the_sections_that_commands_point_to():
+    headings = [line.lstrip("# ") for line in README.splitlines() if line.startswith("#")]
+    for module, command in COMMANDS.items():
+        assert any(heading.startswith(command.section) for heading in headings), module
+        assert module in README, module
+
+
+def test_every_command_is_listed(capsys):
+    run_module("sisma_jax")
+    listed = capsys.readouterr().out
+    for module, command in COMMANDS.items():
+        assert f"python -m {module} " in listed and command.what in listed
+    package = Path(cli.__file__).parent
+    commands = [path.stem for path in package.glob("*.py") if "cli.run(main)" in path.read_text()]
+    assert {f"sisma_jax.{name}" for name in commands} | {"sisma_jax.data.synthetic"} == {*COMMANDS}
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("doctor", ["--weights", "none"], "--weights none is no folder"),
         ("train", ["--config", "none.py"], "none.py does not exist"),
         ("sample", ["--workdir", "none", "--masks", "none", "--out", "none"], "none"),
         ("demo", ["--workdir", "none"], "none is not a run folder"),
@@ -92,8 +103,35 @@ def test_commands_end_with_a_sentence_and_status_two(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        run_module(name, *arguments)
+        run_module(f"sisma_jax.{name}", *arguments)
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert error.endswith(f" (README.md, '{COMMANDS[f'sisma_jax.{name}'].section}')\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_doctor_finds_this_installation_well(capsys, monkeypatch, tmp_path):
+    (tmp_path / "lpips-v0.1-vgg.safetensors").touch()
+    run_module("sisma_jax.doctor", "--weights", str(tmp_path))
+    text = capsys.readouterr().out
+    assert text.endswith("all is well\n")
+    for said in ("jaxlib", "cpu", "chunked  ", "no NVIDIA GPU", "within", "finite loss"):
+        assert said in text
+    assert f"LPIPS (vgg)       {tmp_path}" in text and f"no {tmp_path}/pt_inception" in text
+
+
+def test_the_doctor_says_what_is_wrong(capsys, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(doctor, "selective_scan", broken)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setitem(doctor.TESTS, "model", lambda: "well")
+    monkeypatch.setattr(sys, "argv", ["doctor"])
+    with pytest.raises(RunError, match="self-test of scan failed: mend"):
+        doctor.main()
+    text = capsys.readouterr().out
+    assert "FAILED: RuntimeError: no kernel image" in text
+    assert "has an NVIDIA driver, but JAX computes on the CPU" in text

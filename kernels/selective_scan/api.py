@@ -38,15 +38,26 @@ def best_implementation(state: int) -> str:
     On NVIDIA GPUs from sm_80 on a Pallas kernel if it takes that many states: "pallas_triton"
     while jax has it, then "pallas_mosaic". Anywhere else (CPUs, older GPUs, TPUs) "chunked".
     """
+    return choose(state)[0]
+
+
+def choose(state: int) -> tuple[str, str]:
+    """`best_implementation`, and why it is that one, in a few words."""
     capability = device.compute_capability()
-    if capability is not None and capability >= (8, 0):
-        for name, kernel in (("pallas_triton", pallas_triton), ("pallas_mosaic", pallas_mosaic)):
-            try:
-                kernel.check(state)
-            except NotImplementedError:
-                continue
-            return name
-    return "chunked"
+    if capability is None:
+        return "chunked", f"no NVIDIA GPU: JAX computes on {jax.default_backend()}"
+    architecture = "sm_{}{}".format(*capability)
+    if capability < (8, 0):
+        return "chunked", f"the kernels are for sm_80 and later, this GPU is {architecture}"
+    reasons = []
+    for name, kernel in (("pallas_triton", pallas_triton), ("pallas_mosaic", pallas_mosaic)):
+        try:
+            kernel.check(state)
+        except NotImplementedError as error:
+            reasons.append(str(error).removeprefix("selective_scan: "))
+        else:
+            return name, "; ".join([f"a kernel for this GPU, {architecture}", *reasons])
+    return "chunked", "; ".join(reasons)
 
 
 @no_type_check  # a wrong shape is answered by `validation`, in words

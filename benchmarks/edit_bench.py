@@ -1,0 +1,98 @@
+"""How much of a photo an edit of its mask leaves as it was: figures and a picture.
+
+    python benchmarks/edit_bench.py --workdir runs/demo
+
+Paints hair around the heads of faces of the run's test split and edits the faces so
+(`sisma_jax.editing`). Distances are root mean squares over pixels in grey levels of 0..255; far is
+what lies more than the margin from an edited pixel. Writes edit_cpu.json and edit.png.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import report
+from PIL import Image
+
+from sisma_jax import Synthesizer
+from sisma_jax.config import section
+from sisma_jax.contact_sheet import tile
+from sisma_jax.data.classes import CLASSES
+from sisma_jax.data.input_pipeline import fixed_batch
+from sisma_jax.data.label_maps import colourise
+from sisma_jax.editing import edit
+from sisma_jax.models.autoencoder import to_float, to_uint8
+from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.setup import DataConfig
+
+STEPS, MARGIN = 12, 8
+SHOWN = 8
+HAIR, BACKGROUND = CLASSES.index("hair"), CLASSES.index("background")
+
+
+def hair_around(labels: np.ndarray) -> np.ndarray:
+    """What is background in a box around each head becomes hair."""
+    size = labels.shape[1]
+    edited = labels.copy()
+    box = edited[:, size // 32 : 11 * size // 32, size // 8 : 7 * size // 8]
+    box[box == BACKGROUND] = HAIR
+    return edited
+
+
+def farther(changed: np.ndarray, margin: int) -> np.ndarray:
+    """Pixels more than `margin` from every changed one, in rows and columns."""
+    padded = np.pad(changed, ((0, 0), (margin, margin), (margin, margin)))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, (2 * margin + 1, 2 * margin + 1), axis=(1, 2)
+    )
+    return ~windows.any((-1, -2))
+
+
+def distance(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(a.astype(float) - b.astype(float))[where])))
+
+
+def measure(run: Path, count: int) -> tuple[dict[str, float], np.ndarray]:
+    """Return figures by name, and a sheet of photos, masks, edited masks and edited photos."""
+    synthesizer = Synthesizer.load(run)
+    test = section(DataConfig, RunFolder(run).config(), "data").open("test", ("image", "labels"))
+    faces = fixed_batch(test, count)
+    images, labels = faces["image"], faces["labels"]
+    edited = hair_around(labels)
+    changed = edited != labels
+    far, everywhere = farther(changed, MARGIN), np.ones_like(changed)
+
+    mean, _ = synthesizer.autoencoder.encode(to_float(images))
+    decoded = np.asarray(to_uint8(synthesizer.autoencoder.decode(mean)))
+    unedited = edit(synthesizer, images, labels, labels, steps=STEPS, margin=None)
+    whole = edit(synthesizer, images, labels, edited, steps=STEPS, margin=None)
+    local = edit(synthesizer, images, labels, edited, steps=STEPS, margin=MARGIN)
+    fresh = synthesizer(labels, seed=3, steps=STEPS)
+    figures = {
+        "there_and_back": distance(unedited, decoded, everywhere),
+        "whole_far": distance(whole, decoded, far),
+        "whole_edited": distance(whole, decoded, changed),
+        "local_far": distance(local, images, far),
+        "local_edited": distance(local, images, changed),
+        "other_noise_far": distance(fresh, decoded, far),
+        "autoencoder": distance(decoded, images, everywhere),
+    }
+    rows = images, colourise(labels), colourise(edited), local
+    return figures, tile([list(row[:SHOWN]) for row in rows])
+
+
+def main() -> None:
+    parser = report.parser("edit_bench.py", __doc__)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"),
+        help="run on CelebAMask-HQ's classes (default: runs/demo)")  # fmt: skip
+    parser.add_argument("--count", type=int, default=64, help="test faces (default: 64)")
+    args = parser.parse_args()
+    figures, sheet = measure(args.workdir, args.count)
+    content = {"faces": args.count, "steps": STEPS, "margin": MARGIN, "rms_grey_levels": figures}
+    report.write(report.RESULTS / "edit_cpu.json", ("jax", "flax"), content)
+    Image.fromarray(sheet.repeat(2, axis=0).repeat(2, axis=1)).save(report.RESULTS / "edit.png")
+    for name, value in figures.items():
+        print(f"{name:16s} {value:.2f}")
+
+
+if __name__ == "__main__":
+    main()

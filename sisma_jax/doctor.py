@@ -1,0 +1,216 @@
+"""Look at this installation: `python -m sisma_jax.doctor`.
+
+Prints versions, devices, which implementation of the selective scan is taken and why, and which
+optional packages and weights are found. Then it tests in some seconds the scan against float64 and
+a tiny SISMA, forward and gradient. What should be mended is named at the end; status 1 if a test
+fails.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels import selective_scan
+from kernels.selective_scan import oracle
+from kernels.selective_scan.api import choose
+from sisma_jax import cli
+from sisma_jax.errors import InputError, RunError
+from sisma_jax.evaluation.networks import (
+    BACKBONES,
+    DEFAULT_PARSER,
+    DEFAULT_WEIGHTS,
+    INCEPTION,
+    LINEAR,
+    TRAIN_PARSER,
+)
+from sisma_jax.models import SISMA, SISMAConfig
+from sisma_jax.models.sisma import init_params
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu")
+EXTRAS = {
+    "hub": ("huggingface_hub", "published weights by hf://owner/name"),
+    "paint": ("gradio", "sisma_jax.paint"),
+    "notebook": ("ipykernel", "the notebooks of launch/, executed here"),
+}
+"""Extra: a package of it, and what it is for."""
+STATES = 16
+"""Those of the reported model: kernels are chosen by them."""
+TOLERANCE = 1e-3
+"""Of the largest value: a GPU may multiply matrices in TF32."""
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    for package in ("sisma_jax", *PACKAGES):
+        yield package, importlib.metadata.version(package)
+    for package in PLUGINS:
+        if importlib.util.find_spec(package.replace("-", "_")):
+            yield package, importlib.metadata.version(package)
+
+
+def devices() -> Iterator[tuple[str, str]]:
+    kinds = [device.device_kind for device in jax.devices()]
+    for kind in dict.fromkeys(kinds):
+        yield jax.default_backend(), f"{kinds.count(kind)} x {kind}"
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit:
+        yield "memory", f"{limit / 2**30:.1f} GiB that JAX may use on each"
+    if jax.default_backend() == "cpu":
+        yield (
+            "cores",
+            str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()),
+        )
+
+
+def found(weights: Path) -> Iterator[tuple[str, str]]:
+    """Optional packages, published weights and trained helpers."""
+    for extra, (package, purpose) in EXTRAS.items():
+        there = importlib.util.find_spec(package) is not None
+        yield f".[{extra}]", purpose if there else f"not installed, for {purpose}"
+    for use, file in (
+        ("FID", INCEPTION),
+        *((f"LPIPS ({name})", file) for name, file in BACKBONES.items()),
+        *((f"LPIPS ({name})", file) for name, file in LINEAR.items()),
+    ):
+        there = (weights / file.file).exists()
+        yield (
+            use,
+            str(weights / file.file) if there else f"no {weights / file.file} ({file.source})",
+        )
+    there = (DEFAULT_PARSER / "config.json").exists()
+    yield "face parser", str(DEFAULT_PARSER) if there else f"no {DEFAULT_PARSER} ({TRAIN_PARSER})"
+
+
+def test_scan() -> str:
+    """The chosen scan and its gradients beside float64.
+
+    Raises:
+      RunError: if they differ.
+    """
+    random = np.random.default_rng(0)
+    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
+    batch, length, channels = 2, 48, 32
+    arrays = {
+        "u": normal(batch, length, channels),
+        "delta": 0.5 * normal(batch, length, channels),
+        "A": -np.exp(normal(channels, STATES)),
+        "B": normal(batch, length, STATES),
+        "C": normal(batch, length, STATES),
+        "D": normal(channels),
+        "z": normal(batch, length, channels),
+        "delta_bias": normal(channels),
+        "h0": None,
+    }
+    given = {name: jnp.asarray(x) for name, x in arrays.items() if x is not None}
+    weight = normal(batch, length, channels)
+
+    def loss(given: dict) -> tuple[jax.Array, jax.Array]:
+        y = selective_scan(**given, delta_softplus=True)
+        return jnp.sum(weight * y), y
+
+    gradients, y = jax.jit(jax.grad(loss, has_aux=True))(given)
+    expected_y, last = oracle.forward(arrays, delta_softplus=True)
+    expected = oracle.gradients(arrays, weight, np.zeros_like(last), delta_softplus=True)
+    pairs = [(y, expected_y), *((gradients[name], expected[name]) for name in given)]
+    worst = max(float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in pairs)
+    if not worst < TOLERANCE:
+        raise RunError(f"the scan {choose(STATES)[0]!r} is {worst:.1e} of the largest value off")
+    return f"{choose(STATES)[0]} within {worst:.0e} of float64, gradients too"
+
+
+def test_model() -> str:
+    """A tiny SISMA: loss and gradient are finite.
+
+    Raises:
+      RunError: if they are not.
+    """
+    config = SISMAConfig.tiny(depth=1, latent_size=8)
+    shapes = jax.eval_shape(partial(init_params, config), jax.random.key(0))
+    random = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * random.normal(size=leaf.shape), leaf.dtype), shapes
+    )
+    z = jnp.ones((2, config.latent_size, config.latent_size, config.latent_channels))
+    labels = jnp.zeros((2, config.image_size, config.image_size), jnp.uint8)
+
+    def loss(params: dict) -> jax.Array:
+        velocity = SISMA(config).apply({"params": params}, z, jnp.array([0.2, 0.8]), labels)
+        return jnp.mean(jnp.square(velocity - z))
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradient)))
+    if not (np.isfinite(value) and np.isfinite(norm) and norm > 0):
+        raise RunError(f"a tiny SISMA has the loss {value} and a gradient of the norm {norm}")
+    return f"a tiny SISMA has a finite loss ({value:.2f}) and gradient ({norm:.2f})"
+
+
+TESTS: dict[str, Callable[[], str]] = {"scan": test_scan, "model": test_model}
+
+
+def advice() -> Iterator[str]:
+    """What is not as it should be."""
+    nvidia = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    if nvidia and jax.default_backend() == "cpu":
+        yield (
+            "this machine has an NVIDIA driver, but JAX computes on the CPU: "
+            "pip install -e '.[cuda12]' or '.[cuda13]', and unset JAX_PLATFORMS"
+        )
+    if jax.default_backend() == "cpu" and "hugetlb" not in os.environ.get("GLIBC_TUNABLES", ""):
+        yield "export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 makes training on a CPU faster (Linux)"
+
+
+def show(title: str, rows: Iterator[tuple[str, str]]) -> None:
+    print(title)
+    for name, value in rows:
+        print(f"  {name:17s} {value}")
+
+
+def main() -> None:
+    parser = cli.parser("sisma_jax.doctor", __doc__, "python -m sisma_jax.doctor")
+    parser.add_argument(
+        "--weights", type=Path, default=DEFAULT_WEIGHTS, help="folder of published weights"
+    )
+    args: argparse.Namespace = parser.parse_args()
+    if args.weights != DEFAULT_WEIGHTS and not args.weights.is_dir():
+        raise InputError(f"--weights {args.weights} is no folder: give one of published weights")
+
+    show("Versions", versions())
+    show("Devices", devices())
+    name, reason = choose(STATES)
+    show("Selective scan", iter([(name, reason)]))
+    show("Optional", found(args.weights))
+    print("Self-test")
+    failed = []
+    for name, test in TESTS.items():
+        started = time.monotonic()
+        try:
+            outcome = test()
+        except Exception as error:  # whatever is wrong with this installation
+            outcome = f"FAILED: {type(error).__name__}: {error}"
+            failed.append(name)
+        print(f"  {name:17s} {outcome} ({time.monotonic() - started:.1f} s)", flush=True)
+    for sentence in advice():
+        print(f"note: {sentence}")
+    if failed:
+        raise RunError(
+            f"the self-test of {' and '.join(failed)} failed: mend the installation (versions and "
+            "devices above), or set JAX_PLATFORMS=cpu to leave the accelerator out"
+        )
+    print("all is well")
+
+
+if __name__ == "__main__":
+    cli.run(main)
