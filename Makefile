@@ -68,7 +68,7 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/shellcheck .ci/run launch/*.sh launch/*.sbatch
-	$(VENV)/bin/nbstripout --verify launch/*.ipynb
+	$(VENV)/bin/nbstripout --verify --keep-id launch/*.ipynb
 
 figures:
 	$(MAKE) --no-print-directory install EXTRAS=$(EXTRAS),browser
