@@ -222,6 +222,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
             checkpoint=common.checkpoint,
             mesh=mesh,
             record=record,
+            watch=watch,
             task=Task(
                 init_params=lambda: init_params(model, jax.random.key(config.seed)),
                 optimizer=make_optimizer(settings, matrix_axes),

@@ -107,6 +107,7 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
             checkpoint=common.checkpoint,
             mesh=mesh,
             record=record,
+            watch=watch,
             task=Task(
                 init_params=first_params(module, config.seed, statistics),
                 optimizer=make_optimizer(settings, kernel_axes),

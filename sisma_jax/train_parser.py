@@ -104,6 +104,7 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
             checkpoint=common.checkpoint,
             mesh=mesh,
             record=record,
+            watch=watch,
             task=Task(
                 init_params=lambda: module.init(jax.random.key(config.seed), images)["params"],
                 optimizer=make_optimizer(settings, kernel_axes),

@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from sisma_jax.errors import InputError, RunError
 from sisma_jax.models.weights import load_tree, read_metadata
@@ -186,24 +187,36 @@ class Checkpoints:
         self._manager.reload()
 
 
+@contextlib.contextmanager
+def _unsaid() -> Iterator[None]:
+    """Orbax warns of what `read_only` means whenever it is asked for."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 class _Reader:
     """Reads steps, each process by itself: what one cannot read must not let the others wait."""
 
     def __init__(self, path: Path) -> None:
         alone = jax.process_index()
         self._path = path.absolute()
-        self._manager = ocp.CheckpointManager(
-            self._path,
-            options=ocp.CheckpointManagerOptions(
-                read_only=True,
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=alone,
-                    active_processes={alone},
-                    barrier_sync_key_prefix=f"process_{alone}",
+        with _unsaid():
+            self._manager = ocp.CheckpointManager(
+                self._path,
+                options=ocp.CheckpointManagerOptions(
+                    read_only=True,
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        primary_host=alone,
+                        active_processes={alone},
+                        barrier_sync_key_prefix=f"process_{alone}",
+                    ),
                 ),
-            ),
-            item_names=ITEMS,
-        )
+                item_names=ITEMS,
+            )
 
     def __enter__(self) -> "_Reader":
         return self

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from sisma_jax import train
+from sisma_jax.config import load_config
 from sisma_jax.errors import InputError, RunError
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training import loop
@@ -50,6 +51,40 @@ def test_a_run_folder_holds_what_it_promises(tiny_run):
     assert "blocks" in run.parameters_file.read_text()
     with Image.open(run.samples / "step_0000006.png") as image:
         assert image.size == (4 * 34 - 2, 2 * 34 - 2)  # mask, reference, two samples; two rows
+
+
+class Heard:
+    """A log that remembers."""
+
+    def __init__(self):
+        self.metrics, self.pictures, self.closed = [], [], 0
+
+    def write(self, step, metrics):
+        self.metrics.append({"step": step, **metrics})
+
+    def image(self, step, name, image):
+        self.pictures.append((step, image))
+
+    def close(self):
+        self.closed += 1
+
+
+def test_whoever_watches_is_told_what_the_folder_holds(tiny_run, inputs_folder, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    config, *overrides = arguments(inputs_folder, tmp_path, train__steps=8)
+    overrides = [override for override in overrides if override.startswith("--config.")]
+    heard = Heard()
+    with jax.numpy_dtype_promotion("standard"):
+        train.train_sisma(
+            load_config(config.removeprefix("--config="), overrides),
+            str(tmp_path / "run"),
+            watch=[heard],
+        )
+    assert heard.metrics == [row for row in rows(tmp_path / "run") if row["step"] > 6]
+    (step, sheet), *more = heard.pictures
+    with Image.open(tmp_path / "run/samples/step_0000008.png") as image:
+        np.testing.assert_array_equal(sheet, image)
+    assert (step, more, heard.closed) == (8, [], 1)
 
 
 def test_continuing_equals_an_undisturbed_run_bit_for_bit(tiny_run, inputs_folder, tmp_path):
