@@ -1,0 +1,81 @@
+"""Paint masks in a browser and see their faces: `python -m sisma_jax.paint --workdir runs/demo`."""
+
+import argparse
+import importlib.util
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+from sisma_jax import cli
+from sisma_jax.errors import InputError
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.parser(
+        "sisma_jax.paint", __doc__, "python -m sisma_jax.paint --workdir runs/demo --port 7861"
+    )
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="run folder (or export) of a trained model"
+    )
+    parser.add_argument(
+        "--parser",
+        type=Path,
+        help="face parser that finds the masks of photos (default: runs/parser where it fits)",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to serve on; 0.0.0.0 lets everyone in who reaches this machine",
+    )
+    parser.add_argument("--port", type=int, default=7860, help="port to serve on")
+    return parser.parse_args()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises InputError unless a server may listen there."""
+    if not 1 <= port <= 65535:
+        raise InputError(f"--port is {port}: use 1..65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} of {host} cannot be used ({error.strerror}): end what uses it, or "
+                "give another --port or --host"
+            ) from error
+
+
+def main() -> None:
+    args = parse_arguments()
+    check_address(args.host, args.port)
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("the page needs gradio, which is not installed: pip install -e '.[paint]'")
+    # These take seconds to import.
+    from sisma_jax.painting import app
+    from sisma_jax.painting.studio import Studio
+    from sisma_jax.training.setup import keep_compiled_programs
+
+    keep_compiled_programs()
+    studio = Studio.open(args.workdir, args.parser)
+    print(f"{studio.name}: {len(studio.classes)} classes, {studio.size}x{studio.size} pixels")
+    print(f"masks to begin with: {studio.starts.origin}")
+    print(f"face parser for photos: {studio.no_parser or studio.parser.name}")
+    print("the first faces, which compiles the model ...", end=" ", flush=True)
+    begun = time.perf_counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with app.temporary_files() as folder:
+            page = app.build(studio, folder)
+            print(f"{time.perf_counter() - begun:.0f} s")
+            with app.served(page, args.host, args.port) as address:
+                print(f"paint at {address} (Ctrl-C ends it)", flush=True)
+                threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nended")
+
+
+if __name__ == "__main__":
+    cli.run(main)

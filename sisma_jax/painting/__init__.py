@@ -1,0 +1,12 @@
+"""A page to paint masks on and see their faces (`python -m sisma_jax.paint`).
+
+starts     masks to begin with
+studio     what the page does: faces, edited photos, files
+canvas     label maps as the page's canvas has them
+look       what it calls things
+easel.js   the canvas with its brushes; page.css, the style
+handlers   what happens when a part of the page is used
+app        the page: its parts, where they stand, what each of them calls
+
+Only `handlers` and `app` import gradio, and only `paint` imports those.
+"""

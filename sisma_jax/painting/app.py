@@ -1,0 +1,223 @@
+"""The page: its parts, where they stand, and what each of them calls."""
+
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+
+from sisma_jax.errors import InputError
+from sisma_jax.painting import canvas, look
+from sisma_jax.painting.handlers import PHOTO_TAB, THUMBNAILS, Handlers, Made, gallery
+from sisma_jax.painting.studio import FACES, Studio
+
+MOST_FACES, MOST_STEPS, MOST_GUIDANCE = 16, 50, 5.0
+IN_TURN = {"concurrency_id": "device", "concurrency_limit": 1}
+"""For what computes."""
+
+
+@contextmanager
+def served(page: gr.Blocks, host: str, port: int) -> Iterator[str]:
+    """Serve a page for as long as the context lasts; yields its address.
+
+    Raises:
+      InputError: if the port is taken meanwhile.
+    """
+    # gradio asks whether it can reach itself, which a proxy would not.
+    own = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost", "127.0.0.1", host]
+    os.environ["no_proxy"] = ",".join(filter(None, own))
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            mcp_server=False,
+            run_history=False,
+            footer_links=[],
+            theme=gr.themes.Default(
+                primary_hue="indigo", neutral_hue="slate", font=look.FONT, font_mono=look.MONO
+            ),
+            css=look.STYLE,
+        )
+    except OSError as error:
+        raise InputError(f"port {port} of {host} cannot be used: {error}") from error
+    try:
+        yield address
+    finally:
+        page.close(verbose=False)
+
+
+@contextmanager
+def temporary_files() -> Iterator[Path]:
+    """A folder for all that visitors upload and download, gone in the end."""
+    with tempfile.TemporaryDirectory(prefix="sisma_jax_paint_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        yield Path(folder)
+
+
+def build(studio: Studio, folder: Path) -> gr.Blocks:
+    """Lay out the page, which opens with a mask and faces of it, and connect its parts.
+
+    Args:
+      studio: a model with what is at hand for it.
+      folder: for files to download.
+    """
+    handlers = Handlers(studio, folder)
+    sheet = studio.starts.read(0)
+    settings = {"seed": 0, "steps": studio.steps, "guidance": studio.guidance}
+    first = Made(studio.faces(sheet.labels, count=FACES, **settings), sheet.labels, seed=0)
+    with gr.Blocks(
+        title="Paint a mask, see faces", analytics_enabled=False, fill_width=True
+    ) as page:
+        gr.HTML(look.title(studio.name, studio.size, studio.classes), elem_id="title")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=11, min_width=480):
+                desk = _desk(handlers, sheet)
+            with gr.Column(scale=9, min_width=400):
+                with gr.Tabs() as tabs:
+                    with gr.Tab("New faces", id="faces"):
+                        faces = _faces_tab(first)
+                    with gr.Tab("Edit a photo", id=PHOTO_TAB):
+                        photo = _photo_tab(studio)
+                with gr.Row():
+                    settings = _settings(studio)
+        # Hidden in the browser, but there: what a download is fetched by.
+        download = gr.DownloadButton(visible="hidden", elem_id="download")
+
+        def downloads(button: gr.Button, handler: Callable, inputs: list) -> None:
+            button.click(handler, inputs, download).success(None, js=look.FETCH)
+
+        taken = {
+            "outputs": [tabs, photo.subject, photo.before, photo.result, photo.after, desk.sheet,
+                desk.easel, photo.note],
+            "show_progress_on": photo.before,
+        }  # fmt: skip
+        _connect_desk(handlers, desk, downloads)
+        _connect_faces(handlers, desk, faces, settings, taken, downloads)
+        _connect_photo(handlers, desk, photo, settings, taken, downloads)
+    return page
+
+
+def _desk(handlers: Handlers, sheet) -> SimpleNamespace:
+    """Masks to begin with, and the canvas."""
+    studio = handlers.studio
+    with gr.Row(visible=studio.starts.count > 1, elem_id="starts-row"):
+        starts = gr.Gallery(
+            handlers.thumbnails(0), columns=THUMBNAILS, rows=1, allow_preview=False,
+            show_label=False, container=False, format="png", buttons=[], fit_columns=False,
+            elem_id="starts",
+        )  # fmt: skip
+        more = gr.Button("Others", size="sm", scale=0, min_width=72)
+    easel = gr.HTML(
+        canvas.packed(sheet.labels), html_template="<div class='easel'></div>",
+        js_on_load=look.EASEL, apply_default_css=False, elem_id="easel",
+        easel=look.easel(studio.classes, studio.size), photo=None,
+    )  # fmt: skip
+    with gr.Row():
+        upload = gr.UploadButton("Upload mask", size="sm", elem_id="upload-mask")
+        download = gr.Button("Download mask", size="sm", elem_id="download-mask")
+    return SimpleNamespace(
+        sheet=gr.State(sheet), first=gr.State(0), starts=starts, more=more, easel=easel,
+        upload=upload, download=download,
+    )  # fmt: skip
+
+
+def _faces_tab(made: Made) -> SimpleNamespace:
+    make = gr.Button("Make faces", variant="primary", elem_id="make")
+    shown = gr.Gallery(
+        **gallery(made), allow_preview=False, show_label=False, container=False, format="png",
+        buttons=[], elem_id="faces",
+    )  # fmt: skip
+    note = gr.Markdown("Faces of this mask, each with other noise.", elem_id="faces-note")
+    with gr.Row():
+        other = gr.Button("Other faces", size="sm", min_width=80)
+        use = gr.Button("Edit the chosen one", size="sm", min_width=80, elem_id="use-made")
+        download = gr.Button("Download", size="sm", min_width=80, elem_id="download-faces")
+    with gr.Row():
+        count = gr.Slider(1, MOST_FACES, FACES, step=1, label="Faces", buttons=[], elem_id="count")
+        seed = gr.Number(0, label="Seed", precision=0, buttons=[], elem_id="seed")
+    return SimpleNamespace(
+        made=gr.State(made), make=make, gallery=shown, note=note, other=other, use=use,
+        download=download, count=count, seed=seed,
+    )  # fmt: skip
+
+
+def _photo_tab(studio: Studio) -> SimpleNamespace:
+    edit = gr.Button("Edit the photo", variant="primary", elem_id="edit")
+    picture = {"interactive": False, "format": "png", "buttons": [], "min_width": 120}
+    with gr.Row():
+        before = gr.Image(label="Photo", elem_id="photo", **picture)
+        after = gr.Image(label="Edited", elem_id="edited", **picture)
+    note = gr.Markdown(look.how_to_start(studio.no_parser), elem_id="photo-note")
+    small = {"size": "sm", "min_width": 80}
+    with gr.Row():
+        upload = gr.UploadButton("Upload photo", elem_id="upload-photo", **small)
+        use = gr.Button("Take the mask's own face", elem_id="use-sheet", **small)
+    with gr.Row():
+        own = gr.UploadButton("Upload its mask", elem_id="upload-own", **small)
+        painted = gr.Button("The painting is its mask", elem_id="own-as-painted", **small)
+        back = gr.Button("Back to its mask", elem_id="back", **small)
+    with gr.Row():
+        keep = gr.Button("Go on from the result", elem_id="keep", **small)
+        download = gr.Button("Download the result", elem_id="download-result", **small)
+    return SimpleNamespace(
+        subject=gr.State(None), result=gr.State(None), edit=edit, before=before, after=after,
+        note=note, upload=upload, use=use, own=own, painted=painted, back=back, keep=keep,
+        download=download,
+    )  # fmt: skip
+
+
+def _settings(studio: Studio) -> list[gr.Slider]:
+    """Solver steps and guidance."""
+    steps = gr.Slider(
+        1, max(MOST_STEPS, studio.steps), studio.steps, step=1, label="Steps", info="of the solver",
+        buttons=[], min_width=160, elem_id="steps",
+    )  # fmt: skip
+    guidance = gr.Slider(
+        0, max(MOST_GUIDANCE, studio.guidance), studio.guidance, step=0.1, label="Guidance",
+        info="1: the plain model", buttons=[], min_width=160, elem_id="guidance",
+    )  # fmt: skip
+    return [steps, guidance]
+
+
+def _connect_desk(handlers, desk, downloads) -> None:
+    sheet = {"outputs": [desk.sheet, desk.easel], "show_progress": "hidden"}
+    desk.more.click(handlers.more, desk.first, [desk.first, desk.starts])
+    desk.starts.select(handlers.start, desk.first, **sheet)
+    desk.upload.upload(handlers.upload_mask, desk.upload, **sheet)
+    downloads(desk.download, handlers.download_mask, [desk.easel])
+
+
+def _connect_faces(handlers, desk, faces, settings, taken, downloads) -> None:
+    make = {
+        "fn": handlers.make,
+        "inputs": [desk.easel, faces.count, faces.seed, *settings],
+        "outputs": [faces.made, faces.gallery, faces.note],
+        "show_progress_on": faces.gallery,
+    } | IN_TURN
+    faces.make.click(**make)
+    faces.other.click(lambda: random.randrange(10**6), None, faces.seed).then(**make)
+    faces.gallery.select(handlers.choose, faces.made, faces.made)
+    faces.use.click(handlers.use_made, faces.made, **taken)
+    downloads(faces.download, handlers.download_faces, [faces.made])
+
+
+def _connect_photo(handlers, desk, photo, settings, taken, downloads) -> None:
+    photo.upload.upload(handlers.upload_photo, [photo.upload, desk.easel], **taken)
+    photo.use.click(handlers.use_sheet, desk.sheet, **taken)
+    photo.own.upload(handlers.upload_own, [photo.own, photo.subject], **taken)
+    photo.painted.click(handlers.own_as_painted, [desk.easel, photo.subject], **taken)
+    photo.back.click(handlers.back, photo.subject, **taken)
+    photo.keep.click(handlers.use_result, photo.result, **taken)
+    photo.edit.click(
+        handlers.edit, [desk.easel, photo.subject, *settings],
+        [photo.result, photo.after, photo.note], show_progress_on=photo.after, **IN_TURN,
+    )  # fmt: skip
+    downloads(photo.download, handlers.download_result, [photo.result])

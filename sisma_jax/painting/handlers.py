@@ -1,0 +1,229 @@
+"""What happens when a part of the page is used.
+
+What belongs to one visitor is on the canvas and in the page's states: the sheet (the mask that the
+painting began with, and the face it came with), the subject (the photo that is edited, with its own
+mask), the result of editing it, and the faces made last.
+"""
+
+import dataclasses
+import functools
+import html
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from sisma_jax.errors import InputError
+from sisma_jax.painting import canvas, look
+from sisma_jax.painting.starts import Subject
+from sisma_jax.painting.studio import Studio, write_faces, write_photo
+
+PHOTO_TAB = "photo"
+THUMBNAILS = 6
+"""Masks to choose from at a time."""
+_THUMBNAIL_SIDE, _FACE_SIDE = 96, 256
+"""Pixels that they, and faces, are shown with at least."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """The faces made last."""
+
+    faces: np.ndarray
+    labels: np.ndarray
+    seed: int
+    chosen: int | None = None
+
+
+def told(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Show wrong input as a sentence on the page."""
+
+    @functools.wraps(handler)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        try:
+            return handler(*args, **options)
+        except InputError as error:
+            sentence = html.escape(str(error))
+            raise gr.Error(sentence, duration=15, print_exception=False) from None
+
+    return wrapped
+
+
+def viewed(face: np.ndarray) -> np.ndarray:
+    """A face as large as it is looked at."""
+    side = max(len(face), _FACE_SIDE)
+    return np.asarray(Image.fromarray(face).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def gallery(made: Made) -> dict[str, Any]:
+    """What the gallery of faces shows."""
+    count = len(made.faces)
+    columns = 2 if count <= 4 else 3 if count <= 9 else 4
+    return {"value": [viewed(face) for face in made.faces], "columns": columns}
+
+
+def note(made: Made, seconds: float) -> str:
+    """The line below it."""
+    what = f"{len(made.faces)} faces" if len(made.faces) > 1 else "One face"
+    return f"{what} of seed {made.seed} in {seconds:.1f} s."
+
+
+class Handlers:
+    """For a studio; files to download are written into `folder`.
+
+    `easel` below is the canvas's value, and what is returned for it its new value.
+    """
+
+    def __init__(self, studio: Studio, folder: Path):
+        self.studio, self.folder = studio, folder
+
+    def labels(self, easel: Any) -> np.ndarray:
+        """What has been painted."""
+        return canvas.unpacked(easel, self.studio.size)
+
+    def new_folder(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+    # --- The sheet
+
+    def thumbnails(self, first: int) -> list[np.ndarray]:
+        """Of the masks from `first` on."""
+        numbers = range(first, min(first + THUMBNAILS, self.studio.starts.count))
+        masks = (self.studio.starts.read(i).labels for i in numbers)
+        return [canvas.thumbnail(mask, self.studio.classes, _THUMBNAIL_SIDE) for mask in masks]
+
+    def put_up(self, sheet: Subject) -> tuple:
+        """-> sheet, easel"""
+        return sheet, gr.HTML(canvas.packed(sheet.labels), photo=None)
+
+    @told
+    def more(self, first: int) -> tuple:
+        """-> number of the first thumbnail, thumbnails"""
+        first = first + THUMBNAILS if first + THUMBNAILS < self.studio.starts.count else 0
+        return first, gr.Gallery(self.thumbnails(first), selected_index=None)
+
+    @told
+    def start(self, first: int, event: gr.SelectData) -> tuple:
+        """-> sheet, easel"""
+        return self.put_up(self.studio.starts.read(first + event.index))
+
+    @told
+    def upload_mask(self, path: str) -> tuple:
+        """-> sheet, easel"""
+        return self.put_up(Subject(self.studio.read_mask(Path(path)), None))
+
+    @told
+    def download_mask(self, easel: Any) -> str:
+        return str(self.studio.write_mask(self.new_folder(), self.labels(easel)))
+
+    # --- New faces
+
+    @told
+    def make(
+        self, easel, count, seed, steps, guidance, progress: gr.Progress = gr.Progress()  # noqa: B008
+    ) -> tuple:  # fmt: skip
+        """-> made, gallery, note"""
+        begun = time.perf_counter()
+        labels, seed = self.labels(easel), _whole("seed", seed)
+        progress(0, desc="making faces (longer the first time with other settings)")
+        faces = self.studio.faces(
+            labels,
+            count=_whole("the number of faces", count),
+            seed=seed,
+            steps=_whole("steps", steps),
+            guidance=guidance,
+            report=lambda done, count: progress((done, count), desc="making faces", unit="faces"),
+        )
+        made = Made(faces, labels, seed)
+        return made, gr.Gallery(**gallery(made)), note(made, time.perf_counter() - begun)
+
+    def choose(self, made: Made, event: gr.SelectData) -> Made:
+        return dataclasses.replace(made, chosen=event.index)
+
+    @told
+    def download_faces(self, made: Made) -> str:
+        return str(write_faces(self.new_folder(), made.faces, made.seed))
+
+    # --- A photo; -> tabs, subject, its picture, no result, no picture of it, sheet, easel, note
+
+    def take(self, subject: Subject, note: str) -> tuple:
+        easel = gr.HTML(canvas.packed(subject.labels), photo=canvas.data_url(subject.photo))
+        tabs = gr.Tabs(selected=PHOTO_TAB)
+        return tabs, subject, viewed(subject.photo), None, None, subject, easel, note
+
+    @told
+    def upload_photo(self, path: str, easel: Any) -> tuple:
+        photo = self.studio.read_photo(Path(path))
+        if self.studio.parser is None:
+            return self.take(Subject(self.labels(easel), photo), look.NEEDS_MASK)
+        return self.take(Subject(self.studio.find_mask(photo), photo), look.FOUND_MASK)
+
+    @told
+    def use_sheet(self, sheet: Subject) -> tuple:
+        if sheet.photo is None:
+            raise InputError(
+                "this mask came without a face: choose one that has it, or upload a photo"
+            )
+        return self.take(sheet, look.READY)
+
+    @told
+    def use_made(self, made: Made) -> tuple:
+        if made.chosen is None and len(made.faces) > 1:
+            raise InputError("no face is chosen: click one of them first")
+        return self.take(Subject(made.labels, made.faces[made.chosen or 0]), look.READY)
+
+    @told
+    def use_result(self, result: Subject | None) -> tuple:
+        return self.take(_edited(result), look.READY)
+
+    @told
+    def upload_own(self, path: str, subject: Subject | None) -> tuple:
+        photo = _needed(subject).photo
+        return self.take(Subject(self.studio.read_mask(Path(path)), photo), look.READY)
+
+    @told
+    def own_as_painted(self, easel: Any, subject: Subject | None) -> tuple:
+        return self.take(Subject(self.labels(easel), _needed(subject).photo), look.READY)
+
+    @told
+    def back(self, subject: Subject | None) -> tuple:
+        return self.take(_needed(subject), look.READY)
+
+    @told
+    def edit(
+        self, easel, subject, steps, guidance, progress: gr.Progress = gr.Progress()  # noqa: B008
+    ) -> tuple:  # fmt: skip
+        """-> result, its picture, note"""
+        begun = time.perf_counter()
+        subject, labels = _needed(subject), self.labels(easel)
+        progress(0, desc="editing (longer the first time with other settings)")
+        photo = self.studio.edited(subject, labels, steps=_whole("steps", steps), guidance=guidance)
+        note = f"Edited in {time.perf_counter() - begun:.1f} s."
+        return Subject(labels, photo), viewed(photo), note
+
+    @told
+    def download_result(self, result: Subject | None) -> str:
+        return str(write_photo(self.new_folder(), _edited(result).photo))
+
+
+def _needed(subject: Subject | None) -> Subject:
+    if subject is None:
+        raise InputError("there is no photo yet: upload one, or take a face of this page")
+    return subject
+
+
+def _edited(result: Subject | None) -> Subject:
+    if result is None:
+        raise InputError("nothing has been edited yet: paint, then press Edit the photo")
+    return result
+
+
+def _whole(name: str, value: float | None) -> int:
+    if value is None or value != int(value):
+        raise InputError(f"{name} is {value}: give a whole number")
+    return int(value)

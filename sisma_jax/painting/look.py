@@ -1,0 +1,75 @@
+"""What the page calls things, and how it looks."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+from sisma_jax.data.classes import CELEBAMASK, FLIP_PAIRS, ClassSet
+
+FONT = ("system-ui", "sans-serif")
+MONO = ("ui-monospace", "monospace")
+"""Fonts of the reader's own machine: the page loads nothing from elsewhere."""
+
+_HERE = Path(__file__).parent
+STYLE = (_HERE / "page.css").read_text()
+EASEL = (_HERE / "easel.js").read_text()
+
+FETCH = "() => setTimeout(() => document.querySelector('#download').click(), 200)"
+"""Fetch the file that the hidden button holds by then."""
+
+_HOW_TO_START = (
+    "Upload a photo, or take a face of this page. Its mask appears on the canvas; paint over it "
+    "what shall change. The rest of the photo stays."
+)
+FOUND_MASK = (
+    "The face parser has found this mask. Where it errs, correct it and press *The painting is its "
+    "mask*. Then paint what shall change, and press *Edit the photo*."
+)
+NEEDS_MASK = (
+    "Upload the photo's mask, or paint it over the photo and press *The painting is its mask*. "
+    "Then paint what shall change, and press *Edit the photo*."
+)
+READY = "Paint over the mask what shall change, and press *Edit the photo*."
+
+_SPOKEN = {
+    "l_eye": "left eye",
+    "r_eye": "right eye",
+    "l_brow": "left brow",
+    "r_brow": "right brow",
+    "l_ear": "left ear",
+    "r_ear": "right ear",
+    "u_lip": "upper lip",
+    "l_lip": "lower lip",
+    "eye_g": "glasses",
+    "ear_r": "earring",
+    "neck_l": "necklace",
+    "cloth": "clothes",
+}
+"""CelebAMask-HQ's short names."""
+
+
+def easel(classes: ClassSet, size: int) -> dict[str, Any]:
+    """What `easel.js` has to know of the brushes."""
+    names = [_SPOKEN.get(name, name.replace("_", " ")) for name in classes.names]
+    pairs = FLIP_PAIRS if classes == CELEBAMASK else ()
+    sided = {label for pair in pairs for label in pair}
+    return {
+        "size": size,
+        "names": names,
+        "titles": ["left and right are the person's" * (i in sided) for i in range(len(names))],
+        "colours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in classes.colours],
+    }
+
+
+def how_to_start(no_parser: str) -> str:
+    """The first note beside a photo, with why there is no face parser, if there is none."""
+    why = f"\n\nThere is {html.escape(no_parser)}." if no_parser else ""
+    return _HOW_TO_START + why
+
+
+def title(name: str, size: int, classes: ClassSet) -> str:
+    """The head of the page."""
+    return (
+        "<h1>Paint a mask, see faces</h1>"
+        f"<p>{html.escape(name)} · {size} × {size} pixels · {len(classes)} classes</p>"
+    )

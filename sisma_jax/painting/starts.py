@@ -1,0 +1,75 @@
+"""Masks to begin a painting with, and faces that they belong to, where there are any."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sisma_jax.config import section
+from sisma_jax.data import synthetic
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
+from sisma_jax.data.input_pipeline import Source
+from sisma_jax.errors import InputError
+from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.setup import DataConfig
+
+PROCEDURAL = 512
+"""Procedural faces to choose from, where there is no data set."""
+_SEED = 1
+"""Of those; the sets that configs write have seed 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A mask, and the face that it is of."""
+
+    labels: UInt8[np.ndarray, "h w"]
+    photo: UInt8[np.ndarray, "h w 3"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Starts:
+    """Those that can be chosen from."""
+
+    origin: str
+    """In words."""
+    count: int
+    read: Callable[[int], Subject]
+    """Number, from 0 to count - 1 -> the mask."""
+
+
+def find_starts(run: RunFolder, classes: ClassSet, size: int) -> Starts:
+    """The test split of the run's data set; where that is not at hand, procedural faces if they
+    have the run's classes; a mask of one class otherwise.
+
+    Args:
+      run: the run folder, or an export.
+      classes, size: of its label maps.
+    """
+    data = section(DataConfig, run.config(), "data")
+    try:
+        source = data.open("test", ("image", "labels"))
+        if source.classes != classes:
+            raise InputError(f"{data.path} now has other classes than the run")
+    except InputError as error:
+        why = str(error)
+    else:
+        return Starts(f"test split of {data.path}", len(source), lambda i: _item(source, i))
+    if classes == CELEBAMASK:
+        return Starts(
+            f"procedural faces, for the run's data set is not at hand ({why})",
+            PROCEDURAL,
+            lambda i: Subject(*reversed(synthetic.face(_SEED, i, size))),
+        )
+    blank = np.zeros((size, size), np.uint8)
+    return Starts(
+        f"one class everywhere, for the run's data set is not at hand ({why})",
+        1,
+        lambda _: Subject(blank, None),
+    )
+
+
+def _item(source: Source, index: int) -> Subject:
+    item = source[index]
+    return Subject(item["labels"], item["image"])

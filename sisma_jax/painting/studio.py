@@ -1,0 +1,214 @@
+"""What the page calls: faces from a mask, a photo under another mask, files in and out."""
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from sisma_jax.data import image_files
+from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.label_maps import read_label_map, resize_nearest, write_label_map
+from sisma_jax.editing import edit
+from sisma_jax.errors import InputError
+from sisma_jax.evaluation.networks import DEFAULT_PARSER, TRAIN_PARSER
+from sisma_jax.files import write_atomically
+from sisma_jax.models.face_parser import FaceParser, load_parser
+from sisma_jax.painting.starts import Starts, Subject, find_starts
+from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.training.run_folder import RunFolder
+
+FACES = 4
+"""Faces at a time, and as many as the page makes at first."""
+_FORMATS = {b"\x89P": "PNG", b"\xff\xd8": "JPEG", b"RI": "WEBP"}
+"""By a file's first bytes."""
+_MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK")
+
+Report = Callable[[int, int], None]
+"""Told how many faces of how many are there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Studio:
+    """A trained model with what is at hand to paint for it."""
+
+    name: str
+    """Of the run, in words."""
+    synthesizer: Synthesizer
+    starts: Starts
+    parser: FaceParser | None
+    no_parser: str
+    """Why there is none."""
+    steps: int
+    guidance: float
+    """Those to begin with: the run's own for its sample grids."""
+
+    @classmethod
+    def open(cls, workdir: Path, parser: Path | None = None) -> "Studio":
+        """Read a run folder or an export.
+
+        Args:
+          workdir: the folder.
+          parser: whatever `load_parser` reads; None for `DEFAULT_PARSER` if it exists and fits.
+
+        Raises:
+          InputError: if the folder holds no trained SISMA, or `parser` is none of its classes.
+        """
+        synthesizer = Synthesizer.load(workdir, batch_size=FACES)
+        run = RunFolder(workdir)
+        size, classes = synthesizer.config.image_size, synthesizer.classes
+        found, reason = _find_parser(parser, classes, size)
+        samples = run.config().samples
+        return cls(
+            name=f"{workdir}, step {synthesizer.step}",
+            synthesizer=synthesizer,
+            starts=find_starts(run, classes, size),
+            parser=found,
+            no_parser=reason,
+            steps=samples.steps,
+            guidance=samples.guidance,
+        )
+
+    @property
+    def classes(self) -> ClassSet:
+        return self.synthesizer.classes
+
+    @property
+    def size(self) -> int:
+        """Pixels along each side of masks and faces."""
+        return self.synthesizer.config.image_size
+
+    def faces(
+        self,
+        labels: UInt8[np.ndarray, "h w"],
+        *,
+        count: int,
+        seed: int,
+        steps: int,
+        guidance: float,
+        report: Report = lambda done, count: None,
+    ) -> UInt8[np.ndarray, "count h w 3"]:
+        """Return `count` faces of one mask. Face i has the noise of (seed, i).
+
+        Raises:
+          InputError: if an argument is out of range.
+        """
+        if count < 1:
+            raise InputError(f"{count} faces are asked for: use at least 1")
+        masks = np.repeat(labels[None], count, axis=0)
+        made: list[np.ndarray] = []
+        for batch in self.synthesizer.batches(masks, seed, steps, guidance=guidance):
+            made.extend(batch)
+            report(len(made), count)
+        return np.stack(made)
+
+    def edited(
+        self, subject: Subject, labels: UInt8[np.ndarray, "h w"], *, steps: int, guidance: float
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """Return a photo with its mask as it looks under the mask `labels`.
+
+        Raises:
+          InputError: if that is its own mask, or an argument is out of range.
+        """
+        if (subject.labels == labels).all():
+            raise InputError(
+                "the painting is the photo's own mask, so there is nothing to change: paint first"
+            )
+        batch = (x[None] for x in (subject.photo, subject.labels, labels))
+        return edit(self.synthesizer, *batch, steps=steps, guidance=guidance)[0]
+
+    def read_mask(self, path: Path) -> UInt8[np.ndarray, "h w"]:
+        """Read a label map, of which the square in the middle is taken, and resize it (nearest).
+
+        Raises:
+          InputError: if it is none of the run's classes; the message has the file's name only.
+        """
+        try:
+            labels = read_label_map(path, self.classes, allow_unlabelled=True)
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), path.name)) from error
+        height, width = labels.shape
+        side = min(height, width)
+        y, x = (height - side) // 2, (width - side) // 2
+        return resize_nearest(labels[y : y + side, x : x + side], self.size)
+
+    def read_photo(self, path: Path) -> UInt8[np.ndarray, "h w 3"]:
+        """Read a photo, turned as its EXIF says, of which the square in the middle is taken, at the
+        model's size. What is transparent is white.
+
+        Raises:
+          InputError: if it is no intact JPEG, PNG or WebP of 8 bits a channel; the message has the
+            file's name only.
+        """
+        with path.open("rb") as file:
+            kind = _FORMATS.get(file.read(2))
+        if kind is None:
+            raise InputError(f"{path.name} is no JPEG, PNG or WebP: save the photo as one of them")
+        try:
+            image = ImageOps.exif_transpose(image_files.load(path, kind))
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), path.name)) from error
+        if image.mode not in _MODES:
+            raise InputError(f"{path.name} has pixels of type {image.mode}: save it as 8-bit RGB")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        side = (self.size, self.size)
+        return np.asarray(ImageOps.fit(image.convert("RGB"), side, Image.Resampling.LANCZOS))
+
+    def find_mask(self, photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
+        """The mask of a photo by the face parser.
+
+        Raises:
+          InputError: if there is none.
+        """
+        if self.parser is None:
+            raise InputError(self.no_parser)
+        return np.asarray(self.parser.labels(photo[None])[0])
+
+    def write_mask(self, folder: Path, labels: UInt8[np.ndarray, "h w"]) -> Path:
+        """Write a label map that `sample` reads."""
+        path = folder / "mask.png"
+        write_label_map(path, labels, self.classes)
+        return path
+
+
+def write_photo(folder: Path, photo: UInt8[np.ndarray, "h w 3"]) -> Path:
+    """Write an edited photo as a PNG file."""
+    path = folder / "edited.png"
+    image_files.save_png(Image.fromarray(photo), path)
+    return path
+
+
+def write_faces(folder: Path, faces: UInt8[np.ndarray, "n h w 3"], seed: int) -> Path:
+    """Write faces as PNG files in a zip."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for i, face in enumerate(faces):
+            file = io.BytesIO()
+            Image.fromarray(face).save(file, "PNG")
+            archive.writestr(f"seed{seed}_{i}.png", file.getvalue())
+    path = folder / "faces.zip"
+    write_atomically(path, packed.getvalue())
+    return path
+
+
+def _find_parser(path: Path | None, classes: ClassSet, size: int) -> tuple[FaceParser | None, str]:
+    """The parser that was named, or that of `DEFAULT_PARSER`, or else why not."""
+    try:
+        parser = load_parser(path or DEFAULT_PARSER)
+        parser.check(classes.names)
+        if path is None and parser.size != size:
+            raise InputError(f"it was trained on {parser.size} pixels where the run has {size}")
+    except InputError as error:
+        if path is not None:
+            raise
+        return None, (
+            f"no use of {DEFAULT_PARSER} to find a photo's mask ({error}): train a parser "
+            f"({TRAIN_PARSER}), start with --parser, or upload or paint the photo's mask"
+        )
+    return parser, ""
