@@ -85,11 +85,13 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"),
         help="run on CelebAMask-HQ's classes (default: runs/demo)")  # fmt: skip
     parser.add_argument("--count", type=int, default=64, help="test faces (default: 64)")
+    parser.add_argument("--out", type=Path, default=report.RESULTS,
+        help="folder for edit_cpu.json and edit.png (default: benchmarks/results)")  # fmt: skip
     args = parser.parse_args()
     figures, sheet = measure(args.workdir, args.count)
     content = {"faces": args.count, "steps": STEPS, "margin": MARGIN, "rms_grey_levels": figures}
-    report.write(report.RESULTS / "edit_cpu.json", ("jax", "flax"), content)
-    Image.fromarray(sheet.repeat(2, axis=0).repeat(2, axis=1)).save(report.RESULTS / "edit.png")
+    report.write(args.out / "edit_cpu.json", ("jax", "flax"), content)
+    Image.fromarray(sheet.repeat(2, axis=0).repeat(2, axis=1)).save(args.out / "edit.png")
     for name, value in figures.items():
         print(f"{name:16s} {value:.2f}")
 
