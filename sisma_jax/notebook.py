@@ -1,0 +1,196 @@
+"""What the notebooks in `launch/` show and move: devices, live curves, pictures, run folders."""
+
+import contextlib
+import io
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from PIL import Image
+
+from kernels.selective_scan.api import choose
+from sisma_jax.errors import InputError
+from sisma_jax.training.run_folder import RunFolder
+
+REDRAWN_AFTER = 2.0
+"""Seconds: a drawing takes a fifth of one, of a core that also prepares batches."""
+
+CURVES = ("loss", "test_loss")
+
+MEANING = {
+    "cpu": "no accelerator: minutes for small faces of 64 pixels, too slow for photographs",
+    "gpu": "an accelerator: photographs are within reach",
+    "tpu": "accelerators, which share every batch: photographs are within reach",
+}
+
+
+def describe_devices(state: int = 16) -> str:
+    """What JAX computes on, what that means here, and which scan that takes: a few lines.
+
+    Args:
+      state: states of the scan, by which its implementation is chosen.
+    """
+    devices = jax.devices()
+    name, reason = choose(state)
+    return "\n".join(
+        (
+            f"devices   {len(devices)} x {devices[0].device_kind}",
+            f"          {MEANING.get(jax.default_backend(), 'never tried')}",
+            f"scan      {name} ({reason})",
+            f"versions  jax {jax.__version__}, Python {platform.python_version()}",
+        )
+    )
+
+
+def picture(sheet: UInt8[np.ndarray, "h w 3"], zoom: int = 2) -> Image.Image:
+    """What a cell shows where it ends with it: `sheet`, each pixel as a square of `zoom`."""
+    return Image.fromarray(sheet.repeat(zoom, axis=0).repeat(zoom, axis=1))
+
+
+class LivePlot:
+    """Draws loss and newest samples of a run below its cell, while it trains: a `Log`.
+
+        with LivePlot(folder) as plot:
+            train_sisma(config, folder, watch=[plot])
+
+    Of what the training prints the newest line stands below the plot. A run that is continued
+    begins with the curve that its folder holds.
+    """
+
+    def __init__(self, workdir: str | Path) -> None:
+        """Show what `workdir` (a run folder, or where there will be one) holds so far.
+
+        Raises:
+          InputError: IPython is not installed.
+        """
+        try:
+            from IPython import display
+        except ImportError as error:
+            raise InputError(
+                "a live plot needs IPython, which is not installed: open the notebook in Jupyter, "
+                "or train without `watch`"
+            ) from error
+        self._run = RunFolder(Path(workdir))
+        self._points: dict[str, list[tuple[int, float]]] = {name: [] for name in CURVES}
+        self._sheet: np.ndarray | None = None
+        if self._run.metrics_file.exists():
+            for line in self._run.metrics_file.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # a row cut short by a crash
+                    row = json.loads(line)
+                    self._add(row["step"], row)
+        grids = sorted(self._run.samples.glob("step_*.png"))
+        if grids:
+            self._sheet = np.asarray(Image.open(grids[-1]).convert("RGB"))
+
+        shown = lambda: display.Image(data=self._drawing())
+        plot = display.display(shown(), display_id=True)
+        self._drawn_at = time.monotonic()
+        self._redraw = lambda: plot.update(shown())
+        text = lambda line: {"text/plain": line}
+        status = display.display(text(""), raw=True, display_id=True)
+        self._printed = _LastLine(lambda line: status.update(text(line), raw=True))
+        self._redirected = contextlib.redirect_stdout(self._printed)
+
+    def __enter__(self) -> "LivePlot":
+        self._redirected.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._redirected.__exit__(kind, error, traceback)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._add(step, metrics)
+        self._draw(wait=REDRAWN_AFTER)
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        self._sheet = image
+        self._draw()
+
+    def close(self) -> None:
+        self._draw()
+
+    def _add(self, step: int, metrics: Mapping[str, int | float]) -> None:
+        for name in self._points.keys() & metrics.keys():
+            # What came after the checkpoint that a run continues from comes again.
+            earlier = [point for point in self._points[name] if point[0] < step]
+            self._points[name] = [*earlier, (step, metrics[name])]
+
+    def _draw(self, wait: float = 0.0) -> None:
+        if time.monotonic() - self._drawn_at >= wait:
+            self._redraw()
+            self._drawn_at = time.monotonic()
+
+    def _drawing(self) -> bytes:
+        figure = Figure(figsize=(11, 4), layout="constrained")
+        curve, grid = figure.subplots(1, 2, width_ratios=(3, 2))
+        curve.set(title=str(self._run.path), xlabel="step", yscale="log")
+        for name, points in self._points.items():
+            if points:
+                curve.plot(*zip(*points, strict=True), ".-", label=name)
+        if any(self._points.values()):
+            curve.legend()
+        curve.grid(True, which="both", alpha=0.3)
+        grid.axis("off")
+        if self._sheet is not None:
+            grid.imshow(self._sheet)
+        png = io.BytesIO()
+        figure.savefig(png, dpi=100)
+        return png.getvalue()
+
+
+class _LastLine(io.TextIOBase):
+    """A place to print to, of which the last whole line is shown."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show, self._begun = show, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        whole = [line for line in lines if line.strip()]
+        if whole:
+            self._show(whole[-1])
+        return len(text)
+
+
+def copy_folder(source: epath.PathLike, target: epath.PathLike) -> None:
+    """Make `target` what `source` is: new and changed files are copied, others there deleted.
+
+    Either may be a bucket (`gs://`), where the libraries can read it. Cut off, the same call goes
+    on; a run folder is copied between trainings.
+
+    Raises:
+      InputError: there is no folder `source`.
+    """
+    source, target = epath.Path(source), epath.Path(target)
+    if not source.is_dir():
+        raise InputError(f"{source} is no folder: name one that was saved before")
+    target.mkdir(parents=True, exist_ok=True)
+    wanted = {path.name: path for path in source.iterdir()}
+    for name, path in wanted.items():
+        if path.is_dir():
+            copy_folder(path, target / name)
+        elif _changed(path, target / name):
+            path.copy(target / name, overwrite=True)
+    for path in target.iterdir():
+        if path.name not in wanted:
+            path.rmtree() if path.is_dir() else path.unlink()
+
+
+def _changed(file: epath.Path, copy: epath.Path) -> bool:
+    if not copy.exists():
+        return True
+    now, then = file.stat(), copy.stat()
+    return now.length != then.length or now.mtime >= then.mtime  # in whole seconds
