@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -91,12 +90,10 @@ def checkout(tmp_path, monkeypatch):
     for module in ("ipykernel", "nbclient", "nbformat"):
         pytest.importorskip(module, reason="install the extra `notebook`")
     monkeypatch.delenv("XLA_FLAGS")  # those of the other tests: the kernel computes more than them
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for file in files.splitlines():
-        if not file.startswith("tests/"):
-            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / file, tmp_path / file)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for folder in ("sisma_jax", "kernels", "configs", "benchmarks", "launch"):
+        unneeded = shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=unneeded)
     synthetic.write_dataset(tmp_path / "faces", count=16, size=256, seed=0, workers=1)
     config = AutoencoderConfig(block_channels=(8,) * 4, layers_per_block=1, norm_groups=4)
     save_autoencoder(tmp_path / "kl-f8", config, random_params(config))
