@@ -27,7 +27,7 @@ GOOGLE = "0x1ae0"
 """Vendor of TPUs, on the PCI bus."""
 
 CUDA_13 = (580, 7.5)
-"""Least driver and compute capability of JAX's CUDA 13 plugin, by JAX's installation page."""
+"""Least driver and compute capability that CUDA 13 is taken for; not tried on a GPU yet."""
 
 
 def accelerator() -> str:
