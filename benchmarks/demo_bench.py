@@ -2,9 +2,8 @@
 
     python benchmarks/demo_bench.py --target demo
 
-Runs the commands of `make demo` or `make demo-long` one by one. Stages that were done before are
-not timed: for times, begin where data/ and runs/ do not have them yet. Writes NAME.json, and of its
-pictures NAME.png (the sheet) and, of the long one, autoencoder.png.
+Runs the commands of `make demo` or `make demo-long` one by one, in a checkout that has not run them
+yet. Writes NAME.json and NAME.png (six rows of the sheet), and of the long one autoencoder.png.
 """
 
 import resource
@@ -18,13 +17,14 @@ import numpy as np
 import report
 from PIL import Image
 
-from sisma_jax.contact_sheet import with_legend
+from sisma_jax.contact_sheet import GAP, with_legend
 from sisma_jax.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 ROWS = 6
 """Of the sheet's twelve, in the README's picture."""
-SIZE, GAP = 64, 2
+SIZE = 64
+"""Pixels of a face."""
 
 
 def main() -> None:
@@ -37,29 +37,24 @@ def main() -> None:
     commands = [line for line in planned.splitlines() if " -m sisma_jax." in line]
     run = RunFolder(ROOT / "runs" / args.target)
     first_stage = RunFolder(ROOT / "runs" / args.target.replace("demo", "autoencoder"))
-    done = {
-        "data.synthetic": (ROOT / "data" / args.target.replace("demo", "synthetic")).exists(),
-        "train_autoencoder": first_stage.config_file.exists(),
-        "train": run.config_file.exists(),
-        "demo": run.report_file.exists(),
-    }
+    data = ROOT / "data" / args.target.replace("demo", "synthetic")
+    for made in (data, first_stage.path, run.path):
+        if made.exists():
+            parser.error(f"{made} exists, so its stage would take no time: move it away first")
     seconds = {}
     for command in commands:
         stage = command.partition(" -m sisma_jax.")[2].split()[0]
         started = time.monotonic()
         subprocess.run(shlex.split(command), cwd=ROOT, check=True)
-        seconds[stage] = None if done[stage] else round(time.monotonic() - started)
+        seconds[stage] = round(time.monotonic() - started)
 
     name = args.target.replace("-", "_")
     content = {
-        "seconds": seconds,
+        "seconds": seconds | {"whole": sum(seconds.values())},
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
         "report": run.report(),
         "autoencoder": first_stage.report(),
     }
-    if not any(done.values()):
-        content["seconds"]["whole"] = sum(seconds.values())
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        content["peak_memory_mib"] = round(peak / 2**10)
     report.write(report.RESULTS / f"{name}.json", ("jax", "flax"), content)
     sheet = np.asarray(Image.open(run.path / "samples.png").convert("RGB"))
     # The legend is drawn anew, below a sheet that has grown.

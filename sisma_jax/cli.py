@@ -66,6 +66,7 @@ def run(main: Callable[[], None]) -> None:
 
 def _where(main: Callable[[], None]) -> str:
     """The README's section on the command that `main` is of."""
+    # A type checker, as in the tests, wraps functions.
     spec = inspect.unwrap(main).__globals__.get("__spec__")
     module = spec.name.removesuffix(".__main__") if spec is not None else ""
     return f" (README.md, '{COMMANDS[module].section}')" if module in COMMANDS else ""

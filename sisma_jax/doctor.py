@@ -6,12 +6,10 @@ a tiny SISMA, forward and gradient. What should be mended is named at the end; s
 fails.
 """
 
-import argparse
 import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +33,7 @@ from sisma_jax.evaluation.networks import (
     LINEAR,
     TRAIN_PARSER,
 )
+from sisma_jax.install import accelerator
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.sisma import init_params
 
@@ -82,8 +81,8 @@ def found(weights: Path) -> Iterator[tuple[str, str]]:
         yield f".[{extra}]", purpose if there else f"not installed, for {purpose}"
     for use, file in (
         ("FID", INCEPTION),
-        *((f"LPIPS ({name})", file) for name, file in BACKBONES.items()),
-        *((f"LPIPS ({name})", file) for name, file in LINEAR.items()),
+        *((f"LPIPS {name}", file) for name, file in BACKBONES.items()),
+        *((f"LPIPS {name} linear", file) for name, file in LINEAR.items()),
     ):
         there = (weights / file.file).exists()
         yield (
@@ -162,11 +161,11 @@ TESTS: dict[str, Callable[[], str]] = {"scan": test_scan, "model": test_model}
 
 def advice() -> Iterator[str]:
     """What is not as it should be."""
-    nvidia = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
-    if nvidia and jax.default_backend() == "cpu":
+    extra = accelerator()
+    if extra and jax.default_backend() == "cpu":
         yield (
-            "this machine has an NVIDIA driver, but JAX computes on the CPU: "
-            "pip install -e '.[cuda12]' or '.[cuda13]', and unset JAX_PLATFORMS"
+            f"this machine has a device for {extra}, but JAX computes on the CPU: "
+            f"pip install -e '.[{extra}]', and unset JAX_PLATFORMS"
         )
     if jax.default_backend() == "cpu" and "hugetlb" not in os.environ.get("GLIBC_TUNABLES", ""):
         yield "export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 makes training on a CPU faster (Linux)"
@@ -183,7 +182,7 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=Path, default=DEFAULT_WEIGHTS, help="folder of published weights"
     )
-    args: argparse.Namespace = parser.parse_args()
+    args = parser.parse_args()
     if args.weights != DEFAULT_WEIGHTS and not args.weights.is_dir():
         raise InputError(f"--weights {args.weights} is no folder: give one of published weights")
 

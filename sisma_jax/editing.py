@@ -107,8 +107,8 @@ def _edit(
         latents = jax.lax.scan(forward, noise, times)[0]
         return to_uint8(autoencoder.from_latents(latents))
 
-    changed = labels != edited
-    free = _cells(_near(changed, margin), config.factor)[..., None]
+    blend = _ramp(labels != edited, margin)
+    free = _cells(blend > 0, config.factor)[..., None]
 
     def forward_near(z: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
         time, after = at
@@ -116,24 +116,20 @@ def _edit(
 
     # way[k] is the photo's latent at the end of step k.
     latents = jax.lax.scan(forward_near, noise, (times, way))[0]
-    blend = _ramp(changed, margin)[..., None]
+    blend = blend[..., None]
     return to_uint8(blend * autoencoder.from_latents(latents) + (1.0 - blend) * photo)
 
 
-def _near(edited: Bool[Array, "b H W"], margin: int) -> Bool[Array, "b H W"]:
-    """Pixels in a square of `margin` pixels around an edited one."""
-    window = (1, 2 * margin + 1, 2 * margin + 1)
-    return jax.lax.reduce_window(edited, False, jax.lax.bitwise_or, window, (1, 1, 1), "SAME")
+def _ramp(edited: Bool[Array, "b H W"], margin: int) -> Float[Array, "b H W"]:
+    """1 where edited, falling to 0 at more than `margin` pixels from there, in rows or columns."""
+    near, times = edited, edited.astype(jnp.float32)
+    for _ in range(margin):  # each grows by a pixel
+        near = jax.lax.reduce_window(near, False, jax.lax.bitwise_or, (1, 3, 3), (1, 1, 1), "SAME")
+        times += near.astype(jnp.float32)
+    return times / (margin + 1)
 
 
 def _cells(pixels: Bool[Array, "b H W"], factor: int) -> Bool[Array, "b h w"]:
     """Cells of the latents that hold any of these pixels."""
     window = (1, factor, factor)
     return jax.lax.reduce_window(pixels, False, jax.lax.bitwise_or, window, window, "VALID")
-
-
-def _ramp(edited: Bool[Array, "b H W"], margin: int) -> Float[Array, "b H W"]:
-    """1 where edited, falling to 0 at more than `margin` pixels from there."""
-    # A pixel at distance d is in the squares of d, d + 1, ..., margin.
-    within = [_near(edited, d).astype(jnp.float32) for d in range(margin + 1)]
-    return sum(within) / (margin + 1)

@@ -153,7 +153,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
     """Train SISMA as `config` says, in the run folder `workdir`, or continue the run there.
 
     Args:
-      config: what get_config() of `configs/synthetic.py` returns.
+      config: what get_config() of a file in `configs/` returns.
       workdir: the run folder.
       watch: whom to tell of metrics and samples meanwhile, beside the folder's own files.
 

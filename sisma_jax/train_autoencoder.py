@@ -63,17 +63,7 @@ class LossConfig:
 
 
 def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
-    """Train a first stage as `config` says, in the run folder `workdir`, or continue the run there.
-
-    Args:
-      config: what get_config() of `configs/autoencoder.py` returns.
-      workdir: the run folder.
-      watch: whom to tell of metrics and samples meanwhile, beside the folder's own files.
-
-    Raises:
-      InputError: if the config, the data or the folder cannot be used.
-      RunError: if the run cannot go on.
-    """
+    """Train a first stage; arguments and errors are those of `sisma_jax.train.train_sisma`."""
     run = RunFolder(Path(workdir))
     with together():
         common = Sections.of(config)

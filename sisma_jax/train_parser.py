@@ -56,17 +56,7 @@ class LossConfig:
 
 
 def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
-    """Train a face parser as `config` says, in the run folder `workdir`, or continue the run there.
-
-    Args:
-      config: what get_config() of `configs/parser.py` returns.
-      workdir: the run folder.
-      watch: whom to tell of metrics and samples meanwhile, beside the folder's own files.
-
-    Raises:
-      InputError: if the config, the data or the folder cannot be used.
-      RunError: if the run cannot go on.
-    """
+    """Train a face parser; arguments and errors are those of `sisma_jax.train.train_sisma`."""
     run = RunFolder(Path(workdir))
     with together():
         common = Sections.of(config)

@@ -119,7 +119,7 @@ def test_the_doctor_finds_this_installation_well(capsys, monkeypatch, tmp_path):
     assert text.endswith("all is well\n")
     for said in ("jaxlib", "cpu", "chunked  ", "no NVIDIA GPU", "within", "finite loss"):
         assert said in text
-    assert f"LPIPS (vgg)       {tmp_path}" in text and f"no {tmp_path}/pt_inception" in text
+    assert f"LPIPS vgg linear  {tmp_path}" in text and f"no {tmp_path}/pt_inception" in text
 
 
 def test_the_doctor_says_what_is_wrong(capsys, monkeypatch):
@@ -127,11 +127,11 @@ def test_the_doctor_says_what_is_wrong(capsys, monkeypatch):
         raise RuntimeError("no kernel image is available")
 
     monkeypatch.setattr(doctor, "selective_scan", broken)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(doctor, "accelerator", lambda: "cuda13")
     monkeypatch.setitem(doctor.TESTS, "model", lambda: "well")
     monkeypatch.setattr(sys, "argv", ["doctor"])
     with pytest.raises(RunError, match="self-test of scan failed: mend"):
         doctor.main()
     text = capsys.readouterr().out
     assert "FAILED: RuntimeError: no kernel image" in text
-    assert "has an NVIDIA driver, but JAX computes on the CPU" in text
+    assert "a device for cuda13, but JAX computes on the CPU: pip install -e '.[cuda13]'" in text

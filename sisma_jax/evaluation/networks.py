@@ -64,17 +64,25 @@ class Networks:
         if self.parser is None:
             return self
         try:
-            self.parser.check(classes)
-            if self.parser_is_default and size is not None and self.parser.size != size:
-                raise InputError(
-                    f"it was trained on {self.parser.size} pixels where the pictures have {size}: "
-                    "name it by --parser to take it all the same"
-                )
+            check_parser(self.parser, classes, size, named=not self.parser_is_default)
         except InputError as error:
             if not self.parser_is_default:
                 raise
             return dataclasses.replace(self, parser=None, missing=self.missing | _no_parser(error))
         return self
+
+
+def check_parser(
+    parser: FaceParser, classes: Sequence[str], size: int | None, *, named: bool
+) -> None:
+    """Raises InputError if a parser does not fit label maps of `classes` and pictures of `size`
+    pixels, which one that was named by the user may have seen in another size."""
+    parser.check(classes)
+    if not named and size is not None and parser.size != size:
+        raise InputError(
+            f"it was trained on {parser.size} pixels where the pictures have {size}: "
+            "name it by --parser to take it all the same"
+        )
 
 
 def load_networks(

@@ -15,7 +15,7 @@ from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.label_maps import read_label_map, resize_nearest, write_label_map
 from sisma_jax.editing import edit
 from sisma_jax.errors import InputError
-from sisma_jax.evaluation.networks import DEFAULT_PARSER, TRAIN_PARSER
+from sisma_jax.evaluation.networks import DEFAULT_PARSER, TRAIN_PARSER, check_parser
 from sisma_jax.files import write_atomically
 from sisma_jax.models.face_parser import FaceParser, load_parser
 from sisma_jax.painting.starts import Starts, Subject, find_starts
@@ -201,9 +201,7 @@ def _find_parser(path: Path | None, classes: ClassSet, size: int) -> tuple[FaceP
     """The parser that was named, or that of `DEFAULT_PARSER`, or else why not."""
     try:
         parser = load_parser(path or DEFAULT_PARSER)
-        parser.check(classes.names)
-        if path is None and parser.size != size:
-            raise InputError(f"it was trained on {parser.size} pixels where the run has {size}")
+        check_parser(parser, classes.names, size, named=path is not None)
     except InputError as error:
         if path is not None:
             raise

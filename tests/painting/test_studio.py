@@ -107,7 +107,7 @@ def test_a_parser_of_another_size_is_left_out_unless_it_is_named(
     (tmp_path / "parser/config.json").write_text(json.dumps(config))
     monkeypatch.setattr(studio, "DEFAULT_PARSER", tmp_path / "parser")
     left_out = Studio.open(tiny_run)
-    assert left_out.parser is None and "64 pixels where the run has 32" in left_out.no_parser
+    assert left_out.parser is None and "64 pixels where the pictures have 32" in left_out.no_parser
     assert Studio.open(tiny_run, tmp_path / "parser").parser.size == 2 * SIZE
 
 
