@@ -1,6 +1,6 @@
 # make demo          data, autoencoder, training and a picture of new faces: five minutes on two cores
 # make paint         paint masks and see their faces, in a browser; after make demo
-# make demo-long     the same for forty minutes, with a better picture
+# make demo-long     the same for half an hour, with a better picture
 # make report        a face parser, and what the demo's model is measured to do
 # make test          the tests
 # make test-kernels  those of the selective scan
