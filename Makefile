@@ -62,7 +62,7 @@ test-kernels: $(INSTALLED)
 	$(PY) -m pytest -n 2 tests/kernels
 
 test-slow: $(INSTALLED)
-	$(PY) -m pytest -n 2 --dist loadgroup -m slow $(TESTS)
+	$(PY) -m pytest -n 2 --dist loadfile -m slow $(TESTS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

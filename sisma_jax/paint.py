@@ -65,7 +65,9 @@ def main() -> None:
     print(f"face parser for photos: {studio.no_parser or studio.parser.name}")
     print("the first faces, which compiles the model ...", end=" ", flush=True)
     begun = time.perf_counter()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Shells start what runs in the background without Ctrl-C.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     try:
         with app.temporary_files() as folder:
             page = app.build(studio, folder)

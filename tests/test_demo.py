@@ -1,7 +1,12 @@
-"""The demo's figures: what they mean on pictures whose answer is known, and on the demo itself."""
+"""The demo's figures: what they mean on pictures whose answer is known, and on the demo itself.
+
+The slow tests share one run folder: `make test-slow` runs a file's tests in one process.
+"""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +84,6 @@ def after_the_demo() -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.xdist_group("demo")
 def test_the_demo_reaches_what_its_first_runs_reached():
     """Two measured runs (2026-11-20; the first of fewer
     steps) had 0.84 and 1.02 of the rendered faces' share, 0.34 and 0.39 above another mask's, 0.81
@@ -94,7 +98,6 @@ def test_the_demo_reaches_what_its_first_runs_reached():
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.xdist_group("demo")
 def test_the_demos_faces_follow_their_masks_as_a_parser_sees_it():
     """Runs `make report` unless it has been run. Measured (2026-11-25): the parser's own mIoU is
     0.845; on 256 and on 2,000 test masks mIoU and accuracy of the autoencoder's faces 0.63 and
@@ -113,3 +116,19 @@ def test_the_demos_faces_follow_their_masks_as_a_parser_sees_it():
     assert rows["training faces of demo"]["fd_parser"] < made["fd_parser"]
     assert report["missing"].keys() == {"fid", "lpips_diversity"}
     assert all(case["status"] == "measured" for case in report["speed"]["demo"]["cases"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_demos_photos_keep_what_was_not_edited(tmp_path):
+    """Measured (2026-11-25): benchmarks/results/edit_cpu.json."""
+    command = [sys.executable, ROOT / "benchmarks/edit_bench.py", "--workdir", after_the_demo()]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # it computes for long
+    subprocess.run(
+        [*command, "--count", "16", "--out", tmp_path], check=True, env=environment, cwd=ROOT
+    )
+    assert (tmp_path / "edit.png").exists()
+    figures = json.loads((tmp_path / "edit_cpu.json").read_text())["rms_grey_levels"]
+    assert figures["there_and_back"] < 2
+    assert figures["whole_far"] < 0.4 * figures["other_noise_far"]
+    assert figures["local_far"] == 0 and figures["local_edited"] > 40
