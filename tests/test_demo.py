@@ -76,9 +76,15 @@ def json_of(*path):
     return json.loads(ROOT.joinpath("runs", *path).read_text())
 
 
+def run(*command: object) -> None:
+    """Without the tests' setting that compiles fast and computes slowly (conftest.py)."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run(list(map(str, command)), cwd=ROOT, check=True, env=environment)
+
+
 def after_the_demo() -> Path:
     """The run folder of `make demo`, which is run unless it has been."""
-    subprocess.run(["make", "demo"], cwd=ROOT, check=True)
+    run("make", "demo")
     return ROOT / "runs" / "demo"
 
 
@@ -102,7 +108,7 @@ def test_the_demos_faces_follow_their_masks_as_a_parser_sees_it():
     """Runs `make report` unless it has been run. Measured (2026-11-25): the parser's own mIoU is
     0.845; on 256 and on 2,000 test masks mIoU and accuracy of the autoencoder's faces 0.63 and
     0.94, of samples 0.57 and 0.92."""
-    subprocess.run(["make", "report"], cwd=ROOT, check=True)
+    run("make", "report")
     parser = json_of("parser", "report.json")
     assert parser["test_miou"] > 0.75 and parser["test_images"] == 512
     assert min(parser["class_iou"].values()) > 0.25
@@ -122,11 +128,8 @@ def test_the_demos_faces_follow_their_masks_as_a_parser_sees_it():
 @pytest.mark.timeout(2400)
 def test_the_demos_photos_keep_what_was_not_edited(tmp_path):
     """Measured (2026-11-25): benchmarks/results/edit_cpu.json."""
-    command = [sys.executable, ROOT / "benchmarks/edit_bench.py", "--workdir", after_the_demo()]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # it computes for long
-    subprocess.run(
-        [*command, "--count", "16", "--out", tmp_path], check=True, env=environment, cwd=ROOT
-    )
+    script, demo = ROOT / "benchmarks/edit_bench.py", after_the_demo()
+    run(sys.executable, script, "--workdir", demo, "--count", 16, "--out", tmp_path)
     assert (tmp_path / "edit.png").exists()
     figures = json.loads((tmp_path / "edit_cpu.json").read_text())["rms_grey_levels"]
     assert figures["there_and_back"] < 2
