@@ -3,18 +3,21 @@
     python -m sisma_jax.train_autoencoder --config configs/autoencoder.py --workdir runs/autoencoder
 
 Variants: "" (factor 4 for synthetic faces of 64 pixels, about a minute on two CPU cores), "long"
-(the same in eight minutes, for `configs/synthetic.py:long`) and "celeba" (Stable Diffusion's
-architecture with factor 8 on CelebAMask-HQ at 256 pixels, from scratch; not trained to the end
-yet, and needed only by those who do not want the published weights).
+(the same in eight minutes, for `configs/synthetic.py:long`), "vq" (that of "" with 3 channels and
+a codebook of 512 entries, as good after four minutes) and, on CelebAMask-HQ at 256 pixels
+from scratch, "celeba" (Stable Diffusion's architecture, factor 8) and "vq-f4" (latent diffusion's
+with a codebook, which SCA-DM builds on). The last two have not been trained yet; they are needed
+only by those who do not want the published weights.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "long", "celeba"):
-        raise ValueError("choose 'long' or 'celeba', or none")
-    long, celeba = variant == "long", variant == "celeba"
+    if variant not in ("", "long", "vq", "celeba", "vq-f4"):
+        raise ValueError("choose 'long', 'vq', 'celeba' or 'vq-f4', or none")
+    long, vq, vq_f4 = variant == "long", variant == "vq", variant == "vq-f4"
+    celeba = variant in ("celeba", "vq-f4")
     config = ConfigDict()
     config.seed = 0
 
@@ -40,9 +43,12 @@ def get_config(variant: str = "") -> ConfigDict:
     # Model
     config.autoencoder = ConfigDict()
     config.autoencoder.image_channels = 3
-    config.autoencoder.latent_channels = 4
-    config.autoencoder.block_channels = (128, 256, 512, 512) if celeba else (64,)
+    config.autoencoder.latent_channels = 3 if vq or vq_f4 else 4
+    config.autoencoder.block_channels = (
+        (128, 256, 512) if vq_f4 else (128, 256, 512, 512) if celeba else (64,)
+    )
     config.autoencoder.layers_per_block = 2 if celeba else 1
+    config.autoencoder.codebook = 8192 if vq_f4 else 512 if vq else 0
     config.autoencoder.norm_groups = 32 if celeba else 8
     config.autoencoder.mid_attention = celeba
     config.autoencoder.fold = 1 if celeba else 4
@@ -52,11 +58,12 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Loss
     config.loss = ConfigDict()
-    config.loss.kl_weight = 1e-4 if celeba else 5e-3
+    config.loss.kl_weight = 1e-4 if celeba else 5e-3  # without a codebook
+    config.loss.commitment = 0.25  # with one
 
     # Training
     config.train = ConfigDict()
-    config.train.steps = 200_000 if celeba else 4000 if long else 360
+    config.train.steps = 200_000 if celeba else 4000 if long else 1000 if vq else 360
     config.train.batch_size = 32 if celeba else 8
     config.train.accumulate = 1
     config.train.optimizer = "adamw" if celeba else "muon"
@@ -69,12 +76,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.init_from = ""
     config.train.skip_limit = 10
     config.train.log_every = 100 if celeba else 50
-    config.train.sample_every = 5000 if celeba else 2000 if long else 360
+    config.train.sample_every = 5000 if celeba else 2000 if long else 1000 if vq else 360
     config.train.profile_at = 0  # a step; 0 for no trace
     config.train.profile_steps = 5
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 5000 if celeba else 1000 if long else 180
+    config.checkpoint.every = 5000 if celeba else 1000 if long else 500 if vq else 180
     config.checkpoint.keep = 2
     config.checkpoint.keep_every = 0
 

@@ -1,14 +1,14 @@
 """Train a first stage: `python -m sisma_jax.train_autoencoder --config configs/autoencoder.py`."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax import cli
@@ -28,6 +28,8 @@ from sisma_jax.models.autoencoder import (
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.autoencoder.training import (
     autoencoder_loss,
+    codebook_init,
+    codebook_loss,
     latent_scale,
     patch_pca_init,
     posterior_noise,
@@ -44,7 +46,7 @@ from sisma_jax.training.setup import (
     run_claimed,
 )
 from sisma_jax.training.sharding import fill_up, local_copy
-from sisma_jax.training.state import Params, kernel_axes, make_optimizer
+from sisma_jax.training.state import Batch, Metrics, Params, kernel_axes, make_optimizer
 
 FACES_FOR_STATISTICS = 512
 FACES_ON_SHEET = 12
@@ -56,10 +58,14 @@ class LossConfig:
     """The config's section `loss`."""
 
     kl_weight: float
+    """Of the posterior's divergence; without a codebook."""
+    commitment: float
+    """Of the latents' distance from their entries; with a codebook."""
 
     def __post_init__(self) -> None:
-        if self.kl_weight < 0:
-            raise InputError(f"loss.kl_weight is {self.kl_weight}: use 0 or more")
+        for name in ("kl_weight", "commitment"):
+            if getattr(self, name) < 0:
+                raise InputError(f"loss.{name} is {getattr(self, name)}: use 0 or more")
 
 
 def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
@@ -101,10 +107,8 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
             task=Task(
                 init_params=first_params(module, config.seed, statistics),
                 optimizer=make_optimizer(settings, kernel_axes),
-                draw=lambda key, batch: {"noise": posterior_noise(model, key, batch["image"])},
-                loss_fn=lambda params, batch: autoencoder_loss(
-                    module, whole(params), batch["noise"], to_float(batch["image"]), loss.kl_weight
-                ),
+                draw=partial(draw, model),
+                loss_fn=lambda params, batch: batch_loss(module, loss, whole(params), batch),
                 feed=data.feed(
                     train_source, mesh, batch_size=settings.batch_size, seed=config.seed
                 ),
@@ -124,19 +128,44 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
                     **reconstruction_quality(partial(reconstruct, ema), test_source),
                     "scaling_factor": scale,
                 }
+                if model.codebook:
+                    usage = codebook_usage(Autoencoder(model, ema), test_source)
+                    report["codebook_usage"] = usage
                 run.write_report(report)
                 show(run, report)
+
+
+def draw(config: AutoencoderConfig, key: PRNGKeyArray, batch: Batch) -> Batch:
+    """Everything random of a training batch: with a codebook nothing."""
+    return {} if config.codebook else {"noise": posterior_noise(config, key, batch["image"])}
+
+
+def batch_loss(
+    module: AutoencoderKL, loss: LossConfig, params: Params, batch: Batch
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of a batch of "image" and what `draw` gives, and its parts."""
+    images = to_float(batch["image"])
+    if module.config.codebook:
+        return codebook_loss(module, params, images, loss.commitment)
+    return autoencoder_loss(module, params, batch["noise"], images, loss.kl_weight)
 
 
 def first_params(
     module: AutoencoderKL, seed: int, statistics: Float[Array, "n h w c"]
 ) -> Callable[[], Params]:
-    """Return what makes new weights: random ones, linear maps from principal components."""
+    """Return what makes new weights: random ones, but linear maps from principal components and a
+    codebook from the latents that these weights give."""
     new_params = lambda: module.init(jax.random.key(seed), statistics[:1])["params"]
-    if not module.config.linear_skip:
+    config = module.config
+    if not config.linear_skip and not config.codebook:
         return new_params
+    params = jax.jit(new_params)()
+    if config.linear_skip:
+        params = patch_pca_init(params, statistics)
+    if config.codebook:
+        params = codebook_init(Autoencoder(config, params), statistics)
     # As NumPy arrays, which a program of many processes may hold.
-    start = jax.tree.map(np.asarray, patch_pca_init(jax.jit(new_params)(), statistics))
+    start = jax.tree.map(np.asarray, params)
     return lambda: jax.tree.map(jnp.asarray, start)
 
 
@@ -155,16 +184,29 @@ def reconstruction_quality(
 ) -> dict[str, float | int]:
     """Mean PSNR and SSIM over all images of a split, as bytes on both sides."""
     scores: dict[str, list[np.ndarray]] = {"psnr_db": [], "ssim": []}
-    # Batches of one shape, so that everything compiles once; the last one is filled up.
-    for start in range(0, len(source), TEST_BATCH):
-        rows = range(start, min(start + TEST_BATCH, len(source)))
-        images = np.stack([source[index]["image"] for index in rows])
-        full = fill_up(images, TEST_BATCH)
+    for full, count in test_batches(source):
         decoded = to_uint8(reconstruct(to_float(full)))
         for name, metric in (("psnr_db", psnr), ("ssim", ssim)):
-            scores[name].append(np.asarray(metric(full, decoded, 255))[: len(rows)])
+            scores[name].append(np.asarray(metric(full, decoded, 255))[:count])
     means = {f"test_{name}": float(np.mean(np.concatenate(x))) for name, x in scores.items()}
     return means | {"test_images": len(source)}
+
+
+def codebook_usage(autoencoder: Autoencoder, source: Source) -> float:
+    """Share of a codebook's entries that any latent of a split's images is replaced by."""
+    used = np.zeros(autoencoder.config.codebook, bool)
+    indices_of = jax.jit(lambda model, images: model.quantise(model.encode(images)[0])[1])
+    for full, count in test_batches(source):
+        used[np.asarray(indices_of(autoencoder, to_float(full)))[:count]] = True
+    return float(used.mean())
+
+
+def test_batches(source: Source) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], int]]:
+    """All images in batches of one shape, so that everything compiles once, and how many of each
+    are no filling."""
+    for start in range(0, len(source), TEST_BATCH):
+        rows = range(start, min(start + TEST_BATCH, len(source)))
+        yield fill_up(np.stack([source[index]["image"] for index in rows]), TEST_BATCH), len(rows)
 
 
 def show(run: RunFolder, report: dict) -> None:
@@ -174,6 +216,8 @@ def show(run: RunFolder, report: dict) -> None:
         f"{report['test_ssim']:.3f} on {report['test_images']} test images, "
         f"scaling factor {report['scaling_factor']:.4f}"
     )
+    if "codebook_usage" in report:
+        print(f"they use {report['codebook_usage']:.1%} of the codebook's entries")
     print(f"{run.autoencoder} is ready: set autoencoder.path to {run.path}")
 
 

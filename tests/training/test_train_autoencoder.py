@@ -1,5 +1,7 @@
 """The first stage's command: what it exports, and when."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from sisma_jax.models.autoencoder import load_autoencoder, to_float
 from tests.runs import CONFIGS, SIZE, call
 
 
-def run(inputs_folder, workdir, **overrides):
+def run(inputs_folder, workdir, variant="", **overrides):
     settings = {
         "data.path": inputs_folder / "data",
         "data.size": SIZE,
@@ -24,7 +26,7 @@ def run(inputs_folder, workdir, **overrides):
     } | {key.replace("__", "."): value for key, value in overrides.items()}
     call(
         train_autoencoder.main,
-        f"--config={CONFIGS / 'autoencoder.py'}",
+        f"--config={CONFIGS / 'autoencoder.py'}:{variant}",
         f"--workdir={workdir}",
         *(f"--config.{key}={value}" for key, value in settings.items()),
     )
@@ -50,12 +52,27 @@ def test_the_export_is_scaled_and_reconstructs_and_continues(inputs_folder, tmp_
     assert (tmp_path / "run/autoencoder/config.json").stat().st_mtime_ns == before
 
 
+def test_a_codebook_is_trained_and_its_usage_reported(inputs_folder, tmp_path, capsys):
+    settings = {"autoencoder__codebook": 32, "train__steps": 2, "train__optimizer": "adamw"}
+    run(inputs_folder, tmp_path / "run", "vq", **settings)
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert 0.5 < report["codebook_usage"] <= 1
+    assert f"they use {report['codebook_usage']:.1%} of the codebook" in capsys.readouterr().out
+    autoencoder = load_autoencoder(tmp_path / "run")
+    faces = fixed_batch(open_dataset(inputs_folder / "data", SIZE, split="all"), 16)["image"]
+    mean, _ = autoencoder.encode(to_float(faces))
+    used = np.unique(autoencoder.quantise(mean[12:])[1])
+    assert len(used) == round(32 * report["codebook_usage"])
+    np.testing.assert_allclose(np.std(mean * autoencoder.scaling_factor), 1, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"data__size": 30}, "data.size 30 is not a multiple of the autoencoder's factor 4"),
         ({"data__size": 8}, "data.size is 8, but SSIM needs 11 pixels"),
         ({"loss__kl_weight": -1.0}, "loss.kl_weight is -1"),
+        ({"loss__commitment": -1.0}, "loss.commitment is -1"),
         ({"autoencoder__norm_groups": 3}, "autoencoder.norm_groups 3 does not divide"),
         ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
     ],

@@ -12,6 +12,7 @@ from sisma_jax.errors import InputError
 class AutoencoderConfig:
     """Sizes of an AutoencoderKL; the defaults are Stable Diffusion's (83,653,863 parameters).
 
+    With a codebook they are of latent diffusion's vector-quantised first stage instead.
     `fold` and `linear_skip` are ours, for small autoencoders trained from scratch in a minute.
     """
 
@@ -21,6 +22,9 @@ class AutoencoderConfig:
     """Channels at each resolution, finest first; each further one halves the image."""
     layers_per_block: int = 2
     """Residual blocks per resolution of the encoder; the decoder has one more."""
+    codebook: int = 0
+    """Entries that latents are replaced by ahead of decoding; 0 for none, which leaves a diagonal
+    Gaussian per latent."""
     norm_groups: int = 32
     mid_attention: bool = True
     """Single-head self-attention at the coarsest resolution."""
@@ -41,7 +45,7 @@ class AutoencoderConfig:
         counts = [
             (field.name, getattr(self, field.name))
             for field in dataclasses.fields(self)
-            if field.type is int
+            if field.type is int and field.name != "codebook"
         ]
         counts += [("block_channels", channels) for channels in self.block_channels]
         for name, value in counts:
@@ -49,6 +53,11 @@ class AutoencoderConfig:
                 raise InputError(
                     f"autoencoder.{name} is {value!r}: set a whole number of at least 1"
                 )
+        if type(self.codebook) is not int or self.codebook < 0:
+            raise InputError(
+                f"autoencoder.codebook is {self.codebook!r}: set a whole number of entries, or 0 "
+                "for no codebook"
+            )
         for channels in self.block_channels:
             if channels % self.norm_groups:
                 raise InputError(
@@ -94,10 +103,26 @@ class AutoencoderConfig:
         """Pixels of an image along each side of a latent."""
         return self.fold * 2 ** (len(self.block_channels) - 1)
 
+    @property
+    def moments(self) -> int:
+        """Channels that the encoder gives: mean and logvar, or with a codebook the latents."""
+        return self.latent_channels if self.codebook else 2 * self.latent_channels
+
     @classmethod
     def stable_diffusion(cls, **changes: Any) -> "AutoencoderConfig":
         """Stable Diffusion's KL-f8, the one behind the published sd-vae-ft weights."""
         return cls(**changes)
+
+    @classmethod
+    def vq_f4(cls, **changes: Any) -> "AutoencoderConfig":
+        """Latent diffusion's VQ-f4, SCA-DM's first stage: 256 pixels become 64 x 64 x 3 latents.
+
+        Its noattn sibling is `vq_f4(mid_attention=False)`. Neither scales its latents.
+        """
+        sizes = dict(
+            latent_channels=3, block_channels=(128, 256, 512), codebook=8192, scaling_factor=1.0
+        )
+        return cls(**(sizes | changes))
 
     @classmethod
     def tiny(cls, **changes: Any) -> "AutoencoderConfig":

@@ -49,7 +49,9 @@ def save_autoencoder(
 def save_diffusers(
     path: str | os.PathLike, config: AutoencoderConfig, params: Mapping[str, Any]
 ) -> None:
-    """Write the folder `path` as diffusers' AutoencoderKL has it, so that diffusers reads it too.
+    """Write the folder `path` as diffusers has it, so that diffusers reads it too.
+
+    It is an AutoencoderKL's, or with a codebook a VQModel's.
 
     Raises:
       InputError: if diffusers' architecture cannot be this one, or as `save_autoencoder` does.
@@ -171,6 +173,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
 def _own_config(path: Path, fields: dict[str, Any]) -> AutoencoderConfig:
     """The sizes in this package's own `config.json`."""
     known = {field.name for field in dataclasses.fields(AutoencoderConfig)} | {"model"}
+    fields = {"codebook": 0} | fields  # older folders do not say that they have none
     differing = sorted(known ^ fields.keys())
     if differing:
         raise InputError(

@@ -4,10 +4,15 @@
     latent = scaling_factor * (mean + exp(logvar / 2) * eps),   eps ~ N(0, I)      (2)
     latent / scaling_factor  --decode-->  images                                   (3)
 
+With a codebook `decode` first replaces each latent by its nearest entry. `encode` gives the latents
+ahead of that as the mean, and as logvar the least there is: the noise of (2) is then below 2e-6, of
+the size of float32's rounding in the encoder, so that (2) and (3) hold as they are.
+
 Everything is NHWC. The module's z is that before scaling; the scaled, sampled latents of (2) are
 what generative models see. `sample_latent` is the only place that samples and scales.
 
-Architecture: Rombach et al., arXiv 2112.10752, as published with the sd-vae-ft weights.
+Architecture: Rombach et al., arXiv 2112.10752, as published with the sd-vae-ft weights; codebook:
+their VQ-f4, after van den Oord et al., arXiv 1711.00937.
 """
 
 import dataclasses
@@ -19,13 +24,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.autoencoder.layers import (
     Decoder,
     Encoder,
+    Quantiser,
     conv,
     dense,
     fold_pixels,
@@ -46,7 +52,10 @@ def quiet_posterior(key: PRNGKeyArray, shape: tuple[int], dtype: Any) -> Float[A
 
 
 class AutoencoderKL(nn.Module):
-    """Images to the moments of their latents and back; call it through `method=`."""
+    """Images to the moments of their latents and back; call it through `method=`.
+
+    With `config.codebook` it is what diffusers calls VQModel.
+    """
 
     config: AutoencoderConfig
 
@@ -54,8 +63,11 @@ class AutoencoderKL(nn.Module):
         cfg = self.config
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
-        quiet = quiet_posterior if cfg.linear_skip else nn.initializers.zeros
-        self.quant_conv = conv(cfg, 2 * cfg.latent_channels, size=1, bias_init=quiet)
+        has_posterior = cfg.linear_skip and not cfg.codebook
+        quiet = quiet_posterior if has_posterior else nn.initializers.zeros
+        self.quant_conv = conv(cfg, cfg.moments, size=1, bias_init=quiet)
+        if cfg.codebook:
+            self.quantize = Quantiser(cfg)
         self.post_quant_conv = conv(cfg, cfg.latent_channels, size=1)
         if cfg.linear_skip:
             exact = dataclasses.replace(cfg, dtype="float32")
@@ -65,7 +77,7 @@ class AutoencoderKL(nn.Module):
     def encode(
         self, images: Float[Array, "b h w image_channels"]
     ) -> tuple[Float[Array, "b _ _ latent_channels"], Float[Array, "b _ _ latent_channels"]]:
-        """Return mean and log-variance of the latents, before scaling, float32.
+        """Return mean and log-variance of the latents, before scaling and quantising, float32.
 
         Args:
           images: in [-1, 1]; height and width multiples of the configuration's `factor`.
@@ -81,15 +93,47 @@ class AutoencoderKL(nn.Module):
                 f"sides to a multiple of {factor}"
             )
         moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        if self.config.codebook:
+            mean, logvar = moments, jnp.full_like(moments, LOGVAR_RANGE[0])
+        else:
+            mean, logvar = jnp.split(moments, 2, axis=-1)
         if self.config.linear_skip:
             mean = mean + self.linear_encoder(fold_pixels(images, factor))
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
+    def quantise(
+        self, z: Float[Array, "b h w latent_channels"]
+    ) -> tuple[Float[Array, "b h w latent_channels"], Int32[Array, "b h w"]]:
+        """Return each latent's nearest entry of the codebook, float32, and its index.
+
+        Gradients pass to the entries, none to z.
+
+        Args:
+          z: before scaling.
+
+        Raises:
+          InputError: if the autoencoder has no codebook.
+        """
+        if not self.config.codebook:
+            raise InputError(
+                "the autoencoder has no codebook to quantise by: set autoencoder.codebook, or give "
+                "weights that have one"
+            )
+        return self.quantize(z)
+
     def decode(
         self, z: Float[Array, "b h w latent_channels"]
     ) -> Float[Array, "b _ _ image_channels"]:
-        """Return float32 images, about in [-1, 1] and not clipped, of latents before scaling."""
+        """Return float32 images, about in [-1, 1] and not clipped, of latents before scaling.
+
+        A codebook's entries take the latents' place.
+        """
+        return self.decode_entries(self.quantise(z)[0] if self.config.codebook else z)
+
+    def decode_entries(
+        self, z: Float[Array, "b h w latent_channels"]
+    ) -> Float[Array, "b _ _ image_channels"]:
+        """`decode` of latents that are entries already, for training through their gradient."""
         images = self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
         if self.config.linear_skip:
             images = images + unfold_pixels(self.linear_decoder(z), self.config.factor)
@@ -177,6 +221,13 @@ class Autoencoder:
         """Return images of z before scaling; see `AutoencoderKL.decode`."""
         return self.module.apply({"params": self.params}, z, method="decode")
 
+    @jax.jit
+    def quantise(
+        self, z: Float[Array, "b h w latent_channels"]
+    ) -> tuple[Float[Array, "b h w latent_channels"], Int32[Array, "b h w"]]:
+        """Return entries and indices of z before scaling; see `AutoencoderKL.quantise`."""
+        return self.module.apply({"params": self.params}, z, method="quantise")
+
     def checksum(self) -> str:
         """SHA-256 of all that decides the moments of an image: the sizes and the parameters.
 
@@ -185,6 +236,8 @@ class Autoencoder:
         """
         sizes = dataclasses.asdict(self.config)
         del sizes["scaling_factor"], sizes["dtype"]
+        if not self.config.codebook:  # caches from before there were codebooks stay good
+            del sizes["codebook"]
         both = [sizes, tree_checksum(self.params)]
         return hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest()
 

@@ -1,15 +1,17 @@
 """Published autoencoder weights: their names and shapes, and the sizes they are of.
 
-Canonical are the names of diffusers' AutoencoderKL, which this package's parameters follow with "_"
-for PyTorch's counting "."; older diffusers files and CompVis' latent-diffusion files are renamed to
-them by `RENAMED`. PyTorch keeps kernels as (out, in, height, width), Flax as (height, width, in,
-out). Weights of attention come as matrices and as 1x1 convolutions.
+Canonical are the names of diffusers' AutoencoderKL and VQModel, which this package's parameters
+follow with "_" for PyTorch's counting "."; older diffusers files and CompVis' latent-diffusion
+files are renamed to them by `RENAMED`. PyTorch keeps kernels as (out, in, height, width), Flax as
+(height, width, in, out); a codebook's entries are rows in both. Weights of attention come as
+matrices and as 1x1 convolutions.
 """
 
 import dataclasses
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from sisma_jax.models.autoencoder.model import parameter_shapes
 from sisma_jax.models.weights import check_tensors, listed
 
 CLASS_NAME = "AutoencoderKL"
+VQ_CLASS_NAME = "VQModel"
+"""diffusers' name of an autoencoder with a codebook."""
+CODEBOOK = "quantize.embedding.weight"
 FIRST_STAGE = "first_stage_model."
 """Prefix of the autoencoder within a checkpoint of a whole latent-diffusion model."""
 SCALING_FACTOR = "scale_factor"
@@ -65,10 +70,13 @@ SIZES = {
     "norm_num_groups": "norm_groups",
 }
 """Entries of diffusers' config that have to be there, and the fields that they are here."""
+VQ_SIZES = SIZES | {"num_vq_embeddings": "codebook"}
 FIXED = {
     "act_fn": "silu",
     "latents_mean": None,
     "latents_std": None,
+    "lookup_from_codebook": False,
+    "norm_type": "group",
     "shift_factor": None,
     "use_post_quant_conv": True,
     "use_quant_conv": True,
@@ -87,21 +95,24 @@ def config_of(
       fields: what it holds.
       scaling_factor: what the caller knows it to be, if anything. Stable Diffusion's architecture
         without one has Stable Diffusion's: diffusers writes it down from 0.11 on only, and the
-        sd-vae-ft weights are older.
+        sd-vae-ft weights are older. A VQModel without one has 1.
 
     Raises:
       InputError: if it is of another model, lacks an entry or has one that cannot be represented.
     """
-    if fields["_class_name"] != CLASS_NAME:
+    known = {CLASS_NAME: SIZES, VQ_CLASS_NAME: VQ_SIZES}
+    class_name = fields["_class_name"]
+    if class_name not in known:
         raise InputError(
-            f"{path} is of a model {fields['_class_name']}: give the folder of an {CLASS_NAME}"
+            f"{path} is of a model {class_name}: give the folder of an {CLASS_NAME} or a "
+            f"{VQ_CLASS_NAME}"
         )
-    missing = sorted(SIZES.keys() - fields.keys())
+    missing = sorted(known[class_name].keys() - fields.keys())
     if missing:
         raise InputError(
             f"{path} lacks {', '.join(missing)}: copy the config that came with the weights"
         )
-    sizes = {ours: fields[theirs] for theirs, ours in SIZES.items()}
+    sizes = {ours: fields[theirs] for theirs, ours in known[class_name].items()}
     sizes["mid_attention"] = fields.get("mid_block_add_attention", True)
     sizes["scaling_factor"] = fields.get("scaling_factor")
     try:
@@ -113,11 +124,13 @@ def config_of(
     levels = len(config.block_channels)
     fixed = FIXED | {name: [kind] * levels for name, kind in BLOCKS.items()}
     fixed["out_channels"] = fields["in_channels"]
+    if fields.get("vq_embed_dim") is not None:
+        fixed["vq_embed_dim"] = fields["latent_channels"]
     for name, value in fixed.items():
         if fields.get(name, value) != value:
             raise InputError(
                 f"{path} has {name} = {fields[name]!r} where {value!r} is all that this package's "
-                "autoencoder can be: give weights of Stable Diffusion's kind"
+                "autoencoder can be: give weights of Stable Diffusion's or VQ-f4's kind"
             )
     config = _scaled(config, scaling_factor)
     if config.scaling_factor is None:
@@ -134,7 +147,7 @@ def config_from_shapes(
 
     It says nothing of normalisation groups, which are 32 in everything published, nor of the
     scaling factor: that of Stable Diffusion's architecture is taken for Stable Diffusion's, with a
-    warning, since SDXL shares it; another architecture's stays unknown.
+    warning, since SDXL shares it, and 1 with any codebook; another architecture's stays unknown.
 
     Args:
       path: of the file, for messages.
@@ -146,12 +159,15 @@ def config_from_shapes(
     """
     blocks = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(len(tensors))]
     layers = [f"encoder.down_blocks.0.resnets.{i}.conv1.weight" for i in range(len(tensors))]
-    needed = ["encoder.conv_in.weight", "post_quant_conv.weight", blocks[0]] if tensors else []
-    missing = [name for name in needed if name not in tensors or tensors[name].ndim != 4]
-    if missing or not tensors:
+    needed = dict.fromkeys(["encoder.conv_in.weight", "post_quant_conv.weight", *blocks[:1]], 4)
+    if CODEBOOK in tensors:
+        needed[CODEBOOK] = 2
+    missing = [x for x, axes in needed.items() if x not in tensors or tensors[x].ndim != axes]
+    if missing:
+        lacking = listed(missing) if tensors else "all tensors"
         raise InputError(
-            f"{path} holds no {CLASS_NAME}, it lacks {listed(missing) or 'all tensors'} (its "
-            f"tensors: {listed(tensors)}): give an autoencoder's weights"
+            f"{path} holds no {CLASS_NAME}, it lacks {lacking} (its tensors: {listed(tensors)}): "
+            "give an autoencoder's weights"
         )
     channels = tuple(tensors[name].shape[0] for name in takewhile(tensors.__contains__, blocks))
     try:
@@ -160,6 +176,7 @@ def config_from_shapes(
             latent_channels=tensors["post_quant_conv.weight"].shape[0],
             block_channels=channels,
             layers_per_block=len(list(takewhile(tensors.__contains__, layers))),
+            codebook=len(tensors[CODEBOOK]) if CODEBOOK in tensors else 0,
             mid_attention=any(".mid_block.attentions." in name for name in tensors),
             scaling_factor=None,
         )
@@ -169,7 +186,7 @@ def config_from_shapes(
             "weights beside it"
         ) from error
     scaled = _scaled(config, scaling_factor)
-    if scaling_factor is None and scaled.scaling_factor is not None:
+    if scaling_factor is None and scaled.scaling_factor is not None and not config.codebook:
         warnings.warn(
             f"{path} does not say its scaling factor: taking Stable Diffusion's, "
             f"{scaled.scaling_factor} (SDXL's is 0.13025; autoencoder.scaling_factor sets it)",
@@ -179,10 +196,15 @@ def config_from_shapes(
 
 
 def _scaled(config: AutoencoderConfig, scaling_factor: float | None) -> AutoencoderConfig:
-    """The sizes with the factor given, or their own, or Stable Diffusion's if they are its."""
+    """The sizes with the factor given, or their own, or Stable Diffusion's if they are its.
+
+    With a codebook it is 1: latent diffusion leaves such latents as they are.
+    """
     known = AutoencoderConfig.stable_diffusion()
     if scaling_factor is None and config == dataclasses.replace(known, scaling_factor=None):
         scaling_factor = known.scaling_factor
+    if scaling_factor is None and config.scaling_factor is None and config.codebook:
+        scaling_factor = AutoencoderConfig.vq_f4().scaling_factor
     if scaling_factor is None:
         return config
     return dataclasses.replace(config, scaling_factor=scaling_factor)
@@ -240,7 +262,7 @@ def from_pytorch(
     shapes = flatten_dict(parameter_shapes(config), sep="/")
     flax_names = {pytorch_name(name): name for name in shapes}
     wanted = {
-        name: jax.eval_shape(to_pytorch_layout, shapes[flax_name])
+        name: jax.eval_shape(partial(_to_pytorch, name), shapes[flax_name])
         for name, flax_name in flax_names.items()
     }
 
@@ -253,7 +275,7 @@ def from_pytorch(
     found = {name: fitted(name, tensors.pop(name)) for name in [*tensors]}
     check_tensors(path, wanted, found)
     return unflatten_dict(
-        {flax_names[name]: jnp.asarray(to_flax_layout(found.pop(name))) for name in [*found]},
+        {flax_names[name]: jnp.asarray(_to_flax(name, found.pop(name))) for name in [*found]},
         sep="/",
     )
 
@@ -264,28 +286,38 @@ def to_pytorch(
     """Return diffusers' `config.json` and tensors of an autoencoder.
 
     Raises:
-      InputError: if diffusers' AutoencoderKL cannot be this one.
+      InputError: if neither diffusers' AutoencoderKL nor its VQModel can be this one.
     """
+    class_name, sizes = (VQ_CLASS_NAME, VQ_SIZES) if config.codebook else (CLASS_NAME, SIZES)
     present = {"fold": config.fold > 1, "linear_skip": config.linear_skip}
     ours = [name for name, is_present in present.items() if is_present]
     if ours:
         raise InputError(
-            f"diffusers' {CLASS_NAME} has no {' and no '.join(ours)}, which this autoencoder "
+            f"diffusers' {class_name} has no {' and no '.join(ours)}, which this autoencoder "
             "has: its format is this package's own"
         )
     levels = len(config.block_channels)
     fields = (
-        {"_class_name": CLASS_NAME, "act_fn": "silu", "out_channels": config.image_channels}
-        | {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
+        {"_class_name": class_name, "act_fn": "silu", "out_channels": config.image_channels}
+        | {theirs: getattr(config, ours) for theirs, ours in sizes.items()}
         | {name: [kind] * levels for name, kind in BLOCKS.items()}
         | {"scaling_factor": config.scaling_factor}
         | ({} if config.mid_attention else {"mid_block_add_attention": False})
     )
     tensors = {
-        pytorch_name(name): np.ascontiguousarray(to_pytorch_layout(np.asarray(leaf)))
-        for name, leaf in flatten_dict(params, sep="/").items()
+        name: np.ascontiguousarray(_to_pytorch(name, np.asarray(leaf)))
+        for flax_name, leaf in flatten_dict(params, sep="/").items()
+        for name in [pytorch_name(flax_name)]
     }
     return fields, tensors
+
+
+def _to_pytorch(name: str, array: Any) -> Any:
+    return array if name == CODEBOOK else to_pytorch_layout(array)
+
+
+def _to_flax(name: str, array: np.ndarray) -> np.ndarray:
+    return array if name == CODEBOOK else to_flax_layout(array)
 
 
 def pytorch_name(name: str) -> str:

@@ -1,9 +1,17 @@
 """What training an autoencoder needs beside the module: its loss, its start, its latents' scale.
 
-Loss: mean absolute error of the reconstruction + kl_weight * divergence per latent element, both
-at one posterior sample, as in latent diffusion without its perceptual and adversarial parts. The
-divergence draws the latents towards N(0, 1) and makes the decoder bear the posterior's noise, hence
-the errors of a generative model too.
+Loss without a codebook: mean absolute error of the reconstruction + kl_weight * divergence per
+latent element, both at one posterior sample, as in latent diffusion without its perceptual and
+adversarial parts. The divergence draws the latents towards N(0, 1) and makes the decoder bear the
+posterior's noise, hence the errors of a generative model too.
+
+Loss with a codebook, z the latents, e their nearest entries, sg what no gradient passes:
+
+    mean |decode(z + sg(e - z)) - images| + mean (e - sg(z))^2 + commitment * mean (sg(e) - z)^2
+
+The decoder sees entries and its gradient goes to z as if it had seen them (straight-through); the
+second term draws entries to their latents, the third latents to their entries. As in van den Oord
+et al., arXiv 1711.00937; CompVis' and diffusers' code weights the other of the two by default.
 """
 
 from typing import Any
@@ -21,11 +29,14 @@ from sisma_jax.models.autoencoder import (
     posterior_kl,
     sample_latent,
 )
-from sisma_jax.models.autoencoder.layers import fold_pixels
+from sisma_jax.models.autoencoder.layers import fold_pixels, nearest
 
 PEAK_TO_PEAK = 2.0
 """Range of images in [-1, 1]."""
 STATISTICS_BATCH = 64
+LATENTS_PER_ENTRY = 64
+"""At most so many are looked at for the start of a codebook."""
+KMEANS_ROUNDS = 10
 
 
 def posterior_noise(
@@ -62,8 +73,7 @@ def autoencoder_loss(
     decoded = module.apply({"params": params}, z, method="decode")
     error = jnp.mean(jnp.abs(decoded - images))
     kl = posterior_kl(mean, logvar)
-    decibels = 10.0 * jnp.log10(PEAK_TO_PEAK**2 / jnp.mean(jnp.square(decoded - images)))
-    metrics = {"reconstruction": error, "kl": kl, "psnr": decibels}
+    metrics = {"reconstruction": error, "kl": kl, "psnr": decibels(decoded, images)}
     return error + kl_weight * kl, metrics
 
 
@@ -73,6 +83,9 @@ def patch_pca_init(params: Any, images: Float[Array, "b h w c"]) -> Any:
     The linear encoder then projects each patch on its strongest components, one per latent
     channel, scaled to unit variance; the linear decoder is its pseudo-inverse. No linear map of
     patches with as many channels reconstructs these images with less squared error.
+
+    Ahead of a codebook all components are scaled alike, to unit variance on average: the nearest
+    entry is then also that whose patch has the least squared error.
 
     Args:
       params: of an AutoencoderKL with `linear_skip`; not changed.
@@ -94,6 +107,8 @@ def patch_pca_init(params: Any, images: Float[Array, "b h w c"]) -> Any:
     # Ascending order: the strongest are the last.
     components = components[:, ::-1][:, : shape[1]]
     deviation = np.sqrt(variance[::-1][: shape[1]])
+    if "quantize" in params:
+        deviation = np.full_like(deviation, np.sqrt(np.mean(np.square(deviation))))
     # An eigenvector's sign is the linear algebra library's choice.
     components = components * np.where(components.sum(0) < 0, -1.0, 1.0)
     encoder = components / deviation
@@ -102,6 +117,78 @@ def patch_pca_init(params: Any, images: Float[Array, "b h w c"]) -> Any:
         "linear_decoder": {"kernel": (components * deviation).T, "bias": mean},
     }
     return {**params, **jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), linear)}
+
+
+def codebook_init(autoencoder: Autoencoder, images: Float[Array, "n h w c"]) -> Any:
+    """Return parameters whose codebook is spread over the latents of images.
+
+    Entries are drawn among the distinct latents and moved by a few rounds of k-means. Each has
+    latents from the first step then, whereas the published start, uniform in [-1/k, 1/k], has most
+    latents share a few entries, and no gradient reaches the others.
+
+    Args:
+      autoencoder: one with a codebook, as its training will start but for that; not changed.
+      images: in [-1, 1], a few hundred; they may have fewer distinct latents than the codebook has
+        entries, some entries then start equal.
+    """
+    codebook = autoencoder.config.codebook
+    latents = np.concatenate([autoencoder.encode(part)[0] for part in batches(images)])
+    random = np.random.default_rng(0)
+    # Distinct ones: much of a picture is flat.
+    latents = np.unique(latents.reshape(-1, latents.shape[-1]), axis=0)
+    most = min(len(latents), LATENTS_PER_ENTRY * codebook)
+    latents = random.choice(latents, most, replace=False)
+    entries = random.choice(latents, codebook, replace=most < codebook)
+    find = jax.jit(nearest)
+    for _ in range(KMEANS_ROUNDS):
+        indices = np.asarray(find(entries, latents))
+        counts = np.bincount(indices, minlength=codebook)
+        sums = [np.bincount(indices, weights=x, minlength=codebook) for x in latents.T]
+        means = np.stack(sums, axis=-1) / np.maximum(counts, 1)[:, None]
+        entries = np.where(counts[:, None] > 0, means, entries).astype(np.float32)
+    return {**autoencoder.params, "quantize": {"embedding": {"embedding": jnp.asarray(entries)}}}
+
+
+def codebook_loss(
+    module: AutoencoderKL, params: Any, images: Float[Array, "b h w c"], commitment: float
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Return the training loss of a batch for an autoencoder with a codebook, and its parts.
+
+    Args:
+      module: the autoencoder.
+      params: its parameters.
+      images: in [-1, 1].
+      commitment: weight of the latents' distance from their entries, beside 1 of the entries'
+        distance from their latents.
+
+    Returns:
+      The loss, and `reconstruction` (mean absolute error), `quantisation` (mean squared distance
+      of latents from their entries, per element) and `psnr` (dB, of the batch's mean squared
+      error).
+    """
+    z, _ = module.apply({"params": params}, images, method="encode")
+    entries, _ = module.apply({"params": params}, z, method="quantise")
+    straight_through = z + jax.lax.stop_gradient(entries - z)
+    decoded = module.apply({"params": params}, straight_through, method="decode_entries")
+    error = jnp.mean(jnp.abs(decoded - images))
+    to_entries = jnp.mean(jnp.square(jax.lax.stop_gradient(entries) - z))
+    to_latents = jnp.mean(jnp.square(entries - jax.lax.stop_gradient(z)))
+    metrics = {
+        "reconstruction": error,
+        "quantisation": to_latents,
+        "psnr": decibels(decoded, images),
+    }
+    return error + to_latents + commitment * to_entries, metrics
+
+
+def decibels(decoded: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    """Return the PSNR of a batch's mean squared error; images in [-1, 1]."""
+    return 10.0 * jnp.log10(PEAK_TO_PEAK**2 / jnp.mean(jnp.square(decoded - images)))
+
+
+def batches(images: Float[Array, "n h w c"]) -> list[Float[Array, "_ h w c"]]:
+    """Cut images into parts of `STATISTICS_BATCH` or fewer."""
+    return [images[i : i + STATISTICS_BATCH] for i in range(0, len(images), STATISTICS_BATCH)]
 
 
 def latent_scale(autoencoder: Autoencoder, images: Float[Array, "n h w c"]) -> float:
@@ -114,8 +201,8 @@ def latent_scale(autoencoder: Autoencoder, images: Float[Array, "n h w c"]) -> f
       images: training images in [-1, 1]; encoded `STATISTICS_BATCH` at a time.
     """
     noise = posterior_noise(autoencoder.config, jax.random.key(0), images)
-    starts = [slice(i, i + STATISTICS_BATCH) for i in range(0, len(images), STATISTICS_BATCH)]
     latents = [
-        sample_latent(noise[rows], *autoencoder.encode(images[rows]), 1.0) for rows in starts
+        sample_latent(eps, *autoencoder.encode(part), 1.0)
+        for eps, part in zip(batches(noise), batches(images), strict=True)
     ]
     return float(1.0 / np.std(np.concatenate(latents), dtype=np.float64))
