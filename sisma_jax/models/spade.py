@@ -22,18 +22,33 @@ NORM_EPSILON = 1e-5
 """PyTorch's default."""
 
 
-def conv(channels: int, dtype: str, name: str, *, size: int = 3) -> nn.Conv:
-    """A convolution that keeps the image's size."""
-    return nn.Conv(channels, (size, size), dtype=dtype, name=name)
+def conv(
+    channels: int, dtype: str, name: str, *, size: int = 3, stride: int = 1, zero: bool = False
+) -> nn.Conv:
+    """A convolution that keeps the image's size, or divides it by `stride`; `zero`: starts at 0."""
+    return nn.Conv(
+        channels,
+        (size, size),
+        stride,
+        padding=size // 2,  # "SAME" would pad strided ones at one end only, unlike PyTorch
+        kernel_init=nn.initializers.zeros if zero else nn.initializers.lecun_normal(),
+        dtype=dtype,
+        name=name,
+    )
 
 
 def normalise(
-    x: Float[Array, "b h w c"], groups: int, name: str, *, affine: bool = True
+    x: Float[Array, "b h w c"],
+    groups: int,
+    name: str,
+    *,
+    affine: bool = True,
+    epsilon: float = NORM_EPSILON,
 ) -> Float[Array, "b h w c"]:
     """Group normalisation, computed in float32."""
     layer = nn.GroupNorm(
         groups,
-        epsilon=NORM_EPSILON,
+        epsilon=epsilon,
         use_bias=affine,
         use_scale=affine,
         dtype=jnp.float32,
@@ -52,11 +67,22 @@ def double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
+def at_size(
+    semantics: Float[Array, "b H W k"], x: Float[Array, "b h w _"]
+) -> Float[Array, "b h w k"]:
+    """The map at the size of `x`, which may be coarser.
+
+    Of every square of pixels that falls on one of `x` the first counts, as in PyTorch's nearest
+    interpolation. JAX's takes the middle.
+    """
+    rows, columns = semantics.shape[1] // x.shape[1], semantics.shape[2] // x.shape[2]
+    return semantics[:, ::rows, ::columns]
+
+
 class SPADE(nn.Module):
     """GroupNorm without parameters of its own, scaled and shifted by what the map says.
 
-    The map (one channel per class) may be finer than `x`: of every square of its pixels that falls
-    on one of `x`, the first counts, as in PyTorch's nearest interpolation. JAX's takes the middle.
+    The map (one channel per class) may be finer than `x`: see `at_size`.
     """
 
     groups: int
@@ -67,9 +93,7 @@ class SPADE(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], semantics: Float[Array, "b H W k"]
     ) -> Float[Array, "b h w c"]:
-        rows, columns = semantics.shape[1] // x.shape[1], semantics.shape[2] // x.shape[2]
-        coarse = semantics[:, ::rows, ::columns]
-        hidden = nn.relu(conv(self.hidden, self.dtype, "shared")(coarse))
+        hidden = nn.relu(conv(self.hidden, self.dtype, "shared")(at_size(semantics, x)))
         gamma = conv(x.shape[-1], self.dtype, "gamma")(hidden)
         beta = conv(x.shape[-1], self.dtype, "beta")(hidden)
         return normalise(x, self.groups, "norm", affine=False) * (1 + gamma) + beta
@@ -87,6 +111,7 @@ class ResBlock(nn.Module):
         that norm.
       resample: `halve` or `double` applied to both branches, ahead of the first convolution; with
         `double`, the first norm sees the coarse image and the second the fine one.
+      zero: the second convolution starts at zero, so that a new block adds nothing.
     """
 
     channels: int
@@ -95,6 +120,7 @@ class ResBlock(nn.Module):
     dtype: str
     scale_shift: bool = True
     resample: Callable[[Array], Array] | None = None
+    zero: bool = False
 
     @nn.compact
     def __call__(
@@ -120,7 +146,7 @@ class ResBlock(nn.Module):
             h = norm(h, "norm2") * (1 + scale) + shift
         else:
             h = norm(h + time, "norm2")
-        h = conv(self.channels, self.dtype, "conv2")(nn.silu(h))
+        h = conv(self.channels, self.dtype, "conv2", zero=self.zero)(nn.silu(h))
         if x.shape[-1] != self.channels:
             x = conv(self.channels, self.dtype, "skip", size=1)(x)
         return x + h

@@ -1,0 +1,125 @@
+"""The sizes of SCA-DM."""
+
+import dataclasses
+from typing import Any
+
+from sisma_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SCADMConfig:
+    """Sizes of an SCA-DM; the defaults are the published ones (see `scadm`)."""
+
+    latent_size: int = 64
+    """Height and width of the latents."""
+    latent_channels: int = 3
+    factor: int = 4
+    """Down-sampling of the autoencoder: label maps measure latent_size * factor."""
+    num_classes: int = 19
+    channels: int = 224
+    """Of the finest resolution; the embedding of t has four times as many."""
+    multipliers: tuple[int, ...] = (1, 2, 3, 4)
+    """Channels of each resolution over `channels`, finest first; each further one halves the
+    latents."""
+    blocks: int = 2
+    """Residual blocks per resolution of the encoder; the decoder has one more."""
+    attention_sizes: tuple[int, ...] = (32, 16, 8)
+    """Sides in latent pixels of the resolutions with attention; the middle always has it."""
+    head_width: int = 32
+    spade_hidden: int = 128
+    norm_groups: int = 32
+    style_levels: int = 5
+    """Resolutions that the style encoder takes features at."""
+    style_features: int = 256
+    """Features of each class and level."""
+    style_channels: int = 4
+    """Channels of each class in the style encoder's first convolution."""
+    style_colours: bool = False
+    """Tell it the classes' mean colours, too: not published, for short trainings."""
+    mask_attention: bool = True
+    """A pixel reads the style of its own class only; False is the paper's ablation, where it reads
+    those of all classes."""
+    dtype: str = "bfloat16"
+    """Compute type of convolutions, attention and residual sums."""
+
+    def __post_init__(self) -> None:
+        counts = [
+            (field.name, getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.type is int
+        ]
+        counts += [("multipliers", multiplier) for multiplier in self.multipliers]
+        for name, value in counts:
+            if type(value) is not int or value < 1:
+                raise InputError(f"model.{name} is {value!r}: set a whole number of at least 1")
+        if not self.multipliers:
+            raise InputError("model.multipliers is empty: give at least one resolution")
+        smallest = 2 ** (len(self.multipliers) - 1)
+        if self.latent_size % smallest:
+            raise InputError(
+                f"model.latent_size is {self.latent_size}: choose a multiple of {smallest}, "
+                f"because {len(self.multipliers)} resolutions halve it "
+                f"{len(self.multipliers) - 1} times"
+            )
+        sides = tuple(self.latent_size >> level for level in range(len(self.multipliers)))
+        for side in self.attention_sizes:
+            if side not in sides:
+                raise InputError(
+                    f"model.attention_sizes has {side!r}, a side of none of the resolutions: "
+                    f"choose among {', '.join(map(str, sides))}"
+                )
+        for name in ("norm_groups", "head_width"):
+            if self.channels % getattr(self, name):
+                raise InputError(
+                    f"model.{name} {getattr(self, name)} does not divide model.channels "
+                    f"{self.channels}: choose a divisor"
+                )
+        if self.channels % 2:
+            raise InputError(
+                f"model.channels is {self.channels}: choose an even number, for sines and cosines"
+            )
+        if self.image_size % 2 ** (self.style_levels + 1):
+            raise InputError(
+                f"model.style_levels is {self.style_levels}, which halves images of "
+                f"{self.image_size} pixels {self.style_levels + 1} times: choose fewer levels"
+            )
+        if type(self.mask_attention) is not bool:
+            raise InputError(
+                f"model.mask_attention is {self.mask_attention!r}: choose True or False"
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"model.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of images and label maps."""
+        return self.latent_size * self.factor
+
+    @property
+    def time_width(self) -> int:
+        return 4 * self.channels
+
+    @property
+    def style_width(self) -> int:
+        """Features of a style token."""
+        return self.style_levels * self.style_features
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> "SCADMConfig":
+        """For tests on a CPU."""
+        sizes = dict(
+            latent_size=8,
+            factor=2,
+            channels=16,
+            multipliers=(1, 2),
+            blocks=1,
+            attention_sizes=(4,),
+            head_width=8,
+            spade_hidden=8,
+            norm_groups=4,
+            style_levels=2,
+            style_features=8,
+            style_channels=2,
+            dtype="float32",
+        )
+        return cls(**(sizes | changes))

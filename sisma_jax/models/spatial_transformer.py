@@ -1,0 +1,136 @@
+"""How pixels of a diffusion U-Net read one another and a list of tokens (arXiv 2112.10752).
+
+    h = linear(GroupNorm(x))
+    h = h + attention(LayerNorm(h) to itself)
+    h = h + attention(LayerNorm(h) to tokens)
+    h = h + feed-forward(LayerNorm(h))
+    x + linear(h)
+
+SCA-DM (arXiv 2403.12743, equation 8) conditions the second attention on the mask. Its tokens are
+classes, and a pixel sees that of its own class only: before the softmax the logits of all others
+become one large negative number. Two things follow. The pixel takes its class's value whatever its
+query says, so that queries, keys and the norm ahead of the queries learn nothing. And a pixel
+without a class, all of whose logits are that number, weighs all tokens alike: it reads their mean.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float
+
+from sisma_jax.models.spade import at_size, conv, normalise
+
+GROUP_NORM_EPSILON = 1e-6
+LAYER_NORM_EPSILON = 1e-5
+FEED_FORWARD = 4
+"""Hidden channels of the feed-forward network over the image's."""
+
+
+@partial(jax.checkpoint, prevent_cse=False)  # of an image 1,024 x 1,024 weights, head by head
+def attend(
+    query: Float[Array, "b l n d"],
+    key: Float[Array, "b s n d"],
+    value: Float[Array, "b s n d"],
+    seen: Bool[Array, "b l s"] | None,
+) -> Float[Array, "b l n d"]:
+    """softmax(q k^T / sqrt(d)) v for n heads, the softmax in float32, where a pair is `seen`.
+
+    The backward pass computes the softmax again. `jax.nn.dot_product_attention` has no backward
+    pass for bfloat16 where dtype promotion is strict.
+    """
+    logits = jnp.einsum("blnd,bsnd->bnls", query, key, preferred_element_type=jnp.float32)
+    logits = logits * query.shape[-1] ** -0.5
+    if seen is not None:
+        logits = jnp.where(seen[:, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits).astype(value.dtype)
+    return jnp.einsum("bnls,bsnd->blnd", weights, value)
+
+
+class Attention(nn.Module):
+    """Attention of tokens to others in heads of a fixed width.
+
+    Where `seen` is False, nothing of the other token reaches the output, and no gradient returns,
+    unless the row has no True at all: see the module docstring.
+    """
+
+    head_width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b l c"],
+        others: Float[Array, "b s _"],
+        seen: Bool[Array, "b l s"] | None = None,
+    ) -> Float[Array, "b l c"]:
+        channels = x.shape[-1]
+
+        def heads(tokens: Array, name: str) -> Array:
+            h = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(tokens)
+            return rearrange(h, "b l (heads d) -> b l heads d", d=self.head_width)
+
+        query, key, value = heads(x, "query"), heads(others, "key"), heads(others, "value")
+        mixed = attend(query, key, value, seen)
+        return nn.Dense(channels, dtype=self.dtype, name="out")(mixed.reshape(x.shape))
+
+
+class SpatialTransformer(nn.Module):
+    """The module docstring's five lines. A new one adds nothing: its last map starts at zero.
+
+    Attributes:
+      head_width: channels of a head of both attentions.
+      groups: of the first norm.
+      dtype: compute type.
+    """
+
+    head_width: int
+    groups: int
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        tokens: Float[Array, "b k token"],
+        semantics: Float[Array, "b H W k"] | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Return x with what its pixels read.
+
+        Args:
+          x: features.
+          tokens: one per class.
+          semantics: one channel per class, 1 at its pixels; None lets a pixel see all tokens.
+        """
+        channels = x.shape[-1]
+
+        def norm(h: Array, name: str) -> Array:
+            layer = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, name=name)
+            return layer(h.astype(jnp.float32)).astype(h.dtype)
+
+        def attention(name: str) -> Attention:
+            return Attention(self.head_width, self.dtype, name=name)
+
+        seen = None
+        if semantics is not None:
+            seen = rearrange(at_size(semantics, x) > 0, "b h w k -> b (h w) k")
+        h = normalise(x, self.groups, "norm", epsilon=GROUP_NORM_EPSILON)
+        h = conv(channels, self.dtype, "in", size=1)(h)
+        h = rearrange(h, "b h w c -> b (h w) c")
+        own = norm(h, "norm1")
+        h = h + attention("self_attention")(own, own)
+        h = h + attention("cross_attention")(norm(h, "norm2"), tokens, seen)
+        wide = nn.Dense(2 * FEED_FORWARD * channels, dtype=self.dtype, name="feed_in")
+        value, gate = jnp.split(wide(norm(h, "norm3")), 2, axis=-1)
+        gated = value * nn.gelu(gate, approximate=False)
+        h = h + nn.Dense(channels, dtype=self.dtype, name="feed_out")(gated)
+        return x + conv(channels, self.dtype, "out", size=1, zero=True)(h.reshape(x.shape))
+
+
+def transformer_macs(length: int, channels: int, tokens: int, token_width: int) -> int:
+    """Return the multiply-accumulates of a `SpatialTransformer` on one image of `length` pixels."""
+    maps = (2 + 4 + 2 + 3 * FEED_FORWARD) * length * channels**2
+    keys_and_values = 2 * tokens * token_width * channels
+    return maps + keys_and_values + 2 * length * (length + tokens) * channels
