@@ -86,7 +86,7 @@ def measured(folders: Sequence[Path], out: Path, steps: int) -> dict[str, Any]:
         for key in SCORES
     }
     return {
-        "parameters": speed["parameters"]["sisma"],
+        "parameters": speed["parameters"]["model"],
         "gmacs_per_face": case["gmacs_per_image"],
         "test_loss": spread([test_loss(folder) for folder in folders]),
         **scores,

@@ -25,7 +25,7 @@ COMMANDS = {
     "sisma_jax.cache_latents": Command(
         "encode a data set once, ahead of training", "The autoencoder"
     ),
-    "sisma_jax.train": Command("train SISMA", "Train"),
+    "sisma_jax.train": Command("train SISMA, or SCA-DM", "Train"),
     "sisma_jax.sample": Command("make faces from masks", "Sample"),
     "sisma_jax.paint": Command("paint masks and see faces, in a browser", "Paint"),
     "sisma_jax.export": Command("write a run's weights as safetensors", "Sample"),

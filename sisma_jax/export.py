@@ -2,24 +2,22 @@
 
 Of a run of `train`: its averaged weights, its config, its classes and its autoencoder, a folder for
 `sample`, `Synthesizer.load` and `train.init_from`. Of a run of `train_autoencoder`: the autoencoder
-as diffusers' AutoencoderKL, which diffusers reads too, where its architecture allows.
+as diffusers' AutoencoderKL or VQModel, which diffusers reads too, where its architecture allows.
 """
 
 import argparse
 import shutil
-from functools import partial
 from pathlib import Path
 
 import jax
 
 from sisma_jax import cli
-from sisma_jax.config import section, to_json
+from sisma_jax.config import to_json
 from sisma_jax.errors import InputError
 from sisma_jax.files import is_new_or_empty, whole_folder
-from sisma_jax.models import SISMAConfig
+from sisma_jax.generators import generator, model_config, parameter_shapes
 from sisma_jax.models.autoencoder import load_autoencoder, save_autoencoder
 from sisma_jax.models.autoencoder.files import save_diffusers
-from sisma_jax.models.sisma import init_params
 from sisma_jax.models.weights import save_tree
 from sisma_jax.training.checkpoint import abstract_like, averaged_weights
 from sisma_jax.training.run_folder import RunFolder
@@ -49,8 +47,8 @@ def parse_arguments() -> argparse.Namespace:
 def export_sisma(run: RunFolder, out: Path) -> str:
     """Write config, classes, averaged weights and autoencoder; return what was written."""
     config = run.config()
-    model = section(SISMAConfig, config, "model")
-    shapes = jax.eval_shape(partial(init_params, model), jax.random.key(0))
+    model = model_config(config)
+    name, shapes = generator(model).name, parameter_shapes(model)
     shardings = jax.tree.map(lambda _: replicated(local_mesh()), shapes)
     step, params = averaged_weights(run, abstract_like(shapes, shardings))
     load_autoencoder(run.autoencoder)  # says what is wrong with it, before anything is written
@@ -59,8 +57,8 @@ def export_sisma(run: RunFolder, out: Path) -> str:
         written.config_file.write_text(to_json(config))
         written.write_classes(run.classes())
         shutil.copytree(run.autoencoder, written.autoencoder)
-        save_tree(written.weights_file, params, {"model": "SISMA", "step": str(step)})
-    return f"SISMA at step {step}, with its autoencoder"
+        save_tree(written.weights_file, params, {"model": name, "step": str(step)})
+    return f"{name} at step {step}, with its autoencoder"
 
 
 def export_autoencoder(run: RunFolder, out: Path, format: str) -> str:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 Velocity = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[Array, "batch ..."]]
@@ -100,7 +101,7 @@ def step(
     velocity: Velocity,
     z: Float[Array, "batch ..."],
     time: Float[Array, ""] | float,
-    h: float,
+    h: Float[Array, ""] | float,
     solver: str,
 ) -> Float[Array, "batch ..."]:
     """Return z at `time` + h, from z at `time`, by one step of a solver; h may be negative."""
@@ -119,10 +120,18 @@ def integrate(
     *,
     steps: int,
     solver: str = "euler",
+    times: Float[np.ndarray, " steps_and_one"] | None = None,
 ) -> Float[Array, "batch ..."]:
-    """Follow the velocity from noise (t = 0) to data (t = 1) in `steps` equal steps.
+    """Follow the velocity from noise (t = 0) to data (t = 1) in `steps` steps.
 
     "euler" calls the velocity once a step (order 1), "midpoint" and "heun" twice (order 2).
+
+    Args:
+      velocity: v(z, t).
+      noise: z at the first time.
+      steps: how many.
+      solver: one of SOLVERS.
+      times: where the steps begin, and the last ends; None for equal steps from 0 to 1.
 
     Raises:
       ValueError: if `steps` is under 1 or the solver is unknown.
@@ -131,5 +140,9 @@ def integrate(
         raise ValueError(f"{steps} solver steps lead nowhere: use at least 1")
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is unknown: use one of {', '.join(SOLVERS)}")
-    advance = lambda z, time: (step(velocity, z, time, 1.0 / steps, solver), None)
-    return jax.lax.scan(advance, noise, jnp.arange(steps, dtype=noise.dtype) / steps)[0]
+    if times is None:
+        advance = lambda z, time: (step(velocity, z, time, 1.0 / steps, solver), None)
+        return jax.lax.scan(advance, noise, jnp.arange(steps, dtype=noise.dtype) / steps)[0]
+    times = jnp.asarray(times, noise.dtype)
+    advance = lambda z, at: (step(velocity, z, *at, solver), None)
+    return jax.lax.scan(advance, noise, (times[:-1], jnp.diff(times)))[0]

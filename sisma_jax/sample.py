@@ -1,7 +1,13 @@
-"""Make faces from masks: `python -m sisma_jax.sample --workdir runs/demo --masks DIR --out DIR`."""
+"""Make faces from masks: `python -m sisma_jax.sample --workdir runs/demo --masks DIR --out DIR`.
+
+A model with a style also takes it from reference faces, each with its mask: of all parts, of some,
+of several faces, or of what lies between two.
+"""
 
 import argparse
+import itertools
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from sisma_jax import cli, flow
+from sisma_jax import cli, flow, references
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.label_maps import (
     CLASS_ORDERS,
@@ -62,6 +68,7 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="accept 255 (or mid grey) in masks: the model decides what is there",
     )
+    references.add_arguments(parser)
     return parser.parse_args()
 
 
@@ -102,24 +109,42 @@ def main() -> None:
         raise InputError(f"two masks are named {twice[0]!r}: rename one, faces take their names")
 
     synthesizer = Synthesizer.load(args.workdir, batch_size=args.batch_size)
-    masks = read_masks(
-        paths,
-        synthesizer.config.image_size,
+    read = partial(
+        read_masks,
+        size=synthesizer.config.image_size,
         classes=synthesizer.classes,
         class_order=args.class_order,
         allow_unlabelled=args.allow_unlabelled,
     )
-    batches = synthesizer.batches(
-        np.repeat(masks, args.per_mask, axis=0),
-        seed=args.seed,
-        steps=args.steps,
-        solver=args.solver,
-        guidance=args.guidance,
+    masks = read(paths)
+    styles = references.styles_from(args, synthesizer, lambda path: read([path])[0])
+    references.say_missing(styles[0], masks)
+    repeated = np.repeat(masks, args.per_mask, axis=0)
+    batches = itertools.chain.from_iterable(
+        [
+            synthesizer.batches(
+                repeated,
+                seed=args.seed,
+                steps=args.steps,
+                solver=args.solver,
+                guidance=args.guidance,
+                style=style,
+                style_guidance=args.style_guidance,
+            )
+            for style in styles
+        ]
     )
-    names = [f"{path.stem}_{k}.png" for path in paths for k in range(args.per_mask)]
+    names = [
+        f"{path.stem}_{k}{f'_{j}' if len(styles) > 1 else ''}.png"
+        for j in range(len(styles))
+        for path in paths
+        for k in range(args.per_mask)
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{len(names)} faces with the weights of step {synthesizer.step} of {args.workdir}")
-    memory = synthesizer.memory(len(names), args.steps, args.solver, args.guidance)
+    memory = synthesizer.memory(
+        len(repeated), args.steps, args.solver, args.guidance, styles[0], args.style_guidance
+    )
     print(
         f"batches of {memory['batch']}; on each device {memory['arguments'] / 2**20:.0f} MiB for "
         f"weights and {memory['temporary'] / 2**20:.0f} MiB at most while they are made"

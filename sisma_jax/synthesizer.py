@@ -1,4 +1,4 @@
-"""From masks to images: the trained model, its autoencoder and a solver behind one call."""
+"""From masks, and styles, to images: trained model, autoencoder and solver behind one call."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,11 @@ from jax.stages import Compiled
 from jaxtyping import Array, Float, Key, UInt8
 
 from sisma_jax import flow
-from sisma_jax.config import section
 from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
 from sisma_jax.errors import InputError
-from sisma_jax.models import SISMA, SISMAConfig
-from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_uint8
-from sisma_jax.models.sisma import init_params
+from sisma_jax.generators import Config, generator, model_config, parameter_shapes
+from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_float, to_uint8
+from sisma_jax.styles import Style
 from sisma_jax.training.checkpoint import abstract_like, averaged_weights
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.sharding import (
@@ -49,55 +48,96 @@ def noise_keys(seed: int | Sequence[int], start: int, count: int) -> Key[Array, 
 
 
 def velocity_under(
-    config: SISMAConfig,
+    config: Config,
     params: Params,
     labels: UInt8[Array, "b H W"],
     guidance: Float[Array, ""] | float | None,
+    style: Float[Array, "b k token"] | None = None,
+    style_guidance: Float[Array, ""] | float | None = None,
 ) -> flow.Velocity:
-    """Return the velocity under label maps, which are encoded here, once, ahead of any solver.
+    """Return the velocity under label maps and styles, encoded here, once, ahead of any solver.
 
-    With `guidance` None the null mask is never computed; guided, each velocity is one pass over a
-    batch of twice the size.
+    With s the guidance by the mask and r that by the style,
+
+        v = v(null, none) + s (v(mask, none) + r (v(mask, style) - v(mask, none)) - v(null, none))
+
+    Of these only what a guidance asks for is computed (None is a plain 1), as one pass over a batch
+    of two or three times the size.
     """
-    apply = partial(SISMA(config).apply, {"params": params})
-    if guidance is None:
-        features = apply(labels, method="encode_mask")
-        return lambda z, t: apply(z, t, features, method="velocity")
-    null = jnp.full_like(labels, UNLABELLED)
-    features = apply(jnp.concatenate([labels, null]), method="encode_mask")
+    model = generator(config)
+    maps, styles = [labels], [style]
+    none = None
+    if model.has_style and style is not None and (guidance, style_guidance) != (None, None):
+        none = model.encode_style(
+            params, jnp.zeros((*labels.shape, 3)), jnp.full_like(labels, UNLABELLED)
+        )
+    if style_guidance is not None:
+        maps.append(labels)
+        styles.append(none)
+    if guidance is not None:
+        maps.append(jnp.full_like(labels, UNLABELLED))
+        styles.append(none)
+    count = len(maps)
+    if count == 1:
+        encoded = model.encode(params, labels, style)
+        return lambda z, t: model.velocity(params, z, t, encoded)
+    encoded = model.encode(
+        params, jnp.concatenate(maps), None if style is None else jnp.concatenate(styles)
+    )
 
     def guided_velocity(z: Array, t: Array) -> Array:
-        both = apply(jnp.tile(z, (2, 1, 1, 1)), jnp.tile(t, 2), features, method="velocity")
-        return flow.guide(*jnp.split(both, 2), guidance)
+        every = model.velocity(params, jnp.tile(z, (count, 1, 1, 1)), jnp.tile(t, count), encoded)
+        v, *others = jnp.split(every, count)
+        if style_guidance is not None:
+            v = flow.guide(v, others.pop(0), style_guidance)
+        return v if guidance is None else flow.guide(v, others.pop(0), guidance)
 
     return guided_velocity
 
 
-@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided"))
+@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided", "style_guided"))
 def synthesize_latents(
-    config: SISMAConfig,
+    config: Config,
     params: Params,
     keys: Key[Array, " b"],
     labels: UInt8[Array, "b H W"],
     guidance: Float[Array, ""] | float,
+    style: Float[Array, "b k token"] | None = None,
+    style_guidance: Float[Array, ""] | float = 1.0,
     *,
     steps: int,
     solver: str,
     guided: bool,
+    style_guided: bool = False,
 ) -> Float[Array, "b h w c"]:
     """Return scaled latents for label maps."""
     shape = (config.latent_size, config.latent_size, config.latent_channels)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    velocity = velocity_under(config, params, labels, guidance if guided else None)
-    return flow.integrate(velocity, noise, steps=steps, solver=solver)
+    velocity = velocity_under(
+        config,
+        params,
+        labels,
+        guidance if guided else None,
+        style,
+        style_guidance if style_guided else None,
+    )
+    start, times = generator(config).way(noise, steps)
+    return flow.integrate(velocity, start, steps=steps, solver=solver, times=times)
 
 
-@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided"))
-def _synthesize(config, params, autoencoder, keys, labels, guidance, *, steps, solver, guided):
+@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided", "style_guided"))
+def _synthesize(
+    config, params, autoencoder, keys, labels, guidance, style, style_guidance, **options
+):
     latents = synthesize_latents(
-        config, params, keys, labels, guidance, steps=steps, solver=solver, guided=guided
+        config, params, keys, labels, guidance, style, style_guidance, **options
     )
     return to_uint8(autoencoder.from_latents(latents))
+
+
+@partial(jax.jit, static_argnames="config")
+def _encode_style(config, params, images, labels):
+    return generator(config).encode_style(params, to_float(images), labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +148,20 @@ class _Variant:
     steps: int
     solver: str
     guided: bool
+    styled: bool = False
+    style_guided: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"steps": self.steps, "solver": self.solver, "guided": self.guided}
+        return {
+            "steps": self.steps,
+            "solver": self.solver,
+            "guided": self.guided,
+            "style_guided": self.style_guided,
+        }
 
 
-def check_autoencoder(config: SISMAConfig, autoencoder: Autoencoder) -> None:
+def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
     """Raises InputError unless the model was configured for this autoencoder's latents."""
     autoencoder.scaling_factor  # noqa: B018  it raises where the weights do not say it
     factor, channels = autoencoder.config.factor, autoencoder.config.latent_channels
@@ -133,12 +180,17 @@ class Synthesizer:
         synthesizer = Synthesizer.load("runs/demo")
         images = synthesizer(labels, seed=1, steps=25)
 
+    A model with a style also takes the style of reference faces (`styles.Style`):
+
+        style = synthesizer.style(photos, labels_of_photos)
+        images = synthesizer(labels, style=style[0].take(style[1], ["hair"]))
+
     Batches of any size run on all local devices, `batch_size` images at a time; the last batch is
     padded. An image depends on its mask, its seed and its index, not on what else is in a batch
     (up to 1/255 in float32, from the order of sums).
     """
 
-    config: SISMAConfig
+    config: Config
     params: Params
     autoencoder: Autoencoder
     batch_size: int = 16
@@ -147,6 +199,9 @@ class Synthesizer:
     classes: ClassSet = CELEBAMASK
     """What the labels are ids of."""
     _compiled: dict[_Variant, Compiled] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _kept: dict[str, np.ndarray] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -167,9 +222,9 @@ class Synthesizer:
           InputError: if `workdir` is not of SISMA or holds no finished checkpoint.
         """
         run = RunFolder(Path(workdir))
-        config = section(SISMAConfig, run.config(), "model")
+        config = model_config(run.config())
         mesh = local_mesh()
-        shapes = jax.eval_shape(partial(init_params, config), jax.random.key(0))
+        shapes = parameter_shapes(config)
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
         step, params = averaged_weights(run, abstract_like(shapes, shardings))
         autoencoder = jax.device_put(load_autoencoder(run.autoencoder), replicated(mesh))
@@ -183,6 +238,8 @@ class Synthesizer:
         steps: int = 25,
         solver: str = "euler",
         guidance: float = 1.0,
+        style: Style | None = None,
+        style_guidance: float = 1.0,
     ) -> UInt8[np.ndarray, "batch H W 3"]:
         """Return an RGB image for every label map.
 
@@ -193,11 +250,15 @@ class Synthesizer:
           solver: "euler", "midpoint" or "heun"; the latter two cost two velocities a step.
           guidance: 1 is the plain model, above it follows the mask more closely at twice the
             cost, 0 ignores the mask.
+          style: one for all, or one per image; None draws the style from noise, too.
+          style_guidance: as `guidance`, of the style; another pass.
 
         Raises:
-          InputError: if an argument is out of range or the label maps do not fit the model.
+          InputError: if an argument is out of range, or label maps or styles do not fit the model.
         """
-        batches = self.batches(np.asarray(labels), seed, steps, solver, guidance)
+        batches = self.batches(
+            np.asarray(labels), seed, steps, solver, guidance, style, style_guidance
+        )
         size = self.config.image_size
         return np.concatenate([np.empty((0, size, size, 3), np.uint8), *batches])
 
@@ -209,10 +270,15 @@ class Synthesizer:
         steps: int = 25,
         solver: str = "euler",
         guidance: float = 1.0,
+        style: Style | None = None,
+        style_guidance: float = 1.0,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
         """Yield what a call returns, `batch_size` images at a time."""
         self.check(labels, seed, steps, solver, guidance)
-        return self._batches(labels, seed, steps, solver, guidance)
+        self.check_style(len(labels), style, style_guidance)
+        if style is not None and len(style) != len(labels):
+            style = style.repeat(len(labels))
+        return self._batches(labels, seed, steps, solver, guidance, style, style_guidance)
 
     def _batches(
         self,
@@ -221,14 +287,19 @@ class Synthesizer:
         steps: int,
         solver: str,
         guidance: float,
+        style: Style | None,
+        style_guidance: float,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
         mesh = local_mesh()
         rows = batch_sharding(mesh)
-        variant = self._variant(mesh, len(labels), steps, solver, guidance)
+        variant = self._variant(
+            mesh, len(labels), steps, solver, guidance, style is not None, style_guidance
+        )
         size = variant.size
         program = self._compiled.get(variant) or partial(
             under_mesh(mesh, _synthesize), self.config, **variant.options
         )
+        placed = lambda x: jax.device_put(fill_up(x, size), rows)
         for start in range(0, len(labels), size):
             chunk = labels[start : start + size]
             keys = noise_keys(seed, start, len(chunk))
@@ -239,20 +310,131 @@ class Synthesizer:
                 self.params,
                 self.autoencoder,
                 jax.device_put(keys, rows),
-                jax.device_put(fill_up(chunk, size), rows),
+                placed(chunk),
                 np.float32(guidance),
+                None if style is None else placed(style.tokens[start : start + size]),
+                np.float32(style_guidance),
             )
             yield np.asarray(images)[: size - padding]
 
+    @property
+    def has_style(self) -> bool:
+        """Whether the model takes the style of references."""
+        return generator(self.config).has_style
+
+    @no_type_check  # wrong arrays are answered in words
+    def style(
+        self, images: UInt8[np.ndarray, "n H W 3"], labels: UInt8[np.ndarray, "n H W"]
+    ) -> Style:
+        """Return the style of reference faces, class by class.
+
+        Args:
+          images: RGB faces of the model's size.
+          labels: their masks, class ids, 255 where unlabelled. Of a class without pixels there is
+            no style.
+
+        Raises:
+          InputError: if they do not fit the model or each other, or the model knows no style.
+        """
+        self._refuse_style()
+        self.check(labels, 0, 1, "euler", 1.0)
+        if images.dtype != np.uint8 or images.shape != (*labels.shape, 3):
+            raise InputError(
+                f"references are {images.dtype} of shape {images.shape}: give uint8 of shape "
+                f"{(*labels.shape, 3)}, one for each of their masks"
+            )
+        mesh = local_mesh()
+        rows, size = (
+            batch_sharding(mesh),
+            whole_batch(max(min(self.batch_size, len(images)), 1), mesh),
+        )
+        encode = partial(under_mesh(mesh, _encode_style), self.config, self.params)
+        tokens = []
+        for start in range(0, len(images), size):
+            chunk = [x[start : start + size] for x in (images, labels)]
+            placed = [jax.device_put(fill_up(x, size), rows) for x in chunk]
+            tokens.append(np.asarray(encode(*placed))[: len(chunk[0])])
+        absent = self.no_style(0)
+        return dataclasses.replace(
+            absent,
+            tokens=np.concatenate([absent.tokens, *tokens]),
+            given=np.stack([(labels == k).any((1, 2)) for k in range(len(self.classes))], 1),
+        )
+
+    def no_style(self, count: int = 1) -> Style:
+        """Return the style of no reference: where parts of others can be put in.
+
+        Raises:
+          InputError: if the model knows no style.
+        """
+        self._refuse_style()
+        if "absent" not in self._kept:
+            size = self.config.image_size
+            nothing = np.full((1, size, size), UNLABELLED, np.uint8)
+            black = np.zeros((1, size, size, 3), np.uint8)
+            tokens = _encode_style(self.config, self.params, black, nothing)
+            self._kept["absent"] = np.asarray(tokens)[0]
+        absent = self._kept["absent"]
+        return Style(
+            np.repeat(absent[None], count, axis=0),
+            np.zeros((count, len(absent)), bool),
+            absent,
+            self.classes,
+        )
+
+    def _refuse_style(self) -> None:
+        if not self.has_style:
+            raise InputError(
+                "the model knows no style, so no reference can be given: train one with "
+                "model.style, as configs/synthetic_style.py does"
+            )
+
+    def check_style(self, count: int, style: Style | None, style_guidance: float) -> None:
+        """Raises InputError if a call for `count` masks with this style would."""
+        if not style_guidance >= 0 or not np.isfinite(style_guidance):
+            raise InputError(
+                f"style guidance is {style_guidance}: use 0 or more (1 is the plain model)"
+            )
+        if style is None:
+            if style_guidance != 1.0:
+                raise InputError(
+                    f"style guidance is {style_guidance}, but there is no style to follow: give "
+                    "references, or leave it at 1"
+                )
+            return
+        self._refuse_style()
+        own = self.no_style(0)
+        if style.classes != own.classes or not np.array_equal(style.absent, own.absent):
+            raise InputError(
+                "the style is of another model: make it with `style` of the one that uses it"
+            )
+        if len(style) not in (1, count):
+            raise InputError(
+                f"{len(style)} styles do not fit {count} label maps: give one for all, or one each"
+            )
+
     def _variant(
-        self, mesh: Mesh, count: int, steps: int, solver: str, guidance: float
+        self,
+        mesh: Mesh,
+        count: int,
+        steps: int,
+        solver: str,
+        guidance: float,
+        styled: bool = False,
+        style_guidance: float = 1.0,
     ) -> _Variant:
         """What makes `count` images, in batches of one size."""
         size = whole_batch(max(min(self.batch_size, count), 1), mesh)
-        return _Variant(size, steps, solver, guidance != 1.0)
+        return _Variant(size, steps, solver, guidance != 1.0, styled, style_guidance != 1.0)
 
     def memory(
-        self, count: int = 16, steps: int = 25, solver: str = "euler", guidance: float = 1.0
+        self,
+        count: int = 16,
+        steps: int = 25,
+        solver: str = "euler",
+        guidance: float = 1.0,
+        style: Style | None = None,
+        style_guidance: float = 1.0,
     ) -> dict[str, int]:
         """Return what a call with `count` label maps needs on each device, in bytes.
 
@@ -263,12 +445,18 @@ class Synthesizer:
           "temporary": the rest at its largest, as XLA planned it.
         """
         mesh = local_mesh()
-        variant = self._variant(mesh, count, steps, solver, guidance)
+        variant = self._variant(
+            mesh, count, steps, solver, guidance, style is not None, style_guidance
+        )
         if variant not in self._compiled:
             rows, pixels = batch_sharding(mesh), self.config.image_size
             keys = jax.device_put(noise_keys(0, 0, variant.size), rows)
             labels = jax.ShapeDtypeStruct((variant.size, pixels, pixels), np.uint8, sharding=rows)
-            inputs = self.config, self.params, self.autoencoder, keys, labels, np.float32(1)
+            one, tokens = np.float32(1), None
+            if style is not None:
+                shape = (variant.size, *style.tokens.shape[1:])
+                tokens = jax.ShapeDtypeStruct(shape, np.float32, sharding=rows)
+            inputs = self.config, self.params, self.autoencoder, keys, labels, one, tokens, one
             lowered = under_mesh(mesh, _synthesize.lower)(*inputs, **variant.options)
             self._compiled[variant] = lowered.compile()
         analysis = self._compiled[variant].memory_analysis()
@@ -309,6 +497,12 @@ class Synthesizer:
             raise InputError(f"seed {seed} is out of range: use 0..{2**32 - 1}")
         if steps < 1:
             raise InputError(f"steps is {steps}: use at least 1")
+        model = generator(self.config)
+        if model.most_steps is not None and steps > model.most_steps:
+            raise InputError(
+                f"steps is {steps}: {model.name} was trained on {model.most_steps + 1} steps of "
+                f"noise, use at most {model.most_steps}"
+            )
         if solver not in flow.SOLVERS:
             raise InputError(f"solver {solver!r} is unknown: use one of {', '.join(flow.SOLVERS)}")
         if not guidance >= 0 or not np.isfinite(guidance):

@@ -1,4 +1,6 @@
-"""Train SISMA: `python -m sisma_jax.train --config configs/synthetic.py`."""
+"""Train SISMA: `python -m sisma_jax.train --config configs/synthetic.py`.
+
+Or SCA-DM, with `model.kind` "scadm": configs/scadm.py."""
 
 import dataclasses
 import importlib
@@ -19,15 +21,13 @@ from sisma_jax.data import prepared
 from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.data.latents import LatentCache
 from sisma_jax.errors import InputError, RunError
-from sisma_jax.models import SISMAConfig
+from sisma_jax.generators import Config, generator, model_config, parameter_shapes
 from sisma_jax.models.autoencoder import (
     Autoencoder,
     load_autoencoder,
     save_autoencoder,
     to_uint8,
 )
-from sisma_jax.models.cost import macs
-from sisma_jax.models.sisma import init_params, matrix_axes
 from sisma_jax.synthesizer import Synthesizer, check_autoencoder
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.hosts import is_first, together
@@ -139,10 +139,10 @@ def load_hook(spec: str) -> Hook | None:
     return named
 
 
-def check_scan(model: SISMAConfig) -> None:
+def check_scan(model: Config) -> None:
     """Raises InputError if the implementation of the scan cannot run here."""
     try:
-        jax.eval_shape(partial(init_params, model), jax.random.key(0))
+        parameter_shapes(model)
     except NotImplementedError as error:
         raise InputError(
             f"model.scan {model.scan!r} cannot run here ({error}): choose 'auto'"
@@ -167,12 +167,17 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
     with together():
         common = Sections.of(config)
         data, settings, mesh = common.data, common.train, common.mesh
-        model = section(SISMAConfig, config, "model")
+        model = model_config(config)
         samples = section(SamplesConfig, config, "samples")
         evaluation = section(EvaluationConfig, config, "evaluation")
         flow_config = section(FlowConfig, config, "flow")
         first_stage = section(FirstStageConfig, config, "autoencoder")
         check_image_size(data, model.factor)
+        if generator(model).has_style and first_stage.cache:
+            raise InputError(
+                f"autoencoder.cache is {first_stage.cache}, which has no images to take styles "
+                'from: set it to "", and data.path to the data set'
+            )
         check_scan(model)
         hook = load_hook(evaluation.hook)
         if settings.init_from:
@@ -224,8 +229,8 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
             record=record,
             watch=watch,
             task=Task(
-                init_params=lambda: init_params(model, jax.random.key(config.seed)),
-                optimizer=make_optimizer(settings, matrix_axes),
+                init_params=lambda: generator(model).init_params(jax.random.key(config.seed)),
+                optimizer=make_optimizer(settings, generator(model).matrix_axes),
                 draw=partial(draw, config=model, flow_config=flow_config),
                 loss_fn=partial(mean_loss, config=model),
                 constants=(constant,),
@@ -235,7 +240,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
                 sample_grid=sample_grid(samples, synthesizer, autoencoder, test_source),
                 evaluate=evaluate,
                 evaluate_every=evaluation.every,
-                macs=macs(model),
+                macs=sum(generator(model).macs()),
                 dtype=model.dtype,
             ),
         )
@@ -247,7 +252,10 @@ def sample_grid(
     autoencoder: Autoencoder,
     source: Source,
 ) -> Callable[[Params], UInt8[np.ndarray, "h w 3"]]:
-    """Return averaged weights -> a sheet of masks, references and faces."""
+    """Return averaged weights -> a sheet of masks, their faces, and faces made of them.
+
+    A model with a style makes as many in the style of the masks' own faces first.
+    """
     fixed = fixed_batch(source, min(samples.masks, len(source)))
     if "moments" in fixed:  # what the autoencoder makes of the faces stands for them
         means = np.split(fixed["moments"], 2, axis=-1)[0].astype(np.float32)
@@ -255,15 +263,20 @@ def sample_grid(
     labels = fixed["labels"]
 
     def draw_grid(ema: Params) -> np.ndarray:
-        images = synthesizer(ema)(
+        model = synthesizer(ema)
+        make = partial(
+            model,
             np.repeat(labels, samples.per_mask, axis=0),
             seed=0,
             steps=samples.steps,
             solver=samples.solver,
             guidance=samples.guidance,
         )
-        images = images.reshape(len(labels), samples.per_mask, *images.shape[1:])
-        return mask_sheet(labels, images, fixed["image"], source.classes)
+        made = [make()]
+        if model.has_style:
+            made.insert(0, make(style=model.style(fixed["image"], labels).repeat(samples.per_mask)))
+        columns = [x.reshape(len(labels), samples.per_mask, *x.shape[1:]) for x in made]
+        return mask_sheet(labels, np.concatenate(columns, 1), fixed["image"], source.classes)
 
     return draw_grid
 

@@ -41,3 +41,13 @@ def tiny_run(inputs_folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     train_tiny(inputs_folder, workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def tiny_style_run(inputs_folder, tmp_path_factory):
+    """A finished tiny run of a model with a style; do not write into it."""
+    from tests.runs import train_tiny_style
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny-style"
+    train_tiny_style(inputs_folder, workdir)
+    return workdir

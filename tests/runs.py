@@ -27,7 +27,19 @@ def write_inputs(folder: Path) -> None:
     save_autoencoder(folder / "autoencoder", config, params)
 
 
-def arguments(folder: Path, workdir: Path, **overrides: object) -> list[str]:
+STYLE = {
+    "model.depth": 1,
+    "model.attention_head": 8,
+    "model.style_channels": 2,
+    "model.style_levels": 1,
+    "model.style_features": 4,
+}
+"""Of configs/synthetic_style.py, for a tiny model."""
+
+
+def arguments(
+    folder: Path, workdir: Path, config: str = "synthetic.py", **overrides: object
+) -> list[str]:
     """Command line of a tiny training run."""
     settings = {
         "data.path": folder / "data",
@@ -53,7 +65,7 @@ def arguments(folder: Path, workdir: Path, **overrides: object) -> list[str]:
         "checkpoint.every": 2,
     } | {key.replace("__", "."): value for key, value in overrides.items()}
     return [
-        f"--config={CONFIGS / 'synthetic.py'}",
+        f"--config={CONFIGS / config}",
         f"--workdir={workdir}",
         *(f"--config.{key}={value}" for key, value in settings.items()),
     ]
@@ -72,3 +84,8 @@ def call(main, *arguments: object) -> None:
 
 def train_tiny(folder: Path, workdir: Path, **overrides: object) -> None:
     call(train.main, *arguments(folder, workdir, **overrides))
+
+
+def train_tiny_style(folder: Path, workdir: Path, **overrides: object) -> None:
+    settings = STYLE | overrides
+    call(train.main, *arguments(folder, workdir, "synthetic_style.py", **settings))

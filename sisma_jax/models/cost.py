@@ -13,11 +13,13 @@ Not counted: norms, activations, biases, gates, residuals, positions, the softma
 in the scan softplus, exp(Delta A), Delta u and the skip D u.
 
 Letters as in `mamba`: D width, d = expand x D channels, n states, r rank of delta, L tokens, K
-orders. Maps of tokens are counted L times, maps of the time embedding once.
+orders. Maps of tokens are counted L times, maps of the time embedding once. A model with a style
+has T numbers for each of S classes.
 
 `xla_cost` has XLA's count of the same.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 from sisma_jax.models.embeddings import TIME_FREQUENCIES
@@ -25,13 +27,26 @@ from sisma_jax.models.sisma_config import SISMAConfig
 
 
 def macs(config: SISMAConfig) -> int:
-    """Return the MACs of one forward pass of the whole model: of `SISMA.__call__`."""
-    return mask_macs(config) + velocity_macs(config)
+    """Return the MACs of one forward pass of the whole model: of `SISMA.__call__`.
+
+    With a style, its reference is encoded, too.
+    """
+    return mask_macs(config) + velocity_macs(config) + style_macs(config)
 
 
 def mask_macs(config: SISMAConfig) -> int:
-    """Return the MACs of what depends on the mask alone: of `SISMA.encode_mask`."""
-    return mask_encoder(config) + config.depth * mask_stream(config)
+    """Return the MACs of what depends on mask and style alone: of `SISMA.encode_mask`."""
+    return mask_encoder(config) + config.depth * (mask_stream(config) + style_stream(config))
+
+
+def style_macs(config: SISMAConfig) -> int:
+    """Return the MACs of a reference's style: of `SISMA.encode_style`; 0 without."""
+    if config.style == "none":
+        return 0
+    return style_encoder(
+        config.image_size, config.num_classes, config.style_channels, config.style_levels,
+        config.style_features, config.style_colours,
+    )  # fmt: skip
 
 
 def velocity_macs(config: SISMAConfig) -> int:
@@ -39,7 +54,7 @@ def velocity_macs(config: SISMAConfig) -> int:
 
     A step of "euler" takes one, of the other solvers two; guidance doubles either.
     """
-    block = modulation, self_mixer, cross_mixer, feed_forward
+    block = modulation, self_mixer, cross_mixer, style_mixer, feed_forward
     once = patch_in, time_embedding, final_layer
     return config.depth * sum(part(config) for part in block) + sum(part(config) for part in once)
 
@@ -69,8 +84,8 @@ def time_embedding(c: SISMAConfig) -> int:
 
 
 def modulation(c: SISMAConfig) -> int:
-    """Shift, scale and gate of a block's three sub-layers."""
-    return c.width * 9 * c.width
+    """Shift, scale and gate of a block's sub-layers."""
+    return c.width * 3 * c.sublayers * c.width
 
 
 def self_mixer(c: SISMAConfig) -> int:
@@ -101,6 +116,29 @@ def mask_stream(c: SISMAConfig) -> int:
         return L * 2 * D**2
     maps = D * d + K * (d * (r + n) + r * d)
     return L * maps + depthwise_conv(c)
+
+
+def style_mixer(c: SISMAConfig) -> int:
+    """The image's part. Of attention W_q, W_out and its products with S classes; of mamba as
+    `cross_mixer`."""
+    D, _, _, _, L, _ = _letters(c)
+    if c.style == "none":
+        return 0
+    if c.style == "mamba":
+        return cross_mixer(dataclasses.replace(c, mixer="mamba"))
+    return L * 2 * D**2 + 2 * L * c.num_classes * D
+
+
+def style_stream(c: SISMAConfig) -> int:
+    """The style's part. Of attention W_k, W_v of S tokens of T numbers; of mamba the map to the
+    width, its products with shares of classes, and as `mask_stream`."""
+    D, _, _, _, L, _ = _letters(c)
+    S, T = c.num_classes, c.style_levels * c.style_features
+    if c.style == "none":
+        return 0
+    if c.style == "mamba":
+        return S * T * D + L * S * D + mask_stream(dataclasses.replace(c, mixer="mamba"))
+    return S * T * 2 * D
 
 
 def attention_products(c: SISMAConfig) -> int:
@@ -140,3 +178,21 @@ def mask_encoder(c: SISMAConfig) -> int:
         total += side**2 * 9 * inputs * outputs
         inputs, outputs = outputs, 2 * outputs
     return total + side**2 * 9 * inputs * c.width
+
+
+def style_encoder(
+    size: int, classes: int, channels: int, levels: int, features: int, colours: bool = False
+) -> int:
+    """`StyleEncoder` on one image: 3x3 convolutions of each class's channels, the sums over its
+    pixels, and a linear map at every level. Resizing is not counted."""
+    width = [channels * 2**halvings for halvings in range(levels + 2)]
+    total = size**2 * 9 * 3 * classes * channels
+    for i in range(1, levels + 2):
+        total += (size >> i) ** 2 * 9 * classes * width[i - 1] * width[i]
+    for i in range(1, levels + 1):
+        inputs = width[i + 1] * (1 if i == levels else 2)
+        total += (size >> i) ** 2 * 9 * classes * inputs * width[i]
+        total += (size >> i) ** 2 * classes * width[i] + classes * width[i] * features
+    if colours:
+        total += size**2 * classes * 3 + classes * 4 * features
+    return total

@@ -3,6 +3,7 @@
     z_t -> patchify -> + position -> N blocks -> final layer -> unpatchify -> velocity
     labels -> mask encoder -> S_M -> every block's Cross-Mamba
     t -> embedding -> shift, scale and gate of every sub-layer (adaLN-Zero)
+    reference and its labels -> style encoder -> every block's style sub-layer, with `style`
 
 A block is three residual sub-layers, x + gate * f(shift + (1 + scale) * LayerNorm(x)), with
 f = Self-Mamba, Cross-Mamba and a feed-forward network in this order. Gates and the last linear map
@@ -18,6 +19,10 @@ with the same map of t, which starts at zero here too. The velocity of a new mod
 the last linear map. Its blocks are no longer the identity, for nothing holds f back: they are those
 of a plain pre-norm transformer, x + f(LayerNorm(x)) whatever t.
 
+With `style`, which is ours (the paper names references as future work), a fourth sub-layer stands
+behind Cross-Mamba and reads a token per class that the style of a reference face has become
+(`style_encoder`, `style_mixers`). Without a reference these are the tokens of absent classes.
+
 The blocks are one `nn.scan`: parameters are stacked along a leading axis and the program compiles
 once, whatever the depth. Where they are stored in pieces over several devices, each block gathers
 its own as it comes to them; those that the backward pass needs are kept until then, unless `remat`
@@ -25,8 +30,10 @@ has blocks computed again.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -39,9 +46,24 @@ from sisma_jax.models.mask_encoder import MaskEncoder
 from sisma_jax.models.placement import whole
 from sisma_jax.models.scan_orders import block_orders
 from sisma_jax.models.sisma_config import SISMAConfig
+from sisma_jax.models.style_encoder import StyleEncoder, class_shares
+from sisma_jax.models.style_mixers import StyleAttention, StyleKeys, StyleMamba
 
+NO_CLASS = 255
 MaskFeatures = MaskStream | MaskKeys
 """What a block, or a whole model, computes from the mask alone; by its mixer."""
+StyleFeatures = StyleKeys | MaskStream
+"""Likewise from mask and style; by `style`."""
+Placed = tuple[Float[Array, "b s token"], Float[Array, "b l s"]]
+"""Style tokens, and the shares of classes in every cell of the grid."""
+
+
+@flax.struct.dataclass
+class Features:
+    """What a model with a style computes ahead of the solver."""
+
+    mask: Any
+    style: Any
 
 
 def modulate(
@@ -52,60 +74,75 @@ def modulate(
 
 
 class SISMABlock(nn.Module):
-    """Self-Mamba, Cross-Mamba, feed-forward; the body of the scan over depth."""
+    """Self-Mamba, Cross-Mamba, style if there is one, feed-forward; the body of the scan."""
 
     config: SISMAConfig
 
     def setup(self) -> None:
         cfg = self.config
         zeros = nn.initializers.zeros
-        self.modulation = nn.Dense(9 * cfg.width, kernel_init=zeros, dtype=cfg.dtype)
+        features = 3 * cfg.sublayers * cfg.width
+        self.modulation = nn.Dense(features, kernel_init=zeros, dtype=cfg.dtype)
         self.norm = layer_norm(use_scale=False, use_bias=False)
+        attention = dict(width=cfg.width, head=cfg.attention_head, dtype=cfg.dtype)
+        mamba = dict(
+            width=cfg.width,
+            grid=cfg.grid,
+            state=cfg.state,
+            expand=cfg.expand,
+            orders=cfg.orders,
+            dtype=cfg.dtype,
+            implementation=cfg.scan,
+        )
         if cfg.mixer == "attention":
-            mixer = dict(width=cfg.width, head=cfg.attention_head, dtype=cfg.dtype)
-            self.self_mixer = SelfAttention(**mixer, name="self_attention")
-            self.cross_mixer = CrossAttention(**mixer, name="cross_attention")
+            self.self_mixer = SelfAttention(**attention, name="self_attention")
+            self.cross_mixer = CrossAttention(**attention, name="cross_attention")
         else:
-            mixer = dict(
-                width=cfg.width,
-                grid=cfg.grid,
-                state=cfg.state,
-                expand=cfg.expand,
-                orders=cfg.orders,
-                dtype=cfg.dtype,
-                implementation=cfg.scan,
-            )
-            self.self_mixer = SelfMamba(**mixer, name="self_mamba")
-            self.cross_mixer = CrossMamba(**mixer, name="cross_mamba")
+            self.self_mixer = SelfMamba(**mamba, name="self_mamba")
+            self.cross_mixer = CrossMamba(**mamba, name="cross_mamba")
+        if cfg.style == "mamba":
+            self.style_mixer = StyleMamba(cfg.width, cfg.grid, mamba, cfg.dtype, name="style_mamba")
+        elif cfg.style != "none":
+            masked = cfg.style == "attention"
+            self.style_mixer = StyleAttention(**attention, masked=masked, name="style_attention")
         self.ff_in = nn.Dense(cfg.ff_ratio * cfg.width, kernel_init=xavier, dtype=cfg.dtype)
         self.ff_out = nn.Dense(cfg.width, kernel_init=xavier, dtype=cfg.dtype)
 
-    def mask_stream(
-        self, _: None, mask_tokens: Float[Array, "b l width"]
-    ) -> tuple[None, MaskFeatures]:
-        """What this block computes from the mask alone."""
-        return None, self.cross_mixer.mask_stream(mask_tokens)
+    def streams(
+        self, _: None, mask_tokens: Float[Array, "b l width"], placed: Placed | None
+    ) -> tuple[None, MaskFeatures | Features]:
+        """What this block computes from the mask, and the style, alone."""
+        mask = self.cross_mixer.mask_stream(mask_tokens)
+        return None, mask if placed is None else Features(
+            mask, self.style_mixer.style_stream(*placed)
+        )
 
-    def with_stream(
+    def with_streams(
         self,
         x: Float[Array, "b l width"],
         t: Float[Array, "b width"],
-        mask: MaskFeatures,
+        features: MaskFeatures | Features,
         order: Int32[Array, "k l"],
     ) -> tuple[Float[Array, "b l width"], None]:
-        """The block on tokens `x` with the mask's part already computed."""
-        scanned = (order,) if self.config.mixer == "mamba" else ()
-        sublayers = (
+        """The block on tokens `x` with the part of mask and style already computed."""
+        cfg = self.config
+        scanned = (order,) if cfg.mixer == "mamba" else ()
+        styled = cfg.style != "none"
+        mask = features.mask if styled else features
+        sublayers = [
             lambda h: self.self_mixer(h, *scanned),
             lambda h: self.cross_mixer(h, mask, *scanned),
             lambda h: self.ff_out(nn.gelu(self.ff_in(h))),
-        )
-        modulation = jnp.split(self.modulation(nn.silu(t)), 9, axis=-1)
+        ]
+        if styled:
+            ordered = (order,) if cfg.style == "mamba" else ()
+            sublayers.insert(2, lambda h: self.style_mixer(h, features.style, *ordered))
+        modulation = jnp.split(self.modulation(nn.silu(t)), 3 * len(sublayers), axis=-1)
         for i, sublayer in enumerate(sublayers):
             shift, scale, last = modulation[3 * i : 3 * i + 3]
-            h = self.norm(x).astype(self.config.dtype)
+            h = self.norm(x).astype(cfg.dtype)
             h = sublayer(modulate(h, shift, scale))
-            h = last[:, None] * h if self.config.modulation == "gate" else h + last[:, None]
+            h = last[:, None] * h if cfg.modulation == "gate" else h + last[:, None]
             x = x + h.astype(x.dtype)
         return x, None
 
@@ -115,9 +152,10 @@ class SISMABlock(nn.Module):
         t: Float[Array, "b width"],
         mask_tokens: Float[Array, "b l width"],
         order: Int32[Array, "k l"],
+        placed: Placed | None = None,
     ) -> tuple[Float[Array, "b l width"], None]:
         """The whole block: in training the mask's part is recomputed with it, not kept."""
-        return self.with_stream(x, t, self.mask_stream(None, mask_tokens)[1], order)
+        return self.with_streams(x, t, self.streams(None, mask_tokens, placed)[1], order)
 
 
 class FinalLayer(nn.Module):
@@ -143,7 +181,8 @@ class SISMA(nn.Module):
 
     `apply(params, z_t, t, labels)` is the whole model, for training. In synthesis the mask is the
     same at every solver step: `method="encode_mask"` computes once all that depends on it alone,
-    and `method="velocity"` takes the result.
+    and `method="velocity"` takes the result. With `config.style`, `method="encode_style"` makes the
+    style tokens of references, which both take behind the labels.
     """
 
     config: SISMAConfig
@@ -161,9 +200,9 @@ class SISMA(nn.Module):
         )
         broadcast = nn.broadcast
         methods = {
-            "__call__": dict(in_axes=(broadcast, broadcast, 0), **along_depth),
-            "mask_stream": dict(in_axes=(broadcast,), **along_depth),
-            "with_stream": dict(in_axes=(broadcast, 0, 0), **along_depth),
+            "__call__": dict(in_axes=(broadcast, broadcast, 0, broadcast), **along_depth),
+            "streams": dict(in_axes=(broadcast, broadcast), **along_depth),
+            "with_streams": dict(in_axes=(broadcast, 0, 0), **along_depth),
         }
         block = nn.map_variables(
             SISMABlock,
@@ -177,35 +216,81 @@ class SISMA(nn.Module):
             block = nn.remat(block, prevent_cse=False, policy=kept, methods=[*methods])
         self.blocks = nn.scan(block, methods=methods)(cfg)
         self.final = FinalLayer(cfg.patch**2 * cfg.latent_channels, cfg.dtype)
+        if cfg.style != "none":
+            self.style_encoder = StyleEncoder(
+                cfg.num_classes,
+                cfg.style_channels,
+                cfg.style_levels,
+                cfg.style_features,
+                cfg.dtype,
+                cfg.style_colours,
+            )
 
     def __call__(
         self,
         z_t: Float[Array, "b h w c"],
         t: Float[Array, " b"],
         labels: UInt8[Array, "b H W"],
+        style: Float[Array, "b s token"] | None = None,
     ) -> Float[Array, "b h w c"]:
         """Return the velocity at latents `z_t` and times `t` in [0, 1], in float32.
 
-        Labels are class ids; 255 is unlabelled, and a map of 255 everywhere the null mask.
+        Labels are class ids; 255 is unlabelled, and a map of 255 everywhere the null mask. `style`
+        is what `encode_style` returns; None is no reference.
 
         Raises:
-          ValueError: if the latents or labels have another size than the configuration's.
+          ValueError: if the latents or labels have another size than the configuration's, or the
+            model knows no style.
+        """
+        mask, placed = self._condition(labels, style)
+        blocks = lambda x, t, orders: self.blocks(x, t, mask, orders, placed)
+        return self._through_blocks(z_t, t, blocks)
+
+    def encode_style(
+        self, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
+    ) -> Float[Array, "b s token"]:
+        """Return a style token per class of references, in [-1, 1], float32.
+
+        Args:
+          images: the references, in [-1, 1].
+          labels: their class ids. A class without pixels has the token of "no style".
+
+        Raises:
+          ValueError: if the labels have another size than the configuration's.
         """
         self._check_labels(labels)
-        return self._through_blocks(z_t, t, self.blocks, self.mask_encoder(labels))
+        return self.style_encoder(images, labels)
 
-    def encode_mask(self, labels: UInt8[Array, "b H W"]) -> MaskFeatures:
-        """Return all that depends on the mask alone, for `velocity`; leading axis: the blocks."""
-        self._check_labels(labels)
-        return self.blocks.mask_stream(None, self.mask_encoder(labels))[1]
+    def encode_mask(
+        self, labels: UInt8[Array, "b H W"], style: Float[Array, "b s token"] | None = None
+    ) -> MaskFeatures | Features:
+        """Return all that depends on mask and style alone, for `velocity`; leading axis: blocks."""
+        return self.blocks.streams(None, *self._condition(labels, style))[1]
 
     def velocity(
-        self, z_t: Float[Array, "b h w c"], t: Float[Array, " b"], features: MaskFeatures
+        self, z_t: Float[Array, "b h w c"], t: Float[Array, " b"], features: MaskFeatures | Features
     ) -> Float[Array, "b h w c"]:
-        """Return what `__call__` returns, from `encode_mask`'s features of the labels."""
-        return self._through_blocks(z_t, t, self.blocks.with_stream, features)
+        """Return what `__call__` returns, from `encode_mask`'s features of labels and style."""
+        blocks = lambda x, t, orders: self.blocks.with_streams(x, t, features, orders)
+        return self._through_blocks(z_t, t, blocks)
 
-    def _through_blocks(self, z_t: Array, t: Array, blocks, mask: Array | MaskFeatures) -> Array:
+    def _condition(self, labels: Array, style: Array | None) -> tuple[Array, Placed | None]:
+        """Tokens of the mask, and style tokens with where they belong."""
+        cfg = self.config
+        self._check_labels(labels)
+        mask = self.mask_encoder(labels)
+        if cfg.style == "none":
+            if style is not None:
+                raise ValueError("this model knows no style: give none, or train with model.style")
+            return mask, None
+        if style is None:
+            shape = (1, cfg.image_size, cfg.image_size)
+            absent = jnp.full(shape, NO_CLASS, jnp.uint8)
+            style = self.style_encoder(jnp.zeros((*shape, 3)), absent)
+            style = jnp.broadcast_to(style, (len(labels), *style.shape[1:]))
+        return mask, (style, class_shares(labels, cfg.grid, cfg.num_classes))
+
+    def _through_blocks(self, z_t: Array, t: Array, blocks: Callable) -> Array:
         cfg = self.config
         expected = (cfg.latent_size, cfg.latent_size, cfg.latent_channels)
         if z_t.shape[1:] != expected:
@@ -215,7 +300,7 @@ class SISMA(nn.Module):
         x = self.positions(self.patch_in(patches).astype(jnp.float32))
         t = self.time(t)
         orders = jnp.asarray(block_orders(*cfg.grid, cfg.depth, cfg.orders))
-        x, _ = blocks(x, t, mask, orders)
+        x, _ = blocks(x, t, orders)
         h, w = cfg.grid
         return rearrange(
             self.final(x, t).astype(jnp.float32),
@@ -269,6 +354,7 @@ def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, .
     if name not in ("kernel", "delta_weight") or module == "conv":
         return None
     last = leaf.ndim - 1
-    # Convolutions of the mask encoder sum over their window too; other axes are blocks or orders.
-    first = 0 if path[0].key == "mask_encoder" else last - 1
-    return tuple(range(first, last)), (last,)
+    # Convolutions of the encoders sum over their window too; other axes are blocks, orders or, of
+    # the style encoder, classes.
+    first = {"mask_encoder": 0, "style_encoder": 0 if module in ("conv_in", "colour") else 1}
+    return tuple(range(first.get(path[0].key, last - 1), last)), (last,)

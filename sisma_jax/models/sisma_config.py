@@ -8,6 +8,7 @@ from sisma_jax.errors import InputError
 
 MIXERS = ("mamba", "attention")
 MODULATIONS = ("gate", "shift")
+STYLES = ("none", "attention", "full_attention", "mamba")
 REMAT_POLICIES = ("none", "block", "dots")
 
 
@@ -55,6 +56,18 @@ class SISMAConfig:
     remat: str = "none"
     """What the backward pass computes again instead of keeping: "none", "block" (all of a block:
     least memory, about a third more time) or "dots" (all but the results of linear maps)."""
+    style: str = "none"
+    """How blocks read the style of a reference face: "none" (SISMA as published), "attention" to
+    one token per class, conditioned on the mask, "full_attention", not conditioned, or "mamba", a
+    second Cross-Mamba; see `style_mixers`. Both attentions have heads of `attention_head`."""
+    style_channels: int = 4
+    """Channels of each class in the style encoder's first convolution; with `style`."""
+    style_levels: int = 5
+    """Resolutions that it takes features at; with `style`."""
+    style_features: int = 256
+    """Features of each class and level; with `style`."""
+    style_colours: bool = False
+    """Tell the style encoder the classes' mean colours, which SCA-DM's is not; with `style`."""
     scan: str = "auto"
     """Implementation of the selective scan: one of `kernels.selective_scan`, or "auto" for the best
     where the program runs; of the mamba mixer."""
@@ -78,7 +91,15 @@ class SISMAConfig:
             )
         if self.mixer not in MIXERS:
             raise InputError(f"model.mixer is {self.mixer!r}: choose one of {', '.join(MIXERS)}")
-        if self.mixer == "attention" and self.width % self.attention_head:
+        if self.style not in STYLES:
+            raise InputError(f"model.style is {self.style!r}: choose one of {', '.join(STYLES)}")
+        if self.style != "none" and self.image_size % 2 ** (self.style_levels + 1):
+            raise InputError(
+                f"model.style_levels is {self.style_levels}, which halves images of "
+                f"{self.image_size} pixels {self.style_levels + 1} times: choose fewer levels"
+            )
+        attends = self.mixer == "attention" or self.style.endswith("attention")
+        if attends and self.width % self.attention_head:
             raise InputError(
                 f"model.attention_head {self.attention_head} does not divide model.width "
                 f"{self.width}: choose a head that does"
@@ -111,6 +132,11 @@ class SISMAConfig:
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"model.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")
+
+    @property
+    def sublayers(self) -> int:
+        """Of a block."""
+        return 3 if self.style == "none" else 4
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -50,7 +50,7 @@ def xla_macs(config: SISMAConfig) -> int:
     )
     length = prod(one.grid)
     block = _operations(
-        partial(SISMABlock(one).apply, method="with_stream"),
+        partial(SISMABlock(one).apply, method="with_streams"),
         {"params": block_params},
         _floats(1, length, one.width),
         jax.ShapeDtypeStruct((1, one.width), one.dtype),
@@ -58,8 +58,9 @@ def xla_macs(config: SISMAConfig) -> int:
         jax.ShapeDtypeStruct((one.orders, length), jnp.int32),
     )
     missing = _missing_attention if one.mixer == "attention" else _missing_scan
-    # A block's two mixers have the same loop.
-    return round((whole + (config.depth - 1) * block + config.depth * 2 * missing(one)) / 2)
+    # A block's two mixers have the same loop; a style read by mamba has a scan, too.
+    loops = 2 * missing(one) + (one.style == "mamba") * _missing_scan(one)
+    return round((whole + (config.depth - 1) * block + config.depth * loops) / 2)
 
 
 def _missing_scan(config: SISMAConfig) -> float:

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from sisma_jax.data.input_pipeline import Source, items
 from sisma_jax.errors import InputError
-from sisma_jax.models import SISMAConfig
+from sisma_jax.generators import Config, generator
 from sisma_jax.models.autoencoder import Autoencoder
 from sisma_jax.training.objective import latent_noise, latents_of, losses
 from sisma_jax.training.sharding import put_batch, replicated, row_share, under_mesh
@@ -51,7 +51,7 @@ class EvaluationConfig:
 
 
 def held_out_loss(
-    config: SISMAConfig,
+    config: Config,
     settings: EvaluationConfig,
     source: Source,
     autoencoder: Autoencoder,
@@ -61,7 +61,7 @@ def held_out_loss(
     """Return weights -> {"test_loss": mean over all times, "test_loss/0.0-0.2": ..., ...}.
 
     Args:
-      config: of SISMA.
+      config: of the generator. With a style, each face is made in its own.
       settings: how many items and bins; all items of a smaller source.
       source: the test split.
       autoencoder: see `objective.latents_of`.
@@ -79,6 +79,8 @@ def held_out_loss(
         noise = jax.vmap(lambda key: latent_noise(config, key, 1))(keys)
         batch |= {name: x[:, 0] for name, x in noise.items()}
         batch["dropped"] = jnp.zeros(len(index), bool)
+        if generator(config).has_style:
+            batch["styleless"] = jnp.zeros((len(index), config.num_classes), bool)
         latents = latents_of(batch, autoencoder)
         within = index.astype(jnp.float32) * GOLDEN % 1.0
 

@@ -1,4 +1,8 @@
-"""SISMA's training objective: what is drawn for a batch, and the loss of each of its rows.
+"""The training objective: what is drawn for a batch, and the loss of each of its rows.
+
+A model with a style is trained to make each face in the face's own style, which it is given, or,
+for a share of the rows, in any: their style is dropped, and of others that of some classes, so that
+one model makes faces with a reference, without, and with one for some parts.
 
 Everything random is drawn for the whole batch and by row, ahead of the loss. So the loss of a row
 does not depend on the devices that share the batch, nor on the parts it is gone through in.
@@ -13,9 +17,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from sisma_jax import flow
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.errors import InputError
-from sisma_jax.models import SISMA, SISMAConfig
+from sisma_jax.generators import Config, generator
 from sisma_jax.models.autoencoder import Autoencoder, sample_latent, to_float
 from sisma_jax.models.sisma import gathered
+from sisma_jax.models.style_encoder import without
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,17 +31,22 @@ class FlowConfig:
     """Distribution of training times: "logit_normal" or "uniform"."""
     drop: float
     """Share of masks replaced by the null mask, for guidance."""
+    style_drop: float = 0.5
+    """Share of rows whose style is dropped, of a model with one."""
+    style_class_drop: float = 0.1
+    """Of the others, the share of classes whose style is dropped."""
 
     def __post_init__(self) -> None:
         if self.sampling not in flow.TIME_SAMPLINGS:
             raise InputError(
                 f"flow.sampling is {self.sampling!r}: choose 'logit_normal' or 'uniform'"
             )
-        if not 0 <= self.drop <= 1:
-            raise InputError(f"flow.drop is {self.drop}: choose a share in [0, 1]")
+        for name in ("drop", "style_drop", "style_class_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"flow.{name} is {getattr(self, name)}: choose a share in [0, 1]")
 
 
-def latent_noise(config: SISMAConfig, key: PRNGKeyArray, count: int) -> dict[str, Array]:
+def latent_noise(config: Config, key: PRNGKeyArray, count: int) -> dict[str, Array]:
     """Draw "posterior" and "noise", both like `count` latents, N(0, 1)."""
     shape = (count, config.latent_size, config.latent_size, config.latent_channels)
     posterior, noise = jax.random.normal(key, (2, *shape))
@@ -44,14 +54,25 @@ def latent_noise(config: SISMAConfig, key: PRNGKeyArray, count: int) -> dict[str
 
 
 def draw(
-    key: PRNGKeyArray, batch: dict[str, Array], *, config: SISMAConfig, flow_config: FlowConfig
+    key: PRNGKeyArray, batch: dict[str, Array], *, config: Config, flow_config: FlowConfig
 ) -> dict[str, Array]:
-    """Everything random of a training batch: `latent_noise`, "time" (b,) and "dropped" (b,)."""
+    """Everything random of a training batch: `latent_noise`, "time" (b,) and "dropped" (b,).
+
+    For a model with a style also "styleless" (b, k), the classes whose style is dropped.
+    """
     noise_key, time_key, drop_key = jax.random.split(key, 3)
     count = len(batch["labels"])
-    return latent_noise(config, noise_key, count) | {
+    drawn = latent_noise(config, noise_key, count) | {
         "time": flow.sample_time(time_key, count, flow_config.sampling),
         "dropped": jax.random.bernoulli(drop_key, flow_config.drop, (count,)),
+    }
+    if not generator(config).has_style:
+        return drawn
+    all_key, class_key = jax.random.split(jax.random.fold_in(key, 3))
+    whole = jax.random.bernoulli(all_key, flow_config.style_drop, (count, 1))
+    shape = (count, config.num_classes)
+    return drawn | {
+        "styleless": whole | jax.random.bernoulli(class_key, flow_config.style_class_drop, shape)
     }
 
 
@@ -69,24 +90,28 @@ def latents_of(batch: dict[str, Array], autoencoder: Autoencoder) -> Float[Array
 
 
 def losses(
-    params: dict, latents: Float[Array, "b h w c"], batch: dict[str, Array], *, config: SISMAConfig
+    params: dict, latents: Float[Array, "b h w c"], batch: dict[str, Array], *, config: Config
 ) -> Float[Array, " b"]:
-    """Flow-matching loss of every row.
+    """The loss of every row.
 
     Args:
-      params: of SISMA.
+      params: of the generator.
       latents: scaled.
-      batch: "labels" uint8 (b, H, W), and what `draw` gives.
-      config: of SISMA.
+      batch: "labels" uint8 (b, H, W), for a model with a style "image" uint8 (b, H, W, 3), and what
+        `draw` gives.
+      config: of the generator.
     """
+    model, params = generator(config), gathered(params)
     labels = flow.drop_condition(batch["dropped"], batch["labels"], UNLABELLED)
-    params = gathered(params)
-    velocity = lambda z, t: SISMA(config).apply({"params": params}, z, t, labels)
-    return flow.loss_at(velocity, latents, batch["noise"], batch["time"])
+    style = None
+    if model.has_style:
+        reference = without(labels, batch["styleless"])  # a face without its mask has no style
+        style = model.encode_style(params, to_float(batch["image"]), reference)
+    return model.losses(params, latents, batch["noise"], batch["time"], labels, style)
 
 
 def mean_loss(
-    params: dict, batch: dict[str, Array], autoencoder: Autoencoder, *, config: SISMAConfig
+    params: dict, batch: dict[str, Array], autoencoder: Autoencoder, *, config: Config
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The training loss of a batch, see `losses`; it has no parts."""
     latents = latents_of(batch, autoencoder)

@@ -10,6 +10,7 @@ from sisma_jax.models.style_encoder import (
     ClassConv3x3,
     ClassNorm,
     StyleEncoder,
+    class_colours,
     class_means,
     class_shares,
     doubled,
@@ -102,6 +103,21 @@ def test_classes_are_dropped_row_by_row():
     out = without(jnp.asarray(labels), jnp.asarray(dropped))
     np.testing.assert_array_equal(out, [[[255, 1], [2, 255]], [[0, 255], [255, 255]]])
     assert out.dtype == jnp.uint8
+
+
+def test_mean_colours_are_added_where_they_are_asked_for():
+    images, labels = faces(0)
+    labels = jnp.where(labels == 2, jnp.uint8(255), labels)
+    colours = class_colours(images, labels, K)
+    own = np.asarray(images[1])[np.asarray(labels[1]) == 1]
+    np.testing.assert_allclose(colours[1, 1], [*own.mean(0), 1], atol=1e-5)
+    assert (colours[:, 2] == 0).all()
+    module = StyleEncoder(K, 2, 2, 4, "float32", colours=True)
+    params = jax.jit(module.init)(jax.random.key(0), images, labels)
+    assert params["params"]["colour"]["kernel"].shape == (4, 4)
+    brighter = jax.jit(module.apply)(params, images + 0.5, labels)
+    change = np.abs(brighter - jax.jit(module.apply)(params, images, labels))
+    assert (change[:, :2].max(-1) > 1e-2).all() and change[:, 2].max() == 0
 
 
 def test_shares_are_of_cells():

@@ -1,0 +1,36 @@
+"""SISMA with the style of reference faces, on synthetic faces of 64 pixels, for two CPU cores.
+
+    python -m sisma_jax.train_autoencoder --config configs/autoencoder.py --workdir runs/autoencoder
+    python -m sisma_jax.train --config configs/synthetic_style.py --workdir runs/demo-style
+
+As configs/synthetic.py, with a style sub-layer in every block and a small style encoder, for twice
+the steps. Variants: "" ("attention", the default), and the others that `model.style` has, "mamba"
+and "full_attention", which it was compared with.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from sisma_jax.config import load_config
+
+
+def get_config(variant: str = "attention") -> ConfigDict:
+    if variant not in ("attention", "mamba", "full_attention"):
+        raise ValueError("choose 'attention', 'mamba' or 'full_attention'")
+    config = load_config(str(Path(__file__).with_name("synthetic.py")))
+
+    # Style
+    config.model.style = variant
+    config.model.style_channels = 4
+    config.model.style_levels = 3
+    config.model.style_features = 32
+    config.model.style_colours = True  # so short a training does not find them
+    config.flow.style_drop = 0.5  # of the faces
+    config.flow.style_class_drop = 0.1  # of the classes of the others
+
+    config.train.steps = 720
+    config.train.sample_every = 720
+    config.evaluation.every = 180
+    config.checkpoint.every = 240
+    return config

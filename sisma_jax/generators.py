@@ -1,0 +1,214 @@
+"""What makes latents from masks and styles: one face for training, synthesis and evaluation.
+
+A generator is known by its configuration, which is what programs are compiled for; `generator`
+gives the functions that go with it. Whatever it predicts and however it was trained, it is a
+velocity in `flow`'s convention here, which any solver follows.
+
+Conditions are a label map, where 255 everywhere is the null mask, and a style: one token per class,
+or None where there is no reference.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from ml_collections import ConfigDict
+
+from sisma_jax import diffusion, flow
+from sisma_jax.config import section
+from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.errors import InputError
+from sisma_jax.models import SISMA, SISMAConfig, scadm, sisma
+from sisma_jax.models.cost import mask_macs, style_macs, velocity_macs
+from sisma_jax.models.scadm_config import SCADMConfig
+
+Config = SISMAConfig | SCADMConfig
+"""Sizes of a generator: of latents, images and classes, and its own."""
+Params = dict[str, Any]
+Style = Float[Array, "b k token"]
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """The functions of one configuration."""
+
+    name: str
+    has_style: bool
+    """Whether styles can be given."""
+    most_steps: int | None
+    """Of a solver; None for any number."""
+
+    def init_params(self, key: PRNGKeyArray) -> Params: ...
+
+    def encode_style(
+        self, params: Params, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
+    ) -> Style:
+        """Style tokens of references, images in [-1, 1]; a class without pixels has no style."""
+
+    def encode(self, params: Params, labels: UInt8[Array, "b H W"], style: Style | None) -> Any:
+        """All that can be computed ahead of the solver; a tree with the batch somewhere in it."""
+
+    def velocity(
+        self, params: Params, z: Float[Array, "b h w c"], t: Float[Array, " b"], encoded: Any
+    ) -> Float[Array, "b h w c"]: ...
+
+    def way(
+        self, noise: Float[Array, "b h w c"], steps: int
+    ) -> tuple[Float[Array, "b h w c"], Float[np.ndarray, " steps_and_one"] | None]:
+        """Where a solver begins with N(0, I), and the times it goes through; None: equal steps."""
+
+    def losses(
+        self,
+        params: Params,
+        latents: Float[Array, "b h w c"],
+        noise: Float[Array, "b h w c"],
+        time: Float[Array, " b"],
+        labels: UInt8[Array, "b H W"],
+        style: Style | None,
+    ) -> Float[Array, " b"]:
+        """The training loss of each row."""
+
+    def matrix_axes(self, path: tuple, leaf: Array) -> Any:
+        """See `training.state.MatrixAxes`."""
+
+    def macs(self) -> "Macs":
+        """What one image costs."""
+
+
+class Macs(NamedTuple):
+    """Multiply-accumulates of one image, by hand."""
+
+    velocity: int
+    mask: int
+    """Of what is encoded once ahead of the solver."""
+    style: int
+    """Of a reference."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SISMAGenerator:
+    """SISMA: predicts the velocity itself."""
+
+    config: SISMAConfig
+    name = "SISMA"
+    most_steps = None
+
+    @property
+    def has_style(self) -> bool:
+        return self.config.style != "none"
+
+    def init_params(self, key: PRNGKeyArray) -> Params:
+        return sisma.init_params(self.config, key)
+
+    def _apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
+        return SISMA(self.config).apply({"params": params}, *arguments, **options)
+
+    def encode_style(self, params: Params, images: Array, labels: Array) -> Style:
+        return self._apply(params, images, labels, method="encode_style")
+
+    def encode(self, params: Params, labels: Array, style: Style | None) -> Any:
+        return self._apply(params, labels, style, method="encode_mask")
+
+    def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
+        return self._apply(params, z, t, encoded, method="velocity")
+
+    def way(self, noise: Array, steps: int) -> tuple[Array, None]:
+        return noise, None
+
+    def losses(
+        self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
+        style: Style | None,
+    ) -> Array:  # fmt: skip
+        velocity = lambda z, t: self._apply(params, z, t, labels, style)
+        return flow.loss_at(velocity, latents, noise, time)
+
+    def matrix_axes(self, path: tuple, leaf: Array) -> Any:
+        return sisma.matrix_axes(path, leaf)
+
+    def macs(self) -> Macs:
+        return Macs(*(f(self.config) for f in (velocity_macs, mask_macs, style_macs)))
+
+
+@dataclasses.dataclass(frozen=True)
+class SCADMGenerator:
+    """SCA-DM: predicts the noise of a diffusion; DDIM is Euler's method here (`diffusion`)."""
+
+    config: SCADMConfig
+    name = "SCA-DM"
+    most_steps = diffusion.STEPS - 1
+    has_style = True
+
+    def init_params(self, key: PRNGKeyArray) -> Params:
+        return scadm.init_params(self.config, key)
+
+    def _apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
+        return scadm.SCADM(self.config).apply({"params": params}, *arguments, **options)
+
+    def encode_style(self, params: Params, images: Array, labels: Array) -> Style:
+        return self._apply(params, images, labels, method="encode_style")
+
+    def encode(
+        self, params: Params, labels: Array, style: Style | None
+    ) -> tuple[UInt8[Array, "b H W"], Style]:
+        if style is None:
+            size = self.config.image_size
+            nothing = jnp.full((1, size, size), UNLABELLED, jnp.uint8)
+            style = self.encode_style(params, jnp.zeros((1, size, size, 3)), nothing)
+            style = jnp.broadcast_to(style, (len(labels), *style.shape[1:]))
+        return labels, style
+
+    def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
+        return diffusion.velocity(lambda x, step: self._apply(params, x, step, *encoded), z, t)
+
+    def way(self, noise: Array, steps: int) -> tuple[Array, np.ndarray]:
+        times = diffusion.ddim_times(steps)
+        return diffusion.to_flow(noise, jnp.full(len(noise), times[0])), times
+
+    def losses(
+        self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
+        style: Style | None,
+    ) -> Array:  # fmt: skip
+        encoded = self.encode(params, labels, style)
+        predict = lambda x, step: self._apply(params, x, step, *encoded)
+        return diffusion.noise_loss_at(predict, latents, noise, time)
+
+    def matrix_axes(self, path: tuple, leaf: Array) -> Any:
+        return scadm.matrix_axes(path, leaf)
+
+    def macs(self) -> Macs:
+        return Macs(scadm.scadm_macs(self.config), 0, scadm.style_macs(self.config))
+
+
+KINDS: dict[str, type] = {"sisma": SISMAConfig, "scadm": SCADMConfig}
+"""By the config's `model.kind`; a model without one is "sisma"."""
+GENERATORS: dict[type, Callable[[Any], Generator]] = {
+    SISMAConfig: SISMAGenerator,
+    SCADMConfig: SCADMGenerator,
+}
+
+
+def generator(config: Config) -> Generator:
+    """The functions that go with a configuration."""
+    return GENERATORS[type(config)](config)
+
+
+def model_config(config: ConfigDict) -> Config:
+    """The section `model` of a config, as the sizes of its kind.
+
+    Raises:
+      InputError: if it is missing, of no kind that there is, or wrong.
+    """
+    fields = dict(config.get("model", {}))
+    kind = fields.pop("kind", "sisma")
+    if kind not in KINDS:
+        raise InputError(f"model.kind is {kind!r}: choose one of {', '.join(KINDS)}")
+    return section(KINDS[kind], {"model": fields} if "model" in config else {}, "model")
+
+
+def parameter_shapes(config: Config) -> Params:
+    """Shapes and types of a generator's parameters."""
+    return jax.eval_shape(generator(config).init_params, jax.random.key(0))

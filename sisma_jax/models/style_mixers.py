@@ -1,0 +1,115 @@
+"""How a block of SISMA reads the style: from one token per class to the tokens of the grid.
+
+With X the normalised image tokens, T the style tokens (`style_encoder`), and p(l, k) the share of
+class k among the label map's pixels in the cell of token l,
+
+  attention                                            mamba
+    q = X W_q;  k = T W_k;  v = T W_v                    S = LayerNorm(p T W + position)
+    out = softmax(q k^T / sqrt(head) + log p) v W_out    out = Cross-Mamba(X, S)  (`mamba`)
+
+The attention is conditioned on the mask as SCA-DM's (arXiv 2403.12743, equation 8, as its code has
+it): a token sees the classes of its own cell only, by the logarithm of their share. What another
+class's token says reaches it by no path of this layer, and its gradient there is zero. A cell
+without a class reads nothing. "full_attention" leaves log p out, so that every token sees every
+class: the paper's ablation.
+
+Both cost as much per image token, whatever the number of image tokens: 19 keys, or one scan.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int32
+
+from sisma_jax.models.embeddings import Positions
+from sisma_jax.models.mamba import CrossMamba, MaskStream, layer_norm, xavier
+
+
+@flax.struct.dataclass
+class StyleKeys:
+    """All that one attention needs of the style; the same at every solver step.
+
+    k, v: (b, s, n, h), of s classes and n heads; log_share: (b, l, s), minus infinity where a cell
+    has nothing of a class; for a whole model each has one more axis in front, the blocks.
+    """
+
+    k: Any
+    v: Any
+    log_share: Any
+
+
+class StyleAttention(nn.Module):
+    """Image tokens read style tokens (module docstring, left column).
+
+    Attributes:
+      masked: by the mask; else every token sees every class.
+    """
+
+    width: int
+    head: int
+    masked: bool
+    dtype: str
+
+    def setup(self) -> None:
+        dense = partial(nn.Dense, self.width, use_bias=False, kernel_init=xavier, dtype=self.dtype)
+        self.project_q = dense()
+        self.project_k = dense()
+        self.project_v = dense()
+        self.project_out = dense()
+
+    def _heads(self, x: Float[Array, "b l width"]) -> Float[Array, "b l n h"]:
+        return rearrange(x, "b l (n h) -> b l n h", h=self.head)
+
+    def style_stream(
+        self, style: Float[Array, "b s token"], shares: Float[Array, "b l s"]
+    ) -> StyleKeys:
+        style = style.astype(self.dtype)
+        seen = jnp.log(shares) if self.masked else jnp.zeros_like(shares)
+        return StyleKeys(
+            self._heads(self.project_k(style)), self._heads(self.project_v(style)), seen
+        )
+
+    def __call__(
+        self, tokens: Float[Array, "b l width"], style: StyleKeys
+    ) -> Float[Array, "b l width"]:
+        q = self._heads(self.project_q(tokens))
+        logits = jnp.einsum("blnh,bsnh->bnls", q, style.k, preferred_element_type=jnp.float32)
+        logits = logits * self.head**-0.5 + style.log_share[:, None]
+        # Of a cell without a class all logits are minus infinity.
+        seen = jnp.isfinite(style.log_share).any(-1)[:, None, :, None]
+        weights = jax.nn.softmax(jnp.where(seen, logits, 0.0))
+        weights = jnp.where(seen, weights, 0.0).astype(self.dtype)
+        out = jnp.einsum("bnls,bsnh->blnh", weights, style.v)
+        return self.project_out(rearrange(out, "b l n h -> b l (n h)"))
+
+
+class StyleMamba(nn.Module):
+    """A second Cross-Mamba, over the style laid out as the mask is (module docstring, right)."""
+
+    width: int
+    grid: tuple[int, int]
+    mixer: dict[str, Any]
+    """Of `CrossMamba`."""
+    dtype: str
+
+    def setup(self) -> None:
+        self.place = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype)
+        self.positions = Positions(self.grid)
+        self.norm = layer_norm()
+        self.cross = CrossMamba(**self.mixer)
+
+    def style_stream(
+        self, style: Float[Array, "b s token"], shares: Float[Array, "b l s"]
+    ) -> MaskStream:
+        placed = jnp.einsum("bls,bsd->bld", shares, self.place(style).astype(jnp.float32))
+        return self.cross.mask_stream(self.norm(self.positions(placed)).astype(self.dtype))
+
+    def __call__(
+        self, tokens: Float[Array, "b l width"], style: MaskStream, order: Int32[Array, "k l"]
+    ) -> Float[Array, "b l width"]:
+        return self.cross(tokens, style, order)

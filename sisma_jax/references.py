@@ -1,0 +1,134 @@
+"""Reference faces from files, and the style that the command line makes of them."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sisma_jax.data.image_files import load
+from sisma_jax.errors import InputError
+from sisma_jax.styles import Style, chosen_classes
+from sisma_jax.synthesizer import Synthesizer
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+ReadMask = Callable[[Path], UInt8[np.ndarray, "H W"]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that takes references."""
+    group = parser.add_argument_group(
+        "style of reference faces, for models with a style (README.md, 'Styles')"
+    )
+    add = group.add_argument
+    pair = {"type": Path, "nargs": "+", "metavar": ("FACE", "MASK")}
+    add("--reference", help="a face whose style all parts take, and its mask", **pair)
+    add(
+        "--part",
+        action="append",
+        default=[],
+        nargs="+",
+        metavar=("CLASSES", "FACE MASK"),
+        help="classes with commas in between, as of this face; may be given several times",
+    )
+    add("--towards", help="a second face: make faces from --reference's style to its", **pair)
+    add("--interpolate", type=int, metavar="N", help="how many of them (default: 5)")
+    add(
+        "--interpolate-classes",
+        metavar="CLASSES",
+        help="classes that change on the way (default: all that both faces show)",
+    )
+    add(
+        "--style-guidance",
+        type=float,
+        default=1.0,
+        help="1 is the plain model, more follows the style more closely, at another pass",
+    )
+
+
+def styles_from(
+    args: argparse.Namespace, synthesizer: Synthesizer, read_mask: ReadMask
+) -> list[Style | None]:
+    """The styles that are asked for, one after the other; [None] where there is none.
+
+    Raises:
+      InputError: if options do not go together, or a reference does not fit the model.
+    """
+    options = {
+        "--interpolate": args.interpolate, "--interpolate-classes": args.interpolate_classes,
+    }  # fmt: skip
+    if args.towards is None:
+        for option, value in options.items():
+            if value is not None:
+                raise InputError(f"{option} goes with --towards, a second face: give one")
+    elif args.reference is None:
+        raise InputError("--towards needs a face to begin with: give --reference")
+    if args.reference is None and not args.part:
+        return [None]
+
+    read = lambda words, option: read_reference(synthesizer, words, option, read_mask)
+    style = synthesizer.no_style()
+    if args.reference is not None:
+        style = read(args.reference, "--reference")
+    for words in args.part:
+        names = words[0].split(",")
+        chosen_classes(synthesizer.classes, names)
+        face = read([Path(word) for word in words[1:]], f"--part {words[0]}")
+        for name in names:
+            if name in face.missing():
+                print(f"note: {words[1]} shows no {name}: it is drawn from noise")
+        style = style.take(face, names)
+    if args.towards is None:
+        return [style]
+    count = 5 if args.interpolate is None else args.interpolate
+    if count < 2:
+        raise InputError(f"--interpolate is {count}: use at least 2, the two ends")
+    names = None if args.interpolate_classes is None else args.interpolate_classes.split(",")
+    end = read(args.towards, "--towards")
+    return [style.blend(end, float(share), names) for share in np.linspace(0, 1, count)]
+
+
+def read_reference(
+    synthesizer: Synthesizer, words: Sequence[Path], option: str, read_mask: ReadMask
+) -> Style:
+    """The style of one face.
+
+    Args:
+      synthesizer: whose style it is.
+      words: the face's file and its mask's.
+      option: for errors.
+      read_mask: file -> label map of the model's size.
+
+    Raises:
+      InputError: if one is missing or does not fit the model.
+    """
+    if len(words) != 2:
+        raise InputError(
+            f"{option} has {len(words)} files: give the face and its mask, which says where its "
+            "parts are"
+        )
+    face, mask = words
+    size = synthesizer.config.image_size
+    kind = FORMATS.get(face.suffix.lower())
+    if kind is None:
+        raise InputError(f"{option}: {face} is no PNG or JPEG file by its name: give one")
+    picture = load(face, kind)
+    if picture.size != (size, size):
+        raise InputError(
+            f"{option}: {face} has {picture.width}x{picture.height} pixels where the model makes "
+            f"{size}x{size}: crop and resize it"
+        )
+    image = np.asarray(picture.convert("RGB"))
+    return synthesizer.style(image[None], read_mask(mask)[None])
+
+
+def say_missing(style: Style | None, masks: UInt8[np.ndarray, "n H W"]) -> None:
+    """Say of which parts of the masks no reference gives the style."""
+    if style is None:
+        return
+    shown = set(np.unique(masks).tolist())
+    names = style.classes.names
+    missing = [name for name in style.missing() if names.index(name) in shown]
+    if missing:
+        print(f"note: no reference gives {', '.join(missing)}: drawn from noise")
