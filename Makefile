@@ -1,5 +1,6 @@
 # make demo          data, autoencoder, training and a picture of new faces: five minutes on two cores
 # make paint         paint masks and see their faces, in a browser; after make demo
+# make demo-style    a model that takes the style of reference faces, in ten minutes more
 # make demo-long     the same for half an hour, with a better picture
 # make report        a face parser, and what the demo's model is measured to do
 # make test          the tests
@@ -24,7 +25,7 @@ INSTALLED := $(VENV)/.installed-$(subst /,_,$(PYTHON))-$(subst $(comma),_,$(EXTR
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help install demo paint demo-long report test test-kernels test-slow lint figures
+.PHONY: help install demo demo-style paint demo-long report test test-kernels test-slow lint figures
 help:
 	@sed -n '/^$$/q; s/^# \?//p' Makefile
 
@@ -44,6 +45,10 @@ demo: $(INSTALLED)
 paint:
 	$(MAKE) --no-print-directory install EXTRAS=$(EXTRAS),paint
 	$(PY) -m sisma_jax.paint --workdir runs/demo
+
+demo-style: demo
+	$(PY) -m sisma_jax.train --config configs/synthetic_style.py --workdir runs/demo-style
+	$(PY) benchmarks/style_bench.py --workdirs runs/demo-style --out runs/demo-style/styles
 
 demo-long: $(INSTALLED)
 	$(PY) -m sisma_jax.data.synthetic --out data/synthetic-long --count 15360 --size 64 --seed 0

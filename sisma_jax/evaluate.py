@@ -49,11 +49,12 @@ METRICS = {
     "miou": ("miou",),
     "acc": ("accuracy",),
     "ssim": ("ssim", "psnr_db"),
+    "style": (),
     "speed": (),
     "peers": (),
 }
 """Names on the command line, and the scores that each stands for."""
-DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,speed"
+DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,style,speed"
 OF_RUNS = (
     "steps", "guidance", "solver", "seed", "diversity_masks", "diversity_samples", "batch_size",
     "lpips_network",
@@ -104,7 +105,8 @@ def parse_arguments() -> argparse.Namespace:
         "--metrics",
         type=comma_list(str),
         default=DEFAULT_METRICS,
-        help=f"of {', '.join(METRICS)}; peers times an attention twin and an SDM-shaped U-Net",
+        help=f"of {', '.join(METRICS)}; style is of models with one, "
+        "peers times an attention twin and an SDM-shaped U-Net",
     )
     add("--count", type=int, default=2000, help="test faces and masks; one sample per mask")
     add("--steps", type=comma_list(int), default="25", help="solver steps, one or several")
@@ -154,7 +156,7 @@ def _refuse_options_of_runs(parser: argparse.ArgumentParser, args: argparse.Name
             option = f"--{name.replace('_', '-')}"
             whose = "--data" if name in OF_DATA else "--workdir"
             raise InputError(f"{option} goes with {whose}, not with these images: leave it out")
-    asked = set(args.metrics) & {"lpips", "speed", "peers"}
+    asked = set(args.metrics) & {"lpips", "style", "speed", "peers"}
     if asked and args.metrics != defaults.metrics:
         raise InputError(f"metric {min(asked)!r} is of a model, not of --images: leave it out")
 
@@ -292,6 +294,7 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
         diversity=Diversity(masks=args.diversity_masks, samples=args.diversity_samples),
         speed="speed" in args.metrics,
         peers="peers" in args.metrics,
+        style="style" in args.metrics,
     )
 
 

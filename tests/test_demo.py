@@ -135,3 +135,27 @@ def test_the_demos_photos_keep_what_was_not_edited(tmp_path):
     assert figures["there_and_back"] < 2
     assert figures["whole_far"] < 0.4 * figures["other_noise_far"]
     assert figures["local_far"] == 0 and figures["local_edited"] > 40
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_a_briefly_trained_model_takes_the_colours_of_references_and_keeps_the_rest(tmp_path):
+    """A third of configs/synthetic_style.py's steps. Measured on the whole training (2026-11-25):
+    benchmarks/results/style_cpu.json."""
+    after_the_demo()
+    workdir = tmp_path / "style"
+    run(
+        sys.executable, "-m", "sisma_jax.train", "--config", "configs/synthetic_style.py",
+        "--workdir", workdir, "--config.train.steps=240", "--config.evaluation.every=0",
+    )  # fmt: skip
+    script = ROOT / "benchmarks/style_bench.py"
+    run(sys.executable, script, "--workdirs", workdir, "--count", 24, "--out", tmp_path)
+    assert len(list(tmp_path.glob("style_*.png"))) == 6
+    found = json.loads((tmp_path / "style_cpu.json").read_text())["runs"]["style"]
+    errors = found["colour_errors"]
+    for name in ("background", "skin", "hair", "cloth"):
+        assert errors["autoencoder"][name] < errors["own style"][name] < errors["noise"][name]
+        assert errors["own style"][name] < 0.7 * errors["noise"][name]
+        swap = found["locality"][name]
+        assert swap["colour_after"] < 0.7 * swap["colour_before"]
+        assert swap["beyond"] < 0.3 * swap["inside"]

@@ -35,6 +35,7 @@ from sisma_jax.evaluation.protocol import in_words
 from sisma_jax.evaluation.report import ReportFolder, write_report
 from sisma_jax.evaluation.scoring import Row, Scorer, lpips_key
 from sisma_jax.evaluation.speed import circumstances, measure_speed, speed_tables
+from sisma_jax.evaluation.styles import FACES, measure_styles, style_tables
 from sisma_jax.evaluation.tables import score_table
 from sisma_jax.files import NO_ROOM
 from sisma_jax.metrics.frechet import Statistics, save_statistics
@@ -150,6 +151,7 @@ class Evaluation:
         quality = self.networks.parser.quality if self.networks.parser else None
         tabled = {
             "memorisation": lambda found: [memorisation_table(found)],
+            "styles": style_tables,
             "speed": speed_tables,
             "peers": peer_tables,
         }
@@ -204,6 +206,7 @@ def evaluate_run(
     diversity: Diversity,
     speed: bool,
     peers: bool,
+    style: bool = True,
 ) -> None:
     """Score what a trained model makes of the reference's masks, beside what bounds it.
 
@@ -215,6 +218,7 @@ def evaluate_run(
       samplings: one row each.
       diversity: where LPIPS is at hand.
       speed, peers: whether they are timed.
+      style: whether a model with a style is asked for references' styles, with the first sampling.
     """
     report = evaluation.report
     sizes = synthesizer.config, synthesizer.autoencoder.config
@@ -229,6 +233,8 @@ def evaluate_run(
                 score_faces(evaluation, scorer, faces, name, diversity)
                 if sampling == samplings[0]:
                     show(evaluation, name, faces, train)
+        if style and synthesizer.has_style:
+            score_styles(evaluation, scorer, synthesizer, name, weights, samplings[0])
         if speed:
             time_synthesis(report, synthesizer, name, weights, samplings)
         if peers:
@@ -280,14 +286,48 @@ def score_faces(
         "synthesis",
         faces,
         labels=evaluation.reference.labels,
-        settings={"model": name, "step": faces.synthesizer.step}
-        | dataclasses.asdict(faces.sampling),
+        settings={"model": name, "step": faces.synthesizer.step} | faces.sampling.settings,
     )
     evaluation.put(row)
     if scorer.lpips is not None and "lpips_diversity" in evaluation.scores:
         masks = min(diversity.masks, len(faces))
         faces.make(range(masks), diversity.samples)
         evaluation.put(scorer.with_diversity(row, faces, masks, diversity.samples))
+
+
+def score_styles(
+    evaluation: Evaluation,
+    scorer: Scorer,
+    synthesizer: Synthesizer,
+    name: str,
+    weights: str,
+    sampling: Sampling,
+) -> None:
+    """Score faces in their own style against the faces themselves, and look at other styles."""
+    report, reference = evaluation.report, evaluation.reference
+    if evaluation.scores:
+        own = dataclasses.replace(sampling, own_style=True)
+        faces = GeneratedFaces(report.images, synthesizer, weights, reference, own)
+        faces.make(range(len(faces)))
+        evaluation.put(
+            scorer.row(
+                f"{name}, {own.in_words}",
+                "reconstruction",
+                faces,
+                labels=reference.labels,
+                pairs=reference,
+                settings={"model": name, "step": synthesizer.step} | own.settings,
+            )
+        )
+    count = min(FACES, len(reference))
+    key = digest(weights, reference.key, *sampling.settings.items(), count)
+    if report.finding("styles", name, key) is not None:
+        return
+    images, labels = reference.read(range(count)), reference.labels[:count]
+    found, sheets = measure_styles(synthesizer, images, labels, sampling)
+    for what, sheet in sheets.items():
+        report.put_picture(f"{what.partition(':')[0]} of {name}", f"Style, {what} ({name})", sheet)
+    report.keep("styles", name, key, found)
 
 
 def time_synthesis(

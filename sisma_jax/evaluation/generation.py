@@ -19,6 +19,7 @@ from sisma_jax.data.image_files import load, save_png
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.pictures import SplitPictures, digest
 from sisma_jax.files import write_json
+from sisma_jax.styles import Style
 from sisma_jax.synthesizer import Synthesizer
 
 MOST_MASKS = 2**20
@@ -37,15 +38,25 @@ class Sampling:
     solver: str
     guidance: float
     seed: int
+    own_style: bool = False
+    """Each face in the style of the one that its mask belongs to."""
 
     @property
     def name(self) -> str:
-        return f"{self.solver}{self.steps}-g{self.guidance:g}-seed{self.seed}"
+        style = "-style" if self.own_style else ""
+        return f"{self.solver}{self.steps}-g{self.guidance:g}-seed{self.seed}{style}"
 
     @property
     def in_words(self) -> str:
+        style = "own style, " if self.own_style else ""
         seed = f", seed {self.seed}" if self.seed else ""
-        return f"{self.solver} {self.steps}, guidance {self.guidance:g}{seed}"
+        return f"{style}{self.solver} {self.steps}, guidance {self.guidance:g}{seed}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By name; without a style as models have it that know none."""
+        found = dataclasses.asdict(self)
+        return found if self.own_style else {k: v for k, v in found.items() if k != "own_style"}
 
     def seed_of(self, mask: int, sample: int) -> int:
         """Of the noise; those of other seeds lie far away, so that no two sets share noise."""
@@ -75,11 +86,11 @@ class GeneratedFaces:
           sampling: how.
         """
         self.synthesizer, self.sampling = synthesizer, sampling
-        self.masks, self.names = reference.labels, reference.names
+        self.masks, self.names, self.reference = reference.labels, reference.names, reference
         self.settings: dict[str, Any] = {
             "weights": weights,
             "masks": reference.key,
-            **dataclasses.asdict(sampling),
+            **sampling.settings,
         }
         own = digest(*self.settings.items())
         self.key = digest("generated", own)
@@ -108,12 +119,15 @@ class GeneratedFaces:
             missing = [one for one, is_there in zip(wanted, intact, strict=True) if not is_there]
             if not missing:
                 return
+            masks = [mask for mask, _ in missing]
+            own = self.sampling.own_style
             images = self.synthesizer.batches(
-                self.masks[[mask for mask, _ in missing]],
+                self.masks[masks],
                 seed=[self.sampling.seed_of(*one) for one in missing],
                 steps=self.sampling.steps,
                 solver=self.sampling.solver,
                 guidance=self.sampling.guidance,
+                style=self._style(masks) if own else None,
             )
             done = 0
             already = len(wanted) - len(missing)
@@ -126,6 +140,12 @@ class GeneratedFaces:
                     list(pool.map(write, batch, files))
                     done += len(batch)
                     progress.update(len(batch))
+
+    def _style(self, masks: Sequence[int]) -> Style:
+        """Of the faces that these masks belong to; each is read once."""
+        place = {mask: row for row, mask in enumerate(dict.fromkeys(masks))}
+        style = self.synthesizer.style(self.reference.read(list(place)), self.masks[list(place)])
+        return style[[place[mask] for mask in masks]]
 
     def _is_intact(self, mask: int, sample: int) -> bool:
         file, size = self.file(mask, sample), self.synthesizer.config.image_size

@@ -35,7 +35,7 @@ from sisma_jax.files import (
 )
 
 LOCK = "lock"
-FINDINGS = ("memorisation", "speed", "peers")
+FINDINGS = ("memorisation", "styles", "speed", "peers")
 """Kinds of findings, as `report.json` has them."""
 KINDS = ("real", "reconstruction", "synthesis", "pictures")
 """Of rows, in the order of the table."""

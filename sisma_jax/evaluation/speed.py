@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from sisma_jax import flow
 from sisma_jax.evaluation.tables import Table
+from sisma_jax.generators import Config, generator
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder
-from sisma_jax.models.cost import mask_macs, velocity_macs
 from sisma_jax.models.xla_cost import xla_macs
 from sisma_jax.processes import cores
 from sisma_jax.synthesizer import Synthesizer, noise_keys, synthesize_latents
@@ -138,13 +138,11 @@ def count(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def random_labels(config: SISMAConfig, batch: int) -> UInt8[np.ndarray, "batch H W"]:
-    """A class for every token's pixels: what a map shows does not change the time."""
-    classes = np.random.default_rng(0).integers(
-        0, config.num_classes, (batch, *config.grid), np.uint8
-    )
-    side = config.downsampling
-    return classes.repeat(side, axis=1).repeat(side, axis=2)
+def random_labels(config: Config, batch: int) -> UInt8[np.ndarray, "batch H W"]:
+    """A class for every latent's pixels: what a map shows does not change the time."""
+    shape = (batch, config.latent_size, config.latent_size)
+    classes = np.random.default_rng(0).integers(0, config.num_classes, shape, np.uint8)
+    return classes.repeat(config.factor, axis=1).repeat(config.factor, axis=2)
 
 
 def measure_speed(
@@ -158,7 +156,8 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Time synthesis with and without the decoder, in every combination of what is given.
 
-    All guidances but 1 are one program, which is timed once.
+    All guidances but 1 are one program, which is timed once. A model with a style is given one,
+    encoded before.
 
     Args:
       synthesizer: the model; its own batch size has no part in this.
@@ -170,17 +169,19 @@ def measure_speed(
       seconds: of each measurement (`clock`).
 
     Returns:
-      What `circumstances` says; "dtype", "image_size"; "parameters" of "sisma" and "autoencoder";
-      "gmacs" of one image: of a "velocity" by hand and its "velocity_xla", of the "mask" by hand,
-      of "decode_xla"; "peak_bytes" of a device, or of the process on a CPU, so far; "cases", each
-      with "batch", "solver", "steps", "guidance", "velocities", "gmacs_per_image" (decoding not
-      counted), "status" and, if it is "measured", "seconds_per_image", "seconds_per_image_latents"
-      (without decoding), "images_per_second", "images_per_second_latents", "calls" that each time
-      is the median of, "arguments_bytes" and "temporary_bytes" of a device as XLA planned the
-      program with the decoder; else "reason".
+      What `circumstances` says; "dtype", "image_size"; "parameters" of "model" and "autoencoder";
+      "gmacs" of one image: of a "velocity" by hand and (SISMA's) "velocity_xla", of the "mask" and
+      a reference's "style" by hand, of "decode_xla"; "peak_bytes" of a device, or of the process on
+      a CPU, so far; "cases", each with "batch", "solver", "steps", "guidance", "velocities",
+      "gmacs_per_image" (decoding not counted), "status" and, if it is "measured",
+      "seconds_per_image", "seconds_per_image_latents" (without decoding), "images_per_second",
+      "images_per_second_latents", "calls" that each time is the median of, "arguments_bytes" and
+      "temporary_bytes" of a device as XLA planned the program with the decoder; else "reason".
     """
     config = synthesizer.config
-    velocity, mask = velocity_macs(config), mask_macs(config)
+    macs = generator(config).macs()
+    velocity, mask = macs.velocity, macs.mask
+    by_xla = xla_macs(config) / GIGA if isinstance(config, SISMAConfig) else None
     combinations = list(itertools.product(batches, solvers, steps, guidances))
     programs = dict.fromkeys((*rest, guidance != 1.0) for *rest, guidance in combinations)
     for batch, solver, count_, guided in tqdm(programs, unit="program", desc="speed", leave=False):
@@ -202,13 +203,14 @@ def measure_speed(
         "dtype": config.dtype,
         "image_size": config.image_size,
         "parameters": {
-            "sisma": count(synthesizer.params),
+            "model": count(synthesizer.params),
             "autoencoder": count(synthesizer.autoencoder),
         },
         "gmacs": {
             "velocity": velocity / GIGA,
-            "velocity_xla": xla_macs(config) / GIGA,
+            "velocity_xla": by_xla,
             "mask": mask / GIGA,
+            "style": macs.style / GIGA,
             "decode_xla": decode_xla_macs(synthesizer.autoencoder, config) / GIGA,
         },
         "peak_bytes": peak_memory(),
@@ -216,7 +218,7 @@ def measure_speed(
     }
 
 
-def decode_xla_macs(autoencoder: Autoencoder, config: SISMAConfig) -> float:
+def decode_xla_macs(autoencoder: Autoencoder, config: Config) -> float:
     """Half of XLA's operations for decoding one image. There are no loops in it to miss."""
     shape = (1, config.latent_size, config.latent_size, config.latent_channels)
     latents = jax.ShapeDtypeStruct(shape, np.float32)
@@ -235,10 +237,11 @@ def time_synthesis(
     guidance = 2.0 if guided else 1.0
     options = dict(steps=steps, solver=solver)
     whole = dataclasses.replace(synthesizer, batch_size=batch)
-    plan = whole.memory(batch, guidance=guidance, **options)
+    style = whole.no_style() if whole.has_style else None  # of whatever face costs the same
+    plan = whole.memory(batch, guidance=guidance, style=style, **options)
     check_fit(plan["temporary"])  # weights are there
     labels = random_labels(synthesizer.config, batch)
-    decoded = clock(lambda: whole(labels, guidance=guidance, **options), seconds)
+    decoded = clock(lambda: whole(labels, guidance=guidance, style=style, **options), seconds)
 
     mesh = local_mesh()
     rows, size = batch_sharding(mesh), whole_batch(batch, mesh)
@@ -247,6 +250,7 @@ def time_synthesis(
         jax.device_put(noise_keys(0, 0, size), rows),
         jax.device_put(fill_up(labels, size), rows),
         np.float32(guidance),
+        style and jax.device_put(style.repeat(size).tokens, rows),
     )
     lowered = under_mesh(mesh, synthesize_latents.lower)(
         synthesizer.config, *inputs, guided=guided, **options
@@ -271,17 +275,18 @@ def speed_tables(found: dict[str, Any]) -> list[Table]:
 
 def _cost_table(found: dict[str, Any]) -> Table:
     gmacs, parameters = found["gmacs"], found["parameters"]
+    by_xla, style = gmacs["velocity_xla"], gmacs.get("style")
     on_cpu = found["device"] == "cpu"
     return Table(
         "Cost",
         ["quantity", "value"],
         [
-            ["parameters of SISMA", f"{parameters['sisma']:,}"],
-            ["parameters of the autoencoder", f"{parameters['autoencoder']:,}"],
+            *([f"parameters of the {name}", f"{count:,}"] for name, count in parameters.items()),
             ["GMACs of a velocity, by hand", gmacs["velocity"]],
-            ["GMACs of a velocity, XLA's count", gmacs["velocity_xla"]],
-            ["XLA's count / by hand", gmacs["velocity_xla"] / gmacs["velocity"]],
+            ["GMACs of a velocity, XLA's count", by_xla],
+            ["XLA's count / by hand", by_xla and by_xla / gmacs["velocity"]],
             ["GMACs of the mask, once an image", gmacs["mask"]],
+            *([["GMACs of a style, once a reference", style]] if style else []),
             ["GMACs of decoding, XLA's count", gmacs["decode_xla"]],
             [f"peak memory of the {'process' if on_cpu else 'device'}, GiB",
              found["peak_bytes"] / GIB],

@@ -2,11 +2,12 @@
 
 Two numbers for models that should follow masks and still leave them many right answers:
 `explained_variance` (do the parts lie where the mask says?) and `spread` (do the samples of one
-mask differ?). Both mean something only beside the same numbers of real pictures.
+mask differ?). Both mean something only beside the same numbers of real pictures. For models that
+take styles and edits: the colours of regions, and what changes where.
 """
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from sisma_jax.data.classes import CLASSES
 
@@ -36,3 +37,49 @@ def spread(images: UInt8[np.ndarray, "n k h w 3"]) -> Float[np.ndarray, " n"]:
     """Return how much k pictures of one mask differ: the standard deviation of a pixel over the k
     pictures, averaged over pixels and channels, in units of the full range."""
     return images.astype(np.float64).std(axis=1, ddof=1).mean((1, 2, 3)) / 255
+
+
+def class_colours(
+    images: UInt8[np.ndarray, "n h w 3"], labels: UInt8[np.ndarray, "n h w"], num_classes: int
+) -> Float[np.ndarray, "n k 3"]:
+    """Return the mean colour of each class's pixels, 0 to 255; NaN where a picture has none."""
+    colours = np.full((len(images), num_classes, 3), np.nan)
+    for i, (image, mask) in enumerate(zip(images, labels, strict=True)):
+        flat, pixels = mask.ravel(), image.reshape(-1, 3).astype(np.float64)
+        own = flat < num_classes
+        count = np.bincount(flat[own], minlength=num_classes)
+        for channel in range(3):
+            total = np.bincount(flat[own], pixels[own, channel], num_classes)
+            colours[i, count > 0, channel] = (total / np.maximum(count, 1))[count > 0]
+    return colours
+
+
+def colour_errors(
+    colours: Float[np.ndarray, "n k 3"], wanted: Float[np.ndarray, "n k 3"]
+) -> Float[np.ndarray, " k"]:
+    """Return by class how far mean colours are from those wanted, in grey levels.
+
+    The root mean square over channels, averaged over the pictures that have the class on both
+    sides; NaN where there are none.
+    """
+    error = np.sqrt(np.mean(np.square(colours - wanted), axis=-1))
+    seen = ~np.isnan(error)
+    total = np.where(seen, error, 0).sum(0)
+    return np.where(seen.any(0), total / np.maximum(seen.sum(0), 1), np.nan)
+
+
+def far_from(changed: Bool[np.ndarray, "n h w"], margin: int) -> Bool[np.ndarray, "n h w"]:
+    """Pixels more than `margin` from every changed one, in rows and columns."""
+    padded = np.pad(changed, ((0, 0), (margin, margin), (margin, margin)))
+    side = 2 * margin + 1
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
+    return ~windows.any((-1, -2))
+
+
+def rms_change(
+    a: UInt8[np.ndarray, "n h w 3"],
+    b: UInt8[np.ndarray, "n h w 3"],
+    where: Bool[np.ndarray, "n h w"],
+) -> float:
+    """Return the root mean square of the differences at some pixels, in grey levels."""
+    return float(np.sqrt(np.mean(np.square(a.astype(float) - b.astype(float))[where])))

@@ -101,7 +101,7 @@ def test_synthesis_is_timed_with_and_without_its_decoder(synthesizer, monkeypatc
     assert case["seconds_per_image"] == case["seconds_per_image_latents"] == 0.5
     assert case["images_per_second"] == case["images_per_second_latents"] == 2.0
     assert case["arguments_bytes"] > 0 and case["temporary_bytes"] > 0
-    assert found["parameters"]["sisma"] == sum(x.size for x in jax.tree.leaves(synthesizer.params))
+    assert found["parameters"]["model"] == sum(x.size for x in jax.tree.leaves(synthesizer.params))
     gmacs = found["gmacs"]
     assert gmacs["velocity"] == velocity_macs(TWIN) / 1e9 and gmacs["mask"] == mask_macs(TWIN) / 1e9
     assert 1 < gmacs["velocity_xla"] / gmacs["velocity"] < 2  # a small model is mostly norms

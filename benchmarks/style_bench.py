@@ -1,0 +1,63 @@
+"""What models with a style do with reference faces: figures of several runs, pictures of the first.
+
+    python benchmarks/style_bench.py --workdirs runs/demo-style runs/demo-style-mamba
+
+Test faces are made in their own style, in that of another face, and by noise alone; then one class
+at a time takes another face's style (`sisma_jax.evaluation.styles` says what is measured how).
+Every run makes faces of the same masks, from the same noise. Writes style_cpu.json and style_*.png.
+"""
+
+from pathlib import Path
+
+import report
+from PIL import Image
+
+from sisma_jax import Synthesizer
+from sisma_jax.config import section
+from sisma_jax.data.input_pipeline import fixed_batch
+from sisma_jax.evaluation.generation import Sampling
+from sisma_jax.evaluation.styles import FACES, measure_styles, style_tables
+from sisma_jax.metrics.regions import explained_variance
+from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.setup import DataConfig
+
+SHEETS = ("reconstruction", "total", "partial", "several", "between", "between_one")
+"""File names of the pictures, in their order."""
+
+
+def measure(run: Path, count: int, sampling: Sampling) -> tuple[dict, dict]:
+    """Figures and sheets of one run."""
+    synthesizer = Synthesizer.load(run)
+    test = section(DataConfig, RunFolder(run).config(), "data").open("test", ("image", "labels"))
+    faces = fixed_batch(test, count)
+    found, sheets = measure_styles(synthesizer, faces["image"], faces["labels"], sampling)
+    plain = synthesizer(faces["labels"], seed=sampling.seed, steps=sampling.steps)
+    found["regions_of_noise"] = float(explained_variance(plain, faces["labels"]).mean())
+    return {"step": synthesizer.step} | found, sheets
+
+
+def main() -> None:
+    parser = report.parser("style_bench.py", __doc__)
+    parser.add_argument("--workdirs", type=Path, nargs="+", default=[Path("runs/demo-style")],
+        help="runs of models with a style (default: runs/demo-style)")  # fmt: skip
+    parser.add_argument("--count", type=int, default=FACES,
+        help=f"test faces (default: {FACES})")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=12, help="solver steps (default: 12)")
+    parser.add_argument("--out", type=Path, default=report.RESULTS,
+        help="folder for style_cpu.json and style_*.png (default: benchmarks/results)")  # fmt: skip
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    sampling = Sampling(steps=args.steps, solver="euler", guidance=1.0, seed=0)
+    runs = {}
+    for run in args.workdirs:
+        runs[run.name], sheets = measure(run, args.count, sampling)
+        print(f"{run.name}\n", *(table.markdown() for table in style_tables(runs[run.name])))
+        if run == args.workdirs[0]:
+            for name, sheet in zip(SHEETS, sheets.values(), strict=True):
+                large = Image.fromarray(sheet.repeat(2, axis=0).repeat(2, axis=1))
+                large.save(args.out / f"style_{name}.png")
+    report.write(args.out / "style_cpu.json", ("jax", "flax"), {"runs": runs})
+
+
+if __name__ == "__main__":
+    main()

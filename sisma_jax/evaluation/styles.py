@@ -1,0 +1,246 @@
+"""What a model with a style does with references: how close colours come, and what a swap leaves.
+
+Colours are means over a class's pixels; an error is their distance in grey levels (root mean square
+over channels), averaged over the faces that show the class. All faces are made once for each way,
+from the same masks and the same noise:
+
+  own style      the style of the face that the mask belongs to: reconstruction
+  other style    that of another face, whose colours are then wanted
+  noise          none, the model as it is without a reference
+  autoencoder    the face, encoded and decoded: what no model can do better
+
+Locality: in faces of their own style one class takes the style of another reference. What changes
+inside the class's region, what within a margin around it, and what beyond, in grey levels.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sisma_jax.contact_sheet import tile
+from sisma_jax.data.label_maps import colourise
+from sisma_jax.evaluation.generation import Sampling
+from sisma_jax.evaluation.pictures import on_all_devices
+from sisma_jax.evaluation.tables import Cell, Table
+from sisma_jax.metrics.regions import class_colours, colour_errors, far_from, rms_change
+from sisma_jax.models.autoencoder import to_float, to_uint8
+from sisma_jax.styles import Style
+from sisma_jax.synthesizer import Synthesizer
+
+FACES = 64
+"""Test faces that are looked at, at most."""
+MARGIN = 8
+"""Pixels around a class's region that do not count as beyond it."""
+LEAST_SHARE = 0.02
+"""Of a picture, below which a class is not swapped: too few pixels to see anything."""
+SHOWN, PARTS = 6, 4
+"""Rows of a sheet, and classes that are swapped one by one: the largest."""
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of interpolations."""
+WAYS = ("own style", "other style", "noise", "autoencoder")
+Faces = UInt8[np.ndarray, "n h w 3"]
+Labels = UInt8[np.ndarray, "n h w"]
+
+
+def measure_styles(
+    synthesizer: Synthesizer, images: Faces, labels: Labels, sampling: Sampling
+) -> tuple[dict[str, Any], dict[str, UInt8[np.ndarray, "H W 3"]]]:
+    """Make faces with the styles of references and measure them (module docstring).
+
+    Args:
+      synthesizer: with a model that has a style.
+      images: at least two faces; each is the reference of its own mask, and of the one before it.
+      labels: their masks.
+      sampling: how faces are made.
+
+    Returns:
+      Figures: "faces", "sampling", "margin"; "colour_errors" by way and class, "colour_faces" by
+      class; "locality" by class with "faces", the changes "inside", "near" and "beyond", and the
+      colour error towards the other reference, "colour_before" and "colour_after".
+      And sheets by what they show.
+    """
+    names = synthesizer.classes.names
+    style = synthesizer.style(images, labels)
+    following = np.roll(np.arange(len(images)), -1).tolist()
+    other = style[following]
+
+    def make(rows: list[int], style: Style | None, sample: int = 0) -> Faces:
+        """Faces of some of the masks; their noise belongs to the mask."""
+        return synthesizer(
+            labels[rows],
+            seed=[sampling.seed_of(row, sample) for row in rows],
+            steps=sampling.steps,
+            solver=sampling.solver,
+            guidance=sampling.guidance,
+            style=style,
+        )
+
+    everyone = list(range(len(images)))
+    made = {
+        "own style": make(everyone, style),
+        "other style": make(everyone, other),
+        "noise": make(everyone, None),
+        "autoencoder": reconstructed(synthesizer, images),
+    }
+    colours = {way: class_colours(faces, labels, len(names)) for way, faces in made.items()}
+    real = class_colours(images, labels, len(names))
+    wanted = dict.fromkeys(WAYS, real) | {"other style": real[following]}
+    errors = {way: colour_errors(colours[way], wanted[way]) for way in WAYS}
+    by_name = lambda values: dict(zip(names, map(_number, values), strict=True))
+
+    locality = {}
+    for k, name in enumerate(names):
+        large = np.mean(labels == k, axis=(1, 2)) >= LEAST_SHARE
+        rows = np.flatnonzero(large & other.given[:, k]).tolist()
+        if not rows:
+            continue
+        swapped = make(rows, style[rows].take(other[rows], [name]))
+        before = made["own style"][rows]
+        inside = labels[rows] == k
+        beyond = far_from(inside, MARGIN)
+        change = lambda where, a=before, b=swapped: rms_change(a, b, where) if where.any() else None
+        target = real[following][rows]
+        after = class_colours(swapped, labels[rows], len(names))
+        locality[name] = {
+            "faces": len(rows),
+            "inside": change(inside),
+            "near": change(~inside & ~beyond),
+            "beyond": change(beyond),
+            "colour_before": _number(colour_errors(colours["own style"][rows], target)[k]),
+            "colour_after": _number(colour_errors(after, target)[k]),
+        }
+    found = {
+        "faces": len(images),
+        "sampling": sampling.in_words,
+        "margin": MARGIN,
+        "colour_errors": {way: by_name(errors[way]) for way in WAYS},
+        "colour_faces": by_name((real[..., 0] == real[..., 0]).sum(0)),
+        "locality": locality,
+    }
+    return found, Show(make, style, images, labels, made).sheets()
+
+
+def reconstructed(synthesizer: Synthesizer, images: Faces) -> Faces:
+    """Faces, encoded and decoded by the model's autoencoder."""
+    again = lambda net, x: to_uint8(net.decode(net.encode(to_float(x))[0]))
+    return on_all_devices(again, synthesizer.autoencoder)(images)
+
+
+class Show:
+    """What one can do with references, in pictures."""
+
+    def __init__(
+        self,
+        make: Callable[..., Faces],
+        style: Style,
+        images: Faces,
+        labels: Labels,
+        made: dict[str, Faces],
+    ):
+        self.make, self.style, self.images, self.made = make, style, images, made
+        self.rows = list(range(min(SHOWN, len(images))))
+        self.next = [(row + 1) % len(images) for row in self.rows]
+        self.masks = colourise(labels[: len(self.rows)], style.classes)
+        area = np.bincount(labels.ravel(), minlength=256)[: len(style.classes)]
+        largest = np.argsort(-area, kind="stable")[:PARTS]
+        self.parts = [style.classes.names[k] for k in largest if area[k]]
+
+    def sheets(self) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
+        """By what they show."""
+        one = "hair" if "hair" in self.style.classes.names else self.parts[0]
+        parts = ", ".join(self.parts)
+        return {
+            "reconstruction: mask, reference, two faces in its style, two without a style":
+                self.reconstruction(),
+            "total swap: masks of the left column in the styles of the top row": self.total(),
+            f"partial swap: face, reference, then in the reference's style {parts}":
+                self.partial(),
+            f"parts of several: {self.parts[0]} of the second picture, {self.parts[1]} of the "
+            "third, the rest by noise": self.several(),
+            "interpolation from the first face's style to the last's": self.between(None),
+            f"interpolation of {one} alone": self.between([one]),
+        }  # fmt: skip
+
+    def reconstruction(self) -> Faces:
+        rows, own = self.rows, self.style[self.rows]
+        again, fresh = self.make(rows, own, 1), self.make(rows, None, 1)
+        made = self.made["own style"], again, self.made["noise"], fresh
+        return tile([[self.masks[i], self.images[i], *(x[i] for x in made)] for i in rows])
+
+    def total(self) -> Faces:
+        rows = self.rows[:4]
+        crossed = [self.make([row] * len(rows), self.style[rows]) for row in rows]
+        corner = np.full_like(self.images[0], 255)
+        lines = [[self.masks[i], *crossed[i]] for i in rows]
+        return tile([[corner, *self.images[rows]], *lines])
+
+    def partial(self) -> Faces:
+        own, other = self.style[self.rows], self.style[self.next]
+        columns = [self.make(self.rows, own.take(other, [name])) for name in self.parts]
+        return tile(
+            [
+                [self.made["own style"][i], self.images[j], *(x[i] for x in columns)]
+                for i, j in zip(self.rows, self.next, strict=True)
+            ]
+        )
+
+    def several(self) -> Faces:
+        second, third = self.next, [(row + 1) % len(self.images) for row in self.next]
+        mixed = self.style[second].only(self.parts[:1]).take(self.style[third], self.parts[1:2])
+        columns = [self.make(self.rows, mixed, sample) for sample in range(3)]
+        return tile(
+            [
+                [self.masks[i], self.images[second[i]], self.images[third[i]]]
+                + [x[i] for x in columns]
+                for i in self.rows
+            ]
+        )
+
+    def between(self, names: list[str] | None) -> Faces:
+        rows, other = self.rows[:4], self.style[self.next[:4]]
+        columns = [self.make(rows, self.style[rows].blend(other, share, names)) for share in SHARES]
+        return tile(
+            [[self.images[i], *(x[i] for x in columns), self.images[self.next[i]]] for i in rows]
+        )
+
+
+def style_tables(found: dict[str, Any]) -> list[Table]:
+    """What `measure_styles` returned, for a report."""
+    errors, locality = found["colour_errors"], found["locality"]
+    faces = found["colour_faces"]
+    how = f"{found['faces']} test faces, {found['sampling']}."
+    return [
+        Table(
+            "Style: colour error by class, grey levels",
+            ["class", "faces", *WAYS],
+            [
+                [name, count, *(_shown(errors[way][name]) for way in WAYS)]
+                for name, count in faces.items()
+                if count
+            ],
+            f"{how} Other style: towards the colours of the reference.",
+        ),
+        Table(
+            "Style: what changes when one class takes another reference's, grey levels",
+            ["class", "faces", "inside", f"within {found['margin']} px", "beyond",
+             "colour error before", "after"],
+            [
+                [name, line["faces"], *(_shown(line[key]) for key in
+                    ("inside", "near", "beyond", "colour_before", "colour_after"))]
+                for name, line in locality.items()
+            ],
+            f"{how} Root mean square over pixels; classes of at least {LEAST_SHARE:.0%} of a "
+            "picture.",
+        ),
+    ]  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _shown(value: float | None) -> Cell:
+    return None if value is None else f"{value:.1f}"

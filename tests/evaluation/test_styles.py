@@ -1,0 +1,98 @@
+"""What a report says of styles: known answers of its measures, and the command on a tiny run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sisma_jax import evaluate
+from sisma_jax.data.classes import CLASSES
+from sisma_jax.evaluation.styles import style_tables
+from sisma_jax.metrics.regions import class_colours, colour_errors, far_from, rms_change
+from tests.runs import call
+
+
+def test_class_colours_are_means_over_a_classes_own_pixels():
+    images = np.zeros((1, 2, 2, 3), np.uint8)
+    images[0, 0] = [[10, 0, 0], [30, 0, 8]]
+    labels = np.array([[[1, 1], [255, 2]]], np.uint8)
+    colours = class_colours(images, labels, 4)
+    np.testing.assert_array_equal(colours[0, 1], [20, 0, 4])
+    np.testing.assert_array_equal(colours[0, 2], [0, 0, 0])
+    assert np.isnan(colours[0, [0, 3]]).all()
+
+
+def test_colour_errors_are_of_pictures_that_show_the_class_on_both_sides():
+    nothing = [np.nan] * 3
+    colours = np.array([[[3, 0, 0], nothing], [[9, 0, 0], nothing]], float)
+    wanted = np.array([[[0, 0, 0], [1, 1, 1]], [nothing, [1, 1, 1]]], float)
+    errors = colour_errors(colours, wanted)
+    np.testing.assert_allclose(errors[0], 3**0.5)
+    assert np.isnan(errors[1])
+
+
+def test_far_pixels_lie_more_than_the_margin_away():
+    changed = np.zeros((1, 7, 7), bool)
+    changed[0, 3, 3] = True
+    far = far_from(changed, 2)
+    assert not far[0, 1:6, 1:6].any() and far.sum() == 49 - 25
+
+
+def test_a_change_is_its_root_mean_square_where_it_is_asked_for():
+    a, b = np.zeros((2, 1, 1, 2, 3), np.uint8)
+    b[0, 0, 0] = 10
+    assert rms_change(a, b, np.array([[[True, False]]])) == 10
+    assert rms_change(a, b, np.array([[[False, True]]])) == 0
+
+
+@pytest.fixture(scope="module")
+def report(tiny_style_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("styled") / "report"
+    for _ in range(2):  # the second adds nothing
+        call(
+            evaluate.main, "--workdir", tiny_style_run, "--out", out, "--metrics", "ssim,style",
+            "--steps", 1, "--count", 3,
+        )  # fmt: skip
+    return out, json.loads((out / "report.json").read_text())
+
+
+def test_a_report_has_the_reconstruction_in_the_own_style(report):
+    rows = {row["name"]: row for row in report[1]["rows"]}
+    own = rows["tiny-style, own style, euler 1, guidance 1"]
+    assert own["kind"] == "reconstruction" and own["settings"]["own_style"]
+    assert own["scores"].keys() == {"ssim", "psnr_db"}
+    assert "own_style" not in rows["tiny-style, euler 1, guidance 1"]["settings"]
+    assert (report[0] / "images").exists()
+
+
+def test_a_report_measures_colours_and_locality_by_class(report):
+    found = report[1]["styles"]["tiny-style"]
+    assert found["faces"] == 3 and found["margin"] == 8
+    for way in ("own style", "other style", "noise", "autoencoder"):
+        errors = found["colour_errors"][way]
+        assert errors.keys() == set(CLASSES) and errors["skin"] >= 0
+    assert found["colour_faces"]["skin"] == 3
+    for line in found["locality"].values():
+        assert 1 <= line["faces"] <= 3 and line["inside"] >= 0
+    assert {"background", "skin"} <= found["locality"].keys()
+
+
+def test_a_report_shows_each_thing_one_can_do(report):
+    out, _ = report
+    text = (out / "report.md").read_text()
+    for what in ("reconstruction", "total swap", "partial swap", "parts of several",
+                 "interpolation from", "interpolation of"):  # fmt: skip
+        assert f"Style, {what}" in text
+    assert "colour error by class" in text and "what changes when one class" in text
+
+
+def test_tables_leave_out_what_nobody_shows():
+    line = {"faces": 2, "inside": 5.0, "near": 1.0, "beyond": None, "colour_before": 9.0,
+            "colour_after": 2.0}  # fmt: skip
+    errors = {"hair": 1.0, "hat": None}
+    ways = dict.fromkeys(("own style", "other style", "noise", "autoencoder"), errors)
+    found = {"faces": 2, "sampling": "euler 1", "margin": 8, "colour_errors": ways,
+             "colour_faces": {"hair": 2, "hat": 0}, "locality": {"hair": line}}  # fmt: skip
+    colours, locality = style_tables(found)
+    assert [row[0] for row in colours.rows] == ["hair"]
+    assert list(locality.rows[0]) == ["hair", 2, "5.0", "1.0", None, "9.0", "2.0"]
