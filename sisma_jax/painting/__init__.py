@@ -6,7 +6,8 @@ canvas     label maps as the page's canvas has them
 look       what it calls things
 easel.js   the canvas with its brushes; page.css, the style
 handlers   what happens when a part of the page is used
+style_panel  the page's part for references, where the model takes a style
 app        the page: its parts, where they stand, what each of them calls
 
-Only `handlers` and `app` import gradio, and only `paint` imports those.
+Only `handlers`, `style_panel` and `app` import gradio, and only `paint` imports those.
 """

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import gradio as gr
 
 from sisma_jax.errors import InputError
-from sisma_jax.painting import canvas, look
+from sisma_jax.painting import canvas, look, style_panel
 from sisma_jax.painting.handlers import PHOTO_TAB, THUMBNAILS, Handlers, Made, gallery
 from sisma_jax.painting.studio import FACES, Studio
 
@@ -84,6 +84,7 @@ def build(studio: Studio, folder: Path) -> gr.Blocks:
                 with gr.Tabs() as tabs:
                     with gr.Tab("New faces", id="faces"):
                         faces = _faces_tab(first)
+                        style = style_panel.lay_out(studio.classes) if studio.has_style else None
                     with gr.Tab("Edit a photo", id=PHOTO_TAB):
                         photo = _photo_tab(studio)
                 with gr.Row():
@@ -100,8 +101,10 @@ def build(studio: Studio, folder: Path) -> gr.Blocks:
             "show_progress_on": photo.before,
         }  # fmt: skip
         _connect_desk(handlers, desk, downloads)
-        _connect_faces(handlers, desk, faces, settings, taken, downloads)
+        _connect_faces(handlers, desk, faces, settings, style, taken, downloads)
         _connect_photo(handlers, desk, photo, settings, taken, downloads)
+        if style:
+            style_panel.connect(handlers, desk, faces, style)
     return page
 
 
@@ -195,10 +198,11 @@ def _connect_desk(handlers, desk, downloads) -> None:
     downloads(desk.download, handlers.download_mask, [desk.easel])
 
 
-def _connect_faces(handlers, desk, faces, settings, taken, downloads) -> None:
+def _connect_faces(handlers, desk, faces, settings, style, taken, downloads) -> None:
+    styled = [style.references, style.between, style.guidance] if style else []
     make = {
         "fn": handlers.make,
-        "inputs": [desk.easel, faces.count, faces.seed, *settings],
+        "inputs": [desk.easel, faces.count, faces.seed, *settings, *styled],
         "outputs": [faces.made, faces.gallery, faces.note],
         "show_progress_on": faces.gallery,
     } | IN_TURN

@@ -10,7 +10,7 @@ import functools
 import html
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from PIL import Image
 from sisma_jax.errors import InputError
 from sisma_jax.painting import canvas, look
 from sisma_jax.painting.starts import Subject
-from sisma_jax.painting.studio import Studio, write_faces, write_photo
+from sisma_jax.painting.studio import Reference, Studio, write_faces, write_photo
 
 PHOTO_TAB = "photo"
 THUMBNAILS = 6
@@ -71,6 +71,24 @@ def note(made: Made, seconds: float) -> str:
     """The line below it."""
     what = f"{len(made.faces)} faces" if len(made.faces) > 1 else "One face"
     return f"{what} of seed {made.seed} in {seconds:.1f} s."
+
+
+def with_face(sheet: Subject) -> Subject:
+    """Raises InputError unless the sheet's mask came with a face."""
+    if sheet.photo is None:
+        raise InputError("this mask came without a face: choose one that has it, or upload a photo")
+    return sheet
+
+
+def chosen_face(made: Made) -> Subject:
+    """The face that was clicked, or the only one, with the mask that it was made of.
+
+    Raises:
+      InputError: if none of several was.
+    """
+    if made.chosen is None and len(made.faces) > 1:
+        raise InputError("no face is chosen: click one of them first")
+    return Subject(made.labels, made.faces[made.chosen or 0])
 
 
 class Handlers:
@@ -125,7 +143,8 @@ class Handlers:
 
     @told
     def make(
-        self, easel, count, seed, steps, guidance, progress: gr.Progress = gr.Progress()  # noqa: B008
+        self, easel, count, seed, steps, guidance, progress: gr.Progress = gr.Progress(),  # noqa: B008
+        references: Sequence[Reference] = (), between: float = 1.0, style_guidance: float = 1.0,
     ) -> tuple:  # fmt: skip
         """-> made, gallery, note"""
         begun = time.perf_counter()
@@ -137,6 +156,8 @@ class Handlers:
             seed=seed,
             steps=_whole("steps", steps),
             guidance=guidance,
+            style=self.studio.style_of(references, between),
+            style_guidance=style_guidance,
             report=lambda done, count: progress((done, count), desc="making faces", unit="faces"),
         )
         made = Made(faces, labels, seed)
@@ -165,17 +186,11 @@ class Handlers:
 
     @told
     def use_sheet(self, sheet: Subject) -> tuple:
-        if sheet.photo is None:
-            raise InputError(
-                "this mask came without a face: choose one that has it, or upload a photo"
-            )
-        return self.take(sheet, look.READY)
+        return self.take(with_face(sheet), look.READY)
 
     @told
     def use_made(self, made: Made) -> tuple:
-        if made.chosen is None and len(made.faces) > 1:
-            raise InputError("no face is chosen: click one of them first")
-        return self.take(Subject(made.labels, made.faces[made.chosen or 0]), look.READY)
+        return self.take(chosen_face(made), look.READY)
 
     @told
     def use_result(self, result: Subject | None) -> tuple:

@@ -1,6 +1,7 @@
 """What the page calls things, and how it looks."""
 
 import html
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ NEEDS_MASK = (
 )
 READY = "Paint over the mask what shall change, and press *Edit the photo*."
 
+NO_STYLE = "There is no reference: the style of faces is drawn from noise."
+FOUND_REFERENCE = "The face parser has found the reference's mask."
+PAINTED_REFERENCE = (
+    "There is no face parser, so the painting is the reference's mask. To paint its own, upload it "
+    "in *Edit a photo*, and when it has its mask there, press *Take the mask's own face* here."
+)
+
 _SPOKEN = {
     "l_eye": "left eye",
     "r_eye": "right eye",
@@ -48,9 +56,27 @@ _SPOKEN = {
 """CelebAMask-HQ's short names."""
 
 
+def spoken(names: Iterable[str]) -> list[str]:
+    """What classes are called on the page."""
+    return [_SPOKEN.get(name, name.replace("_", " ")) for name in names]
+
+
+def caption(parts: Iterable[str]) -> str:
+    """Of a reference, by the classes that it is taken for."""
+    return ", ".join(spoken(parts)) or "all parts"
+
+
+def drawn_from_noise(names: Iterable[str]) -> str:
+    """What is said of the painted classes that no reference gives."""
+    parts = html.escape(", ".join(spoken(names)))
+    if not parts:
+        return "References give all that is painted."
+    return f"No reference gives {parts}: drawn from noise."
+
+
 def easel(classes: ClassSet, size: int) -> dict[str, Any]:
     """What `easel.js` has to know of the brushes."""
-    names = [_SPOKEN.get(name, name.replace("_", " ")) for name in classes.names]
+    names = spoken(classes.names)
     pairs = FLIP_PAIRS if classes == CELEBAMASK else ()
     sided = {label for pair in pairs for label in pair}
     return {

@@ -1,9 +1,9 @@
-"""What the page calls: faces from a mask, a photo under another mask, files in and out."""
+"""What the page calls: faces from a mask and a style, a photo under another mask, files."""
 
 import dataclasses
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from sisma_jax.data import image_files
-from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.classes import UNLABELLED, ClassSet
 from sisma_jax.data.label_maps import read_label_map, resize_nearest, write_label_map
 from sisma_jax.editing import edit
 from sisma_jax.errors import InputError
@@ -19,6 +19,7 @@ from sisma_jax.evaluation.networks import DEFAULT_PARSER, TRAIN_PARSER, check_pa
 from sisma_jax.files import write_atomically
 from sisma_jax.models.face_parser import FaceParser, load_parser
 from sisma_jax.painting.starts import Starts, Subject, find_starts
+from sisma_jax.styles import Style
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.run_folder import RunFolder
 
@@ -30,6 +31,21 @@ _MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK")
 
 Report = Callable[[int, int], None]
 """Told how many faces of how many are there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A face whose style is taken, and its mask."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    labels: UInt8[np.ndarray, "h w"]
+    parts: tuple[str, ...] = ()
+    """Classes that it is taken for, by name; none for all."""
+
+
+def between_two(references: Sequence[Reference]) -> bool:
+    """Whether styles between the references can be asked for: of two, both taken for all parts."""
+    return len(references) == 2 and not any(reference.parts for reference in references)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +98,11 @@ class Studio:
         """Pixels along each side of masks and faces."""
         return self.synthesizer.config.image_size
 
+    @property
+    def has_style(self) -> bool:
+        """Whether the model takes the style of references."""
+        return self.synthesizer.has_style
+
     def faces(
         self,
         labels: UInt8[np.ndarray, "h w"],
@@ -90,9 +111,13 @@ class Studio:
         seed: int,
         steps: int,
         guidance: float,
+        style: Style | None = None,
+        style_guidance: float = 1.0,
         report: Report = lambda done, count: None,
     ) -> UInt8[np.ndarray, "count h w 3"]:
         """Return `count` faces of one mask. Face i has the noise of (seed, i).
+
+        Without a style there is nothing for `style_guidance` to follow, and it changes nothing.
 
         Raises:
           InputError: if an argument is out of range.
@@ -101,10 +126,45 @@ class Studio:
             raise InputError(f"{count} faces are asked for: use at least 1")
         masks = np.repeat(labels[None], count, axis=0)
         made: list[np.ndarray] = []
-        for batch in self.synthesizer.batches(masks, seed, steps, guidance=guidance):
+        styled = {} if style is None else {"style": style, "style_guidance": style_guidance}
+        for batch in self.synthesizer.batches(masks, seed, steps, guidance=guidance, **styled):
             made.extend(batch)
             report(len(made), count)
         return np.stack(made)
+
+    def shown_on(self, labels: UInt8[np.ndarray, "h w"]) -> list[str]:
+        """The classes of a mask, by name."""
+        return [self.classes.names[i] for i in np.unique(labels) if i != UNLABELLED]
+
+    def given_by(self, reference: Reference) -> list[str]:
+        """The classes whose style is taken from a reference: of its parts those that it shows."""
+        shown = self.shown_on(reference.labels)
+        return [name for name in shown if name in (reference.parts or shown)]
+
+    def style_of(self, references: Sequence[Reference], between: float) -> Style | None:
+        """Return the style that references make together; None where there is none.
+
+        Of classes that several give, the last one's counts. Between two that are taken for all
+        parts it lies anywhere, at 0 all the first's, at 1 all the second's; what only one of them
+        shows is always that one's.
+
+        Raises:
+          InputError: if the model knows no style, or `between` is not in [0, 1] where it counts.
+        """
+        if not references:
+            return None
+        faces = [self.synthesizer.style(x.image[None], x.labels[None]) for x in references]
+        style = self.synthesizer.no_style()
+        for face, reference in zip(faces, references, strict=True):
+            style = style.take(face, self.given_by(reference))
+        return style.blend(faces[0], 1 - between) if between_two(references) else style
+
+    def drawn_from_noise(
+        self, references: Sequence[Reference], labels: UInt8[np.ndarray, "h w"]
+    ) -> list[str]:
+        """The classes of a mask whose style no reference gives."""
+        given = {name for reference in references for name in self.given_by(reference)}
+        return [name for name in self.shown_on(labels) if name not in given]
 
     def edited(
         self, subject: Subject, labels: UInt8[np.ndarray, "h w"], *, steps: int, guidance: float

@@ -1,7 +1,7 @@
 """The page in a real browser: it loads by itself, and a stroke changes the faces where it went.
 
 Needs the extra `browser` and Chromium; the run behind the page is trained just enough (a minute)
-for faces to follow their masks.
+for faces to follow their masks, and a second one, of a model with a style, for faces to differ.
 """
 
 import os
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from sisma_jax.data import synthetic
 from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.data.label_maps import read_label_map
-from tests.runs import CONFIGS, SIZE, arguments
+from tests.runs import CONFIGS, SIZE, STYLE, arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
 CHROMIUM = shutil.which("chromium")
@@ -44,8 +45,8 @@ def environment(folder):
 
 
 @pytest.fixture(scope="module")
-def run(folder, environment):
-    """A run of little training."""
+def train(folder, environment):
+    """(command, its arguments): runs it to its end."""
 
     def train(module, *arguments):
         command = [sys.executable, "-m", f"sisma_jax.{module}", *map(str, arguments)]
@@ -61,6 +62,12 @@ def run(folder, environment):
         "--config.train.steps=100",
         "--config.checkpoint.every=100",
     )
+    return train
+
+
+@pytest.fixture(scope="module")
+def run(folder, train):
+    """A run of little training."""
     settings = {"data.test_from": TEST_FROM, "model.width": 32, "samples.steps": 12}
     settings |= {"train.steps": 200, "train.batch_size": 8, "train.log_every": 100}
     settings |= {"checkpoint.every": 200}
@@ -69,15 +76,29 @@ def run(folder, environment):
 
 
 @pytest.fixture(scope="module")
-def address(request, environment):
-    """The page's, served by the command as a process of its own, which Ctrl-C ends at last."""
-    pytest.importorskip("gradio", reason="the extra `paint` is not installed")
-    run = request.getfixturevalue("run")
+def styled_run(folder, train):
+    """One of less, of a model with a style."""
+    settings = STYLE | {"data.test_from": TEST_FROM, "train.steps": 60, "checkpoint.every": 60}
+    train("train", *arguments(folder, folder / "styled", "synthetic_style.py", **settings))
+    return folder / "styled"
+
+
+@contextmanager
+def served(run, environment):
+    """Serve the page by the command as a process of its own, which Ctrl-C ends at last."""
     with serving(run, environment) as (address, server):
         yield address
         server.send_signal(signal.SIGINT)
         rest, _ = server.communicate(timeout=60)
         assert server.returncode == 0 and rest.strip() == "ended", rest
+
+
+@pytest.fixture(scope="module")
+def address(request, environment):
+    """The page's."""
+    pytest.importorskip("gradio", reason="the extra `paint` is not installed")
+    with served(request.getfixturevalue("run"), environment) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +114,8 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, address):
+@contextmanager
+def opened(browser, address):
     """The page, loaded; at the end it has asked nobody else for anything and had no error."""
     page = browser.new_page(viewport={"width": 1200, "height": 1000})
     page.set_default_timeout(60_000)
@@ -109,6 +130,23 @@ def page(browser, address):
     yield page
     page.close()
     assert not elsewhere and not errors
+
+
+@pytest.fixture
+def page(browser, address):
+    with opened(browser, address) as page:
+        yield page
+
+
+@pytest.fixture
+def styled_page(browser, request, environment):
+    """That of a model with a style."""
+    pytest.importorskip("gradio", reason="the extra `paint` is not installed")
+    with (
+        served(request.getfixturevalue("styled_run"), environment) as address,
+        opened(browser, address) as page,
+    ):
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +186,16 @@ def faces(page, tmp_path):
     with zipfile.ZipFile(fetched(page, tmp_path, "#download-faces")) as archive:
         files = [archive.open(name) for name in sorted(archive.namelist())]
         return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+def wait_for_faces(page, tmp_path, fits):
+    """For a note may say the same twice."""
+    page.click("#make")
+    for _ in range(240):
+        if fits(faces(page, tmp_path)):
+            return
+        page.wait_for_timeout(250)
+    raise AssertionError("no such faces came")
 
 
 def difference(a, b):
@@ -235,3 +283,33 @@ def test_a_photo_changes_where_its_mask_is_painted_and_nowhere_else(page, start,
     changed = (edited != start["image"]).any(-1)
     assert changed[:2, :6].any()
     assert not changed[16:].any() and not changed[:, 20:].any()
+
+
+def test_faces_take_the_style_of_a_reference_until_it_is_cleared(styled_page, tmp_path):
+    page = styled_page
+    before = faces(page, tmp_path)
+    assert "no reference" in page.text_content("#style-note")
+    assert page.locator("#style-guidance input").first.is_disabled()
+
+    page.click("#style-sheet")
+    page.locator("#references img").wait_for()
+    assert page.text_content("#style-note").strip() == "References give all that is painted."
+    page.fill("#style-guidance input[type=number]", "3")
+    make_faces(page)
+    styled = faces(page, tmp_path)
+    assert (styled != before).any()
+
+    page.click("#parts input")
+    page.get_by_role("option", name="hair", exact=True).click()
+    page.locator("#references").get_by_text("hair").wait_for()
+    assert "No reference gives background, skin" in page.text_content("#style-note")
+    wait_for_faces(page, tmp_path, lambda made: (made != styled).any())
+
+    page.click("#no-style")
+    page.locator("#references").wait_for(state="hidden")
+    wait_for_faces(page, tmp_path, lambda made: (made == before).all())
+
+
+def test_a_model_without_a_style_has_no_references(page):
+    assert page.locator("#style-sheet").count() == 0
+    assert page.get_by_text("Style").count() == 0

@@ -1,0 +1,149 @@
+"""References whose style new faces take: the part of the page for models with a style.
+
+What belongs to one visitor is in two states: the references, and the number of the chosen one,
+which is the last that was added until another is clicked.
+"""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+
+from sisma_jax.data.classes import ClassSet
+from sisma_jax.errors import InputError
+from sisma_jax.painting import look
+from sisma_jax.painting.handlers import Handlers, Made, chosen_face, told, viewed, with_face
+from sisma_jax.painting.starts import Subject
+from sisma_jax.painting.studio import Reference, between_two
+
+MOST_REFERENCES, MOST_GUIDANCE = 4, 5.0
+References = tuple[Reference, ...]
+
+
+def lay_out(classes: ClassSet) -> SimpleNamespace:
+    """The parts, of which most appear with the first reference."""
+    small = {"size": "sm", "min_width": 80}
+    slider = {"buttons": [], "min_width": 160}
+    with gr.Accordion("Style", elem_id="style"):
+        with gr.Row(equal_height=True):
+            sheet = gr.Button("Take the mask's own face", elem_id="style-sheet", **small)
+            made = gr.Button("Take the chosen face", elem_id="style-made", **small)
+            upload = gr.UploadButton("Upload a reference", elem_id="style-upload", **small)
+        gallery = gr.Gallery(
+            columns=MOST_REFERENCES, allow_preview=False, show_label=False, container=False,
+            format="png", buttons=[], fit_columns=False, visible=False, elem_id="references",
+        )  # fmt: skip
+        parts = gr.Dropdown(
+            list(zip(look.spoken(classes.names), classes.names, strict=True)), multiselect=True,
+            label="Parts", info="of the chosen reference; none: all that it shows",
+            buttons=[], visible=False, elem_id="parts",
+        )  # fmt: skip
+        with gr.Row():
+            between = gr.Slider(
+                0, 1, 0.5, step=0.05, label="Between", info="0: the first, 1: the second",
+                visible=False, elem_id="between", **slider,
+            )  # fmt: skip
+            guidance = gr.Slider(
+                0, MOST_GUIDANCE, 1, step=0.1, label="Style guidance", info="1: the plain model",
+                interactive=False, elem_id="style-guidance", **slider,
+            )  # fmt: skip
+        note = gr.Markdown(look.NO_STYLE, elem_id="style-note")
+        clear = gr.Button("No style", elem_id="no-style", **small)
+    return SimpleNamespace(
+        references=gr.State(()), chosen=gr.State(0), sheet=sheet, made=made, upload=upload,
+        gallery=gallery, parts=parts, between=between, guidance=guidance, note=note, clear=clear,
+    )  # fmt: skip
+
+
+def connect(
+    handlers: Handlers, desk: SimpleNamespace, faces: SimpleNamespace, panel: SimpleNamespace
+) -> None:
+    """Let the panel's parts call what they are for. What makes faces reads the panel by itself."""
+    own = StyleHandlers(handlers)
+    shown = {
+        "outputs": [panel.references, panel.chosen, panel.gallery, panel.parts, panel.between,
+            panel.guidance, panel.note],
+        "show_progress": "hidden",
+    }  # fmt: skip
+    panel.sheet.click(own.add_sheet, [panel.references, desk.easel, desk.sheet], **shown)
+    panel.made.click(own.add_made, [panel.references, desk.easel, faces.made], **shown)
+    panel.upload.upload(own.upload, [panel.references, desk.easel, panel.upload], **shown)
+    panel.clear.click(own.clear, None, **shown)
+    for button in (faces.make, faces.other):
+        button.click(own.note, [panel.references, desk.easel], panel.note, show_progress="hidden")
+    panel.gallery.select(own.choose, panel.references, [panel.chosen, panel.parts])
+    panel.parts.input(
+        own.use_parts, [panel.references, desk.easel, panel.chosen, panel.parts], **shown
+    )
+
+
+class StyleHandlers:
+    """What happens when a part of the panel is used.
+
+    Most return: references, number of the chosen one, gallery, parts, between, guidance, note.
+    """
+
+    def __init__(self, handlers: Handlers):
+        self.handlers, self.studio = handlers, handlers.studio
+
+    def show(self, references: References, chosen: int, note: str) -> tuple:
+        some = bool(references)
+        gallery = gr.Gallery(
+            [(viewed(reference.image), look.caption(reference.parts)) for reference in references],
+            selected_index=chosen if some else None,
+            visible=some,
+        )
+        parts = gr.Dropdown(value=list(references[chosen].parts) if some else [], visible=some)
+        between = gr.Slider(visible=between_two(references))
+        guidance = gr.Slider(interactive=some)
+        return references, chosen, gallery, parts, between, guidance, note
+
+    @told
+    def note(self, references: References, easel: Any) -> str:
+        """What references say of the painting."""
+        if not references:
+            return look.NO_STYLE
+        labels = self.handlers.labels(easel)
+        return look.drawn_from_noise(self.studio.drawn_from_noise(references, labels))
+
+    def add(self, references: References, easel: Any, subject: Subject, how: str = "") -> tuple:
+        if len(references) == MOST_REFERENCES:
+            raise InputError(
+                f"there are {MOST_REFERENCES} references, as many as can be: press No style and "
+                "begin again"
+            )
+        references = (*references, Reference(subject.photo, subject.labels))
+        note = f"{how} {self.note(references, easel)}".strip()
+        return self.show(references, len(references) - 1, note)
+
+    @told
+    def add_sheet(self, references: References, easel: Any, sheet: Subject) -> tuple:
+        return self.add(references, easel, with_face(sheet))
+
+    @told
+    def add_made(self, references: References, easel: Any, made: Made) -> tuple:
+        return self.add(references, easel, chosen_face(made))
+
+    @told
+    def upload(self, references: References, easel: Any, path: str) -> tuple:
+        photo = self.studio.read_photo(Path(path))
+        if self.studio.parser is None:
+            subject, how = Subject(self.handlers.labels(easel), photo), look.PAINTED_REFERENCE
+        else:
+            subject, how = Subject(self.studio.find_mask(photo), photo), look.FOUND_REFERENCE
+        return self.add(references, easel, subject, how)
+
+    def choose(self, references: References, event: gr.SelectData) -> tuple:
+        """-> number of the chosen one, parts"""
+        return event.index, list(references[event.index].parts)
+
+    @told
+    def use_parts(self, references: References, easel: Any, chosen: int, parts: list[str]) -> tuple:
+        changed = dataclasses.replace(references[chosen], parts=tuple(parts))
+        references = (*references[:chosen], changed, *references[chosen + 1 :])
+        return self.show(references, chosen, self.note(references, easel))
+
+    def clear(self) -> tuple:
+        return self.show((), 0, look.NO_STYLE)
