@@ -4,7 +4,7 @@
 
 Test faces are made in their own style, in that of another face, and by noise alone; then one class
 at a time takes another face's style (`sisma_jax.evaluation.styles` says what is measured how).
-Every run makes faces of the same masks, from the same noise. Writes style_cpu.json and style_*.png.
+Every run makes faces of the same masks, from the same noise. Writes NAME_cpu.json and NAME_*.png.
 """
 
 from pathlib import Path
@@ -44,7 +44,8 @@ def main() -> None:
         help=f"test faces (default: {FACES})")  # fmt: skip
     parser.add_argument("--steps", type=int, default=12, help="solver steps (default: 12)")
     parser.add_argument("--out", type=Path, default=report.RESULTS,
-        help="folder for style_cpu.json and style_*.png (default: benchmarks/results)")  # fmt: skip
+        help="folder for NAME_cpu.json and NAME_*.png (default: benchmarks/results)")  # fmt: skip
+    parser.add_argument("--name", default="style", help="how files begin (default: style)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     sampling = Sampling(steps=args.steps, solver="euler", guidance=1.0, seed=0)
@@ -55,8 +56,8 @@ def main() -> None:
         if run == args.workdirs[0]:
             for name, sheet in zip(SHEETS, sheets.values(), strict=True):
                 large = Image.fromarray(sheet.repeat(2, axis=0).repeat(2, axis=1))
-                large.save(args.out / f"style_{name}.png")
-    report.write(args.out / "style_cpu.json", ("jax", "flax"), {"runs": runs})
+                large.save(args.out / f"{args.name}_{name}.png")
+    report.write(args.out / f"{args.name}_cpu.json", ("jax", "flax"), {"runs": runs})
 
 
 if __name__ == "__main__":

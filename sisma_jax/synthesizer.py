@@ -198,6 +198,8 @@ class Synthesizer:
     """The training step of the weights, where they come from a run."""
     classes: ClassSet = CELEBAMASK
     """What the labels are ids of."""
+    knows_no_mask: bool = True
+    """Whether it was trained with the null mask, too, which guidance needs."""
     _compiled: dict[_Variant, Compiled] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -228,7 +230,8 @@ class Synthesizer:
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
         step, params = averaged_weights(run, abstract_like(shapes, shardings))
         autoencoder = jax.device_put(load_autoencoder(run.autoencoder), replicated(mesh))
-        return cls(config, params, autoencoder, batch_size, step, run.classes())
+        dropped = run.config().get("flow", {}).get("drop", 0.0) > 0
+        return cls(config, params, autoencoder, batch_size, step, run.classes(), dropped)
 
     @no_type_check  # wrong labels are answered by `check`, in words
     def __call__(
@@ -507,3 +510,8 @@ class Synthesizer:
             raise InputError(f"solver {solver!r} is unknown: use one of {', '.join(flow.SOLVERS)}")
         if not guidance >= 0 or not np.isfinite(guidance):
             raise InputError(f"guidance is {guidance}: use 0 or more (1 is the plain model)")
+        if guidance != 1.0 and not self.knows_no_mask:
+            raise InputError(
+                f"guidance is {guidance}, but no mask was dropped in the model's training "
+                "(flow.drop is 0): leave it at 1, and use style guidance where there is a style"
+            )

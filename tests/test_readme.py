@@ -45,9 +45,10 @@ def write_scenes(folder, classes):
 
 
 @pytest.fixture
-def user_folder(inputs_folder, tiny_run, tmp_path, monkeypatch):
+def user_folder(inputs_folder, tiny_run, tiny_style_run, tmp_path, monkeypatch):
     """Where a reader stands who did what the README says before its snippets, but smaller."""
     shutil.copytree(tiny_run, tmp_path / "runs" / "demo")
+    shutil.copytree(tiny_style_run, tmp_path / "runs" / "demo-style")
     for name in ("sd-vae-ft-ema", "runs/autoencoder"):
         shutil.copytree(inputs_folder / "autoencoder", tmp_path / name)
     masks = (synthetic.face(0, index, SIZE)[1] for index in itertools.count())
@@ -75,6 +76,7 @@ def test_the_snippets_run_one_after_the_other(user_folder):
         for snippet in blocks("python"):
             exec(compile(snippet, "README.md", "exec"), names)
     assert names["faces"].shape == (4, SIZE, SIZE, 3)
+    assert names["images"].shape == names["halfway"].shape == (1, SIZE, SIZE, 3)
     assert (names["photos"][0] != names["faces"][0]).any(), "the mask has a hat to be painted over"
     assert (user_folder / "runs/mine/checkpoints").is_dir()
     assert len(list((user_folder / "runs/mine-finer/checkpoints").iterdir())) > 0
@@ -92,7 +94,8 @@ def test_commands_and_their_options_exist():
         source = importlib.util.find_spec(module)
         path = Path(source.origin)
         path = path.with_name("__main__.py") if path.name == "__init__.py" else path
-        text = path.read_text() + (ROOT / "sisma_jax/training/setup.py").read_text()
+        shared = "training/setup.py", "references.py"
+        text = "".join(x.read_text() for x in (path, *(ROOT / "sisma_jax" / y for y in shared)))
         for option in options - {"--config"}:
             assert f'"{option}"' in text, f"{module} {option}"
     targets = re.findall(r"^make ([a-z-]+)", "\n".join(lines), re.MULTILINE)

@@ -199,3 +199,20 @@ def test_macs_by_hand_are_near_xlas_count(style):
     label = jax.ShapeDtypeStruct((1, pixels, pixels), jnp.uint8)
     by_xla = encode.lower(params, image, label).cost_analysis()["flops"] / 2
     assert 1 <= by_xla / style_macs(sizes) < 2
+
+
+@pytest.mark.parametrize("style", STYLED)
+def test_half_precision_stays_inside(style):
+    """Shapes and types alone: promotion is strict here, so that nothing widens by accident."""
+    module = SISMA(config(style, dtype="bfloat16"))
+    params = jax.eval_shape(partial(init_params, module.config), jax.random.key(0))
+    z, t, labels, images = inputs()
+
+    def velocity(params):
+        tokens = module.apply({"params": params}, images, labels, method="encode_style")
+        return tokens, module.apply({"params": params}, z, t, labels, tokens)
+
+    tokens, v = jax.eval_shape(velocity, params)
+    assert tokens.dtype == v.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    jax.eval_shape(jax.grad(lambda p: jnp.sum(velocity(p)[1])), params)

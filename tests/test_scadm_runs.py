@@ -1,0 +1,78 @@
+"""SCA-DM through the same commands as SISMA: trained, exported, sampled."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+from sisma_jax import Synthesizer, export, train
+from sisma_jax.data import synthetic
+from sisma_jax.errors import InputError
+from sisma_jax.models.scadm_config import SCADMConfig
+from tests.runs import SIZE, arguments, call
+
+TINY = {
+    "model.channels": 16,
+    "model.multipliers": "(1,)",
+    "model.attention_sizes": "(8,)",
+    "model.head_width": 8,
+    "model.spade_hidden": 4,
+    "model.norm_groups": 4,
+    "model.latent_channels": 4,
+    "model.style_channels": 1,
+    "model.style_levels": 1,
+    "model.style_features": 4,
+}
+
+
+OF_SISMA = ("width", "depth", "state", "mask_channels")
+
+
+@pytest.fixture(scope="module")
+def workdir(inputs_folder, tmp_path_factory):
+    """A finished tiny run."""
+    workdir = tmp_path_factory.mktemp("runs") / "scadm"
+    command = arguments(inputs_folder, workdir, "scadm.py:synthetic", train__steps=4, **TINY)
+    call(train.main, *(x for x in command if x.split("=")[0].split(".")[-1] not in OF_SISMA))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def faces():
+    pairs = [synthetic.face(0, index, SIZE) for index in range(2)]
+    return tuple(np.stack(column) for column in zip(*pairs, strict=True))
+
+
+def test_a_run_says_what_it_is(workdir):
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["kind"] == "scadm"
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4]
+    assert (workdir / "samples" / "step_0000004.png").exists()
+
+
+def test_faces_take_the_style_they_are_given(workdir, faces, tmp_path):
+    images, labels = faces
+    synthesizer = Synthesizer.load(workdir)
+    assert isinstance(synthesizer.config, SCADMConfig) and synthesizer.has_style
+    style = synthesizer.style(images, labels)
+    make = partial(synthesizer, labels, steps=3)
+    assert make(style=style).shape == (2, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(make(), make(style=synthesizer.no_style()))
+    for options, said in [
+        (dict(guidance=1.5), r"no mask was dropped in the model's training \(flow.drop is 0\)"),
+        (dict(steps=1000), "SCA-DM was trained on 1000 steps of noise, use at most 999"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            make(**options)
+    call(export.main, "--workdir", workdir, "--out", tmp_path / "out")
+    exported = Synthesizer.load(tmp_path / "out")
+    np.testing.assert_array_equal(exported(labels, steps=3, style=style), make(style=style))
+
+
+def test_a_kind_that_does_not_exist_is_refused(inputs_folder, tmp_path):
+    command = arguments(inputs_folder, tmp_path / "run", "scadm.py:synthetic", model__kind="gan")
+    command = [x for x in command if not x.startswith("--config.model.") or "kind" in x]
+    with pytest.raises(InputError, match=r"model\.kind is 'gan': choose one of sisma, scadm"):
+        call(train.main, *command)
