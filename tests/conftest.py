@@ -45,9 +45,9 @@ def tiny_run(inputs_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_style_run(inputs_folder, tmp_path_factory):
-    """A finished tiny run of a model with a style; do not write into it."""
-    from tests.runs import train_tiny_style
+    """A tiny model with a style (tests/runs.py); do not write into it."""
+    from tests.runs import write_tiny_style
 
     workdir = tmp_path_factory.mktemp("runs") / "tiny-style"
-    train_tiny_style(inputs_folder, workdir)
+    write_tiny_style(inputs_folder, workdir)
     return workdir

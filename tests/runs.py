@@ -1,15 +1,20 @@
 """A data set, a first stage and a run small enough to train within a test, made once a session."""
 
+import shutil
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from sisma_jax import train
+from sisma_jax import generators, train
+from sisma_jax.config import load_config, to_json
 from sisma_jax.data import synthetic
+from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.models.autoencoder import parameter_shapes, save_autoencoder
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
+from sisma_jax.models.weights import save_tree
+from sisma_jax.training.run_folder import RunFolder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SIZE = 32
@@ -89,3 +94,21 @@ def train_tiny(folder: Path, workdir: Path, **overrides: object) -> None:
 def train_tiny_style(folder: Path, workdir: Path, **overrides: object) -> None:
     settings = STYLE | overrides
     call(train.main, *arguments(folder, workdir, "synthetic_style.py", **settings))
+
+
+def write_tiny_style(folder: Path, workdir: Path) -> None:
+    """An export of a model with a style: random weights, for nothing shows after a few steps."""
+    command = arguments(folder, workdir, "synthetic_style.py", **STYLE)
+    config = load_config(
+        str(CONFIGS / "synthetic_style.py"), [x for x in command if x.startswith("--config.")]
+    )
+    random = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda shape: random.normal(0, 0.25, shape.shape).astype(np.float32),
+        generators.parameter_shapes(generators.model_config(config)),
+    )
+    run = RunFolder(workdir)
+    shutil.copytree(folder / "autoencoder", run.autoencoder)
+    run.config_file.write_text(to_json(config))
+    run.write_classes(CELEBAMASK)
+    save_tree(run.weights_file, params, {"model": "SISMA", "step": "0"})

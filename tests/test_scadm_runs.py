@@ -12,6 +12,7 @@ from sisma_jax.errors import InputError
 from sisma_jax.models.scadm_config import SCADMConfig
 from tests.runs import SIZE, arguments, call
 
+pytestmark = pytest.mark.slow
 TINY = {
     "model.channels": 16,
     "model.multipliers": "(1,)",

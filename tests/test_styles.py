@@ -14,7 +14,7 @@ from sisma_jax.data.classes import CELEBAMASK, CLASSES
 from sisma_jax.data.label_maps import write_label_map
 from sisma_jax.errors import InputError
 from sisma_jax.styles import Style
-from sisma_jax.training.objective import FlowConfig, draw
+from sisma_jax.training.objective import FlowConfig, draw, losses
 from tests.runs import SIZE, call, train_tiny_style
 
 HAIR, HAT = CLASSES.index("hair"), CLASSES.index("hat")
@@ -28,11 +28,7 @@ def faces():
 
 @pytest.fixture(scope="module")
 def styled(tiny_style_run):
-    """With weights that are no longer near zero, so that styles show after few steps."""
-    synthesizer = Synthesizer.load(tiny_style_run, batch_size=4)
-    random = np.random.default_rng(0)
-    shake = lambda x: x + 0.2 * random.normal(size=x.shape).astype(x.dtype)
-    return dataclasses.replace(synthesizer, params=jax.tree.map(shake, synthesizer.params))
+    return Synthesizer.load(tiny_style_run, batch_size=4)
 
 
 def style(*values, given=None):
@@ -172,6 +168,27 @@ def test_styles_are_dropped_for_whole_faces_and_for_classes(styled):
     assert gone.shape == (4000, 19)
     assert gone.all(1).mean() == pytest.approx(0.5, abs=0.03)
     assert gone[~gone.all(1)].mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_loss_reaches_the_style_of_the_classes_that_are_not_dropped(styled, faces):
+    images, labels = (x[:2] for x in faces)
+    noise = np.random.default_rng(0).normal(size=(3, 2, 8, 8, 4)).astype(np.float32)
+    batch = {"image": images, "labels": labels, "noise": noise[0], "time": np.full(2, 0.5, "f"),
+             "dropped": np.zeros(2, bool), "styleless": np.ones((2, 19), bool)}  # fmt: skip
+    batch["styleless"][1, CLASSES.index("skin")] = False
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, batch):
+        of_rows = losses(params, jnp.asarray(noise[1]), batch, config=styled.config)
+        return jnp.sum(of_rows)
+
+    grads = gradient(styled.params, jax.tree.map(jnp.asarray, batch))["style_encoder"]
+    kernel = np.abs(grads["out_1"]["kernel"]).max((1, 2))
+    assert kernel[CLASSES.index("skin")] > 0
+    assert (np.delete(kernel, CLASSES.index("skin")) == 0).all()
+    # The tokens of no style are learned, for classes that the masks show.
+    assert np.abs(grads["out_1"]["bias"][CLASSES.index("hair")]).max() > 0
 
 
 def test_cached_latents_are_refused_for_they_have_no_images(inputs_folder, tmp_path):

@@ -42,12 +42,13 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of interpolations."""
 WAYS = ("own style", "other style", "noise", "autoencoder")
 Faces = UInt8[np.ndarray, "n h w 3"]
+Sheet = UInt8[np.ndarray, "H W 3"]
 Labels = UInt8[np.ndarray, "n h w"]
 
 
 def measure_styles(
     synthesizer: Synthesizer, images: Faces, labels: Labels, sampling: Sampling
-) -> tuple[dict[str, Any], dict[str, UInt8[np.ndarray, "H W 3"]]]:
+) -> tuple[dict[str, Any], dict[str, Sheet]]:
     """Make faces with the styles of references and measure them (module docstring).
 
     Args:
@@ -117,7 +118,7 @@ def measure_styles(
         "sampling": sampling.in_words,
         "margin": MARGIN,
         "colour_errors": {way: by_name(errors[way]) for way in WAYS},
-        "colour_faces": by_name((real[..., 0] == real[..., 0]).sum(0)),
+        "colour_faces": dict(zip(names, (~np.isnan(real[..., 0])).sum(0).tolist(), strict=True)),
         "locality": locality,
     }
     return found, Show(make, style, images, labels, made).sheets()
@@ -148,7 +149,7 @@ class Show:
         largest = np.argsort(-area, kind="stable")[:PARTS]
         self.parts = [style.classes.names[k] for k in largest if area[k]]
 
-    def sheets(self) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
+    def sheets(self) -> dict[str, Sheet]:
         """By what they show."""
         one = "hair" if "hair" in self.style.classes.names else self.parts[0]
         parts = ", ".join(self.parts)
@@ -164,20 +165,20 @@ class Show:
             f"interpolation of {one} alone": self.between([one]),
         }  # fmt: skip
 
-    def reconstruction(self) -> Faces:
+    def reconstruction(self) -> Sheet:
         rows, own = self.rows, self.style[self.rows]
         again, fresh = self.make(rows, own, 1), self.make(rows, None, 1)
         made = self.made["own style"], again, self.made["noise"], fresh
         return tile([[self.masks[i], self.images[i], *(x[i] for x in made)] for i in rows])
 
-    def total(self) -> Faces:
+    def total(self) -> Sheet:
         rows = self.rows[:4]
         crossed = [self.make([row] * len(rows), self.style[rows]) for row in rows]
         corner = np.full_like(self.images[0], 255)
         lines = [[self.masks[i], *crossed[i]] for i in rows]
         return tile([[corner, *self.images[rows]], *lines])
 
-    def partial(self) -> Faces:
+    def partial(self) -> Sheet:
         own, other = self.style[self.rows], self.style[self.next]
         columns = [self.make(self.rows, own.take(other, [name])) for name in self.parts]
         return tile(
@@ -187,7 +188,7 @@ class Show:
             ]
         )
 
-    def several(self) -> Faces:
+    def several(self) -> Sheet:
         second, third = self.next, [(row + 1) % len(self.images) for row in self.next]
         mixed = self.style[second].only(self.parts[:1]).take(self.style[third], self.parts[1:2])
         columns = [self.make(self.rows, mixed, sample) for sample in range(3)]
@@ -199,7 +200,7 @@ class Show:
             ]
         )
 
-    def between(self, names: list[str] | None) -> Faces:
+    def between(self, names: list[str] | None) -> Sheet:
         rows, other = self.rows[:4], self.style[self.next[:4]]
         columns = [self.make(rows, self.style[rows].blend(other, share, names)) for share in SHARES]
         return tile(
