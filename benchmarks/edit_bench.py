@@ -20,6 +20,7 @@ from sisma_jax.data.classes import CLASSES
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.data.label_maps import colourise
 from sisma_jax.editing import edit
+from sisma_jax.metrics.regions import far_from, rms_change
 from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import DataConfig
@@ -38,19 +39,6 @@ def hair_around(labels: np.ndarray) -> np.ndarray:
     return edited
 
 
-def farther(changed: np.ndarray, margin: int) -> np.ndarray:
-    """Pixels more than `margin` from every changed one, in rows and columns."""
-    padded = np.pad(changed, ((0, 0), (margin, margin), (margin, margin)))
-    windows = np.lib.stride_tricks.sliding_window_view(
-        padded, (2 * margin + 1, 2 * margin + 1), axis=(1, 2)
-    )
-    return ~windows.any((-1, -2))
-
-
-def distance(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(a.astype(float) - b.astype(float))[where])))
-
-
 def measure(run: Path, count: int) -> tuple[dict[str, float], np.ndarray]:
     """Return figures by name, and a sheet of photos, masks, edited masks and edited photos."""
     synthesizer = Synthesizer.load(run)
@@ -59,7 +47,7 @@ def measure(run: Path, count: int) -> tuple[dict[str, float], np.ndarray]:
     images, labels = faces["image"], faces["labels"]
     edited = hair_around(labels)
     changed = edited != labels
-    far, everywhere = farther(changed, MARGIN), np.ones_like(changed)
+    far, everywhere = far_from(changed, MARGIN), np.ones_like(changed)
 
     mean, _ = synthesizer.autoencoder.encode(to_float(images))
     decoded = np.asarray(to_uint8(synthesizer.autoencoder.decode(mean)))
@@ -68,13 +56,13 @@ def measure(run: Path, count: int) -> tuple[dict[str, float], np.ndarray]:
     local = edit(synthesizer, images, labels, edited, steps=STEPS, margin=MARGIN)
     fresh = synthesizer(labels, seed=3, steps=STEPS)
     figures = {
-        "there_and_back": distance(unedited, decoded, everywhere),
-        "whole_far": distance(whole, decoded, far),
-        "whole_edited": distance(whole, decoded, changed),
-        "local_far": distance(local, images, far),
-        "local_edited": distance(local, images, changed),
-        "other_noise_far": distance(fresh, decoded, far),
-        "autoencoder": distance(decoded, images, everywhere),
+        "there_and_back": rms_change(unedited, decoded, everywhere),
+        "whole_far": rms_change(whole, decoded, far),
+        "whole_edited": rms_change(whole, decoded, changed),
+        "local_far": rms_change(local, images, far),
+        "local_edited": rms_change(local, images, changed),
+        "other_noise_far": rms_change(fresh, decoded, far),
+        "autoencoder": rms_change(decoded, images, everywhere),
     }
     rows = images, colourise(labels), colourise(edited), local
     return figures, tile([list(row[:SHOWN]) for row in rows])
