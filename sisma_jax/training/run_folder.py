@@ -68,7 +68,13 @@ CHANGEABLE = (
 )
 """Config keys (or sections, with a dot) that may differ when a run is continued."""
 
-ADDED = {"model.attention_head": None, "model.mixer": "mamba", "model.modulation": "gate"}
+ADDED = {
+    "autoencoder.codebook": 0,
+    "loss.commitment": None,
+    "model.attention_head": None,
+    "model.mixer": "mamba",
+    "model.modulation": "gate",
+}
 """Keys that configs of older runs lack, and the value with which such a run is continued; None for
 any, where the value means nothing there."""
 
