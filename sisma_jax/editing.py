@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, UInt8
 from sisma_jax import flow
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import to_float, to_uint8
-from sisma_jax.synthesizer import Synthesizer, velocity_under
-from sisma_jax.training.sharding import batch_sharding, fill_up, local_mesh, under_mesh, whole_batch
+from sisma_jax.synthesis import velocity_under
+from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.training.sharding import chunks, local_mesh, under_mesh, whole_batch
 
 
 @no_type_check  # wrong arrays are answered in words
@@ -66,7 +67,6 @@ def edit(
     if margin is not None and margin < 0:
         raise InputError(f"margin is {margin}: use 0 or more pixels, or None for the whole face")
     mesh = local_mesh()
-    rows = batch_sharding(mesh)
     follow = partial(
         under_mesh(mesh, _edit),
         synthesizer.config,
@@ -77,11 +77,9 @@ def edit(
     )
     size = whole_batch(max(min(synthesizer.batch_size, len(images)), 1), mesh)
     faces = [np.empty((0, *images.shape[1:]), np.uint8)]
-    for start in range(0, len(images), size):
-        chunks = [x[start : start + size] for x in (images, labels, edited)]
-        full = [jax.device_put(fill_up(chunk, size), rows) for chunk in chunks]
-        result = follow(synthesizer.params, synthesizer.autoencoder, *full, np.float32(guidance))
-        faces.append(np.asarray(result)[: len(chunks[0])])
+    for placed, count in chunks(size, mesh, images, labels, edited):
+        result = follow(synthesizer.params, synthesizer.autoencoder, *placed, np.float32(guidance))
+        faces.append(np.asarray(result)[:count])
     return np.concatenate(faces)
 
 

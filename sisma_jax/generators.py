@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 
 from sisma_jax import diffusion, flow
 from sisma_jax.config import section
-from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.errors import InputError
 from sisma_jax.models import SISMA, SISMAConfig, scadm, sisma
 from sisma_jax.models.cost import mask_macs, style_macs, velocity_macs
@@ -29,7 +28,8 @@ from sisma_jax.models.scadm_config import SCADMConfig
 Config = SISMAConfig | SCADMConfig
 """Sizes of a generator: of latents, images and classes, and its own."""
 Params = dict[str, Any]
-Style = Float[Array, "b k token"]
+Tokens = Float[Array, "b k token"]
+"""Of a style, per class."""
 
 
 @runtime_checkable
@@ -46,10 +46,13 @@ class Generator(Protocol):
 
     def encode_style(
         self, params: Params, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
-    ) -> Style:
+    ) -> Tokens:
         """Style tokens of references, images in [-1, 1]; a class without pixels has no style."""
 
-    def encode(self, params: Params, labels: UInt8[Array, "b H W"], style: Style | None) -> Any:
+    def no_style(self, params: Params) -> Float[Array, "1 k token"]:
+        """The tokens of no reference."""
+
+    def encode(self, params: Params, labels: UInt8[Array, "b H W"], style: Tokens | None) -> Any:
         """All that can be computed ahead of the solver; a tree with the batch somewhere in it."""
 
     def velocity(
@@ -68,7 +71,7 @@ class Generator(Protocol):
         noise: Float[Array, "b h w c"],
         time: Float[Array, " b"],
         labels: UInt8[Array, "b H W"],
-        style: Style | None,
+        style: Tokens | None,
     ) -> Float[Array, " b"]:
         """The training loss of each row."""
 
@@ -107,10 +110,13 @@ class SISMAGenerator:
     def _apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
         return SISMA(self.config).apply({"params": params}, *arguments, **options)
 
-    def encode_style(self, params: Params, images: Array, labels: Array) -> Style:
+    def encode_style(self, params: Params, images: Array, labels: Array) -> Tokens:
         return self._apply(params, images, labels, method="encode_style")
 
-    def encode(self, params: Params, labels: Array, style: Style | None) -> Any:
+    def no_style(self, params: Params) -> Tokens:
+        return self._apply(params, method="no_style")
+
+    def encode(self, params: Params, labels: Array, style: Tokens | None) -> Any:
         return self._apply(params, labels, style, method="encode_mask")
 
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
@@ -121,7 +127,7 @@ class SISMAGenerator:
 
     def losses(
         self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
-        style: Style | None,
+        style: Tokens | None,
     ) -> Array:  # fmt: skip
         velocity = lambda z, t: self._apply(params, z, t, labels, style)
         return flow.loss_at(velocity, latents, noise, time)
@@ -148,17 +154,17 @@ class SCADMGenerator:
     def _apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
         return scadm.SCADM(self.config).apply({"params": params}, *arguments, **options)
 
-    def encode_style(self, params: Params, images: Array, labels: Array) -> Style:
+    def encode_style(self, params: Params, images: Array, labels: Array) -> Tokens:
         return self._apply(params, images, labels, method="encode_style")
 
+    def no_style(self, params: Params) -> Tokens:
+        return self._apply(params, method="no_style")
+
     def encode(
-        self, params: Params, labels: Array, style: Style | None
-    ) -> tuple[UInt8[Array, "b H W"], Style]:
+        self, params: Params, labels: Array, style: Tokens | None
+    ) -> tuple[UInt8[Array, "b H W"], Tokens]:
         if style is None:
-            size = self.config.image_size
-            nothing = jnp.full((1, size, size), UNLABELLED, jnp.uint8)
-            style = self.encode_style(params, jnp.zeros((1, size, size, 3)), nothing)
-            style = jnp.broadcast_to(style, (len(labels), *style.shape[1:]))
+            style = jnp.repeat(self.no_style(params), len(labels), axis=0)
         return labels, style
 
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
@@ -170,7 +176,7 @@ class SCADMGenerator:
 
     def losses(
         self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
-        style: Style | None,
+        style: Tokens | None,
     ) -> Array:  # fmt: skip
         encoded = self.encode(params, labels, style)
         predict = lambda x, step: self._apply(params, x, step, *encoded)

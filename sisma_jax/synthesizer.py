@@ -1,6 +1,7 @@
 """From masks, and styles, to images: trained model, autoencoder and solver behind one call."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,133 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Float, UInt8
 
 from sisma_jax import flow
 from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
 from sisma_jax.errors import InputError
 from sisma_jax.generators import Config, generator, model_config, parameter_shapes
-from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_float, to_uint8
+from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder
 from sisma_jax.styles import Style
+from sisma_jax.synthesis import encode_style, no_style, noise_keys, synthesize
 from sisma_jax.training.checkpoint import abstract_like, averaged_weights
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.sharding import (
     batch_sharding,
-    fill_up,
+    chunks,
     local_mesh,
     replicated,
     under_mesh,
     whole_batch,
 )
 from sisma_jax.training.state import Params
-
-
-def noise_keys(seed: int | Sequence[int], start: int, count: int) -> Key[Array, " b"]:
-    """Return the key of each image's noise.
-
-    With one seed, image i of a set has the noise (seed, i), where i counts from `start`. With one
-    seed per image it has the noise (its seed, 0): that of a lone image with this seed.
-    """
-    if isinstance(seed, int | np.integer):
-        seeds, indices = np.full(count, seed, np.uint32), np.arange(start, start + count)
-    else:
-        seeds, indices = np.asarray(seed, np.uint32)[start : start + count], np.zeros(count)
-    return jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(
-        jnp.asarray(seeds), jnp.asarray(indices, jnp.uint32)
-    )
-
-
-def velocity_under(
-    config: Config,
-    params: Params,
-    labels: UInt8[Array, "b H W"],
-    guidance: Float[Array, ""] | float | None,
-    style: Float[Array, "b k token"] | None = None,
-    style_guidance: Float[Array, ""] | float | None = None,
-) -> flow.Velocity:
-    """Return the velocity under label maps and styles, encoded here, once, ahead of any solver.
-
-    With s the guidance by the mask and r that by the style,
-
-        v = v(null, none) + s (v(mask, none) + r (v(mask, style) - v(mask, none)) - v(null, none))
-
-    Of these only what a guidance asks for is computed (None is a plain 1), as one pass over a batch
-    of two or three times the size.
-    """
-    model = generator(config)
-    maps, styles = [labels], [style]
-    none = None
-    if model.has_style and style is not None and (guidance, style_guidance) != (None, None):
-        none = model.encode_style(
-            params, jnp.zeros((*labels.shape, 3)), jnp.full_like(labels, UNLABELLED)
-        )
-    if style_guidance is not None:
-        maps.append(labels)
-        styles.append(none)
-    if guidance is not None:
-        maps.append(jnp.full_like(labels, UNLABELLED))
-        styles.append(none)
-    count = len(maps)
-    if count == 1:
-        encoded = model.encode(params, labels, style)
-        return lambda z, t: model.velocity(params, z, t, encoded)
-    encoded = model.encode(
-        params, jnp.concatenate(maps), None if style is None else jnp.concatenate(styles)
-    )
-
-    def guided_velocity(z: Array, t: Array) -> Array:
-        every = model.velocity(params, jnp.tile(z, (count, 1, 1, 1)), jnp.tile(t, count), encoded)
-        v, *others = jnp.split(every, count)
-        if style_guidance is not None:
-            v = flow.guide(v, others.pop(0), style_guidance)
-        return v if guidance is None else flow.guide(v, others.pop(0), guidance)
-
-    return guided_velocity
-
-
-@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided", "style_guided"))
-def synthesize_latents(
-    config: Config,
-    params: Params,
-    keys: Key[Array, " b"],
-    labels: UInt8[Array, "b H W"],
-    guidance: Float[Array, ""] | float,
-    style: Float[Array, "b k token"] | None = None,
-    style_guidance: Float[Array, ""] | float = 1.0,
-    *,
-    steps: int,
-    solver: str,
-    guided: bool,
-    style_guided: bool = False,
-) -> Float[Array, "b h w c"]:
-    """Return scaled latents for label maps."""
-    shape = (config.latent_size, config.latent_size, config.latent_channels)
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    velocity = velocity_under(
-        config,
-        params,
-        labels,
-        guidance if guided else None,
-        style,
-        style_guidance if style_guided else None,
-    )
-    start, times = generator(config).way(noise, steps)
-    return flow.integrate(velocity, start, steps=steps, solver=solver, times=times)
-
-
-@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided", "style_guided"))
-def _synthesize(
-    config, params, autoencoder, keys, labels, guidance, style, style_guidance, **options
-):
-    latents = synthesize_latents(
-        config, params, keys, labels, guidance, style, style_guidance, **options
-    )
-    return to_uint8(autoencoder.from_latents(latents))
-
-
-@partial(jax.jit, static_argnames="config")
-def _encode_style(config, params, images, labels):
-    return generator(config).encode_style(params, to_float(images), labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,9 +95,6 @@ class Synthesizer:
     knows_no_mask: bool = True
     """Whether it was trained with the null mask, too, which guidance needs."""
     _compiled: dict[_Variant, Compiled] = dataclasses.field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _kept: dict[str, np.ndarray] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -300,25 +191,25 @@ class Synthesizer:
         )
         size = variant.size
         program = self._compiled.get(variant) or partial(
-            under_mesh(mesh, _synthesize), self.config, **variant.options
+            under_mesh(mesh, synthesize), self.config, **variant.options
         )
-        placed = lambda x: jax.device_put(fill_up(x, size), rows)
-        for start in range(0, len(labels), size):
-            chunk = labels[start : start + size]
-            keys = noise_keys(seed, start, len(chunk))
-            padding = size - len(chunk)
-            if padding:
-                keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], padding)])
+        arrays = (labels,) if style is None else (labels, style.tokens)
+        start = 0
+        for (placed, *tokens), count in chunks(size, mesh, *arrays):
+            keys = noise_keys(seed, start, count)
+            if count < size:
+                keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], size - count)])
             images = program(
                 self.params,
                 self.autoencoder,
                 jax.device_put(keys, rows),
-                placed(chunk),
+                placed,
                 np.float32(guidance),
-                None if style is None else placed(style.tokens[start : start + size]),
+                *(tokens or [None]),
                 np.float32(style_guidance),
             )
-            yield np.asarray(images)[: size - padding]
+            yield np.asarray(images)[:count]
+            start += count
 
     @property
     def has_style(self) -> bool:
@@ -347,16 +238,12 @@ class Synthesizer:
                 f"{(*labels.shape, 3)}, one for each of their masks"
             )
         mesh = local_mesh()
-        rows, size = (
-            batch_sharding(mesh),
-            whole_batch(max(min(self.batch_size, len(images)), 1), mesh),
-        )
-        encode = partial(under_mesh(mesh, _encode_style), self.config, self.params)
-        tokens = []
-        for start in range(0, len(images), size):
-            chunk = [x[start : start + size] for x in (images, labels)]
-            placed = [jax.device_put(fill_up(x, size), rows) for x in chunk]
-            tokens.append(np.asarray(encode(*placed))[: len(chunk[0])])
+        size = whole_batch(max(min(self.batch_size, len(images)), 1), mesh)
+        encode = partial(under_mesh(mesh, encode_style), self.config, self.params)
+        tokens = [
+            np.asarray(encode(*placed))[:count]
+            for placed, count in chunks(size, mesh, images, labels)
+        ]
         absent = self.no_style(0)
         return dataclasses.replace(
             absent,
@@ -371,19 +258,17 @@ class Synthesizer:
           InputError: if the model knows no style.
         """
         self._refuse_style()
-        if "absent" not in self._kept:
-            size = self.config.image_size
-            nothing = np.full((1, size, size), UNLABELLED, np.uint8)
-            black = np.zeros((1, size, size, 3), np.uint8)
-            tokens = _encode_style(self.config, self.params, black, nothing)
-            self._kept["absent"] = np.asarray(tokens)[0]
-        absent = self._kept["absent"]
+        absent = self._absent
         return Style(
             np.repeat(absent[None], count, axis=0),
             np.zeros((count, len(absent)), bool),
             absent,
             self.classes,
         )
+
+    @functools.cached_property
+    def _absent(self) -> Float[np.ndarray, "k token"]:
+        return np.asarray(no_style(self.config, self.params))
 
     def _refuse_style(self) -> None:
         if not self.has_style:
@@ -460,7 +345,7 @@ class Synthesizer:
                 shape = (variant.size, *style.tokens.shape[1:])
                 tokens = jax.ShapeDtypeStruct(shape, np.float32, sharding=rows)
             inputs = self.config, self.params, self.autoencoder, keys, labels, one, tokens, one
-            lowered = under_mesh(mesh, _synthesize.lower)(*inputs, **variant.options)
+            lowered = under_mesh(mesh, synthesize.lower)(*inputs, **variant.options)
             self._compiled[variant] = lowered.compile()
         analysis = self._compiled[variant].memory_analysis()
         return {

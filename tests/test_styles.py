@@ -14,6 +14,7 @@ from sisma_jax.data.classes import CELEBAMASK, CLASSES
 from sisma_jax.data.label_maps import write_label_map
 from sisma_jax.errors import InputError
 from sisma_jax.styles import Style
+from sisma_jax.synthesis import noise_keys, synthesize_latents
 from sisma_jax.training.objective import FlowConfig, draw, losses
 from tests.runs import SIZE, call, train_tiny_style
 
@@ -114,8 +115,6 @@ def test_faces_take_the_styles_they_are_given_one_by_one(styled, faces):
 
 def test_guidance_by_the_style_is_a_line_through_with_and_without(styled, faces):
     """In one Euler step the latents are linear in the velocity, before the decoder."""
-    from sisma_jax.synthesizer import noise_keys, synthesize_latents
-
     images, labels = faces
     own = jnp.asarray(styled.style(images[:2], labels[:2]).tokens)
     keys = noise_keys(0, 0, 2)

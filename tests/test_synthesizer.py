@@ -10,7 +10,7 @@ import pytest
 from sisma_jax import Synthesizer
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import to_uint8
-from sisma_jax.synthesizer import synthesize_latents
+from sisma_jax.synthesis import synthesize_latents
 from tests.lowering import equations
 
 DECODER = ("decoder", "post_quant_conv", "linear_decoder")

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from sisma_jax.data.image_files import load
@@ -15,8 +15,7 @@ from sisma_jax.data.input_pipeline import Source
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import Autoencoder, to_float, to_uint8
 from sisma_jax.training.sharding import (
-    batch_sharding,
-    fill_up,
+    chunks,
     local_mesh,
     replicated,
     whole_batch,
@@ -219,11 +218,9 @@ def on_all_devices(
 
     def call(images: UInt8[np.ndarray, "n h w 3"]) -> Any:
         found = []
-        for start in range(0, len(images), size):
-            chunk = images[start : start + size]
-            full: Array = jax.device_put(fill_up(chunk, size), batch_sharding(mesh))
-            out = compiled(network, full)
-            found.append(jax.tree.map(lambda x: np.asarray(x)[: len(chunk)], out))  # noqa: B023
+        for (placed,), count in chunks(size, mesh, images):
+            out = compiled(network, placed)
+            found.append(jax.tree.map(lambda x: np.asarray(x)[:count], out))  # noqa: B023
         return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
     return call

@@ -28,7 +28,8 @@ from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder
 from sisma_jax.models.xla_cost import xla_macs
 from sisma_jax.processes import cores
-from sisma_jax.synthesizer import Synthesizer, noise_keys, synthesize_latents
+from sisma_jax.synthesis import noise_keys, synthesize_latents
+from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.sharding import (
     batch_sharding,
     fill_up,

@@ -28,7 +28,7 @@ from sisma_jax.models.cost import style_encoder
 from sisma_jax.models.scadm_config import SCADMConfig
 from sisma_jax.models.spade import ResBlock, StepEmbedding, conv, double, normalise
 from sisma_jax.models.spatial_transformer import SpatialTransformer, transformer_macs
-from sisma_jax.models.style_encoder import StyleEncoder
+from sisma_jax.models.style_encoder import StyleEncoder, no_style
 
 IMAGE_CHANNELS = 3
 
@@ -148,6 +148,10 @@ class SCADM(nn.Module):
         self._check_size(images)
         self._check_size(labels)
         return self.style_encoder(images, labels)
+
+    def no_style(self) -> Float32[Array, "1 k token"]:
+        """Return the tokens that stand for no reference."""
+        return no_style(self.style_encoder, self.config.image_size)
 
     def _check_size(self, pixels: Array) -> None:
         size = (self.config.image_size, self.config.image_size)

@@ -46,10 +46,9 @@ from sisma_jax.models.mask_encoder import MaskEncoder
 from sisma_jax.models.placement import whole
 from sisma_jax.models.scan_orders import block_orders
 from sisma_jax.models.sisma_config import SISMAConfig
-from sisma_jax.models.style_encoder import StyleEncoder, class_shares
+from sisma_jax.models.style_encoder import StyleEncoder, class_shares, no_style
 from sisma_jax.models.style_mixers import StyleAttention, StyleKeys, StyleMamba
 
-NO_CLASS = 255
 MaskFeatures = MaskStream | MaskKeys
 """What a block, or a whole model, computes from the mask alone; by its mixer."""
 StyleFeatures = StyleKeys | MaskStream
@@ -261,6 +260,10 @@ class SISMA(nn.Module):
         self._check_labels(labels)
         return self.style_encoder(images, labels)
 
+    def no_style(self) -> Float[Array, "1 s token"]:
+        """Return the tokens that stand for no reference."""
+        return no_style(self.style_encoder, self.config.image_size)
+
     def encode_mask(
         self, labels: UInt8[Array, "b H W"], style: Float[Array, "b s token"] | None = None
     ) -> MaskFeatures | Features:
@@ -284,10 +287,7 @@ class SISMA(nn.Module):
                 raise ValueError("this model knows no style: give none, or train with model.style")
             return mask, None
         if style is None:
-            shape = (1, cfg.image_size, cfg.image_size)
-            absent = jnp.full(shape, NO_CLASS, jnp.uint8)
-            style = self.style_encoder(jnp.zeros((*shape, 3)), absent)
-            style = jnp.broadcast_to(style, (len(labels), *style.shape[1:]))
+            style = jnp.repeat(self.no_style(), len(labels), axis=0)
         return mask, (style, class_shares(labels, cfg.grid, cfg.num_classes))
 
     def _through_blocks(self, z_t: Array, t: Array, blocks: Callable) -> Array:

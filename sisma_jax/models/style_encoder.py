@@ -147,6 +147,13 @@ def doubled(x: Float[Array, "k b h w c"]) -> Float[Array, "k b 2*h 2*w c"]:
     return jax.image.resize(x, (k, b, 2 * h, 2 * w, c), "linear")
 
 
+def no_style(encoder: StyleEncoder, size: int) -> Float[Array, "1 k token"]:
+    """The tokens of no reference: those of a map without classes, whatever image of `size` pixels
+    it comes with. Call it where `encoder` can be called."""
+    nothing = jnp.full((1, size, size), 255, jnp.uint8)
+    return encoder(jnp.zeros((1, size, size, 3)), nothing)
+
+
 def class_means(
     x: Float[Array, "k b h w c"], labels: UInt8[Array, "b H W"]
 ) -> Float[Array, "k b c"]:

@@ -91,6 +91,18 @@ def fill_up(rows: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
 
 
+def chunks(size: int, mesh: Mesh, *arrays: np.ndarray) -> Iterator[tuple[list[jax.Array], int]]:
+    """The rows of arrays of one length, `size` at a time on the devices of `mesh`.
+
+    Yields:
+      Those of each array, the last ones filled up, and how many of them are no filling.
+    """
+    for start in range(0, len(arrays[0]), size):
+        parts = [x[start : start + size] for x in arrays]
+        placed = [jax.device_put(fill_up(part, size), batch_sharding(mesh)) for part in parts]
+        yield placed, len(parts[0])
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are spread over every device."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
