@@ -23,10 +23,9 @@ from jaxtyping import UInt8
 from sisma_jax.contact_sheet import tile
 from sisma_jax.data.label_maps import colourise
 from sisma_jax.evaluation.generation import Sampling
-from sisma_jax.evaluation.pictures import on_all_devices
+from sisma_jax.evaluation.pictures import reconstructor
 from sisma_jax.evaluation.tables import Cell, Table
 from sisma_jax.metrics.regions import class_colours, colour_errors, far_from, rms_change
-from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.styles import Style
 from sisma_jax.synthesizer import Synthesizer
 
@@ -69,22 +68,28 @@ def measure_styles(
     other = style[following]
 
     def make(rows: list[int], style: Style | None, sample: int = 0) -> Faces:
-        """Faces of some of the masks; their noise belongs to the mask."""
+        """Faces of some of the masks; their noise belongs to the mask.
+
+        Filled up to whole batches, or every number of masks would be compiled once more.
+        """
+        count = -(-len(rows) // synthesizer.batch_size) * synthesizer.batch_size
+        filled = [*range(len(rows)), *[0] * (count - len(rows))]
+        of_masks = [rows[place] for place in filled]
         return synthesizer(
-            labels[rows],
-            seed=[sampling.seed_of(row, sample) for row in rows],
+            labels[of_masks],
+            seed=[sampling.seed_of(row, sample) for row in of_masks],
             steps=sampling.steps,
             solver=sampling.solver,
             guidance=sampling.guidance,
-            style=style,
-        )
+            style=style and style[filled],
+        )[: len(rows)]
 
     everyone = list(range(len(images)))
     made = {
         "own style": make(everyone, style),
         "other style": make(everyone, other),
         "noise": make(everyone, None),
-        "autoencoder": reconstructed(synthesizer, images),
+        "autoencoder": reconstructor(synthesizer.autoencoder)(images),
     }
     colours = {way: class_colours(faces, labels, len(names)) for way, faces in made.items()}
     real = class_colours(images, labels, len(names))
@@ -122,12 +127,6 @@ def measure_styles(
         "locality": locality,
     }
     return found, Show(make, style, images, labels, made).sheets()
-
-
-def reconstructed(synthesizer: Synthesizer, images: Faces) -> Faces:
-    """Faces, encoded and decoded by the model's autoencoder."""
-    again = lambda net, x: to_uint8(net.decode(net.encode(to_float(x))[0]))
-    return on_all_devices(again, synthesizer.autoencoder)(images)
 
 
 class Show:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from sisma_jax import evaluate
-from sisma_jax.data.classes import CLASSES
-from sisma_jax.evaluation.styles import style_tables
+from sisma_jax.contact_sheet import GAP
+from sisma_jax.data.classes import CELEBAMASK, CLASSES
+from sisma_jax.evaluation.styles import Show, style_tables
 from sisma_jax.metrics.regions import class_colours, colour_errors, far_from, rms_change
+from sisma_jax.styles import Style
 from tests.runs import call
 
 
@@ -95,3 +97,59 @@ def test_tables_leave_out_what_nobody_shows():
     colours, locality = style_tables(found)
     assert [row[0] for row in colours.rows] == ["hair"]
     assert list(locality.rows[0]) == ["hair", 2, "5.0", "1.0", None, "9.0", "2.0"]
+
+
+@pytest.fixture
+def show():
+    """Of four faces that are flat in the colour of their number, and so are their styles.
+
+    What is made has (mask, hair's style, the others' style, sample) as its channels.
+    """
+    size, count, k = 4, 4, len(CLASSES)
+    hair = CLASSES.index("hair")
+    labels = np.full((count, size, size), CLASSES.index("background"), np.uint8)
+    labels[:, :1], labels[:, 1] = hair, CLASSES.index("skin")
+    images = np.stack([np.full((size, size, 3), 100 + i, np.uint8) for i in range(count)])
+    tokens = np.arange(count, dtype=np.float32)[:, None, None].repeat(k, 1)
+    none = np.full((k, 1), 9, np.float32)
+    style = Style(tokens, np.ones((count, k), bool), none, CELEBAMASK)
+
+    def make(rows, style, sample=0):
+        background = CLASSES.index("background")
+        of = np.full((len(rows), k), 9) if style is None else 10 * style.tokens[..., 0]
+        return np.stack(
+            [
+                np.full((size, size, 3), (10 * row + sample, one[hair], one[background]), np.uint8)
+                for row, one in zip(rows, of, strict=True)
+            ]
+        )
+
+    made = {"own style": make(range(count), style), "noise": make(range(count), None)}
+    return Show(make, style, images, labels, made)
+
+
+def cells(sheet):
+    """The colour of each picture on a sheet of pictures of four pixels."""
+    return sheet[:: 4 + GAP, :: 4 + GAP].tolist()
+
+
+def test_sheets_show_what_their_captions_say(show):
+    total = cells(show.total())
+    for row in range(4):
+        assert total[0][1 + row] == [100 + row] * 3
+        for column in range(4):
+            assert total[1 + row][1 + column] == [10 * row, 10 * column, 10 * column]
+    reconstruction = cells(show.reconstruction())
+    assert reconstruction[2][1:] == [
+        [102] * 3, [20, 20, 20], [21, 20, 20], [20, 9, 9], [21, 9, 9],
+    ]  # fmt: skip
+    assert show.parts == ["background", "skin", "hair"]
+    partial = cells(show.partial())
+    assert partial[3] == [
+        [30, 30, 30], [100] * 3, [30, 30, 0], [30, 30, 30], [30, 0, 30],
+    ]  # fmt: skip
+    between = cells(show.between(["hair"]))
+    assert between[1][1:-1] == [[10, hair, 10] for hair in (10, 12, 15, 17, 20)]
+    assert between[1][0] == [101] * 3 and between[1][-1] == [102] * 3
+    several = cells(show.several())
+    assert several[0][1:] == [[101] * 3, [102] * 3, [0, 90, 10], [1, 90, 10], [2, 90, 10]]
