@@ -141,8 +141,10 @@ def integrate(
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is unknown: use one of {', '.join(SOLVERS)}")
     if times is None:
-        advance = lambda z, time: (step(velocity, z, time, 1.0 / steps, solver), None)
-        return jax.lax.scan(advance, noise, jnp.arange(steps, dtype=noise.dtype) / steps)[0]
-    times = jnp.asarray(times, noise.dtype)
+        starts = jnp.arange(steps, dtype=noise.dtype) / steps
+        widths = jnp.full(steps, 1.0 / steps, noise.dtype)
+    else:
+        times = jnp.asarray(times, noise.dtype)
+        starts, widths = times[:-1], jnp.diff(times)
     advance = lambda z, at: (step(velocity, z, *at, solver), None)
-    return jax.lax.scan(advance, noise, (times[:-1], jnp.diff(times)))[0]
+    return jax.lax.scan(advance, noise, (starts, widths))[0]
