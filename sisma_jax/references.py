@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from sisma_jax.data.image_files import load
+from sisma_jax.data.image_files import FORMATS, load
 from sisma_jax.errors import InputError
 from sisma_jax.styles import Style, chosen_classes
 from sisma_jax.synthesizer import Synthesizer
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 ReadMask = Callable[[Path], UInt8[np.ndarray, "H W"]]
 
 
@@ -27,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--part",
         action="append",
-        default=[],
         nargs="+",
         metavar=("CLASSES", "FACE MASK"),
-        help="classes with commas in between, as of this face; may be given several times",
+        help="classes with commas in between, then a face that they are taken from and its mask; "
+        "may be given several times",
     )
     add("--towards", help="a second face: make faces from --reference's style to its", **pair)
     add("--interpolate", type=int, metavar="N", help="how many of them (default: 5)")
@@ -64,14 +63,14 @@ def styles_from(
                 raise InputError(f"{option} goes with --towards, a second face: give one")
     elif args.reference is None:
         raise InputError("--towards needs a face to begin with: give --reference")
-    if args.reference is None and not args.part:
+    if args.reference is None and args.part is None:
         return [None]
 
     read = lambda words, option: read_reference(synthesizer, words, option, read_mask)
     style = synthesizer.no_style()
     if args.reference is not None:
         style = read(args.reference, "--reference")
-    for words in args.part:
+    for words in args.part or ():
         names = words[0].split(",")
         chosen_classes(synthesizer.classes, names)
         face = read([Path(word) for word in words[1:]], f"--part {words[0]}")

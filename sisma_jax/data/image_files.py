@@ -10,6 +10,8 @@ from PIL import Image
 
 from sisma_jax.errors import InputError
 
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+"""Of picture files, by how their names end."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # What Pillow raises on damaged bytes; 20,000 damaged PNG and JPEG files raised nothing else. A size

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sisma_jax.data.image_files import load
+from sisma_jax.data.image_files import FORMATS, load
 from sisma_jax.data.input_pipeline import Source
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import Autoencoder, to_float, to_uint8
@@ -21,7 +21,6 @@ from sisma_jax.training.sharding import (
     whole_batch,
 )
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 BATCH = 16
 LOOKED_AT = 64
 """Images that tell data sets without a checksum apart."""
@@ -124,16 +123,21 @@ class Reconstructions:
         self.pictures, self.names = pictures, pictures.names
         own = autoencoder.config, autoencoder.checksum()
         self.key = digest("reconstructions", pictures.key, *own)
-        reconstruct = lambda autoencoder, images: to_uint8(
-            autoencoder.decode(autoencoder.encode(to_float(images))[0])
-        )
-        self.reconstruct = on_all_devices(reconstruct, autoencoder)
+        self.reconstruct = reconstructor(autoencoder)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
         return self.reconstruct(self.pictures.read(indices))
+
+
+def reconstructor(
+    autoencoder: Autoencoder,
+) -> Callable[[UInt8[np.ndarray, "n h w 3"]], UInt8[np.ndarray, "n h w 3"]]:
+    """Return what encodes and decodes images, by the mean of their latents."""
+    again = lambda net, images: to_uint8(net.decode(net.encode(to_float(images))[0]))
+    return on_all_devices(again, autoencoder)
 
 
 class PictureFolder:
