@@ -66,8 +66,8 @@ def blocked_attention(
     return jnp.concatenate([out, attention(rest, k, v)], axis=1) if rest.size else out
 
 
-class _Attention(nn.Module):
-    """What self- and cross-attention share: the four maps, heads, and softmax."""
+class AttentionMaps(nn.Module):
+    """What attentions share: the four maps, heads, and softmax over all keys."""
 
     width: int
     head: int
@@ -102,14 +102,14 @@ class MaskKeys:
     v: Any
 
 
-class SelfAttention(_Attention):
+class SelfAttention(AttentionMaps):
     """Tokens mix among themselves (module docstring, left column)."""
 
     def __call__(self, tokens: Float[Array, "b l width"]) -> Float[Array, "b l width"]:
         return self._attend(tokens, self._keys(tokens))
 
 
-class CrossAttention(_Attention):
+class CrossAttention(AttentionMaps):
     """Image tokens read the mask's (module docstring, right column)."""
 
     def mask_stream(self, mask_tokens: Float[Array, "b s width"]) -> MaskKeys:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from sisma_jax.errors import InputError
+from sisma_jax.models.spade import check_sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,24 +44,7 @@ class SCADMConfig:
     """Compute type of convolutions, attention and residual sums."""
 
     def __post_init__(self) -> None:
-        counts = [
-            (field.name, getattr(self, field.name))
-            for field in dataclasses.fields(self)
-            if field.type is int
-        ]
-        counts += [("multipliers", multiplier) for multiplier in self.multipliers]
-        for name, value in counts:
-            if type(value) is not int or value < 1:
-                raise InputError(f"model.{name} is {value!r}: set a whole number of at least 1")
-        if not self.multipliers:
-            raise InputError("model.multipliers is empty: give at least one resolution")
-        smallest = 2 ** (len(self.multipliers) - 1)
-        if self.latent_size % smallest:
-            raise InputError(
-                f"model.latent_size is {self.latent_size}: choose a multiple of {smallest}, "
-                f"because {len(self.multipliers)} resolutions halve it "
-                f"{len(self.multipliers) - 1} times"
-            )
+        check_sizes(self, "model", "latent_size")
         sides = tuple(self.latent_size >> level for level in range(len(self.multipliers)))
         for side in self.attention_sizes:
             if side not in sides:
@@ -68,16 +52,6 @@ class SCADMConfig:
                     f"model.attention_sizes has {side!r}, a side of none of the resolutions: "
                     f"choose among {', '.join(map(str, sides))}"
                 )
-        for name in ("norm_groups", "head_width"):
-            if self.channels % getattr(self, name):
-                raise InputError(
-                    f"model.{name} {getattr(self, name)} does not divide model.channels "
-                    f"{self.channels}: choose a divisor"
-                )
-        if self.channels % 2:
-            raise InputError(
-                f"model.channels is {self.channels}: choose an even number, for sines and cosines"
-            )
         if self.image_size % 2 ** (self.style_levels + 1):
             raise InputError(
                 f"model.style_levels is {self.style_levels}, which halves images of "
@@ -87,8 +61,6 @@ class SCADMConfig:
             raise InputError(
                 f"model.mask_attention is {self.mask_attention!r}: choose True or False"
             )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"model.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")
 
     @property
     def image_size(self) -> int:

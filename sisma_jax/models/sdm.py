@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, UInt8
 
-from sisma_jax.errors import InputError
 from sisma_jax.models.spade import (
     AttentionBlock,
     ResBlock,
     StepEmbedding,
+    check_sizes,
     conv,
     double,
     halve,
@@ -63,35 +63,7 @@ class SDMConfig:
     """Compute type of convolutions, attention and residual sums."""
 
     def __post_init__(self) -> None:
-        counts = [
-            (field.name, getattr(self, field.name))
-            for field in dataclasses.fields(self)
-            if field.type is int
-        ]
-        counts += [("multipliers", multiplier) for multiplier in self.multipliers]
-        for name, value in counts:
-            if type(value) is not int or value < 1:
-                raise InputError(f"sdm.{name} is {value!r}: set a whole number of at least 1")
-        if not self.multipliers:
-            raise InputError("sdm.multipliers is empty: give at least one resolution")
-        smallest = 2 ** (len(self.multipliers) - 1)
-        if self.image_size % smallest:
-            raise InputError(
-                f"sdm.image_size is {self.image_size}: choose a multiple of {smallest}, because "
-                f"{len(self.multipliers)} resolutions halve it {len(self.multipliers) - 1} times"
-            )
-        for name in ("norm_groups", "head_width"):
-            if self.channels % getattr(self, name):
-                raise InputError(
-                    f"sdm.{name} {getattr(self, name)} does not divide sdm.channels "
-                    f"{self.channels}: choose a divisor"
-                )
-        if self.channels % 2:
-            raise InputError(
-                f"sdm.channels is {self.channels}: choose an even number, for sines and cosines"
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"sdm.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")
+        check_sizes(self, "sdm", "image_size")
 
     @property
     def time_width(self) -> int:

@@ -10,7 +10,9 @@ keep the compute type `dtype` throughout, residual sums too; norms, the softmax,
 are float32.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,8 +20,49 @@ import jax.numpy as jnp
 from einops import rearrange, reduce
 from jaxtyping import Array, Float
 
+from sisma_jax.errors import InputError
+
 NORM_EPSILON = 1e-5
 """PyTorch's default."""
+
+
+def check_sizes(config: Any, section: str, side: str) -> None:
+    """Raises InputError unless a U-Net can have these sizes.
+
+    Args:
+      config: a dataclass with channels, multipliers, norm_groups, head_width, dtype and others.
+      section: of the config, for errors.
+      side: which field is halved from resolution to resolution.
+    """
+    counts = [
+        (field.name, getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.type is int
+    ]
+    counts += [("multipliers", multiplier) for multiplier in config.multipliers]
+    for name, value in counts:
+        if type(value) is not int or value < 1:
+            raise InputError(f"{section}.{name} is {value!r}: set a whole number of at least 1")
+    if not config.multipliers:
+        raise InputError(f"{section}.multipliers is empty: give at least one resolution")
+    halvings = len(config.multipliers) - 1
+    if getattr(config, side) % 2**halvings:
+        raise InputError(
+            f"{section}.{side} is {getattr(config, side)}: choose a multiple of {2**halvings}, "
+            f"because {len(config.multipliers)} resolutions halve it {halvings} times"
+        )
+    for name in ("norm_groups", "head_width"):
+        if config.channels % getattr(config, name):
+            raise InputError(
+                f"{section}.{name} {getattr(config, name)} does not divide {section}.channels "
+                f"{config.channels}: choose a divisor"
+            )
+    if config.channels % 2:
+        raise InputError(
+            f"{section}.channels is {config.channels}: choose an even number, for sines and cosines"
+        )
+    if config.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"{section}.dtype is {config.dtype!r}: choose 'float32' or 'bfloat16'")
 
 
 def conv(

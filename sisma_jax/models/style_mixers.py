@@ -16,7 +16,6 @@ class: the paper's ablation.
 Both cost as much per image token, whatever the number of image tokens: 19 keys, or one scan.
 """
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int32
 
+from sisma_jax.models.attention import AttentionMaps
 from sisma_jax.models.embeddings import Positions
 from sisma_jax.models.mamba import CrossMamba, MaskStream, layer_norm, xavier
 
@@ -43,36 +43,21 @@ class StyleKeys:
     log_share: Any
 
 
-class StyleAttention(nn.Module):
+class StyleAttention(AttentionMaps):
     """Image tokens read style tokens (module docstring, left column).
 
     Attributes:
       masked: by the mask; else every token sees every class.
     """
 
-    width: int
-    head: int
-    masked: bool
-    dtype: str
-
-    def setup(self) -> None:
-        dense = partial(nn.Dense, self.width, use_bias=False, kernel_init=xavier, dtype=self.dtype)
-        self.project_q = dense()
-        self.project_k = dense()
-        self.project_v = dense()
-        self.project_out = dense()
-
-    def _heads(self, x: Float[Array, "b l width"]) -> Float[Array, "b l n h"]:
-        return rearrange(x, "b l (n h) -> b l n h", h=self.head)
+    masked: bool = True
 
     def style_stream(
         self, style: Float[Array, "b s token"], shares: Float[Array, "b l s"]
     ) -> StyleKeys:
-        style = style.astype(self.dtype)
+        keys = self._keys(style.astype(self.dtype))
         seen = jnp.log(shares) if self.masked else jnp.zeros_like(shares)
-        return StyleKeys(
-            self._heads(self.project_k(style)), self._heads(self.project_v(style)), seen
-        )
+        return StyleKeys(keys.k, keys.v, seen)
 
     def __call__(
         self, tokens: Float[Array, "b l width"], style: StyleKeys
