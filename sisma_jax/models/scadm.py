@@ -28,7 +28,7 @@ from sisma_jax.models.cost import style_encoder
 from sisma_jax.models.scadm_config import SCADMConfig
 from sisma_jax.models.spade import ResBlock, StepEmbedding, conv, double, normalise
 from sisma_jax.models.spatial_transformer import SpatialTransformer, transformer_macs
-from sisma_jax.models.style_encoder import StyleEncoder, no_style
+from sisma_jax.models.style_encoder import OF_ALL_CLASSES, StyleEncoder, no_style
 
 IMAGE_CHANNELS = 3
 
@@ -181,7 +181,7 @@ def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, .
     """
     if path[-1].key != "kernel":
         return None
-    per_class = path[0].key == "style_encoder" and path[-2].key not in ("conv_in", "colour")
+    per_class = path[0].key == "style_encoder" and path[-2].key not in OF_ALL_CLASSES
     last = leaf.ndim - 1
     return tuple(range(int(per_class), last)), (last,)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from sisma_jax.errors import InputError
 from sisma_jax.models.spade import check_sizes
+from sisma_jax.models.style_encoder import check_levels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,11 +53,7 @@ class SCADMConfig:
                     f"model.attention_sizes has {side!r}, a side of none of the resolutions: "
                     f"choose among {', '.join(map(str, sides))}"
                 )
-        if self.image_size % 2 ** (self.style_levels + 1):
-            raise InputError(
-                f"model.style_levels is {self.style_levels}, which halves images of "
-                f"{self.image_size} pixels {self.style_levels + 1} times: choose fewer levels"
-            )
+        check_levels(self.style_levels, self.image_size)
         if type(self.mask_attention) is not bool:
             raise InputError(
                 f"model.mask_attention is {self.mask_attention!r}: choose True or False"

@@ -46,7 +46,7 @@ from sisma_jax.models.mask_encoder import MaskEncoder
 from sisma_jax.models.placement import whole
 from sisma_jax.models.scan_orders import block_orders
 from sisma_jax.models.sisma_config import SISMAConfig
-from sisma_jax.models.style_encoder import StyleEncoder, class_shares, no_style
+from sisma_jax.models.style_encoder import OF_ALL_CLASSES, StyleEncoder, class_shares, no_style
 from sisma_jax.models.style_mixers import StyleAttention, StyleKeys, StyleMamba
 
 MaskFeatures = MaskStream | MaskKeys
@@ -356,5 +356,5 @@ def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, .
     last = leaf.ndim - 1
     # Convolutions of the encoders sum over their window too; other axes are blocks, orders or, of
     # the style encoder, classes.
-    first = {"mask_encoder": 0, "style_encoder": 0 if module in ("conv_in", "colour") else 1}
+    first = {"mask_encoder": 0, "style_encoder": 0 if module in OF_ALL_CLASSES else 1}
     return tuple(range(first.get(path[0].key, last - 1), last)), (last,)

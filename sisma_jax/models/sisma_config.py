@@ -5,6 +5,7 @@ from typing import Any
 
 from kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.errors import InputError
+from sisma_jax.models.style_encoder import check_levels
 
 MIXERS = ("mamba", "attention")
 MODULATIONS = ("gate", "shift")
@@ -93,11 +94,8 @@ class SISMAConfig:
             raise InputError(f"model.mixer is {self.mixer!r}: choose one of {', '.join(MIXERS)}")
         if self.style not in STYLES:
             raise InputError(f"model.style is {self.style!r}: choose one of {', '.join(STYLES)}")
-        if self.style != "none" and self.image_size % 2 ** (self.style_levels + 1):
-            raise InputError(
-                f"model.style_levels is {self.style_levels}, which halves images of "
-                f"{self.image_size} pixels {self.style_levels + 1} times: choose fewer levels"
-            )
+        if self.style != "none":
+            check_levels(self.style_levels, self.image_size)
         attends = self.mixer == "attention" or self.style.endswith("attention")
         if attends and self.width % self.attention_head:
             raise InputError(

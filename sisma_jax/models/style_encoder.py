@@ -27,10 +27,24 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, UInt8
 
+from sisma_jax.errors import InputError
+
 EPSILON = 1e-5
 """Of the norms, and below the mean over a class's pixels: PyTorch's default, and the published."""
 
+OF_ALL_CLASSES = ("conv_in", "colour")
+"""Its linear maps that all classes share; kernels of the others have the classes in front."""
+
 per_class = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
+
+
+def check_levels(levels: int, image_size: int) -> None:
+    """Raises InputError unless images of a model can be halved as often as its encoder does."""
+    if image_size % 2 ** (levels + 1):
+        raise InputError(
+            f"model.style_levels is {levels}, which halves images of {image_size} pixels "
+            f"{levels + 1} times: choose fewer levels"
+        )
 
 
 class ClassConv3x3(nn.Module):
