@@ -87,6 +87,7 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.flow = ConfigDict()
     config.flow.sampling = "logit_normal"
     config.flow.drop = 0.1
+    config.flow.class_balance = 0.0  # above 0 small classes count for more than their area
 
     # Training
     config.train = ConfigDict()

@@ -73,6 +73,7 @@ def get_config(variant: str = "published") -> ConfigDict:
     config.flow = ConfigDict()
     config.flow.sampling = "uniform"
     config.flow.drop = 0.0
+    config.flow.class_balance = 0.0  # above 0 small classes count for more than their area
     config.flow.style_drop = 0.5
     config.flow.style_class_drop = (
         0.1 if small else 0.0

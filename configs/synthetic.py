@@ -58,6 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.flow = ConfigDict()
     config.flow.sampling = "logit_normal"
     config.flow.drop = 0.1
+    config.flow.class_balance = 0.0  # above 0 small classes count for more than their area
 
     # Training. So short a run wants Muon, a high rate and a cosine instead of an average.
     config.train = ConfigDict()

@@ -4,8 +4,9 @@
     python -m sisma_jax.train --config configs/synthetic_style.py --workdir runs/demo-style
 
 As configs/synthetic.py, with a style sub-layer in every block and a small style encoder, for twice
-the steps. Variants: "" ("attention", the default), and the others that `model.style` has, "mamba"
-and "full_attention", which it was compared with.
+the steps. Variants: "" ("attention", the default), the others that `model.style` has, "mamba" and
+"full_attention", which it was compared with, and "long" (with the faces, the autoencoder and the
+depth of configs/synthetic.py:long).
 """
 
 from pathlib import Path
@@ -16,21 +17,24 @@ from sisma_jax.config import load_config
 
 
 def get_config(variant: str = "attention") -> ConfigDict:
-    if variant not in ("attention", "mamba", "full_attention"):
-        raise ValueError("choose 'attention', 'mamba' or 'full_attention'")
-    config = load_config(str(Path(__file__).with_name("synthetic.py")))
+    if variant not in ("attention", "mamba", "full_attention", "long"):
+        raise ValueError("choose 'attention', 'mamba', 'full_attention' or 'long'")
+    long = variant == "long"
+    config = load_config(str(Path(__file__).with_name("synthetic.py")) + (":long" if long else ""))
 
     # Style
-    config.model.style = variant
+    config.model.style = "attention" if long else variant
     config.model.style_channels = 4
     config.model.style_levels = 3
     config.model.style_features = 32
     config.model.style_colours = True  # so short a training does not find them
     config.flow.style_drop = 0.5  # of the faces
     config.flow.style_class_drop = 0.1  # of the classes of the others
+    config.flow.class_balance = 0.5 if long else 0.0  # eyes count for more than their area
 
-    config.train.steps = 720
-    config.train.sample_every = 720
-    config.evaluation.every = 180
-    config.checkpoint.every = 240
+    if not long:
+        config.train.steps = 720
+        config.train.sample_every = 720
+        config.evaluation.every = 180
+        config.checkpoint.every = 240
     return config

@@ -35,6 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from sisma_jax.flow import mean_square
+
 STEPS = 1000
 BETAS = (0.0015, 0.0195)
 """Of t = 0 and t = 999."""
@@ -118,6 +120,7 @@ def noise_loss_at(
     x: Float[Array, "batch ..."],
     noise: Float[Array, "batch ..."],
     time: Float[Array, " batch"],
+    weight: Float[Array, "batch ..."] | None = None,
 ) -> Float[Array, " batch"]:
     """Return each sample's mean squared error of the predicted noise.
 
@@ -127,6 +130,7 @@ def noise_loss_at(
       noise: eps.
       time: in (0, 1), uniform for training. It draws the step, and is not the time of (2): all
         steps are equally likely, from t = 999 at 0 to t = 0 at 1.
+      weight: see `flow.loss_at`.
     """
     t = jnp.clip(jnp.floor(STEPS * (1 - time)), 0, STEPS - 1)
     a, s = (
@@ -136,4 +140,4 @@ def noise_loss_at(
         for squares in (_SIGNAL, 1 - _SIGNAL)
     )
     error = predict_noise(a * x + s * noise, t) - noise
-    return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+    return mean_square(error, weight)

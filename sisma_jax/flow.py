@@ -82,10 +82,23 @@ def loss_at(
     x: Float[Array, "batch ..."],
     noise: Float[Array, "batch ..."],
     t: Float[Array, " batch"],
+    weight: Float[Array, "batch ..."] | None = None,
 ) -> Float[Array, " batch"]:
-    """Return each sample's mean squared error of the velocity at given noise and times."""
+    """Return each sample's mean squared error of the velocity at given noise and times.
+
+    `weight` multiplies the squared errors, and broadcasts over them; None is 1 everywhere.
+    """
     error = velocity(interpolate(x, noise, t), t) - (x - noise)
-    return jnp.mean(jnp.square(error), axis=tuple(range(1, x.ndim)))
+    return mean_square(error, weight)
+
+
+def mean_square(
+    error: Float[Array, "batch ..."], weight: Float[Array, "batch ..."] | None
+) -> Float[Array, " batch"]:
+    """Return each sample's mean of the squares, multiplied by `weight` where there is one."""
+    square = jnp.square(error)
+    square = square if weight is None else weight * square
+    return jnp.mean(square, axis=tuple(range(1, error.ndim)))
 
 
 def guide(

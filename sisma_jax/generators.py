@@ -72,8 +72,9 @@ class Generator(Protocol):
         time: Float[Array, " b"],
         labels: UInt8[Array, "b H W"],
         style: Tokens | None,
+        weight: Float[Array, "b h w 1"] | None,
     ) -> Float[Array, " b"]:
-        """The training loss of each row."""
+        """The training loss of each row, where the squared errors have weights; None is 1."""
 
     def matrix_axes(self, path: tuple, leaf: Array) -> Any:
         """See `training.state.MatrixAxes`."""
@@ -127,10 +128,10 @@ class SISMAGenerator:
 
     def losses(
         self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
-        style: Tokens | None,
+        style: Tokens | None, weight: Array | None,
     ) -> Array:  # fmt: skip
         velocity = lambda z, t: self._apply(params, z, t, labels, style)
-        return flow.loss_at(velocity, latents, noise, time)
+        return flow.loss_at(velocity, latents, noise, time, weight)
 
     def matrix_axes(self, path: tuple, leaf: Array) -> Any:
         return sisma.matrix_axes(path, leaf)
@@ -176,11 +177,11 @@ class SCADMGenerator:
 
     def losses(
         self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
-        style: Tokens | None,
+        style: Tokens | None, weight: Array | None,
     ) -> Array:  # fmt: skip
         encoded = self.encode(params, labels, style)
         predict = lambda x, step: self._apply(params, x, step, *encoded)
-        return diffusion.noise_loss_at(predict, latents, noise, time)
+        return diffusion.noise_loss_at(predict, latents, noise, time, weight)
 
     def matrix_axes(self, path: tuple, leaf: Array) -> Any:
         return scadm.matrix_axes(path, leaf)

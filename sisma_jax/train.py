@@ -232,7 +232,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
                 init_params=lambda: generator(model).init_params(jax.random.key(config.seed)),
                 optimizer=make_optimizer(settings, generator(model).matrix_axes),
                 draw=partial(draw, config=model, flow_config=flow_config),
-                loss_fn=partial(mean_loss, config=model),
+                loss_fn=partial(mean_loss, config=model, flow_config=flow_config),
                 constants=(constant,),
                 feed=data.feed(
                     train_source, mesh, batch_size=settings.batch_size, seed=config.seed

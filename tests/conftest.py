@@ -2,18 +2,28 @@
 
 import os
 import tempfile
+from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile far longer than they compute: LLVM's optimisations would cost minutes.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+# Tests compile far longer than they compute: LLVM's optimisations would cost minutes, and so do
+# XLA's emitters of fused loops, for which there is no flag from jaxlib 0.11 on.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+)
+# Many tests train the same tiny model: compile its step once. pytest's workers share the folder.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR"
+) or tempfile.mkdtemp(prefix="sisma_jax_tests")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", 4)))
-# Many tests train the same tiny model: compile its step once.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="sisma_jax_tests"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

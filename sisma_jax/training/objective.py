@@ -12,7 +12,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from sisma_jax import flow
 from sisma_jax.data.classes import UNLABELLED
@@ -20,7 +20,7 @@ from sisma_jax.errors import InputError
 from sisma_jax.generators import Config, generator
 from sisma_jax.models.autoencoder import Autoencoder, sample_latent, to_float
 from sisma_jax.models.sisma import gathered
-from sisma_jax.models.style_encoder import without
+from sisma_jax.models.style_encoder import class_shares, without
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,15 @@ class FlowConfig:
     """Share of rows whose style is dropped, of a model with one."""
     style_class_drop: float = 0.1
     """Of the others, the share of classes whose style is dropped."""
+    class_balance: float = 0.0
+    """How far small classes count as much as large ones in the loss, see `class_weights`."""
 
     def __post_init__(self) -> None:
         if self.sampling not in flow.TIME_SAMPLINGS:
             raise InputError(
                 f"flow.sampling is {self.sampling!r}: choose 'logit_normal' or 'uniform'"
             )
-        for name in ("drop", "style_drop", "style_class_drop"):
+        for name in ("drop", "style_drop", "style_class_drop", "class_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"flow.{name} is {getattr(self, name)}: choose a share in [0, 1]")
 
@@ -89,8 +91,35 @@ def latents_of(batch: dict[str, Array], autoencoder: Autoencoder) -> Float[Array
     return sample_latent(batch["posterior"], mean, logvar, autoencoder.scaling_factor)
 
 
+def class_weights(
+    labels: UInt8[Array, "b H W"], size: int, num_classes: int, balance: float
+) -> Float[Array, "b size size 1"]:
+    """What the cells of latents weigh in the loss, 1 on average over each row.
+
+    With P(k) the share of class k in a label map, and p(l, k) that in the cell of latent l,
+
+        w(l) = c sum_k p(l, k) / P(k)^balance
+
+    and c so that their mean is 1, the pixels of a class weigh c P(k)^(1 - balance) together: as
+    many as they are with a balance of 0, as much as those of any other class with 1. Unlabelled
+    pixels are a class, too. It shifts what a small model spends itself on, not what a perfect one
+    predicts.
+    """
+    shares = class_shares(labels, (size, size), num_classes)
+    shares = jnp.concatenate([shares, 1 - jnp.sum(shares, -1, keepdims=True)], -1)
+    whole = jnp.mean(shares, 1, keepdims=True)
+    weights = jnp.sum(shares * jnp.where(whole > 0, whole, 1.0) ** -balance, -1)
+    weights = weights / jnp.mean(weights, 1, keepdims=True)
+    return weights.reshape(-1, size, size, 1)
+
+
 def losses(
-    params: dict, latents: Float[Array, "b h w c"], batch: dict[str, Array], *, config: Config
+    params: dict,
+    latents: Float[Array, "b h w c"],
+    batch: dict[str, Array],
+    *,
+    config: Config,
+    balance: float = 0.0,
 ) -> Float[Array, " b"]:
     """The loss of every row.
 
@@ -100,6 +129,7 @@ def losses(
       batch: "labels" uint8 (b, H, W), for a model with a style "image" uint8 (b, H, W, 3), and what
         `draw` gives.
       config: of the generator.
+      balance: see `class_weights`.
     """
     model, params = generator(config), gathered(params)
     labels = flow.drop_condition(batch["dropped"], batch["labels"], UNLABELLED)
@@ -107,12 +137,20 @@ def losses(
     if model.has_style:
         reference = without(labels, batch["styleless"])  # a face without its mask has no style
         style = model.encode_style(params, to_float(batch["image"]), reference)
-    return model.losses(params, latents, batch["noise"], batch["time"], labels, style)
+    weight = None
+    if balance:
+        weight = class_weights(batch["labels"], config.latent_size, config.num_classes, balance)
+    return model.losses(params, latents, batch["noise"], batch["time"], labels, style, weight)
 
 
 def mean_loss(
-    params: dict, batch: dict[str, Array], autoencoder: Autoencoder, *, config: Config
+    params: dict,
+    batch: dict[str, Array],
+    autoencoder: Autoencoder,
+    *,
+    config: Config,
+    flow_config: FlowConfig,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The training loss of a batch, see `losses`; it has no parts."""
-    latents = latents_of(batch, autoencoder)
-    return jnp.mean(losses(params, latents, batch, config=config)), {}
+    latents, balance = latents_of(batch, autoencoder), flow_config.class_balance
+    return jnp.mean(losses(params, latents, batch, config=config, balance=balance)), {}

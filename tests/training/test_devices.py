@@ -64,11 +64,10 @@ def trained(data, fsdp, accumulate=1, remat="none"):
         patch.setattr(sharding, "SMALLEST_SHARDED", 1024)
         shardings = state_shardings(jax.eval_shape(init), mesh)
         state = jax.jit(init, out_shardings=shardings)()
+        sections = dict(config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.5))
         step = make_step(
-            functools.partial(mean_loss, config=config),
-            functools.partial(
-                draw, config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.5)
-            ),
+            functools.partial(mean_loss, **sections),
+            functools.partial(draw, **sections),
             optimizer,
             settings,
             seed=0,

@@ -55,7 +55,7 @@ def test_batch_size_and_devices_do_not_matter(batch_size, devices, parts):
 
 def test_times_lie_in_their_bins_and_cover_them(parts, monkeypatch):
     """With the loss replaced by the time itself, a bin's loss is its middle."""
-    monkeypatch.setattr(flow, "loss_at", lambda velocity, x, noise, t: t)
+    monkeypatch.setattr(flow, "loss_at", lambda velocity, x, noise, t, weight: t)
     settings = EvaluationConfig(every=1, items=12, bins=4, hook="")
     found = evaluated(parts, 4, 4, settings)
     by_bin = [found[name] for name in found if "/" in name]
