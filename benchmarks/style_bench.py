@@ -43,12 +43,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=FACES,
         help=f"test faces (default: {FACES})")  # fmt: skip
     parser.add_argument("--steps", type=int, default=12, help="solver steps (default: 12)")
+    parser.add_argument("--style-guidance", type=float, default=1.0,
+        help="of faces in a style; 1 is the plain model (default: 1)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=report.RESULTS,
         help="folder for NAME_cpu.json and NAME_*.png (default: benchmarks/results)")  # fmt: skip
     parser.add_argument("--name", default="style", help="how files begin (default: style)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    sampling = Sampling(steps=args.steps, solver="euler", guidance=1.0, seed=0)
+    sampling = Sampling(
+        steps=args.steps, solver="euler", guidance=1.0, seed=0, style_guidance=args.style_guidance
+    )
     runs = {}
     for run in args.workdirs:
         runs[run.name], sheets = measure(run, args.count, sampling)

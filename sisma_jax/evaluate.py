@@ -56,8 +56,8 @@ METRICS = {
 """Names on the command line, and the scores that each stands for."""
 DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,style,speed"
 OF_RUNS = (
-    "steps", "guidance", "solver", "seed", "diversity_masks", "diversity_samples", "batch_size",
-    "lpips_network",
+    "steps", "guidance", "style_guidance", "solver", "seed", "diversity_masks",
+    "diversity_samples", "batch_size", "lpips_network",
 )  # fmt: skip
 """Options that mean nothing for pictures that are there."""
 OF_DATA = ("count", "test_from")
@@ -111,6 +111,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--count", type=int, default=2000, help="test faces and masks; one sample per mask")
     add("--steps", type=comma_list(int), default="25", help="solver steps, one or several")
     add("--guidance", type=comma_list(float), default="1.0", help="one or several")
+    add("--style-guidance", type=float, default=1.0, help="of faces in the style of references")
     add(
         "--solver",
         type=comma_list(str),
@@ -183,6 +184,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     for guidance in args.guidance:
         if not 0 <= guidance < float("inf"):
             raise InputError(f"--guidance has {guidance}: use 0 or more (1 is the plain model)")
+    if not 0 <= args.style_guidance < float("inf"):
+        raise InputError(
+            f"--style-guidance is {args.style_guidance}: use 0 or more (1 is the plain model)"
+        )
     for solver in args.solver:
         if solver not in flow.SOLVERS:
             raise InputError(f"solver {solver!r} is unknown: use {', '.join(flow.SOLVERS)}")
@@ -295,6 +300,7 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
         speed="speed" in args.metrics,
         peers="peers" in args.metrics,
         style="style" in args.metrics,
+        style_guidance=args.style_guidance,
     )
 
 

@@ -207,6 +207,7 @@ def evaluate_run(
     speed: bool,
     peers: bool,
     style: bool = True,
+    style_guidance: float = 1.0,
 ) -> None:
     """Score what a trained model makes of the reference's masks, beside what bounds it.
 
@@ -219,6 +220,7 @@ def evaluate_run(
       diversity: where LPIPS is at hand.
       speed, peers: whether they are timed.
       style: whether a model with a style is asked for references' styles, with the first sampling.
+      style_guidance: of the faces that are then made in a style.
     """
     report = evaluation.report
     sizes = synthesizer.config, synthesizer.autoencoder.config
@@ -234,7 +236,8 @@ def evaluate_run(
                 if sampling == samplings[0]:
                     show(evaluation, name, faces, train)
         if style and synthesizer.has_style:
-            score_styles(evaluation, scorer, synthesizer, name, weights, samplings[0])
+            sampling = dataclasses.replace(samplings[0], style_guidance=style_guidance)
+            score_styles(evaluation, scorer, synthesizer, name, weights, sampling)
         if speed:
             time_synthesis(report, synthesizer, name, weights, samplings)
         if peers:

@@ -40,23 +40,28 @@ class Sampling:
     seed: int
     own_style: bool = False
     """Each face in the style of the one that its mask belongs to."""
+    style_guidance: float = 1.0
+    """Of faces in a style, whosever it is."""
 
     @property
     def name(self) -> str:
         style = "-style" if self.own_style else ""
+        style += f"-s{self.style_guidance:g}" if self.style_guidance != 1 else ""
         return f"{self.solver}{self.steps}-g{self.guidance:g}-seed{self.seed}{style}"
 
     @property
     def in_words(self) -> str:
-        style = "own style, " if self.own_style else ""
+        own = "own style, " if self.own_style else ""
+        style = f", of the style {self.style_guidance:g}" if self.style_guidance != 1 else ""
         seed = f", seed {self.seed}" if self.seed else ""
-        return f"{style}{self.solver} {self.steps}, guidance {self.guidance:g}{seed}"
+        return f"{own}{self.solver} {self.steps}, guidance {self.guidance:g}{style}{seed}"
 
     @property
     def settings(self) -> dict[str, Any]:
         """By name; without a style as models have it that know none."""
+        plain = {"own_style": False, "style_guidance": 1.0}
         found = dataclasses.asdict(self)
-        return found if self.own_style else {k: v for k, v in found.items() if k != "own_style"}
+        return {k: v for k, v in found.items() if k not in plain or v != plain[k]}
 
     def seed_of(self, mask: int, sample: int) -> int:
         """Of the noise; those of other seeds lie far away, so that no two sets share noise."""
@@ -120,14 +125,17 @@ class GeneratedFaces:
             if not missing:
                 return
             masks = [mask for mask, _ in missing]
-            own = self.sampling.own_style
+            style = {}
+            if self.sampling.own_style:
+                style["style"] = self._style(masks)
+                style["style_guidance"] = self.sampling.style_guidance
             images = self.synthesizer.batches(
                 self.masks[masks],
                 seed=[self.sampling.seed_of(*one) for one in missing],
                 steps=self.sampling.steps,
                 solver=self.sampling.solver,
                 guidance=self.sampling.guidance,
-                style=self._style(masks) if own else None,
+                **style,
             )
             done = 0
             already = len(wanted) - len(missing)

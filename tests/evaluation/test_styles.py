@@ -4,14 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sisma_jax import evaluate
 from sisma_jax.contact_sheet import GAP
 from sisma_jax.data.classes import CELEBAMASK, CLASSES
+from sisma_jax.data.raw import RawFaces
 from sisma_jax.evaluation.styles import Show, style_tables
 from sisma_jax.metrics.regions import class_colours, colour_errors, far_from, rms_change
 from sisma_jax.styles import Style
-from tests.runs import call
+from sisma_jax.synthesizer import Synthesizer
+from tests.runs import SIZE, call
 
 
 def test_class_colours_are_means_over_a_classes_own_pixels():
@@ -53,17 +56,35 @@ def report(tiny_style_run, tmp_path_factory):
     for _ in range(2):  # the second adds nothing
         call(
             evaluate.main, "--workdir", tiny_style_run, "--out", out, "--metrics", "ssim,style",
-            "--steps", 1, "--count", 3,
+            "--steps", 1, "--count", 3, "--style-guidance", 1.5,
         )  # fmt: skip
     return out, json.loads((out / "report.json").read_text())
 
 
 def test_a_report_has_the_reconstruction_in_the_own_style(report):
     rows = {row["name"]: row for row in report[1]["rows"]}
-    own = rows["tiny-style, own style, euler 1, guidance 1"]
+    own = rows["tiny-style, own style, euler 1, guidance 1, of the style 1.5"]
     assert own["kind"] == "reconstruction" and own["settings"]["own_style"]
     assert own["scores"].keys() == {"ssim", "psnr_db"}
-    assert len(list((report[0] / "images").glob("*-style-*/*.png"))) == 3
+    made = {path.name.rpartition("-")[0]: path for path in (report[0] / "images").iterdir()}
+    assert made.keys() == {"euler1-g1-seed0", "euler1-g1-seed0-style-s1.5"}
+    assert len(list(made["euler1-g1-seed0-style-s1.5"].glob("*.png"))) == 3
+
+
+def test_faces_in_their_own_style_follow_it_by_its_guidance(report, tiny_style_run, inputs_folder):
+    files = sorted((report[0] / "images").glob("*-style-s1.5-*/*.png"))
+    test = RawFaces(inputs_folder / "data", SIZE, split="test", test_from=12)
+    images, labels = (np.stack([test[i][name] for i in range(3)]) for name in ("image", "labels"))
+    synthesizer = Synthesizer.load(tiny_style_run)
+    expected = synthesizer(
+        labels,
+        seed=[0, 1, 2],
+        steps=1,
+        style=synthesizer.style(images, labels),
+        style_guidance=1.5,
+    )
+    found = np.stack([np.asarray(Image.open(file)) for file in files])
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 def test_a_report_measures_colours_and_locality_by_class(report):
