@@ -14,16 +14,18 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
     ]
 )
-# Many tests train the same tiny model: compile its step once. pytest's workers share the folder.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
-    "JAX_COMPILATION_CACHE_DIR"
-) or tempfile.mkdtemp(prefix="sisma_jax_tests")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Many tests train the same tiny model: compile its step once, for all of pytest's workers. Commands
+# that tests start have the cache that they would have.
+os.environ["SISMA_JAX_TESTS_CACHE"] = os.environ.get("SISMA_JAX_TESTS_CACHE") or tempfile.mkdtemp(
+    prefix="sisma_jax_tests"
+)
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", 4)))
+jax.config.update("jax_compilation_cache_dir", os.environ["SISMA_JAX_TESTS_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
