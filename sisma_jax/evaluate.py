@@ -278,6 +278,11 @@ def main() -> None:
 
 def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
     synthesizer = Synthesizer.load(args.workdir, batch_size=args.batch_size)
+    if args.style_guidance != 1 and not (synthesizer.has_style and "style" in args.metrics):
+        raise InputError(
+            f"--style-guidance is {args.style_guidance}, but no face is made in a style: leave it "
+            "out, or take a model with a style and the metric 'style'"
+        )
     config = RunFolder(args.workdir).config()
     path = args.data or config.data.path
     if not path:

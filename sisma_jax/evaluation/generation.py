@@ -125,17 +125,15 @@ class GeneratedFaces:
             if not missing:
                 return
             masks = [mask for mask, _ in missing]
-            style = {}
-            if self.sampling.own_style:
-                style["style"] = self._style(masks)
-                style["style_guidance"] = self.sampling.style_guidance
+            own = self.sampling.own_style
             images = self.synthesizer.batches(
                 self.masks[masks],
                 seed=[self.sampling.seed_of(*one) for one in missing],
                 steps=self.sampling.steps,
                 solver=self.sampling.solver,
                 guidance=self.sampling.guidance,
-                **style,
+                style=self._style(masks) if own else None,
+                style_guidance=self.sampling.style_guidance if own else 1.0,
             )
             done = 0
             already = len(wanted) - len(missing)

@@ -75,7 +75,6 @@ def measure_styles(
         count = -(-len(rows) // synthesizer.batch_size) * synthesizer.batch_size
         filled = [*range(len(rows)), *[0] * (count - len(rows))]
         of_masks = [rows[place] for place in filled]
-        options = {"style_guidance": sampling.style_guidance} if style else {}
         return synthesizer(
             labels[of_masks],
             seed=[sampling.seed_of(row, sample) for row in of_masks],
@@ -83,7 +82,7 @@ def measure_styles(
             solver=sampling.solver,
             guidance=sampling.guidance,
             style=style and style[filled],
-            **options,
+            style_guidance=sampling.style_guidance if style else 1.0,
         )[: len(rows)]
 
     everyone = list(range(len(images)))

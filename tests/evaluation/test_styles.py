@@ -1,6 +1,7 @@
 """What a report says of styles: known answers of its measures, and the command on a tiny run."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sisma_jax import evaluate
 from sisma_jax.contact_sheet import GAP
 from sisma_jax.data.classes import CELEBAMASK, CLASSES
 from sisma_jax.data.raw import RawFaces
+from sisma_jax.errors import InputError
 from sisma_jax.evaluation.styles import Show, style_tables
 from sisma_jax.metrics.regions import class_colours, colour_errors, far_from, rms_change
 from sisma_jax.styles import Style
@@ -76,15 +78,23 @@ def test_faces_in_their_own_style_follow_it_by_its_guidance(report, tiny_style_r
     test = RawFaces(inputs_folder / "data", SIZE, split="test", test_from=12)
     images, labels = (np.stack([test[i][name] for i in range(3)]) for name in ("image", "labels"))
     synthesizer = Synthesizer.load(tiny_style_run)
-    expected = synthesizer(
-        labels,
-        seed=[0, 1, 2],
-        steps=1,
-        style=synthesizer.style(images, labels),
-        style_guidance=1.5,
+    in_style = partial(
+        synthesizer, labels, seed=[0, 1, 2], steps=1, style=synthesizer.style(images, labels)
     )
+    expected = in_style(style_guidance=1.5)
+    assert np.abs(in_style().astype(int) - expected).max() > 5
     found = np.stack([np.asarray(Image.open(file)) for file in files])
     assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_guidance_by_the_style_is_refused_where_no_face_has_one(tiny_run, tmp_path):
+    said = r"--style-guidance is 1\.5, but no face is made in a style"
+    with pytest.raises(InputError, match=said):
+        call(
+            evaluate.main, "--workdir", tiny_run, "--out", tmp_path / "out",
+            "--style-guidance", 1.5,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_report_measures_colours_and_locality_by_class(report):
