@@ -18,6 +18,7 @@ JSON.
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,9 @@ def parse() -> argparse.Namespace:
 def measure(case: dict, seconds: float, fsdp: int) -> dict:
     settings = json.dumps({**case, "seconds": seconds, "fsdp": fsdp})
     command = [sys.executable, str(CASE), settings]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # Unfiltered tracebacks end with what happened, not with a word on filters.
+    environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         return {**case, "status": "measured", **json.loads(done.stdout.splitlines()[-1])}
     if "RESOURCE_EXHAUSTED" in done.stderr or done.returncode == -9:

@@ -77,11 +77,10 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
     shardings = state_shardings(jax.eval_shape(init), mesh)
     autoencoder = jax.device_put(first_stage(config, source), replicated(mesh))
     rows = put_batch(random_batch(config, source, batch), mesh)
+    flow_config = FlowConfig(sampling="logit_normal", drop=0.1)
     step = make_step(
-        functools.partial(mean_loss, config=config),
-        functools.partial(
-            draw, config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.1)
-        ),
+        functools.partial(mean_loss, config=config, flow_config=flow_config),
+        functools.partial(draw, config=config, flow_config=flow_config),
         optimizer,
         settings,
         seed=0,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def run(name, *arguments):
     command = [sys.executable, f"benchmarks/{name}", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
 
@@ -69,7 +69,7 @@ def test_train_bench_measures_steps_and_says_what_did_not_run(tmp_path):
          "--compile-only", "--out", out],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"JAX_NUM_CPU_DEVICES": "3"},
     )  # fmt: skip
-    assert failing.returncode == 1 and "failed: " in failing.stdout
+    assert failing.returncode == 1 and "Error: " in failing.stdout
     assert json.loads(out.read_text())["rows"][0]["status"] == "failed"
 
 
