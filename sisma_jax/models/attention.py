@@ -1,40 +1,22 @@
-"""Self- and cross-attention: what Self- and Cross-Mamba are compared with.
+"""The attention of every network here: softmax(q k^T / sqrt(head) + bias) v.
 
-The twin of SISMA (`model.mixer="attention"`) has these two in place of the Mamba mixers, and is
-otherwise the same. With X the normalised tokens and heads of `head` channels,
+XLA's matrix products with a softmax in float32 between, on every device, as
+`jax.nn.dot_product_attention` is where no other is named; that one has no backward pass for
+bfloat16 where dtype promotion is strict. cuDNN's fused attention, which never writes the softmax to
+memory and is faster on GPUs, takes no float32 and no CPU.
 
-  Self-attention                          Cross-attention, S = the mask's tokens
-    q = X W_q                               q = X W_q
-    k = X W_k;  v = X W_v                   k = S W_k;  v = S W_v
-                    out = softmax(q k^T / sqrt(head)) v  W_out
+Memory is linear in the number of tokens, by two things: the backward pass keeps q, k and v and
+computes the softmax again, and `blocked_attention` goes through many queries in blocks.
 
-Every token sees every other one: there is no scan order. Place is in the tokens alone, by their
-learned positions.
-
-A block of the twin has 9 D^2 parameters for the modulation by t, 2 ff_ratio D^2 in the feed-forward
-network and 4 D^2 in either mixer: at ff_ratio 7 in all 31 D^2, which is what a block of Mamba has
-at ff_ratio 4 and expand 2 (9 + 8 + 6 + 8, in leading order). The study compares these two.
-
-Memory is linear in the number of tokens. The backward pass keeps q, k and v and computes the
-softmax again, and above LONGEST_WHOLE tokens the queries are gone through in blocks of QUERIES.
-
-The attention is `jax.nn.dot_product_attention` with `implementation=None`: XLA's matrix products
-with a softmax in float32 between, on every device. cuDNN's fused attention, which never writes the
-softmax to memory and is faster on GPUs, is only taken by JAX where it is named; it is not here,
-since it takes no float32 and no CPU. So times of the twin on a GPU are those of XLA's attention.
+Shape letters: b batch, l queries, s keys, n heads, h channels of a head.
 """
 
 from functools import partial
-from typing import Any
 
-import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
-
-from sisma_jax.models.mamba import xavier
 
 LONGEST_WHOLE = 2048
 """Tokens up to which all queries are taken at once."""
@@ -42,14 +24,32 @@ QUERIES = 1024
 """Queries of a block, where there are more."""
 
 
-@partial(jax.checkpoint, prevent_cse=False)  # the passes are loops over the blocks, apart already
 def attention(
-    q: Float[Array, "b l n h"], k: Float[Array, "b s n h"], v: Float[Array, "b s n h"]
+    q: Float[Array, "b l n h"],
+    k: Float[Array, "b s n h"],
+    v: Float[Array, "b s n h"],
+    bias: Float[Array, "b l s"] | None = None,
+    precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "b l n h"]:
-    """softmax(q k^T / sqrt(h)) v for n heads, all queries at once."""
-    # It refuses bfloat16 where promotion is strict.
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(q, k, v)
+    """softmax(q k^T / sqrt(h) + bias) v for n heads, all queries at once.
+
+    Args:
+      q, k, v: of one type, which the output has; the softmax is float32.
+      bias: float32, the same for all heads; minus infinity where a query is not to see a key, but
+        not for all keys of a query.
+      precision: of both products.
+    """
+    product = partial(jnp.einsum, precision=precision)
+
+    @partial(jax.checkpoint, prevent_cse=False)  # SISMA's passes are loops, apart already
+    def attend(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
+        logits = product("blnh,bsnh->bnls", q, k, preferred_element_type=jnp.float32)
+        logits = logits * q.shape[-1] ** -0.5
+        if bias is not None:
+            logits = logits + bias[:, None]
+        return product("bnls,bsnh->blnh", jax.nn.softmax(logits).astype(v.dtype), v)
+
+    return attend(q, k, v, bias)
 
 
 def blocked_attention(
@@ -64,58 +64,3 @@ def blocked_attention(
     out = jax.lax.map(lambda q: attention(q, k, v), blocks)
     out = rearrange(out, "i b l n h -> b (i l) n h")
     return jnp.concatenate([out, attention(rest, k, v)], axis=1) if rest.size else out
-
-
-class AttentionMaps(nn.Module):
-    """What attentions share: the four maps, heads, and softmax over all keys."""
-
-    width: int
-    head: int
-    dtype: str = "float32"
-
-    def setup(self) -> None:
-        dense = partial(nn.Dense, self.width, use_bias=False, kernel_init=xavier, dtype=self.dtype)
-        self.project_q = dense()
-        self.project_k = dense()
-        self.project_v = dense()
-        self.project_out = dense()
-
-    def _heads(self, x: Float[Array, "b l width"]) -> Float[Array, "b l n h"]:
-        return rearrange(x, "b l (n h) -> b l n h", h=self.head)
-
-    def _keys(self, tokens: Float[Array, "b s width"]) -> "MaskKeys":
-        return MaskKeys(self._heads(self.project_k(tokens)), self._heads(self.project_v(tokens)))
-
-    def _attend(self, tokens: Float[Array, "b l width"], seen: "MaskKeys") -> Array:
-        out = blocked_attention(self._heads(self.project_q(tokens)), seen.k, seen.v)
-        return self.project_out(rearrange(out, "b l n h -> b l (n h)"))
-
-
-@flax.struct.dataclass
-class MaskKeys:
-    """All that one cross-attention needs of the mask; the same at every solver step.
-
-    Keys and values, (b, s, n, h); for a whole model with one more axis in front, the blocks.
-    """
-
-    k: Any
-    v: Any
-
-
-class SelfAttention(AttentionMaps):
-    """Tokens mix among themselves (module docstring, left column)."""
-
-    def __call__(self, tokens: Float[Array, "b l width"]) -> Float[Array, "b l width"]:
-        return self._attend(tokens, self._keys(tokens))
-
-
-class CrossAttention(AttentionMaps):
-    """Image tokens read the mask's (module docstring, right column)."""
-
-    def mask_stream(self, mask_tokens: Float[Array, "b s width"]) -> MaskKeys:
-        return self._keys(mask_tokens)
-
-    def __call__(
-        self, tokens: Float[Array, "b l width"], mask: MaskKeys
-    ) -> Float[Array, "b l width"]:
-        return self._attend(tokens, mask)

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int32, UInt8
 
-from sisma_jax.models.attention import CrossAttention, MaskKeys, SelfAttention
+from sisma_jax.models.attention_mixers import CrossAttention, MaskKeys, SelfAttention
 from sisma_jax.models.embeddings import Positions, TimeEmbedding
 from sisma_jax.models.mamba import CrossMamba, MaskStream, SelfMamba, layer_norm, xavier
 from sisma_jax.models.mask_encoder import MaskEncoder

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 from jaxtyping import Array, Float
 
 from sisma_jax.errors import InputError
+from sisma_jax.models.attention import attention
 
 NORM_EPSILON = 1e-5
 """PyTorch's default."""
@@ -210,9 +210,7 @@ class AttentionBlock(nn.Module):
         query, key, value = rearrange(
             h, "b h w (heads part d) -> part b (h w) heads d", part=3, d=self.head_width
         )
-        # It refuses bfloat16 where dtype promotion is strict.
-        with jax.numpy_dtype_promotion("standard"):
-            mixed = jax.nn.dot_product_attention(query, key, value)
+        mixed = attention(query, key, value)
         return x + nn.Dense(channels, dtype=self.dtype, name="out")(mixed.reshape(x.shape))
 
 

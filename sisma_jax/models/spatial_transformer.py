@@ -13,40 +13,18 @@ query says, so that queries, keys and the norm ahead of the queries learn nothin
 without a class, all of whose logits are that number, weighs all tokens alike: it reads their mean.
 """
 
-from functools import partial
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from sisma_jax.models.attention import attention
 from sisma_jax.models.spade import at_size, conv, normalise
 
 GROUP_NORM_EPSILON = 1e-6
 LAYER_NORM_EPSILON = 1e-5
 FEED_FORWARD = 4
 """Hidden channels of the feed-forward network over the image's."""
-
-
-@partial(jax.checkpoint, prevent_cse=False)  # of an image 1,024 x 1,024 weights, head by head
-def attend(
-    query: Float[Array, "b l n d"],
-    key: Float[Array, "b s n d"],
-    value: Float[Array, "b s n d"],
-    seen: Bool[Array, "b l s"] | None,
-) -> Float[Array, "b l n d"]:
-    """softmax(q k^T / sqrt(d)) v for n heads, the softmax in float32, where a pair is `seen`.
-
-    The backward pass computes the softmax again. `jax.nn.dot_product_attention` has no backward
-    pass for bfloat16 where dtype promotion is strict.
-    """
-    logits = jnp.einsum("blnd,bsnd->bnls", query, key, preferred_element_type=jnp.float32)
-    logits = logits * query.shape[-1] ** -0.5
-    if seen is not None:
-        logits = jnp.where(seen[:, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits).astype(value.dtype)
-    return jnp.einsum("bnls,bsnd->blnd", weights, value)
 
 
 class Attention(nn.Module):
@@ -73,7 +51,12 @@ class Attention(nn.Module):
             return rearrange(h, "b l (heads d) -> b l heads d", d=self.head_width)
 
         query, key, value = heads(x, "query"), heads(others, "key"), heads(others, "value")
-        mixed = attend(query, key, value, seen)
+        if seen is None:
+            mixed = attention(query, key, value)
+        else:
+            some = seen.any(-1, keepdims=True)
+            mixed = attention(query, key, value, jnp.where(seen | ~some, 0.0, -jnp.inf))
+            mixed = jnp.where(some[..., None], mixed, value.mean(1, keepdims=True))
         return nn.Dense(channels, dtype=self.dtype, name="out")(mixed.reshape(x.shape))
 
 
@@ -110,9 +93,6 @@ class SpatialTransformer(nn.Module):
             layer = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, name=name)
             return layer(h.astype(jnp.float32)).astype(h.dtype)
 
-        def attention(name: str) -> Attention:
-            return Attention(self.head_width, self.dtype, name=name)
-
         seen = None
         if semantics is not None:
             seen = rearrange(at_size(semantics, x) > 0, "b h w k -> b (h w) k")
@@ -120,8 +100,9 @@ class SpatialTransformer(nn.Module):
         h = conv(channels, self.dtype, "in", size=1)(h)
         h = rearrange(h, "b h w c -> b (h w) c")
         own = norm(h, "norm1")
-        h = h + attention("self_attention")(own, own)
-        h = h + attention("cross_attention")(norm(h, "norm2"), tokens, seen)
+        h = h + Attention(self.head_width, self.dtype, name="self_attention")(own, own)
+        cross = Attention(self.head_width, self.dtype, name="cross_attention")
+        h = h + cross(norm(h, "norm2"), tokens, seen)
         wide = nn.Dense(2 * FEED_FORWARD * channels, dtype=self.dtype, name="feed_in")
         value, gate = jnp.split(wide(norm(h, "norm3")), 2, axis=-1)
         gated = value * nn.gelu(gate, approximate=False)

@@ -20,12 +20,12 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int32
 
-from sisma_jax.models.attention import AttentionMaps
+from sisma_jax.models.attention import attention
+from sisma_jax.models.attention_mixers import AttentionMaps
 from sisma_jax.models.embeddings import Positions
 from sisma_jax.models.mamba import CrossMamba, MaskStream, layer_norm, xavier
 
@@ -63,14 +63,11 @@ class StyleAttention(AttentionMaps):
         self, tokens: Float[Array, "b l width"], style: StyleKeys
     ) -> Float[Array, "b l width"]:
         q = self._heads(self.project_q(tokens))
-        logits = jnp.einsum("blnh,bsnh->bnls", q, style.k, preferred_element_type=jnp.float32)
-        logits = logits * self.head**-0.5 + style.log_share[:, None]
-        # Of a cell without a class all logits are minus infinity.
-        seen = jnp.isfinite(style.log_share).any(-1)[:, None, :, None]
-        weights = jax.nn.softmax(jnp.where(seen, logits, 0.0))
-        weights = jnp.where(seen, weights, 0.0).astype(self.dtype)
-        out = jnp.einsum("bnls,bsnh->blnh", weights, style.v)
-        return self.project_out(rearrange(out, "b l n h -> b l (n h)"))
+        # A cell without a class has no finite logarithm.
+        seen = jnp.isfinite(style.log_share).any(-1, keepdims=True)
+        out = attention(q, style.k, style.v, jnp.where(seen, style.log_share, 0.0))
+        out = jnp.where(seen, rearrange(out, "b l n h -> b l (n h)"), 0)
+        return self.project_out(out)
 
 
 class StyleMamba(nn.Module):

@@ -10,7 +10,8 @@ import pytest
 from sisma_jax.errors import InputError
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models import attention as attention_module
-from sisma_jax.models.attention import CrossAttention, SelfAttention, blocked_attention
+from sisma_jax.models.attention import blocked_attention
+from sisma_jax.models.attention_mixers import CrossAttention, SelfAttention
 from sisma_jax.models.sisma import SISMABlock, init_params
 
 WIDTH, HEAD, BATCH, LENGTH, SEEN = 24, 8, 2, 12, 20
@@ -65,9 +66,7 @@ def output_and_gradients(run, params, *inputs):
         output = run(params, *inputs)
         return jnp.sum(output.astype(jnp.float32) ** 2), output
 
-    # The gradient of jax.nn.dot_product_attention needs mixed types.
-    with jax.numpy_dtype_promotion("standard"):
-        gradients, output = jax.jit(jax.grad(loss, has_aux=True))(params, *inputs)
+    gradients, output = jax.jit(jax.grad(loss, has_aux=True))(params, *inputs)
     return output, gradients
 
 

@@ -6,7 +6,6 @@ NHWC. Convolutions and attention run in the configuration's dtype; parameters, r
 and the softmax are float32.
 """
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
+from sisma_jax.models.attention import attention
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 
 NORM_EPSILON = 1e-6
@@ -99,14 +99,10 @@ class Attention(nn.Module):
         batch, height, width, channels = x.shape
 
         cfg = self.config
-        product = partial(jnp.einsum, precision=compute(cfg)["precision"])
         tokens = norm(cfg, x, "group_norm").reshape(batch, height * width, channels)
-        query, key, value = (dense(cfg, channels, f"to_{part}")(tokens) for part in "qkv")
-        # jax.nn.dot_product_attention refuses bfloat16 where dtype promotion is strict.
-        logits = product("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * channels**-0.5).astype(value.dtype)
-        mixed = dense(cfg, channels, "to_out_0")(product("bqk,bkc->bqc", weights, value))
-        return add(x, mixed.reshape(x.shape))
+        head = lambda part: dense(cfg, channels, f"to_{part}")(tokens)[:, :, None]
+        mixed = attention(*map(head, "qkv"), precision=compute(cfg)["precision"])[:, :, 0]
+        return add(x, dense(cfg, channels, "to_out_0")(mixed).reshape(x.shape))
 
 
 class MidBlock(nn.Module):

@@ -1,0 +1,83 @@
+"""Self- and cross-attention: what Self- and Cross-Mamba are compared with.
+
+The twin of SISMA (`model.mixer="attention"`) has these two in place of the Mamba mixers, and is
+otherwise the same. With X the normalised tokens and heads of `head` channels,
+
+  Self-attention                          Cross-attention, S = the mask's tokens
+    q = X W_q                               q = X W_q
+    k = X W_k;  v = X W_v                   k = S W_k;  v = S W_v
+                    out = softmax(q k^T / sqrt(head)) v  W_out
+
+Every token sees every other one: there is no scan order. Place is in the tokens alone, by their
+learned positions. Times of the twin on a GPU are those of XLA's attention (`attention`).
+
+A block of the twin has 9 D^2 parameters for the modulation by t, 2 ff_ratio D^2 in the feed-forward
+network and 4 D^2 in either mixer: at ff_ratio 7 in all 31 D^2, which is what a block of Mamba has
+at ff_ratio 4 and expand 2 (9 + 8 + 6 + 8, in leading order). The study compares these two.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from sisma_jax.models.attention import blocked_attention
+from sisma_jax.models.mamba import xavier
+
+
+class AttentionMaps(nn.Module):
+    """What attentions share: the four maps, heads, and softmax over all keys."""
+
+    width: int
+    head: int
+    dtype: str = "float32"
+
+    def setup(self) -> None:
+        dense = partial(nn.Dense, self.width, use_bias=False, kernel_init=xavier, dtype=self.dtype)
+        self.project_q = dense()
+        self.project_k = dense()
+        self.project_v = dense()
+        self.project_out = dense()
+
+    def _heads(self, x: Float[Array, "b l width"]) -> Float[Array, "b l n h"]:
+        return rearrange(x, "b l (n h) -> b l n h", h=self.head)
+
+    def _keys(self, tokens: Float[Array, "b s width"]) -> "MaskKeys":
+        return MaskKeys(self._heads(self.project_k(tokens)), self._heads(self.project_v(tokens)))
+
+    def _attend(self, tokens: Float[Array, "b l width"], seen: "MaskKeys") -> Array:
+        out = blocked_attention(self._heads(self.project_q(tokens)), seen.k, seen.v)
+        return self.project_out(rearrange(out, "b l n h -> b l (n h)"))
+
+
+@flax.struct.dataclass
+class MaskKeys:
+    """All that one cross-attention needs of the mask; the same at every solver step.
+
+    Keys and values, (b, s, n, h); for a whole model with one more axis in front, the blocks.
+    """
+
+    k: Any
+    v: Any
+
+
+class SelfAttention(AttentionMaps):
+    """Tokens mix among themselves (module docstring, left column)."""
+
+    def __call__(self, tokens: Float[Array, "b l width"]) -> Float[Array, "b l width"]:
+        return self._attend(tokens, self._keys(tokens))
+
+
+class CrossAttention(AttentionMaps):
+    """Image tokens read the mask's (module docstring, right column)."""
+
+    def mask_stream(self, mask_tokens: Float[Array, "b s width"]) -> MaskKeys:
+        return self._keys(mask_tokens)
+
+    def __call__(
+        self, tokens: Float[Array, "b l width"], mask: MaskKeys
+    ) -> Float[Array, "b l width"]:
+        return self._attend(tokens, mask)
