@@ -76,7 +76,7 @@ def styles_from(
         face = read([Path(word) for word in words[1:]], f"--part {words[0]}")
         for name in names:
             if name in face.missing():
-                print(f"note: {words[1]} shows no {name}: it is drawn from noise")
+                print(f"note: {words[1]} shows no {name}, which is then left to noise")
         style = style.take(face, names)
     if args.towards is None:
         return [style]

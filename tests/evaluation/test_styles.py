@@ -81,10 +81,19 @@ def test_faces_in_their_own_style_follow_it_by_its_guidance(report, tiny_style_r
     in_style = partial(
         synthesizer, labels, seed=[0, 1, 2], steps=1, style=synthesizer.style(images, labels)
     )
-    expected = in_style(style_guidance=1.5)
-    assert np.abs(in_style().astype(int) - expected).max() > 5
+    plain, expected = in_style(), in_style(style_guidance=1.5)
+    assert np.abs(plain.astype(int) - expected).max() > 5
     found = np.stack([np.asarray(Image.open(file)) for file in files])
     assert np.abs(found.astype(int) - expected).max() <= 1
+
+    measured = report[1]["styles"]["tiny-style"]["colour_errors"]["own style"]
+
+    def farthest(faces):
+        """How much the colour errors of faces differ from those measured, at most."""
+        colours = (class_colours(x, labels, len(CLASSES)) for x in (faces, images))
+        return np.nanmax(np.abs(colour_errors(*colours) - np.array([*measured.values()], float)))
+
+    assert farthest(found) < 0.5 < farthest(plain)
 
 
 def test_guidance_by_the_style_is_refused_where_no_face_has_one(tiny_run, tmp_path):
