@@ -50,10 +50,15 @@ def lay_out(classes: ClassSet) -> SimpleNamespace:
                 interactive=False, elem_id="style-guidance", **slider,
             )  # fmt: skip
         note = gr.Markdown(look.NO_STYLE, elem_id="style-note")
-        clear = gr.Button("No style", elem_id="no-style", **small)
+        with gr.Row():
+            remove = gr.Button(
+                "Remove the chosen one", visible=False, elem_id="remove-reference", **small
+            )
+            clear = gr.Button("No style", elem_id="no-style", **small)
     return SimpleNamespace(
         references=gr.State(()), chosen=gr.State(0), sheet=sheet, made=made, upload=upload,
-        gallery=gallery, parts=parts, between=between, guidance=guidance, note=note, clear=clear,
+        gallery=gallery, parts=parts, between=between, guidance=guidance, note=note, remove=remove,
+        clear=clear,
     )  # fmt: skip
 
 
@@ -64,12 +69,13 @@ def connect(
     own = StyleHandlers(handlers)
     shown = {
         "outputs": [panel.references, panel.chosen, panel.gallery, panel.parts, panel.between,
-            panel.guidance, panel.note],
+            panel.guidance, panel.note, panel.remove],
         "show_progress": "hidden",
     }  # fmt: skip
     panel.sheet.click(own.add_sheet, [panel.references, desk.easel, desk.sheet], **shown)
     panel.made.click(own.add_made, [panel.references, desk.easel, faces.made], **shown)
     panel.upload.upload(own.upload, [panel.references, desk.easel, panel.upload], **shown)
+    panel.remove.click(own.remove, [panel.references, desk.easel, panel.chosen], **shown)
     panel.clear.click(own.clear, None, **shown)
     for button in (faces.make, faces.other):
         button.click(own.note, [panel.references, desk.easel], panel.note, show_progress="hidden")
@@ -82,7 +88,8 @@ def connect(
 class StyleHandlers:
     """What happens when a part of the panel is used.
 
-    Most return: references, number of the chosen one, gallery, parts, between, guidance, note.
+    Most return: references, number of the chosen one, gallery, parts, between, guidance, note, and
+    the button that removes one.
     """
 
     def __init__(self, handlers: Handlers):
@@ -98,7 +105,8 @@ class StyleHandlers:
         parts = gr.Dropdown(value=list(references[chosen].parts) if some else [], visible=some)
         between = gr.Slider(visible=between_two(references))
         guidance = gr.Slider(interactive=some)
-        return references, chosen, gallery, parts, between, guidance, note
+        remove = gr.Button(visible=some)
+        return references, chosen, gallery, parts, between, guidance, note, remove
 
     @told
     def note(self, references: References, easel: Any) -> str:
@@ -111,8 +119,7 @@ class StyleHandlers:
     def add(self, references: References, easel: Any, subject: Subject, how: str = "") -> tuple:
         if len(references) == MOST_REFERENCES:
             raise InputError(
-                f"there are {MOST_REFERENCES} references, as many as can be: press No style and "
-                "begin again"
+                f"there are {MOST_REFERENCES} references, as many as can be: remove one first"
             )
         references = (*references, Reference(subject.photo, subject.labels))
         note = f"{how} {self.note(references, easel)}".strip()
@@ -144,6 +151,11 @@ class StyleHandlers:
         changed = dataclasses.replace(references[chosen], parts=tuple(parts))
         references = (*references[:chosen], changed, *references[chosen + 1 :])
         return self.show(references, chosen, self.note(references, easel))
+
+    @told
+    def remove(self, references: References, easel: Any, chosen: int) -> tuple:
+        left = (*references[:chosen], *references[chosen + 1 :])
+        return self.show(left, max(len(left) - 1, 0), self.note(left, easel))
 
     def clear(self) -> tuple:
         return self.show((), 0, look.NO_STYLE)

@@ -305,8 +305,15 @@ def test_faces_take_the_style_of_a_reference_until_it_is_cleared(styled_page, tm
     assert "No reference gives background, skin" in page.text_content("#style-note")
     wait_for_faces(page, tmp_path, lambda made: (made != styled).any())
 
+    page.click("#style-sheet")
+    page.locator("#references img").nth(1).wait_for()
+    page.click("#remove-reference")  # the second, which is the chosen one
+    page.locator("#references img").nth(1).wait_for(state="detached")
+    assert page.locator("#references").get_by_text("hair").count() == 1
+
     page.click("#no-style")
     page.locator("#references").wait_for(state="hidden")
+    page.locator("#remove-reference").wait_for(state="hidden")
     wait_for_faces(page, tmp_path, lambda made: (made == before).all())
 
 
