@@ -35,6 +35,7 @@ from sisma_jax.models.autoencoder.training import (
     posterior_noise,
 )
 from sisma_jax.models.placement import whole
+from sisma_jax.training.class_balance import check_balance, class_weights
 from sisma_jax.training.hosts import is_first, together
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
@@ -61,11 +62,15 @@ class LossConfig:
     """Of the posterior's divergence; without a codebook."""
     commitment: float
     """Of the latents' distance from their entries; with a codebook."""
+    class_balance: float = 0.0
+    """How far pixels of small classes count as much as those of large ones in the error of the
+    reconstruction, see `class_weights`; above 0 faces need their masks."""
 
     def __post_init__(self) -> None:
         for name in ("kl_weight", "commitment"):
             if getattr(self, name) < 0:
                 raise InputError(f"loss.{name} is {getattr(self, name)}: use 0 or more")
+        check_balance("loss", self.class_balance)
 
 
 def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
@@ -83,8 +88,10 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
             )
     data.make_if_synthetic()
     with together():
-        train_source = data.open("train", ("image",))
+        parts = ("image", "labels") if loss.class_balance else ("image",)
+        train_source = data.open("train", parts)
         test_source = data.open("test", ("image",))
+        classes = len(train_source.classes)
 
     with run_claimed(run, config, data=train_source.checksum) as record:
         report = run.report()
@@ -108,7 +115,9 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
                 init_params=first_params(module, config.seed, statistics),
                 optimizer=make_optimizer(settings, kernel_axes),
                 draw=partial(draw, model),
-                loss_fn=lambda params, batch: batch_loss(module, loss, whole(params), batch),
+                loss_fn=lambda params, batch: batch_loss(
+                    module, loss, classes, whole(params), batch
+                ),
                 feed=data.feed(
                     train_source, mesh, batch_size=settings.batch_size, seed=config.seed
                 ),
@@ -141,13 +150,18 @@ def draw(config: AutoencoderConfig, key: PRNGKeyArray, batch: Batch) -> Batch:
 
 
 def batch_loss(
-    module: AutoencoderKL, loss: LossConfig, params: Params, batch: Batch
+    module: AutoencoderKL, loss: LossConfig, classes: int, params: Params, batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss of a batch of "image" and what `draw` gives, and its parts."""
-    images = to_float(batch["image"])
+    """The loss of a batch of "image" and what `draw` gives, and its parts.
+
+    With a class balance also of "labels", of so many classes.
+    """
+    images, weight = to_float(batch["image"]), None
+    if loss.class_balance:
+        weight = class_weights(batch["labels"], images.shape[1], classes, loss.class_balance)
     if module.config.codebook:
-        return codebook_loss(module, params, images, loss.commitment)
-    return autoencoder_loss(module, params, batch["noise"], images, loss.kl_weight)
+        return codebook_loss(module, params, images, loss.commitment, weight)
+    return autoencoder_loss(module, params, batch["noise"], images, loss.kl_weight, weight)
 
 
 def first_params(

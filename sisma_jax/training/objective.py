@@ -12,7 +12,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from sisma_jax import flow
 from sisma_jax.data.classes import UNLABELLED
@@ -20,7 +20,8 @@ from sisma_jax.errors import InputError
 from sisma_jax.generators import Config, generator
 from sisma_jax.models.autoencoder import Autoencoder, sample_latent, to_float
 from sisma_jax.models.sisma import gathered
-from sisma_jax.models.style_encoder import class_shares, without
+from sisma_jax.models.style_encoder import without
+from sisma_jax.training.class_balance import check_balance, class_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,10 @@ class FlowConfig:
             raise InputError(
                 f"flow.sampling is {self.sampling!r}: choose 'logit_normal' or 'uniform'"
             )
-        for name in ("drop", "style_drop", "style_class_drop", "class_balance"):
+        for name in ("drop", "style_drop", "style_class_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"flow.{name} is {getattr(self, name)}: choose a share in [0, 1]")
+        check_balance("flow", self.class_balance)
 
 
 def latent_noise(config: Config, key: PRNGKeyArray, count: int) -> dict[str, Array]:
@@ -89,28 +91,6 @@ def latents_of(batch: dict[str, Array], autoencoder: Autoencoder) -> Float[Array
         return autoencoder.to_latents(batch["posterior"], to_float(batch["image"]))
     mean, logvar = jnp.split(batch["moments"], 2, axis=-1)
     return sample_latent(batch["posterior"], mean, logvar, autoencoder.scaling_factor)
-
-
-def class_weights(
-    labels: UInt8[Array, "b H W"], size: int, num_classes: int, balance: float
-) -> Float[Array, "b size size 1"]:
-    """What the cells of latents weigh in the loss, 1 on average over each row.
-
-    With P(k) the share of class k in a label map, and p(l, k) that in the cell of latent l,
-
-        w(l) = c sum_k p(l, k) / P(k)^balance
-
-    and c so that their mean is 1, the pixels of a class weigh c P(k)^(1 - balance) together: as
-    many as they are with a balance of 0, as much as those of any other class with 1. Unlabelled
-    pixels are a class, too. It shifts what a small model spends itself on, not what a perfect one
-    predicts.
-    """
-    shares = class_shares(labels, (size, size), num_classes)
-    shares = jnp.concatenate([shares, 1 - jnp.sum(shares, -1, keepdims=True)], -1)
-    whole = jnp.mean(shares, 1, keepdims=True)
-    weights = jnp.sum(shares * jnp.where(whole > 0, whole, 1.0) ** -balance, -1)
-    weights = weights / jnp.mean(weights, 1, keepdims=True)
-    return weights.reshape(-1, size, size, 1)
 
 
 def losses(

@@ -71,6 +71,7 @@ CHANGEABLE = (
 ADDED = {
     "autoencoder.codebook": 0,
     "flow.class_balance": 0.0,
+    "loss.class_balance": 0.0,
     "loss.commitment": None,
     "model.attention_head": None,
     "model.mixer": "mamba",

@@ -13,13 +13,8 @@ from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.sisma import init_params
-from sisma_jax.training.objective import (
-    FlowConfig,
-    class_weights,
-    draw,
-    latents_of,
-    mean_loss,
-)
+from sisma_jax.training.class_balance import class_weights
+from sisma_jax.training.objective import FlowConfig, draw, latents_of, mean_loss
 
 
 @pytest.fixture

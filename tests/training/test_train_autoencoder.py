@@ -66,6 +66,28 @@ def test_a_codebook_is_trained_and_its_usage_reported(inputs_folder, tmp_path, c
     np.testing.assert_allclose(np.std(mean * autoencoder.scaling_factor), 1, atol=0.1)
 
 
+@pytest.mark.parametrize(("variant", "codebook"), [("", 0), ("vq", 32)])
+def test_small_parts_come_closer_where_they_weigh_more(variant, codebook, inputs_folder, tmp_path):
+    settings = {"train__steps": 30, "autoencoder__codebook": codebook, "train__log_every": 30}
+    faces = fixed_batch(open_dataset(inputs_folder / "data", SIZE, split="train"), 12)
+    images, labels = to_float(faces["image"]), faces["labels"]
+    share = np.mean(labels[..., None] == np.arange(19), (1, 2))
+    small = np.take_along_axis(share, labels.reshape(12, -1).astype(int), 1) < 0.03
+
+    def error(balance):
+        """Mean absolute error of the pixels of small parts."""
+        workdir = tmp_path / f"{balance}"
+        run(inputs_folder, workdir, variant, loss__class_balance=balance, **settings)
+        autoencoder = load_autoencoder(workdir)
+        latents = autoencoder.encode(images)[0]
+        if codebook:
+            latents = autoencoder.quantise(latents)[0]
+        decoded = np.asarray(autoencoder.decode(latents))
+        return np.abs(decoded - images).mean(-1).reshape(12, -1)[small].mean()
+
+    assert error(1.0) < 0.97 * error(0.0)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -73,6 +95,7 @@ def test_a_codebook_is_trained_and_its_usage_reported(inputs_folder, tmp_path, c
         ({"data__size": 8}, "data.size is 8, but SSIM needs 11 pixels"),
         ({"loss__kl_weight": -1.0}, "loss.kl_weight is -1"),
         ({"loss__commitment": -1.0}, "loss.commitment is -1"),
+        ({"loss__class_balance": 2.0}, r"loss.class_balance is 2.0: choose a share in \[0, 1\]"),
         ({"autoencoder__norm_groups": 3}, "autoencoder.norm_groups 3 does not divide"),
         ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
     ],

@@ -3,7 +3,8 @@
 Loss without a codebook: mean absolute error of the reconstruction + kl_weight * divergence per
 latent element, both at one posterior sample, as in latent diffusion without its perceptual and
 adversarial parts. The divergence draws the latents towards N(0, 1) and makes the decoder bear the
-posterior's noise, hence the errors of a generative model too.
+posterior's noise, hence the errors of a generative model too. Pixels may weigh differently in the
+error of the reconstruction, with a codebook, too.
 
 Loss with a codebook, z the latents, e their nearest entries, sg what no gradient passes:
 
@@ -54,6 +55,7 @@ def autoencoder_loss(
     noise: Float[Array, "b _ _ latent_channels"],
     images: Float[Array, "b h w c"],
     kl_weight: float,
+    weight: Float[Array, "b h w 1"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return the training loss of a batch and its parts.
 
@@ -63,18 +65,18 @@ def autoencoder_loss(
       noise: of the posterior sample (`posterior_noise`).
       images: in [-1, 1].
       kl_weight: weight of the divergence per latent element.
+      weight: of the pixels in the loss, 1 on average; None for 1 everywhere.
 
     Returns:
-      The loss, and `reconstruction` (mean absolute error), `kl` (per element) and `psnr` (dB, of
-      the batch's mean squared error).
+      The loss, and `reconstruction` (mean absolute error, not weighted), `kl` (per element) and
+      `psnr` (dB, of the batch's mean squared error).
     """
     mean, logvar = module.apply({"params": params}, images, method="encode")
     z = sample_latent(noise, mean, logvar, scaling_factor=1.0)
     decoded = module.apply({"params": params}, z, method="decode")
-    error = jnp.mean(jnp.abs(decoded - images))
     kl = posterior_kl(mean, logvar)
-    metrics = {"reconstruction": error, "kl": kl, "psnr": decibels(decoded, images)}
-    return error + kl_weight * kl, metrics
+    metrics = {"kl": kl} | errors(decoded, images)
+    return _reconstruction(decoded, images, weight) + kl_weight * kl, metrics
 
 
 def patch_pca_init(params: Any, images: Float[Array, "b h w c"]) -> Any:
@@ -150,7 +152,11 @@ def codebook_init(autoencoder: Autoencoder, images: Float[Array, "n h w c"]) -> 
 
 
 def codebook_loss(
-    module: AutoencoderKL, params: Any, images: Float[Array, "b h w c"], commitment: float
+    module: AutoencoderKL,
+    params: Any,
+    images: Float[Array, "b h w c"],
+    commitment: float,
+    weight: Float[Array, "b h w 1"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return the training loss of a batch for an autoencoder with a codebook, and its parts.
 
@@ -160,30 +166,35 @@ def codebook_loss(
       images: in [-1, 1].
       commitment: weight of the latents' distance from their entries, beside 1 of the entries'
         distance from their latents.
+      weight: of the pixels in the loss, 1 on average; None for 1 everywhere.
 
     Returns:
-      The loss, and `reconstruction` (mean absolute error), `quantisation` (mean squared distance
-      of latents from their entries, per element) and `psnr` (dB, of the batch's mean squared
-      error).
+      The loss, and `reconstruction` (mean absolute error, not weighted), `quantisation` (mean
+      squared distance of latents from their entries, per element) and `psnr` (dB, of the batch's
+      mean squared error).
     """
     z, _ = module.apply({"params": params}, images, method="encode")
     entries, _ = module.apply({"params": params}, z, method="quantise")
     straight_through = z + jax.lax.stop_gradient(entries - z)
     decoded = module.apply({"params": params}, straight_through, method="decode_entries")
-    error = jnp.mean(jnp.abs(decoded - images))
     to_entries = jnp.mean(jnp.square(jax.lax.stop_gradient(entries) - z))
     to_latents = jnp.mean(jnp.square(entries - jax.lax.stop_gradient(z)))
-    metrics = {
-        "reconstruction": error,
-        "quantisation": to_latents,
-        "psnr": decibels(decoded, images),
+    metrics = {"quantisation": to_latents} | errors(decoded, images)
+    return _reconstruction(decoded, images, weight) + to_latents + commitment * to_entries, metrics
+
+
+def errors(decoded: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> dict[str, Array]:
+    """Return the mean absolute error of a batch, and the PSNR of its mean squared error; images in
+    [-1, 1]."""
+    return {
+        "reconstruction": _reconstruction(decoded, images, None),
+        "psnr": 10.0 * jnp.log10(PEAK_TO_PEAK**2 / jnp.mean(jnp.square(decoded - images))),
     }
-    return error + to_latents + commitment * to_entries, metrics
 
 
-def decibels(decoded: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Return the PSNR of a batch's mean squared error; images in [-1, 1]."""
-    return 10.0 * jnp.log10(PEAK_TO_PEAK**2 / jnp.mean(jnp.square(decoded - images)))
+def _reconstruction(decoded: Array, images: Array, weight: Array | None) -> Array:
+    error = jnp.abs(decoded - images)
+    return jnp.mean(error if weight is None else weight * error)
 
 
 def batches(images: Float[Array, "n h w c"]) -> list[Float[Array, "_ h w c"]]:
