@@ -5,8 +5,8 @@
 
 As configs/synthetic.py, with a style sub-layer in every block and a small style encoder, for twice
 the steps. Variants: "" ("attention", the default), the others that `model.style` has, "mamba" and
-"full_attention", which it was compared with, and "long" (with the faces, the autoencoder and the
-depth of configs/synthetic.py:long).
+"full_attention", which it was compared with, and "long" (with the faces and the depth of
+configs/synthetic.py:long, and the autoencoder of configs/autoencoder.py:parts).
 """
 
 from pathlib import Path
@@ -30,9 +30,11 @@ def get_config(variant: str = "attention") -> ConfigDict:
     config.model.style_colours = True  # so short a training does not find them
     config.flow.style_drop = 0.5  # of the faces
     config.flow.style_class_drop = 0.1  # of the classes of the others
-    config.flow.class_balance = 0.5 if long else 0.0  # eyes count for more than their area
+    config.flow.class_balance = 0.75 if long else 0.0  # eyes count for more than their area
 
-    if not long:
+    if long:
+        config.autoencoder.path = "runs/autoencoder-parts"
+    else:
         config.train.steps = 720
         config.train.sample_every = 720
         config.evaluation.every = 180
