@@ -2,13 +2,21 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sisma_jax import train_autoencoder
 from sisma_jax.data.input_pipeline import fixed_batch, open_dataset
 from sisma_jax.errors import InputError
-from sisma_jax.models.autoencoder import load_autoencoder, to_float
+from sisma_jax.models.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    load_autoencoder,
+    sample_latent,
+    to_float,
+)
+from sisma_jax.train_autoencoder import LossConfig
 from tests.runs import CONFIGS, SIZE, call
 
 
@@ -66,6 +74,39 @@ def test_a_codebook_is_trained_and_its_usage_reported(inputs_folder, tmp_path, c
     np.testing.assert_allclose(np.std(mean * autoencoder.scaling_factor), 1, atol=0.1)
 
 
+@pytest.mark.parametrize("codebook", [0, 8])
+def test_the_error_of_the_reconstruction_has_the_weights_of_the_classes(codebook, key):
+    config = AutoencoderConfig.tiny(block_channels=(8,), norm_groups=4, codebook=codebook)
+    module, random = AutoencoderKL(config), np.random.default_rng(0)
+    images = random.integers(0, 256, (2, 8, 8, 3), np.uint8)
+    images[:, :, 0] = 255
+    labels = np.where(np.arange(8) < 1, 1, 0).astype(np.uint8) * np.ones((2, 8, 1), np.uint8)
+    batch = {"image": jnp.asarray(images), "labels": jnp.asarray(labels)}
+    batch |= train_autoencoder.draw(config, key, batch)
+    params = module.init(key, to_float(batch["image"]))["params"]
+
+    def loss(balance):
+        settings = LossConfig(kl_weight=0.1, commitment=0.2, class_balance=balance)
+        return train_autoencoder.batch_loss(module, settings, 3, params, batch)
+
+    (plain, metrics), (weighted, same) = loss(0.0), loss(1.0)
+    # Of an eighth of the pixels that weighs as much as the rest: 4 and 4 / 7.
+    weights = np.where(labels == 1, 4, 4 / 7)[..., None]
+    latents = module.apply({"params": params}, to_float(batch["image"]), method="encode")[0]
+    if codebook:
+        latents = module.apply({"params": params}, latents, method="quantise")[0]
+        decoded = module.apply({"params": params}, latents, method="decode_entries")
+    else:
+        mean, logvar = module.apply({"params": params}, to_float(batch["image"]), method="encode")
+        z = sample_latent(batch["noise"], mean, logvar, scaling_factor=1.0)
+        decoded = module.apply({"params": params}, z, method="decode")
+    error = np.abs(np.asarray(decoded - to_float(batch["image"])))
+    np.testing.assert_allclose(weighted - plain, np.mean((weights - 1) * error), rtol=1e-3)
+    np.testing.assert_allclose(metrics["reconstruction"], np.mean(error), rtol=1e-5)
+    assert metrics["reconstruction"] == same["reconstruction"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "codebook"), [("", 0), ("vq", 32)])
 def test_small_parts_come_closer_where_they_weigh_more(variant, codebook, inputs_folder, tmp_path):
     settings = {"train__steps": 30, "autoencoder__codebook": codebook, "train__log_every": 30}
