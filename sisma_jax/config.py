@@ -172,3 +172,12 @@ def from_json(path: Path) -> ConfigDict:
         raise InputError(
             f"{path} is not a run's config: restore the file, or train into a new folder"
         ) from None
+
+
+def check_shares(settings: Any, section: str, *names: str) -> None:
+    """Raises InputError unless these fields of a section's dataclass are in [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(settings, name) <= 1:
+            raise InputError(
+                f"{section}.{name} is {getattr(settings, name)}: choose a share in [0, 1]"
+            )

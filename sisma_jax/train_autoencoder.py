@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax import cli
-from sisma_jax.config import section
+from sisma_jax.config import check_shares, section
 from sisma_jax.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.errors import InputError
@@ -35,7 +35,7 @@ from sisma_jax.models.autoencoder.training import (
     posterior_noise,
 )
 from sisma_jax.models.placement import whole
-from sisma_jax.training.class_balance import check_balance, class_weights
+from sisma_jax.training.class_balance import class_weights
 from sisma_jax.training.hosts import is_first, together
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
@@ -70,7 +70,7 @@ class LossConfig:
         for name in ("kl_weight", "commitment"):
             if getattr(self, name) < 0:
                 raise InputError(f"loss.{name} is {getattr(self, name)}: use 0 or more")
-        check_balance("loss", self.class_balance)
+        check_shares(self, "loss", "class_balance")
 
 
 def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:

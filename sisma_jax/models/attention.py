@@ -35,8 +35,8 @@ def attention(
 
     Args:
       q, k, v: of one type, which the output has; the softmax is float32.
-      bias: float32, the same for all heads; minus infinity where a query is not to see a key, but
-        not for all keys of a query.
+      bias: float32, the same for all heads; minus infinity where a query is not to see a key. One
+        that sees none reads zeros.
       precision: of both products.
     """
     product = partial(jnp.einsum, precision=precision)
@@ -45,22 +45,34 @@ def attention(
     def attend(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
         logits = product("blnh,bsnh->bnls", q, k, preferred_element_type=jnp.float32)
         logits = logits * q.shape[-1] ** -0.5
-        if bias is not None:
-            logits = logits + bias[:, None]
-        return product("bnls,bsnh->blnh", jax.nn.softmax(logits).astype(v.dtype), v)
+        if bias is None:
+            weights = jax.nn.softmax(logits)
+        else:
+            seen = jnp.isfinite(bias).any(-1, keepdims=True)[:, None]
+            logits = jnp.where(seen, logits + bias[:, None], 0.0)
+            weights = jnp.where(seen, jax.nn.softmax(logits), 0.0)
+        return product("bnls,bsnh->blnh", weights.astype(v.dtype), v)
 
     return attend(q, k, v, bias)
 
 
 def blocked_attention(
-    q: Float[Array, "b l n h"], k: Float[Array, "b s n h"], v: Float[Array, "b s n h"]
+    q: Float[Array, "b l n h"],
+    k: Float[Array, "b s n h"],
+    v: Float[Array, "b s n h"],
+    bias: Float[Array, "b l s"] | None = None,
 ) -> Float[Array, "b l n h"]:
     """`attention`, in blocks of queries where they are many."""
     if q.shape[1] <= LONGEST_WHOLE:
-        return attention(q, k, v)
+        return attention(q, k, v, bias)
     count = q.shape[1] // QUERIES
-    blocks, rest = jnp.split(q, [count * QUERIES], axis=1)
-    blocks = rearrange(blocks, "b (i l) n h -> i b l n h", i=count)
-    out = jax.lax.map(lambda q: attention(q, k, v), blocks)
-    out = rearrange(out, "i b l n h -> b (i l) n h")
-    return jnp.concatenate([out, attention(rest, k, v)], axis=1) if rest.size else out
+    end = count * QUERIES
+    attend = lambda queries: attention(queries[0], k, v, queries[1])
+    blocks = jax.tree.map(
+        lambda x: rearrange(x[:, :end], "b (i l) ... -> i b l ...", i=count), (q, bias)
+    )
+    out = rearrange(jax.lax.map(attend, blocks), "i b l n h -> b (i l) n h")
+    if end == q.shape[1]:
+        return out
+    rest = jax.tree.map(lambda x: x[:, end:], (q, bias))
+    return jnp.concatenate([out, attend(rest)], axis=1)

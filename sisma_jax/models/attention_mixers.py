@@ -48,8 +48,14 @@ class AttentionMaps(nn.Module):
     def _keys(self, tokens: Float[Array, "b s width"]) -> "MaskKeys":
         return MaskKeys(self._heads(self.project_k(tokens)), self._heads(self.project_v(tokens)))
 
-    def _attend(self, tokens: Float[Array, "b l width"], seen: "MaskKeys") -> Array:
-        out = blocked_attention(self._heads(self.project_q(tokens)), seen.k, seen.v)
+    def _attend(
+        self,
+        tokens: Float[Array, "b l width"],
+        k: Float[Array, "b s n h"],
+        v: Float[Array, "b s n h"],
+        bias: Float[Array, "b l s"] | None = None,
+    ) -> Float[Array, "b l width"]:
+        out = blocked_attention(self._heads(self.project_q(tokens)), k, v, bias)
         return self.project_out(rearrange(out, "b l n h -> b l (n h)"))
 
 
@@ -68,7 +74,8 @@ class SelfAttention(AttentionMaps):
     """Tokens mix among themselves (module docstring, left column)."""
 
     def __call__(self, tokens: Float[Array, "b l width"]) -> Float[Array, "b l width"]:
-        return self._attend(tokens, self._keys(tokens))
+        own = self._keys(tokens)
+        return self._attend(tokens, own.k, own.v)
 
 
 class CrossAttention(AttentionMaps):
@@ -80,4 +87,4 @@ class CrossAttention(AttentionMaps):
     def __call__(
         self, tokens: Float[Array, "b l width"], mask: MaskKeys
     ) -> Float[Array, "b l width"]:
-        return self._attend(tokens, mask)
+        return self._attend(tokens, mask.k, mask.v)

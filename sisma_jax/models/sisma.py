@@ -10,8 +10,8 @@ f = Self-Mamba, Cross-Mamba and a feed-forward network in this order. Gates and 
 start at zero: a new model is the zero velocity, every block the identity.
 
 Two ablations. `mixer="attention"` puts self- and cross-attention in place of the Mamba mixers: the
-twin, see `attention`. `modulation="shift"` reads the paper's figure literally, which prints "Shift"
-behind the operator where its siblings have a gate:
+twin, see `attention_mixers`. `modulation="shift"` reads the paper's figure literally, which prints
+"Shift" behind the operator where its siblings have a gate:
 
     x + f(shift + (1 + scale) * LayerNorm(x)) + shift_out
 

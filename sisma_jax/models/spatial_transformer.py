@@ -54,9 +54,9 @@ class Attention(nn.Module):
         if seen is None:
             mixed = attention(query, key, value)
         else:
-            some = seen.any(-1, keepdims=True)
-            mixed = attention(query, key, value, jnp.where(seen | ~some, 0.0, -jnp.inf))
-            mixed = jnp.where(some[..., None], mixed, value.mean(1, keepdims=True))
+            some = seen.any(-1)[..., None, None]
+            mixed = attention(query, key, value, jnp.where(seen, 0.0, -jnp.inf))
+            mixed = jnp.where(some, mixed, value.mean(1, keepdims=True))
         return nn.Dense(channels, dtype=self.dtype, name="out")(mixed.reshape(x.shape))
 
 

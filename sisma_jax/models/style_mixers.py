@@ -21,10 +21,8 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float, Int32
 
-from sisma_jax.models.attention import attention
 from sisma_jax.models.attention_mixers import AttentionMaps
 from sisma_jax.models.embeddings import Positions
 from sisma_jax.models.mamba import CrossMamba, MaskStream, layer_norm, xavier
@@ -62,12 +60,7 @@ class StyleAttention(AttentionMaps):
     def __call__(
         self, tokens: Float[Array, "b l width"], style: StyleKeys
     ) -> Float[Array, "b l width"]:
-        q = self._heads(self.project_q(tokens))
-        # A cell without a class has no finite logarithm.
-        seen = jnp.isfinite(style.log_share).any(-1, keepdims=True)
-        out = attention(q, style.k, style.v, jnp.where(seen, style.log_share, 0.0))
-        out = jnp.where(seen, rearrange(out, "b l n h -> b l (n h)"), 0)
-        return self.project_out(out)
+        return self._attend(tokens, style.k, style.v, style.log_share)
 
 
 class StyleMamba(nn.Module):

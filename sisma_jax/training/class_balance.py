@@ -3,14 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from sisma_jax.errors import InputError
 from sisma_jax.models.style_encoder import class_shares
-
-
-def check_balance(section: str, balance: float) -> None:
-    """Raises InputError unless the config's `class_balance` is one."""
-    if not 0 <= balance <= 1:
-        raise InputError(f"{section}.class_balance is {balance}: choose a share in [0, 1]")
 
 
 def class_weights(

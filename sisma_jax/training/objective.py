@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sisma_jax import flow
+from sisma_jax.config import check_shares
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.errors import InputError
 from sisma_jax.generators import Config, generator
 from sisma_jax.models.autoencoder import Autoencoder, sample_latent, to_float
 from sisma_jax.models.sisma import gathered
 from sisma_jax.models.style_encoder import without
-from sisma_jax.training.class_balance import check_balance, class_weights
+from sisma_jax.training.class_balance import class_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,7 @@ class FlowConfig:
             raise InputError(
                 f"flow.sampling is {self.sampling!r}: choose 'logit_normal' or 'uniform'"
             )
-        for name in ("drop", "style_drop", "style_class_drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"flow.{name} is {getattr(self, name)}: choose a share in [0, 1]")
-        check_balance("flow", self.class_balance)
+        check_shares(self, "flow", "drop", "style_drop", "style_class_drop", "class_balance")
 
 
 def latent_noise(config: Config, key: PRNGKeyArray, count: int) -> dict[str, Array]:

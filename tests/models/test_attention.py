@@ -10,7 +10,7 @@ import pytest
 from sisma_jax.errors import InputError
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models import attention as attention_module
-from sisma_jax.models.attention import blocked_attention
+from sisma_jax.models.attention import attention, blocked_attention
 from sisma_jax.models.attention_mixers import CrossAttention, SelfAttention
 from sisma_jax.models.sisma import SISMABlock, init_params
 
@@ -93,14 +93,39 @@ def test_bfloat16_stays_near_float32_with_its_gradients(attended):
         assert 0 < np.abs(np.asarray(b, np.float32) - a).max() < 0.05 * np.abs(a).max()
 
 
+def test_a_bias_hides_keys_and_a_query_that_sees_none_reads_zeros():
+    q, k, v = drawn((1, 3, 2, 4), (1, 5, 2, 4), (1, 5, 2, 4))
+    bias = jnp.log(jnp.array([[[0.2, 0, 0.8, 0, 0], [0, 0, 0, 1, 0], [0] * 5]], jnp.float32))
+
+    @jax.jit
+    def output_and_gradients(*qkv):
+        output, backward = jax.vjp(lambda *qkv: attention(*qkv, bias), *qkv)
+        return output, *backward(jnp.ones_like(output))
+
+    out, *gradients = output_and_gradients(q, k, v)
+    assert all(np.isfinite(x).all() for x in gradients)
+    logits = np.einsum("lnh,snh->lns", q[0, :1], k[0, [0, 2]]) / 2
+    weights = np.exp(logits) * [0.2, 0.8]
+    weights /= weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(out[0, :1], np.einsum("lns,snh->lnh", weights, v[0, [0, 2]]), 1e-5)
+    np.testing.assert_allclose(out[0, 1], v[0, 3], 1e-5)
+    assert (out[0, 2] == 0).all()
+    assert (gradients[0][0, 2] == 0).all()  # of q
+    assert (gradients[1][0, [1, 3, 4]] == 0).all() and (gradients[2][0, [1, 4]] == 0).all()
+
+
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("length", [16, 18])
-def test_queries_in_blocks_have_the_values_and_gradients_of_all_at_once(length, monkeypatch):
+def test_queries_in_blocks_have_the_values_and_gradients_of_all_at_once(
+    length, biased, monkeypatch
+):
     q, weight, k, v = drawn(*[(2, length, 3, 5)] * 2, *[(2, 11, 3, 5)] * 2)
+    bias = jnp.asarray(drawn((2, length, 11), seed=3)[0]) if biased else None
 
     def results():
         @jax.jit
         def output_and_gradients(*qkv):
-            output, backward = jax.vjp(blocked_attention, *qkv)
+            output, backward = jax.vjp(lambda *qkv: blocked_attention(*qkv, bias), *qkv)
             return output, *backward(weight)
 
         return output_and_gradients(q, k, v)
