@@ -38,11 +38,34 @@ def read_json(path: Path) -> Any:
         return None
 
 
+LEFT_BY_SYSTEMS = frozenset(
+    ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", ".ds_store",
+     ".appledouble", ".directory", ".fseventsd", ".spotlight-v100", ".trashes", "__macosx",
+     "@eadir", "lost+found", "$recycle.bin", "system volume information")
+)  # fmt: skip
+"""Names, in lower case, of what Windows, macOS, Linux desktops and network storage put into folders
+by themselves."""
+
+
+def is_left_by_system(name: str) -> bool:
+    """Whether an operating system, not a person, has put a file or folder of that name there."""
+    return name.startswith("._") or name.lower() in LEFT_BY_SYSTEMS
+
+
+def is_content(name: str) -> bool:
+    """Whether a file or folder of that name may be part of a data set: it is neither hidden nor
+    left by an operating system."""
+    return not name.startswith(".") and not is_left_by_system(name)
+
+
 def is_new_or_empty(folder: Path, besides: tuple[str, ...] = ()) -> bool:
-    """Whether a command may write its output there; files named `besides` do not count."""
+    """Whether a command may write its output there; files named `besides`, and what operating
+    systems leave, do not count."""
     if not folder.exists():
         return True
-    return folder.is_dir() and all(path.name in besides for path in folder.iterdir())
+    return folder.is_dir() and all(
+        path.name in besides or is_left_by_system(path.name) for path in folder.iterdir()
+    )
 
 
 class LockedError(Exception):

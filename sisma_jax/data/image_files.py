@@ -1,76 +1,335 @@
-"""Image files on disk: decoding with errors that name the file, writing that leaves no halves."""
+"""Pictures on disk: one way of reading them, and writing that leaves no halves.
 
+Whatever a camera, a browser or a scanner has made of a picture comes out alike (`read_picture`):
+upright by its EXIF orientation, 8 bits a channel, RGB in sRGB, on white where it was transparent.
+Files whose values are numbers rather than colours, such as label maps, come out as they are stored
+(`read_lossless`). What a file is, its content says and not its name. Its size is looked at before
+it is decoded, so that a small file cannot fill the memory.
+"""
+
+import functools
 import io
 import os
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageCms
 
 from sisma_jax.errors import InputError
+from sisma_jax.files import write_atomically
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-"""Of picture files, by how their names end."""
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+"""Of picture files, by how their names end in lower case."""
+LOSSLESS = tuple(suffix for suffix, kind in FORMATS.items() if kind != "JPEG")
+"""How the names of files end that may hold label maps."""
+FORMAT_NAMES = "PNG, JPEG, BMP, TIFF or WebP"
+LOSSLESS_NAMES = "PNG, BMP, TIFF or lossless WebP"
+
+MAX_PIXELS = 2**25
+"""Pixels of the largest picture that is decoded: 33 million. A JPEG may have up to 178 million
+where its decoder may skip resolution."""
+MAX_BYTES = 2**29
+"""Bytes of the largest picture file that is read."""
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTH_BYTE = 24
+_ORIENTATION = 0x0112
+_TIFF_BITS = 258
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
+_ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+_COLOUR_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_ALPHA_MODES)
+_LOSSLESS_TIFF = (
+    "raw", "packbits", "tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate",
+    "tiff_deflate", "lzma", "zstd",
+)  # fmt: skip
 
-# What Pillow raises on damaged bytes; 20,000 damaged PNG and JPEG files raised nothing else. A size
-# over its limit is damage too: no picture here comes near, so the header must be wrong.
-_DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Pillow warns of EXIF that it cannot parse and of transparency that it handles.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def load(path: Path | str, image_format: str, *, draft: int | None = None) -> Image.Image:
-    """Decodes one image file of a known format, whatever its name ends in.
+class Stored(NamedTuple):
+    """A decoded file whose values are as they are stored, and what decoding hides of it."""
+
+    image: Image.Image
+    format: str
+    depth: int
+    """Bits of a channel, or of a palette's index."""
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.image.mode in _ALPHA_MODES
+
+
+def read_picture(path: Path | str, *, draft: int | None = None) -> Image.Image:
+    """Reads a picture as it is meant to be seen.
+
+    It is turned by its EXIF orientation, whatever else its EXIF data holds. Grey of 16 bits is
+    scaled to 8, colours of an embedded profile are converted to sRGB (a profile that does not fit
+    the picture is passed over), and what is transparent becomes white.
 
     Args:
-      path: the file.
-      image_format: "JPEG" or "PNG"; a file of another format is refused.
-      draft: JPEG only: the decoder may skip resolution down to this many pixels a side, never
-        below (1/2, 1/4 or 1/8 of the stored size).
+      path: a PNG, JPEG, BMP, TIFF or WebP file, whatever its name ends in.
+      draft: a JPEG's decoder may skip resolution down to this many pixels of the shorter side,
+        never below (1/2, 1/4 or 1/8 of the stored size).
 
     Returns:
-      The decoded image, in the mode the file has.
+      The picture in Pillow's mode "RGB".
 
     Raises:
-      InputError: the file is missing, damaged, cut short or of another format.
+      InputError: the file is missing, damaged, cut short, of another format, larger than
+        `MAX_PIXELS` or `MAX_BYTES`, has several frames or pages, or pixels that are no colours.
     """
+    with _opened(path) as image:
+        if draft is not None:
+            image.draft(None, (draft, draft))
+        _check_decodable(path, image)
+        image.load()
+        return _upright(_rgb(path, image), image)
+
+
+def read_lossless(path: Path | str) -> Stored:
+    """Reads a file whose values must not have changed on the way, upright, in its own mode.
+
+    Args:
+      path: a PNG, BMP, TIFF or WebP file, whatever its name ends in.
+
+    Raises:
+      InputError: as of `read_picture`, or the file's compression is lossy.
+    """
+    with _opened(path) as image:
+        lossy = _lossy(image)
+        if lossy:
+            raise InputError(
+                f"{path} is {lossy}, whose compression blurs values: save it again, from the "
+                f"original, as {LOSSLESS_NAMES}"
+            )
+        _check_decodable(path, image)
+        depth = _depth(image)
+        kind = image.format
+        image.load()
+        return Stored(_upright(image, image), kind, depth)
+
+
+def picture_size(path: Path | str) -> tuple[int, int]:
+    """(width, height) of the upright picture, from the file's header where that says it.
+
+    Raises:
+      InputError: as of `read_picture`; what follows the header is not looked at.
+    """
+    with _opened(path) as image:
+        _check_decodable(path, image, drafted=False)
+        width, height = image.size
+        # Pillow swaps the sides of a TIFF file itself.
+        if width != height and image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8):
+            return height, width
+        return width, height
+
+
+def save_png(image: Image.Image, path: Path | str) -> None:
+    """Writes `image` to `path` as PNG; the file appears whole or not at all."""
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    write_atomically(Path(path), content.getvalue())
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Image.Image]:
+    """A file with its header read; whatever goes wrong inside is told in one sentence."""
+    path = Path(path)
+    content = b""
     try:
-        source = _intact_png(Path(path)) if image_format == "PNG" else path
-        with Image.open(source, formats=(image_format,)) as image:
-            if draft is not None:
-                image.draft(None, (draft, draft))
-            image.load()
-            return image
-    except _DAMAGE as error:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise InputError(
+                    f"{path} has more than {MAX_BYTES >> 20} MiB, the most of a picture that is "
+                    "read: make it smaller"
+                )
+            content = file.read()
+        if content.startswith(PNG_SIGNATURE):
+            _check_png(content)
+        with Image.open(io.BytesIO(content), formats=sorted(set(FORMATS.values()))) as image:
+            yield image
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path} cannot be read as {_kind(path, content)} (its header names more pixels than "
+            "any picture here has): make it smaller, or replace it by an intact one"
+        ) from error
+    # Pillow's decoders raise whatever their parsing trips over: struct.error, KeyError, TypeError.
+    except Exception as error:
         reason = getattr(error, "strerror", None) or "damaged, cut short or of another format"
         raise InputError(
-            f"{path} cannot be read as a {image_format} file ({reason}): replace the file by an "
+            f"{path} cannot be read as {_kind(path, content)} ({reason}): replace the file by an "
             "intact one"
         ) from error
 
 
-def _intact_png(path: Path) -> io.BytesIO:
-    """A PNG file's bytes, whose checksums agree: Pillow does not look at those of the pixels."""
-    content = path.read_bytes()
+def _kind(path: Path, content: bytes) -> str:
+    """In words, by the content, or else by the name."""
+    found = [
+        kind
+        for start, kind in (
+            (PNG_SIGNATURE, "PNG"), (b"\xff\xd8", "JPEG"), (b"BM", "BMP"), (b"RIFF", "WEBP"),
+            (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"),
+        )
+        if content.startswith(start)
+    ]  # fmt: skip
+    kind = found[0] if found else FORMATS.get(path.suffix.lower())
+    return f"a {kind} file" if kind else "a picture"
+
+
+def _check_png(content: bytes) -> None:
+    """Raises SyntaxError unless all checksums agree: Pillow does not look at those of the pixels."""
     place = len(PNG_SIGNATURE)
-    while content.startswith(PNG_SIGNATURE) and place + 12 <= len(content):
+    while place + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[place : place + 8])
         end = place + 8 + length
         checksum = zlib.crc32(content[place + 4 : end])
         if end + 4 > len(content) or checksum != int.from_bytes(content[end : end + 4]):
             break
         if kind == b"IEND":
-            return io.BytesIO(content)
+            return
         place = end + 4
     raise SyntaxError("damaged")
 
 
-def save_png(image: Image.Image, path: Path | str) -> None:
-    """Writes `image` to `path` as PNG; the file appears whole or not at all."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _check_decodable(path: Path | str, image: Image.Image, *, drafted: bool = True) -> None:
+    """Raises InputError where the picture is too large, or not the only one in its file."""
+    width, height = image.size
+    if width * height > MAX_PIXELS and (drafted or image.format not in ("JPEG", "MPO")):
+        raise InputError(
+            f"{path} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read: "
+            "make it smaller"
+        )
+    # A phone's JPEG may carry other views of the same scene behind the picture (MPO).
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise InputError(
+            f"{path} holds {image.n_frames} pictures (frames or pages): save the one that is meant"
+        )
+
+
+def _lossy(image: Image.Image) -> str | None:
+    """What lossy format it is, in words."""
+    if image.format in ("JPEG", "MPO"):
+        return "a JPEG"
+    if image.format == "TIFF" and image.info.get("compression") not in _LOSSLESS_TIFF:
+        return f"a TIFF with {image.info.get('compression')} compression"
+    if image.format == "WEBP" and not _is_lossless_webp(image.fp.getvalue()):
+        return "a lossy WebP"
+    return None
+
+
+def _is_lossless_webp(content: bytes) -> bool:
+    """Whether the picture's own chunk is one of lossless coding, "VP8L"."""
+    place = 12
+    while place + 8 <= len(content):
+        kind, length = struct.unpack("<4sI", content[place : place + 8])
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8L"
+        place += 8 + length + length % 2
+    return False
+
+
+def _depth(image: Image.Image) -> int:
+    """Bits that a channel's values, or a palette's indices, are stored in: decoders widen 2- and
+    4-bit greyscale and narrow 16-bit colour without a word."""
+    if image.format == "PNG":
+        return image.fp.getvalue()[_PNG_DEPTH_BYTE]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_TIFF_BITS, (1,)))
+    return 1 if image.mode == "1" else 8
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none that can be read."""
+    # Other tags may be malformed, as in many phones' files, so this one is looked at alone.
     try:
-        image.save(unfinished, format="PNG")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # whatever Pillow's parser trips over
+        return 1
+    return value if type(value) is int and value in _TURNS else 1
+
+
+def _upright(image: Image.Image, file: Image.Image) -> Image.Image:
+    """`image`, turned as the EXIF orientation of its file says; Pillow turns a TIFF's itself."""
+    turn = None if file.format == "TIFF" else _TURNS.get(_orientation(file))
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(path: Path | str, image: Image.Image) -> Image.Image:
+    """A picture of any mode in sRGB, on white."""
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        image = _from_sixteen_bits(image)
+    if image.mode not in _COLOUR_MODES:
+        raise InputError(
+            f"{path} has pixels of type {image.mode}, whose colours nobody states: save it as "
+            "8-bit RGB"
+        )
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    elif image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("RGB")
+    if profile:
+        image = _from_profile(image, profile)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if alpha is not None:
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=alpha)
+        return white
+    return image
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """8-bit grey, with alpha where one value is named transparent."""
+    values = np.asarray(image)
+    grey = Image.fromarray(np.rint(values * np.float32(255 / 65535)).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        opaque = np.where(values == transparent, 0, 255).astype(np.uint8)
+        grey.putalpha(Image.fromarray(opaque))
+    return grey
+
+
+@functools.cache
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _from_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    """A picture whose colours are those of a profile in sRGB; as it is where they do not fit."""
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(own).lower():
+            return image
+        return ImageCms.profileToProfile(image, own, _srgb(), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image

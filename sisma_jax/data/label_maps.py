@@ -1,23 +1,27 @@
-"""Label maps as arrays and as PNG files.
+"""Label maps as arrays and as files.
 
 A label map is a uint8 array (height, width) of class ids, those of CelebAMask-HQ unless another set
-is given, and 255 (`classes.UNLABELLED`) where a pixel has no class. On disk it is a PNG in one of
-three forms: 8-bit greyscale values that are ids, palette indices that are ids, or RGB in the
-classes' colours or in those of PASCAL VOC, which SPADE and its kin use. Whatever could have changed
-an id on the way (lossy compression, alpha, another bit depth) is refused rather than guessed at.
+is given, and 255 (`classes.UNLABELLED`) where a pixel has no class. On disk it is a PNG, BMP, TIFF
+or lossless WebP file in one of four forms: 8-bit greyscale values that are ids, palette indices
+that are ids, RGB in the classes' colours or in those of PASCAL VOC, which SPADE and its kin use, or
+RGB whose three channels all hold the id. Whatever could have changed an id on the way (lossy
+compression, alpha, another bit depth) is refused rather than guessed at; soft edges between class
+colours are read where the caller says how far a colour may be off.
 """
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int16, UInt8, UInt32
 from PIL import Image
 
 from sisma_jax.class_names import BISENET
 from sisma_jax.data import image_files
 from sisma_jax.data.classes import CELEBAMASK, CLASSES, UNLABELLED, UNLABELLED_COLOUR, ClassSet
 from sisma_jax.errors import InputError
+from sisma_jax.files import is_content
 
 CLASS_ORDERS = ("canonical", "bisenet")
 """Orders in which the CelebAMask-HQ classes are numbered: the data set's own, and that of
@@ -26,12 +30,45 @@ face-parsing.PyTorch (a BiSeNet), which much of the field's software writes."""
 _FROM_BISENET = np.arange(256, dtype=np.uint8)
 _FROM_BISENET[: len(BISENET)] = [CLASSES.index(name) for name in BISENET]
 
-# The fields of a PNG header that Pillow hides: it widens 2- and 4-bit greyscale and narrows 16-bit
-# colour without a word.
-_DEPTH_BYTE, _COLOUR_TYPE_BYTE = 24, 25
-_RGB, _INDEXED, _WITH_ALPHA = 2, 3, (4, 6)
-
 _NO_CLASS = -1
+_BLOCK = 2**20
+"""Pixels whose colours are looked up at a time, which bounds the memory of large files."""
+OWN, VOC, GREY = "the data set's class colours", "the colours of PASCAL VOC", "ids as grey"
+"""What an RGB file's colours may be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How label maps are to be read."""
+
+    class_order: str = "canonical"
+    """One of CLASS_ORDERS; "bisenet" renumbers ids (not the classes' own colours, which say what
+    they are) and is for CelebAMask-HQ's classes alone."""
+    allow_unlabelled: bool = False
+    """Let pixels be unlabelled: id 255, or mid grey (128, 128, 128) in RGB."""
+    nearest_colour: float | int | None = None
+    """Take colours that are no class colour for the nearest one, at a Euclidean distance in RGB of
+    at most this; None for not at all."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for values out of range."""
+        if self.class_order not in CLASS_ORDERS:
+            raise InputError(
+                f"class order {self.class_order!r}: choose {' or '.join(CLASS_ORDERS)}"
+            )
+        distance = self.nearest_colour
+        if distance is not None and not 0 < distance < 442:
+            raise InputError(
+                f"--nearest-colour is {distance}: give a distance in RGB, more than 0 and less "
+                "than 442, from black to white"
+            )
+
+    def check(self, classes: ClassSet) -> None:
+        """Raises InputError where it cannot be of these classes."""
+        if self.class_order != "canonical" and classes != CELEBAMASK:
+            raise InputError(
+                f"class order {self.class_order!r} is one of CelebAMask-HQ's classes alone"
+            )
 
 
 def flip(
@@ -70,31 +107,49 @@ def collect_masks(paths: Iterable[Path | str]) -> list[Path]:
     """The mask files that the user's paths stand for, in the order given.
 
     Args:
-      paths: files, taken as they are, and folders, each standing for its PNG files by name.
+      paths: files, taken as they are, and folders, each standing for its files by name that may
+        hold label maps (`image_files.LOSSLESS`).
 
     Raises:
-      InputError: a path does not exist, or a folder holds no PNG file.
+      InputError: a path does not exist, or a folder holds no such file.
     """
     masks = []
     for path in map(Path, paths):
         if not path.exists():
-            raise InputError(f"mask {path} does not exist: name a PNG file or a folder of them")
+            raise InputError(
+                f"mask {path} does not exist: name a {image_files.LOSSLESS_NAMES} file or a folder "
+                "of them"
+            )
         if not path.is_dir():
             masks.append(path)
             continue
-        # Archives unpacked on macOS carry a hidden `._name.png` beside every file.
-        inside = sorted(
-            file
-            for file in path.iterdir()
-            if file.suffix.lower() == ".png" and not file.name.startswith(".")
-        )
+        content = sorted(file for file in path.iterdir() if is_content(file.name))
+        inside = [file for file in content if file.suffix.lower() in image_files.LOSSLESS]
         if not inside:
+            others = f" (there are {len(content)} others, such as {content[0].name})"
             raise InputError(
-                f"folder {path} holds no PNG file: masks are read from files named *.png "
-                "directly inside it"
+                f"folder {path} holds no {image_files.LOSSLESS_NAMES} file"
+                f"{others if content else ''}: masks are read from such files directly inside it"
             )
         masks.extend(inside)
     return masks
+
+
+def find_mask(folder: Path, name: str) -> Path | None:
+    """The label map called `name`, without its suffix, in a folder; None where there is none.
+
+    Raises:
+      InputError: two files are called so.
+    """
+    found = [
+        file
+        for suffix in image_files.LOSSLESS
+        for file in (folder / f"{name}{suffix}", folder / f"{name}{suffix.upper()}")
+        if file.exists()
+    ]
+    if len({file.resolve() for file in found}) > 1:
+        raise InputError(f"{found[0]} and {found[1].name} are two masks of one name: remove one")
+    return found[0] if found else None
 
 
 def read_label_map(
@@ -103,76 +158,66 @@ def read_label_map(
     *,
     class_order: str = "canonical",
     allow_unlabelled: bool = False,
+    nearest_colour: float | int | None = None,
 ) -> UInt8[np.ndarray, "h w"]:
-    """Reads a label map from a PNG file.
+    """Reads a label map from a file.
 
-    A greyscale file's values are ids; an RGB file's colours are looked up among the classes', or
-    where they are none of these, among PASCAL VOC's. An indexed file's indices are ids, unless they
-    cannot be and its colours are all class colours; where both readings are possible and differ,
-    the file is refused.
+    A greyscale file's values are ids. An RGB file's colours are looked up among the classes', or
+    where they are none of these, among PASCAL VOC's; where all are grey and neither, they are ids.
+    An indexed file's indices are ids, unless they cannot be and its colours are all class colours;
+    where both readings are possible and differ, the file is refused.
 
     Args:
-      path: the PNG file.
+      path: a PNG, BMP, TIFF or lossless WebP file.
       classes: the set that the ids are of.
-      class_order: one of CLASS_ORDERS; "bisenet" renumbers ids (not the classes' own colours, which
-        say what they are) and is for CelebAMask-HQ's classes alone.
-      allow_unlabelled: let pixels be unlabelled: id 255, or mid grey (128, 128, 128) in RGB.
+      class_order, allow_unlabelled, nearest_colour: see `Reading`.
 
     Returns:
       uint8 ids from 0 to len(classes) - 1, and 255 where `allow_unlabelled` let it pass.
 
     Raises:
-      InputError: the file is unreadable, no PNG, has alpha or another bit depth than 8, or holds an
-        id or a colour of no class; the message names the first such pixel as (x, y).
+      InputError: the file is unreadable, lossy, of another format, has alpha or another bit depth
+        than 8, or holds an id or a colour of no class; the message names the first such pixel as
+        (x, y).
     """
-    if class_order not in CLASS_ORDERS:
-        raise InputError(f"class order {class_order!r}: choose {' or '.join(CLASS_ORDERS)}")
-    if class_order != "canonical" and classes != CELEBAMASK:
-        raise InputError(f"class order {class_order!r} is one of CelebAMask-HQ's classes alone")
-    colour_type = _checked_colour_type(path)
-    image = image_files.load(path, "PNG")
-    reader = _Reader(path, classes, allow_unlabelled)
-    pixels = np.array(image)
-    if colour_type == _RGB:
+    return read_with_share(path, classes, Reading(class_order, allow_unlabelled, nearest_colour))[0]
+
+
+def read_with_share(
+    path: Path | str, classes: ClassSet, reading: Reading
+) -> tuple[UInt8[np.ndarray, "h w"], float]:
+    """As `read_label_map`, and the share of pixels that took the nearest class colour."""
+    reading.check(classes)
+    stored = image_files.read_lossless(path)
+    _check_form(path, stored)
+    reader = _Reader(path, classes, reading)
+    pixels = np.array(stored.image)
+    if stored.image.mode == "RGB":
         ids, numbered = reader.ids_from_colours(pixels)
-    elif colour_type == _INDEXED:
-        palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    elif stored.image.mode == "P":
+        palette = np.asarray(stored.image.getpalette("RGB"), np.uint8).reshape(-1, 3)
         ids, numbered = reader.ids_from_indices(pixels, palette)
     else:
         ids, numbered = pixels, True
     reader.check(ids)
-    return _FROM_BISENET[ids] if numbered and class_order == "bisenet" else ids
+    renumbered = numbered and reading.class_order == "bisenet"
+    return (_FROM_BISENET[ids] if renumbered else ids), reader.share
 
 
-def _checked_colour_type(path: Path | str) -> int:
-    try:
-        with open(path, "rb") as file:
-            header = file.read(_COLOUR_TYPE_BYTE + 1)
-    except OSError as error:
-        raise InputError(
-            f"mask {path} cannot be opened ({error.strerror}): name a readable PNG file"
-        ) from error
-    if not header.startswith(image_files.PNG_SIGNATURE):
-        kind = (
-            "a JPEG, whose compression blurs class ids" if header[:2] == b"\xff\xd8" else "no PNG"
-        )
-        raise InputError(
-            f"mask {path} is {kind}: save it again, from the original, as an 8-bit PNG of class ids"
-        )
-    if len(header) <= _COLOUR_TYPE_BYTE:
-        raise InputError(f"mask {path} is cut short: replace the file by an intact one")
-    depth, colour_type = header[_DEPTH_BYTE], header[_COLOUR_TYPE_BYTE]
-    if colour_type in _WITH_ALPHA:
+def _check_form(path: Path | str, stored: image_files.Stored) -> None:
+    """Raises InputError unless values can be ids or class colours."""
+    if stored.has_alpha:
         raise InputError(
             f"mask {path} has an alpha channel, which can mean no class: save it without "
             "transparency, as class ids or in the class colours"
         )
-    if depth != 8 and colour_type != _INDEXED:
+    mode = stored.image.mode
+    if mode not in ("L", "P", "RGB") or (stored.depth != 8 and mode != "P"):
+        what = f"{stored.depth}-bit" if stored.depth != 8 else f"{mode}"
         raise InputError(
-            f"mask {path} has {depth}-bit values, not 8-bit ones: save its class ids as an "
-            "8-bit greyscale or indexed PNG"
+            f"mask {path} has {what} values, not 8-bit ones: save its class ids as an 8-bit "
+            "greyscale or indexed PNG"
         )
-    return colour_type
 
 
 def _first_pixel(wrong: np.ndarray) -> tuple[int, int]:
@@ -193,11 +238,34 @@ def _voc_colours(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colours)
 
 
-class _Reader:
-    """What the pixels of one file mean."""
+def _blocks(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Consecutive rows of a picture, as views, of about `_BLOCK` pixels each."""
+    rows = max(1, _BLOCK // pixels.shape[1])
+    for start in range(0, len(pixels), rows):
+        yield pixels[start : start + rows]
 
-    def __init__(self, path: Path | str, classes: ClassSet, allow_unlabelled: bool):
-        self.path, self.classes, self.allow_unlabelled = path, classes, allow_unlabelled
+
+def _codes(rgb: UInt8[np.ndarray, "*shape 3"]) -> UInt32[np.ndarray, "*shape"]:
+    """A number for every colour."""
+    red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def _colours(codes: UInt32[np.ndarray, "n"]) -> UInt8[np.ndarray, "n 3"]:
+    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1).astype(np.uint8)
+
+
+class _Reader:
+    """What the pixels of one file mean.
+
+    Attributes:
+      share: of the pixels that took the nearest class colour.
+    """
+
+    def __init__(self, path: Path | str, classes: ClassSet, reading: Reading):
+        self.path, self.classes = path, classes
+        self.allow_unlabelled, self.nearest = reading.allow_unlabelled, reading.nearest_colour
+        self.share = 0.0
 
     def is_id(self, values: np.ndarray) -> np.ndarray:
         return (values < len(self.classes)) | (self.allow_unlabelled & (values == UNLABELLED))
@@ -218,33 +286,87 @@ class _Reader:
             f"0 to {len(self.classes) - 1}: number its classes as {_known(self.classes)} are"
         )
 
-    def by_colour(self, colours: np.ndarray, known: tuple[tuple[int, int, int], ...]) -> np.ndarray:
-        """Ids (int16) of RGB colours (..., 3) among `known`; `_NO_CLASS` for any other."""
+    def by_colour(
+        self, colours: UInt8[np.ndarray, "n 3"], known: tuple[tuple[int, int, int], ...]
+    ) -> Int16[np.ndarray, "n"]:
+        """Ids of RGB colours among `known`; `_NO_CLASS` for any other."""
         labelled = list(enumerate(known))
         if self.allow_unlabelled and UNLABELLED_COLOUR not in known:
             labelled.append((UNLABELLED, UNLABELLED_COLOUR))
-        weights = np.array([1 << 16, 1 << 8, 1])
-        codes = np.array([np.array(colour) @ weights for _, colour in labelled])
+        codes = _codes(np.array([colour for _, colour in labelled], np.uint8))
         ids = np.array([label for label, _ in labelled], np.int16)
         order = np.argsort(codes)
-        wanted = colours.astype(np.int64) @ weights
+        wanted = _codes(colours)
         place = order[np.searchsorted(codes[order], wanted).clip(max=len(codes) - 1)]
         return np.where(codes[place] == wanted, ids[place], np.int16(_NO_CLASS))
 
-    def ids_from_colours(self, rgb: np.ndarray) -> tuple[np.ndarray, bool]:
+    def by_grey(self, colours: UInt8[np.ndarray, "n 3"]) -> Int16[np.ndarray, "n"]:
+        """Ids of greys whose value is one; `_NO_CLASS` for any other colour."""
+        value = colours[:, 0]
+        grey = (colours == value[:, None]).all(axis=1) & self.is_id(value)
+        return np.where(grey, value.astype(np.int16), np.int16(_NO_CLASS))
+
+    def ids_from_colours(self, rgb: UInt8[np.ndarray, "h w 3"]) -> tuple[np.ndarray, bool]:
         """Ids, and whether it was by their numbers that the file was painted."""
-        ids = self.by_colour(rgb, self.classes.colours)
-        voc = self.by_colour(rgb, _voc_colours(len(self.classes)))
-        own, other = (ids != _NO_CLASS).all(), (voc != _NO_CLASS).all()
-        if own and other and (ids != voc).any():
-            x, y = _first_pixel(ids != voc)
+        found = [np.unique(_codes(block), return_counts=True) for block in _blocks(rgb)]
+        codes, place = np.unique(np.concatenate([some for some, _ in found]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([count for _, count in found]))
+        colours = _colours(codes)
+        readings = {
+            OWN: self.by_colour(colours, self.classes.colours),
+            VOC: self.by_colour(colours, _voc_colours(len(self.classes))),
+            GREY: self.by_grey(colours),
+        }
+        whole = {what: ids for what, ids in readings.items() if (ids != _NO_CLASS).all()}
+        if OWN in whole and VOC in whole and (whole[OWN] != whole[VOC]).any():
+            x, y = self.first_of(rgb, codes[whole[OWN] != whole[VOC]])
             raise InputError(
                 f"mask {self.path} is ambiguous at pixel ({x}, {y}): its colours are those of the "
                 "data set and those of PASCAL VOC; save it as greyscale ids"
             )
-        if own or other:
-            return (ids if own else voc).astype(np.uint8), not own
-        x, y = _first_pixel(ids == _NO_CLASS)
+        if whole:
+            what, ids = next(iter(whole.items()))
+        elif self.nearest is None:
+            self.refuse_colours(rgb, colours, codes, readings[OWN])
+        else:
+            what = max((OWN, VOC), key=lambda one: counts[readings[one] != _NO_CLASS].sum())
+            ids = self.nearest_ids(rgb, colours, codes, readings[what], what)
+            self.share = float(counts[readings[what] == _NO_CLASS].sum() / counts.sum())
+        table = ids.astype(np.uint8)
+        labels = [table[np.searchsorted(codes, _codes(block))] for block in _blocks(rgb)]
+        return np.concatenate(labels), what != OWN
+
+    def first_of(
+        self, rgb: UInt8[np.ndarray, "h w 3"], codes: UInt32[np.ndarray, "n"]
+    ) -> tuple[int, int]:
+        """(x, y) of the first pixel of one of these colours."""
+        row = 0
+        for block in _blocks(rgb):
+            inside = np.isin(_codes(block), codes)
+            if inside.any():
+                x, y = _first_pixel(inside)
+                return x, y + row
+            row += len(block)
+        raise AssertionError("no pixel has these colours")
+
+    def refuse_colours(
+        self,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        colours: UInt8[np.ndarray, "n 3"],
+        codes: UInt32[np.ndarray, "n"],
+        ids: Int16[np.ndarray, "n"],
+    ) -> None:
+        """Raises InputError for the first pixel whose colour is no class colour."""
+        greys = sum(len(set(colour)) == 1 for colour in self.classes.colours)
+        if greys < 2 and (colours == colours[:, :1]).all():
+            value = int(colours[~self.is_id(colours[:, 0])][0, 0])
+            x, y = self.first_of(rgb, _codes(np.full((1, 3), value, np.uint8)))
+            raise InputError(
+                f"mask {self.path} is grey saved as RGB and holds the value {value} at pixel "
+                f"({x}, {y}), which is no class id (0 to {len(self.classes) - 1}) and no class "
+                f"colour: number its classes as {_known(self.classes)} are"
+            )
+        x, y = self.first_of(rgb, codes[ids == _NO_CLASS])
         colour = tuple(map(int, rgb[y, x]))
         distances = np.sum((np.array(self.classes.colours) - colour) ** 2, axis=1)
         nearest = int(np.argmin(distances))
@@ -252,14 +374,50 @@ class _Reader:
             f"mask {self.path} has the colour {colour} at pixel ({x}, {y}), which is no class "
             f"colour (the nearest is {self.classes.names[nearest]}, "
             f"{self.classes.colours[nearest]}): paint with the exact colours of "
-            f"{_known(self.classes)} and without soft edges"
+            f"{_known(self.classes)} and without soft edges, or take the nearest within a distance "
+            "by --nearest-colour"
         )
+
+    def nearest_ids(
+        self,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        colours: UInt8[np.ndarray, "n 3"],
+        codes: UInt32[np.ndarray, "n"],
+        ids: Int16[np.ndarray, "n"],
+        what: str,
+    ) -> Int16[np.ndarray, "n"]:
+        """`ids`, with those of no class replaced by those of the nearest colour.
+
+        Raises:
+          InputError: a colour is farther away than is allowed.
+        """
+        known = self.classes.colours if what == OWN else _voc_colours(len(self.classes))
+        best, least = np.zeros(len(colours), np.int16), np.full(len(colours), np.inf, np.float32)
+        for label, colour in enumerate(known):
+            difference = colours.astype(np.float32) - np.array(colour, np.float32)
+            distance = np.sqrt((difference**2).sum(axis=1))
+            nearer = distance < least
+            best[nearer], least[nearer] = label, distance[nearer]
+        unknown = ids == _NO_CLASS
+        far = unknown & (least > self.nearest)
+        if far.any():
+            x, y = self.first_of(rgb, codes[far])
+            place = np.searchsorted(codes, _codes(rgb[y, x][None]))[0]
+            raise InputError(
+                f"mask {self.path} has the colour {tuple(map(int, rgb[y, x]))} at pixel ({x}, "
+                f"{y}), which is {least[place]:.0f} away from the nearest class colour (that of "
+                f"{self.classes.names[best[place]]}), where --nearest-colour allows "
+                f"{self.nearest:g}: allow more, or paint the mask again"
+            )
+        return np.where(unknown, best, ids)
 
     def ids_from_indices(self, indices: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, bool]:
         """The indices as they are, or the classes of their colours, and whether the former."""
         used = np.unique(indices)
         if used[-1] >= len(palette):
             return indices, True
+        if self.nearest is not None and not self.is_id(used).all():
+            return self.ids_from_colours(palette[indices])
         by_colour = self.by_colour(palette[used], self.classes.colours)
         # Palettes that show several ids in one colour (all black, say) say nothing about classes.
         if (by_colour == _NO_CLASS).any() or len(np.unique(by_colour)) < len(used):

@@ -1,5 +1,6 @@
 """Label maps on disk and in memory: round trips, the mirror, and every file that is refused."""
 
+import os
 import struct
 import zlib
 from itertools import starmap
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sisma_jax.data import label_maps
-from sisma_jax.data.classes import CLASSES, FLIP_PAIRS, PALETTE, UNLABELLED
+from sisma_jax.data.classes import CELEBAMASK, CLASSES, FLIP_PAIRS, PALETTE, UNLABELLED
 from sisma_jax.data.label_maps import read_label_map, write_label_map
 from sisma_jax.errors import InputError
 
@@ -31,6 +32,7 @@ def refusal(path, **options) -> str:
     return message
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
 HEADER = struct.pack(">IIBBBBB", 4, 4, 8, 0, 0, 0, 0)
 PIXELS = zlib.compress(bytes(4 * 5))
 
@@ -114,6 +116,52 @@ class TestReading:
             read = label_maps.read_label_map(tmp_path / name, allow_unlabelled=True)
             np.testing.assert_array_equal(read, labels)
 
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("a.bmp", {}),
+            ("a.tif", {"compression": "tiff_lzw"}),
+            ("a.tiff", {}),
+            ("a.webp", {"lossless": True}),
+        ],
+    )
+    def test_other_lossless_formats(self, tmp_path, labels, name, options):
+        for picture in (
+            Image.fromarray(labels),
+            Image.fromarray(label_maps.colourise(labels)),
+            indexed(labels, PALETTE),
+        ):
+            picture.save(tmp_path / name, **options)
+            np.testing.assert_array_equal(label_maps.read_label_map(tmp_path / name), labels)
+
+    def test_ids_saved_as_rgb_grey(self, tmp_path, labels):
+        Image.fromarray(labels).convert("RGB").save(tmp_path / "a.png")
+        np.testing.assert_array_equal(label_maps.read_label_map(tmp_path / "a.png"), labels)
+        bisenet = label_maps.read_label_map(tmp_path / "a.png", class_order="bisenet")
+        Image.fromarray(labels).save(tmp_path / "b.png")
+        expected = label_maps.read_label_map(tmp_path / "b.png", class_order="bisenet")
+        np.testing.assert_array_equal(bisenet, expected)
+        labels[2, 3] = 60
+        Image.fromarray(labels).convert("RGB").save(tmp_path / "a.png")
+        message = refusal(tmp_path / "a.png")
+        assert "grey saved as RGB" in message and "value 60" in message and "(3, 2)" in message
+
+    def test_a_map_is_turned_by_its_exif(self, tmp_path, labels):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(labels).save(tmp_path / "a.png", exif=exif)
+        turned = label_maps.read_label_map(tmp_path / "a.png")
+        np.testing.assert_array_equal(turned, np.rot90(labels, -1))
+
+    def test_more_pixels_than_a_block_are_the_same_pixels(self, tmp_path, labels, monkeypatch):
+        Image.fromarray(label_maps.colourise(labels)).save(tmp_path / "a.png")
+        monkeypatch.setattr(label_maps, "_BLOCK", 100)
+        np.testing.assert_array_equal(label_maps.read_label_map(tmp_path / "a.png"), labels)
+        colours = label_maps.colourise(labels)
+        colours[17, 5] = 1, 2, 3
+        Image.fromarray(colours).save(tmp_path / "a.png")
+        assert "(1, 2, 3) at pixel (5, 17)" in refusal(tmp_path / "a.png")
+
     def test_the_result_can_be_edited(self, tmp_path, labels):
         Image.fromarray(labels).save(tmp_path / "a.png")
         label_maps.read_label_map(tmp_path / "a.png")[0, 0] = 3
@@ -151,10 +199,9 @@ class TestRefusing:
         assert "1-bit" in refusal(tmp_path / "a.png")
 
     def test_greyscale_of_few_bits_which_decoders_stretch(self, tmp_path, labels):
-        label_maps.write_label_map(tmp_path / "a.png", labels % 16)
-        header = bytearray((tmp_path / "a.png").read_bytes())
-        header[24:26] = 4, 0
-        (tmp_path / "a.png").write_bytes(header)
+        header = struct.pack(">IIBBBBB", 4, 4, 4, 0, 0, 0, 0)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(4 * 3))), (b"IEND", b"")]
+        (tmp_path / "a.png").write_bytes(PNG + b"".join(starmap(chunk, chunks)))
         assert "4-bit" in refusal(tmp_path / "a.png")
 
     def test_a_jpeg_under_any_name(self, tmp_path, labels):
@@ -163,10 +210,21 @@ class TestRefusing:
             message = refusal(tmp_path / name)
             assert "JPEG" in message and "compression" in message
 
-    @pytest.mark.parametrize("image_format", ["BMP", "TIFF", "WEBP", "GIF"])
-    def test_other_formats(self, tmp_path, labels, image_format):
-        Image.fromarray(labels).save(tmp_path / "a.png", format=image_format)
-        assert "no PNG" in refusal(tmp_path / "a.png")
+    def test_lossy_compression_within_other_formats(self, tmp_path, labels):
+        picture = Image.fromarray(label_maps.colourise(labels))
+        picture.save(tmp_path / "a.webp", lossless=False)
+        assert "lossy WebP" in refusal(tmp_path / "a.webp")
+        picture.save(tmp_path / "a.tif", compression="jpeg")
+        assert "TIFF with jpeg compression" in refusal(tmp_path / "a.tif")
+
+    def test_formats_that_are_not_read(self, tmp_path, labels):
+        Image.fromarray(labels).save(tmp_path / "a.png", format="GIF")
+        assert "another format" in refusal(tmp_path / "a.png")
+
+    def test_several_pages(self, tmp_path, labels):
+        page = Image.fromarray(labels)
+        page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+        assert "holds 2 pictures" in refusal(tmp_path / "a.tif")
 
     def test_a_file_cut_short_is_refused_while_a_pixel_may_be_missing(self, tmp_path, labels):
         label_maps.write_label_map(tmp_path / "a.png", labels)
@@ -187,7 +245,7 @@ class TestRefusing:
         ids=["bad chunk", "short header", "absurd size", "bad pixels"],
     )
     def test_a_damaged_file(self, tmp_path, chunks):
-        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(starmap(chunk, chunks)))
+        (tmp_path / "a.png").write_bytes(PNG + b"".join(starmap(chunk, chunks)))
         assert "cannot be read as a PNG" in refusal(tmp_path / "a.png")
 
     def test_damage_gives_a_sentence_or_a_map_never_another_error(self, tmp_path, labels):
@@ -211,6 +269,56 @@ class TestRefusing:
     def test_a_missing_file_and_a_folder(self, tmp_path):
         assert "No such file" in refusal(tmp_path / "none.png")
         assert "directory" in refusal(tmp_path)
+
+
+class TestNearestColour:
+    """Soft edges, as anti-aliased drawing and JPEG leave them."""
+
+    @pytest.fixture
+    def soft(self, tmp_path):
+        """Skin beside hair, with a column of their mean between them."""
+        skin, hair = (PALETTE[CLASSES.index(name)].astype(int) for name in ("skin", "hair"))
+        row = np.stack([skin, skin, (2 * skin + hair) // 3, hair, hair]).astype(np.uint8)
+        Image.fromarray(np.tile(row, (4, 1, 1))).save(tmp_path / "a.png")
+        return tmp_path / "a.png"
+
+    def test_within_the_distance_the_nearest_class_is_taken_and_its_share_told(self, soft):
+        labels, share = label_maps.read_with_share(
+            soft, CELEBAMASK, label_maps.Reading(nearest_colour=100)
+        )
+        assert [CLASSES[label] for label in labels[0]] == ["skin"] * 3 + ["hair"] * 2
+        assert share == 0.2
+
+    def test_beyond_it_the_pixel_and_its_distance_are_told(self, soft):
+        message = refusal(soft, nearest_colour=60)
+        assert "(136, 0, 68) at pixel (2, 0)" in message and "96 away" in message
+
+    def test_without_it_the_option_is_named(self, soft):
+        assert "--nearest-colour" in refusal(soft)
+
+    def test_exact_files_are_read_as_they_were(self, tmp_path, labels):
+        Image.fromarray(label_maps.colourise(labels)).save(tmp_path / "a.png")
+        read, share = label_maps.read_with_share(
+            tmp_path / "a.png", CELEBAMASK, label_maps.Reading(nearest_colour=100)
+        )
+        np.testing.assert_array_equal(read, labels)
+        assert share == 0
+
+    def test_a_palette_of_soft_colours_is_read_as_colours(self, soft):
+        with Image.open(soft) as image:
+            image.quantize(8).save(soft)
+        labels = label_maps.read_label_map(soft, nearest_colour=100)
+        assert [CLASSES[label] for label in labels[0]] == ["skin"] * 3 + ["hair"] * 2
+
+    def test_a_jpeg_is_no_label_map_even_so(self, soft, tmp_path):
+        with Image.open(soft) as image:
+            image.save(tmp_path / "a.jpg")
+        assert "compression" in refusal(tmp_path / "a.jpg", nearest_colour=100)
+
+    @pytest.mark.parametrize("distance", [0, -1, 442, float("nan")])
+    def test_distances_that_are_none_are_refused(self, distance):
+        with pytest.raises(InputError, match="give a distance in RGB"):
+            label_maps.Reading(nearest_colour=distance)
 
 
 class TestMirror:
@@ -246,11 +354,10 @@ def test_writing_leaves_nothing_beside_the_file_nor_half_a_file(tmp_path, labels
     label_maps.write_label_map(tmp_path / "a.png", labels)
     before = (tmp_path / "a.png").read_bytes()
 
-    def break_off(self, path, **options):
-        path.write_bytes(b"half")
+    def break_off(*paths):
         raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, "save", break_off)
+    monkeypatch.setattr(os, "replace", break_off)
     with pytest.raises(OSError, match="disk full"):
         label_maps.write_label_map(tmp_path / "a.png", labels + 1)
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
@@ -258,24 +365,32 @@ def test_writing_leaves_nothing_beside_the_file_nor_half_a_file(tmp_path, labels
 
 
 class TestCollecting:
-    def test_files_stay_in_order_and_folders_stand_for_their_pngs(self, tmp_path):
+    def test_files_stay_in_order_and_folders_stand_for_their_masks(self, tmp_path):
         folder = tmp_path / "masks"
         folder.mkdir()
-        for name in ("b.png", "a.PNG", "notes.txt", "._b.png"):
+        for name in ("b.bmp", "a.PNG", "notes.txt", "._b.png", "Thumbs.db", "c.jpg"):
             (folder / name).touch()
         single = tmp_path / "z.png"
         single.touch()
         found = label_maps.collect_masks([single, str(folder)])
-        assert found == [single, folder / "a.PNG", folder / "b.png"]
+        assert found == [single, folder / "a.PNG", folder / "b.bmp"]
 
     def test_a_missing_path_is_refused(self, tmp_path):
         with pytest.raises(InputError, match=r"nowhere.* does not exist"):
             label_maps.collect_masks([tmp_path / "nowhere"])
 
-    def test_a_folder_without_pngs_is_refused(self, tmp_path):
+    def test_a_folder_without_masks_is_refused_with_what_it_has(self, tmp_path):
         (tmp_path / "a.jpg").touch()
-        with pytest.raises(InputError, match="holds no PNG"):
+        with pytest.raises(InputError, match=r"holds no PNG, BMP.*1 others, such as a\.jpg"):
             label_maps.collect_masks([tmp_path])
+
+    def test_a_mask_is_found_by_name_whatever_its_format(self, tmp_path):
+        for name in ("a.TIF", "b.bmp", "b.png", "c.jpg"):
+            (tmp_path / name).touch()
+        assert label_maps.find_mask(tmp_path, "a") == tmp_path / "a.TIF"
+        assert label_maps.find_mask(tmp_path, "c") is None
+        with pytest.raises(InputError, match="two masks of one name"):
+            label_maps.find_mask(tmp_path, "b")
 
 
 class TestOtherConventions:
