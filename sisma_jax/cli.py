@@ -3,6 +3,7 @@ the README."""
 
 import argparse
 import inspect
+import io
 import os
 import sys
 import traceback
@@ -12,6 +13,8 @@ from absl import logging
 
 from sisma_jax.commands import COMMANDS
 from sisma_jax.errors import InputError, RunError
+
+_SIGPIPE = 13
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -43,17 +46,30 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; wrong input ends it with one sentence and status 2, a run that cannot go on
-    with one and status 1. Behind the sentence stands where the README speaks of the command."""
+    with one and status 1. Behind the sentence stands where the README speaks of the command.
+
+    File names may hold anything: what the terminal's encoding lacks is printed escaped. Where the
+    reader of the output has gone (`| head`), the command ends with status 141, as others do.
+    """
     logging.set_verbosity(logging.FATAL)  # Orbax logs what it raises, and warns of its own options
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
+        sys.stdout.flush()
     except (InputError, RunError) as error:
         if _first() or not error.shared:
-            print(f"error: {error}{_where(main)}", file=sys.stderr, flush=True)
+            sentence = _printable(str(error))
+            print(f"error: {sentence}{_where(main)}", file=sys.stderr, flush=True)
         status = 2 if isinstance(error, InputError) else 1
         if status == 2 and (error.shared or not _many()):
             sys.exit(status)
         _leave(status)
+    except BrokenPipeError:
+        if not _output_is_gone():
+            raise
+        os._exit(128 + _SIGPIPE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         _leave(130) if _many() else sys.exit(130)
@@ -62,6 +78,19 @@ def run(main: Callable[[], None]) -> None:
             raise
         traceback.print_exc()
         _leave(1)
+
+
+def _printable(text: str) -> str:
+    """Text without line breaks and other control characters, which file names may hold."""
+    return "".join(c if c.isprintable() or ord(c) > 127 else repr(c)[1:-1] for c in text)
+
+
+def _output_is_gone() -> bool:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _where(main: Callable[[], None]) -> str:

@@ -6,13 +6,17 @@ coded images and label maps, with dataset.json. The same command continues an in
 """
 
 import argparse
+import shlex
 from pathlib import Path
+from typing import Any
 
 from sisma_jax import cli
 from sisma_jax.data import layouts, preparation
-from sisma_jax.data.label_maps import CLASS_ORDERS
+from sisma_jax.data.classes import CELEBAMASK
+from sisma_jax.data.label_maps import Reading
 from sisma_jax.data.raw import TEST_FROM
 from sisma_jax.errors import InputError
+from sisma_jax.mask_options import add_mask_options
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,16 +38,11 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--test-from",
         type=int,
-        default=TEST_FROM,
-        help="where the source brings no test split: its first id, or of folder pairs its place",
+        help="where the source brings no test split: its first id, or of folder pairs its place "
+        f"(default: {TEST_FROM} of a raw folder that has so many, else the last tenth is held out)",
     )
     add("--classes", type=Path, help="JSON list of classes (default: classes.json in the source)")
-    add(
-        "--class-order",
-        choices=CLASS_ORDERS,
-        default="canonical",
-        help="how label maps number the CelebAMask-HQ classes",
-    )
+    add_mask_options(parser, "label maps")
     add("--crop", action="store_true", help="take the middle of images that are no squares")
     add("--workers", type=int, help="processes, no matter for the result (default: one per core)")
     add("--shard-size", type=int, default=1024, help="items of one shard")
@@ -54,6 +53,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    # Not every value of the options can be a reading.
+    Reading(args.class_order, nearest_colour=args.nearest_colour)
     layout = layouts.survey(
         args.source, split=args.split, test_from=args.test_from, classes_file=args.classes
     )
@@ -61,6 +62,7 @@ def main() -> None:
         given = {
             "--classes": args.classes is not None,
             "--class-order": args.class_order != "canonical",
+            "--nearest-colour": args.nearest_colour is not None,
             "--crop": args.crop,
         }
         for option in (option for option, is_given in given.items() if is_given):
@@ -68,7 +70,11 @@ def main() -> None:
                 f"{option} is for folders of images and labels, but {args.source} is a raw "
                 "CelebAMask-HQ folder: leave it out"
             )
-    reader = layouts.Reader(args.size, layout.classes, args.class_order, args.crop)
+    for note in layout.notes:
+        print(f"note: {note}")
+    reader = layouts.Reader(
+        args.size, layout.classes, args.class_order, args.crop, args.nearest_colour
+    )
     description = preparation.prepare(
         layout,
         reader,
@@ -79,11 +85,29 @@ def main() -> None:
         strict=args.strict,
         allow_rejected=args.allow_rejected,
     )
-    counts = ", ".join(f"{name} {len(s['ids'])}" for name, s in description["splits"].items())
-    print(f"{args.out}: {counts}, {len(layout.classes)} classes, {args.size} px")
+    tell(args.out, description)
+
+
+def tell(out: Path, description: dict[str, Any]) -> None:
+    """Print what has been written, what is odd about it, and how to train on it."""
+    splits, classes = description["splits"], description["classes"]
+    counts = ", ".join(f"{name} {len(split['ids'])}" for name, split in splits.items())
+    print(f"{out}: {counts}, {len(classes)} classes, {description['size']} px")
     if description["rejected"]:
-        print(f"{description['rejected']} rejected: see {args.out / preparation.REJECTED_FILE}")
-    print(f"train with --config.data.path={args.out} --config.data.size={args.size}")
+        print(f"{description['rejected']} rejected: see {out / preparation.REJECTED_FILE}")
+    for sentence in preparation.oddities(description):
+        print(f"note: {sentence}")
+    if missing := preparation.missing_splits(description):
+        print(
+            f"note: the {' and the '.join(missing)} split has no item, and training needs both: "
+            "prepare another folder with another --test-from"
+        )
+        return
+    words = [f"--config.data.path={shlex.quote(str(out))}"]
+    words.append(f"--config.data.size={description['size']}")
+    if len(classes) != len(CELEBAMASK):
+        words.append(f"--config.model.num_classes={len(classes)}")
+    print(f"train with {' '.join(words)}")
 
 
 if __name__ == "__main__":

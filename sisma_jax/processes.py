@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, RunError
 
 
 def cores() -> int:
@@ -30,7 +30,8 @@ def run(
 
     Raises:
       InputError: there is no worker.
-      RuntimeError: a worker died.
+      RunError: a worker was killed.
+      RuntimeError: `work` raised another error, whose traceback the worker has printed.
     """
     workers = cores() if workers is None else workers
     if workers < 1:
@@ -60,10 +61,15 @@ def run(
                 except EOFError:
                     process = running.pop(reader)
                     process.join()
+                    if process.exitcode < 0:
+                        raise RunError(
+                            f"a worker that writes {what} was killed (signal "
+                            f"{-process.exitcode}), perhaps for lack of memory: the same command "
+                            "continues where it stopped, with --workers 1 in less memory"
+                        ) from None
                     if process.exitcode:
                         raise RuntimeError(
-                            f"a worker that writes {what} ended with status {process.exitcode}: "
-                            "the same command continues where it stopped"
+                            f"a worker that writes {what} failed by the error above"
                         ) from None
                     continue
                 if isinstance(message, InputError):

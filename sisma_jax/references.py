@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from sisma_jax.data.image_files import FORMATS, load
+from sisma_jax.data.image_files import read_picture
 from sisma_jax.errors import InputError
 from sisma_jax.styles import Style, chosen_classes
 from sisma_jax.synthesizer import Synthesizer
@@ -109,17 +109,16 @@ def read_reference(
         )
     face, mask = words
     size = synthesizer.config.image_size
-    kind = FORMATS.get(face.suffix.lower())
-    if kind is None:
-        raise InputError(f"{option}: {face} is no PNG or JPEG file by its name: give one")
-    picture = load(face, kind)
+    try:
+        picture = read_picture(face)
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
     if picture.size != (size, size):
         raise InputError(
             f"{option}: {face} has {picture.width}x{picture.height} pixels where the model makes "
             f"{size}x{size}: crop and resize it"
         )
-    image = np.asarray(picture.convert("RGB"))
-    return synthesizer.style(image[None], read_mask(mask)[None])
+    return synthesizer.style(np.asarray(picture)[None], read_mask(mask)[None])
 
 
 def say_missing(style: Style | None, masks: UInt8[np.ndarray, "n H W"]) -> None:

@@ -16,15 +16,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from sisma_jax import cli, flow, references
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.image_files import save_png
-from sisma_jax.data.label_maps import (
-    CLASS_ORDERS,
-    collect_masks,
-    read_label_map,
-    resize_nearest,
-)
+from sisma_jax.data.label_maps import Reading, collect_masks, read_with_share, resize_nearest
 from sisma_jax.errors import InputError
 from sisma_jax.files import is_new_or_empty
+from sisma_jax.mask_options import add_mask_options
 from sisma_jax.synthesizer import Synthesizer
 
 
@@ -41,7 +38,8 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="label maps, or folders of them: PNG files of class ids or in the classes' colours",
+        help="label maps, or folders of them: PNG, BMP, TIFF or lossless WebP files of class ids "
+        "or in the classes' colours",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the faces, new or empty"
@@ -57,12 +55,7 @@ def parse_arguments() -> argparse.Namespace:
         help="classifier-free guidance; 1 is the plain model, more follows the mask more closely",
     )
     parser.add_argument("--batch-size", type=int, default=16, help="faces made at a time")
-    parser.add_argument(
-        "--class-order",
-        choices=CLASS_ORDERS,
-        default="canonical",
-        help="how the masks number the CelebAMask-HQ classes; bisenet: as face-parsing.PyTorch",
-    )
+    add_mask_options(parser, "the masks")
     parser.add_argument(
         "--allow-unlabelled",
         action="store_true",
@@ -78,14 +71,19 @@ def check_output(folder: Path) -> None:
         raise InputError(f"output folder {folder} is not empty: give --out a new or empty one")
 
 
-def read_masks(paths: list[Path], size: int, **options) -> UInt8[np.ndarray, "n h w"]:
-    """Read label maps and bring them to `size`; says so where it has to resize.
-
-    `options` are those of `read_label_map`.
-    """
-    masks, resized = [], Counter()
+def read_masks(
+    paths: list[Path],
+    size: int,
+    *,
+    classes: ClassSet = CELEBAMASK,
+    reading: Reading = Reading(),  # noqa: B008  a constant
+) -> UInt8[np.ndarray, "n size size"]:
+    """Read label maps and bring them to `size`; says so where it has to resize, or where pixels
+    took the nearest class colour."""
+    masks, resized, shares = [], Counter(), []
     for path in paths:
-        labels = read_label_map(path, **options)
+        labels, share = read_with_share(path, classes, reading)
+        shares.append(share)
         height, width = labels.shape
         if height != width:
             raise InputError(f"mask {path} has {width}x{height} pixels: crop it to a square")
@@ -95,6 +93,11 @@ def read_masks(paths: list[Path], size: int, **options) -> UInt8[np.ndarray, "n 
         masks.append(labels)
     for old, count in resized.items():
         print(f"note: {count} masks of {old}x{old} pixels were resized to {size}x{size} (nearest)")
+    if any(shares):
+        print(
+            f"note: {np.mean(shares):.2%} of the pixels of {len(paths)} masks took the nearest "
+            "class colour"
+        )
     return np.stack(masks)
 
 
@@ -102,6 +105,7 @@ def main() -> None:
     args = parse_arguments()
     if args.per_mask < 1:
         raise InputError(f"--per-mask is {args.per_mask}: use at least 1")
+    reading = Reading(args.class_order, args.allow_unlabelled, args.nearest_colour)
     check_output(args.out)
     paths = collect_masks(args.masks)
     twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
@@ -113,8 +117,7 @@ def main() -> None:
         read_masks,
         size=synthesizer.config.image_size,
         classes=synthesizer.classes,
-        class_order=args.class_order,
-        allow_unlabelled=args.allow_unlabelled,
+        reading=reading,
     )
     masks = read(paths)
     styles = references.styles_from(args, synthesizer, lambda path: read([path])[0])

@@ -127,7 +127,8 @@ class ClassSet:
           InputError: the file is missing or no list of classes; the message names it.
         """
         try:
-            return cls.from_json(json.loads(Path(path).read_text()))
+            # Bytes, of which it finds out the encoding: editors begin files with a mark of theirs.
+            return cls.from_json(json.loads(Path(path).read_bytes()))
         except OSError as error:
             raise InputError(
                 f"class list {path} cannot be read ({error.strerror}): give a JSON file"

@@ -203,7 +203,7 @@ def _kind(path: Path, content: bytes) -> str:
 
 
 def _check_png(content: bytes) -> None:
-    """Raises SyntaxError unless all checksums agree: Pillow does not look at those of the pixels."""
+    """Raises SyntaxError unless all checksums agree, also the pixels', which Pillow leaves out."""
     place = len(PNG_SIGNATURE)
     while place + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[place : place + 8])

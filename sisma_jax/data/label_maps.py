@@ -33,6 +33,11 @@ _FROM_BISENET[: len(BISENET)] = [CLASSES.index(name) for name in BISENET]
 _NO_CLASS = -1
 _BLOCK = 2**20
 """Pixels whose colours are looked up at a time, which bounds the memory of large files."""
+_SURE = 20.0
+"""A colour no farther than this from a class colour is that class, with the noise of compression;
+any other is a blend of the classes around it."""
+_AROUND = 2
+"""Pixels to each side where those classes are looked for."""
 OWN, VOC, GREY = "the data set's class colours", "the colours of PASCAL VOC", "ids as grey"
 """What an RGB file's colours may be."""
 
@@ -48,7 +53,8 @@ class Reading:
     """Let pixels be unlabelled: id 255, or mid grey (128, 128, 128) in RGB."""
     nearest_colour: float | int | None = None
     """Take colours that are no class colour for the nearest one, at a Euclidean distance in RGB of
-    at most this; None for not at all."""
+    at most this; None for not at all. Where two classes blend into each other only those around the
+    pixel count: the mean of two colours may be next to that of a third class."""
 
     def __post_init__(self) -> None:
         """Raises InputError for values out of range."""
@@ -326,15 +332,23 @@ class _Reader:
             )
         if whole:
             what, ids = next(iter(whole.items()))
-        elif self.nearest is None:
+            return self.look_up(rgb, codes, ids.astype(np.uint8)), what != OWN
+        if self.nearest is None:
             self.refuse_colours(rgb, colours, codes, readings[OWN])
-        else:
-            what = max((OWN, VOC), key=lambda one: counts[readings[one] != _NO_CLASS].sum())
-            ids = self.nearest_ids(rgb, colours, codes, readings[what], what)
-            self.share = float(counts[readings[what] == _NO_CLASS].sum() / counts.sum())
-        table = ids.astype(np.uint8)
-        labels = [table[np.searchsorted(codes, _codes(block))] for block in _blocks(rgb)]
-        return np.concatenate(labels), what != OWN
+        what = max((OWN, VOC), key=lambda one: counts[readings[one] != _NO_CLASS].sum())
+        self.share = float(counts[readings[what] == _NO_CLASS].sum() / counts.sum())
+        return self.nearest_ids(rgb, colours, codes, readings[what], what), what != OWN
+
+    def look_up(
+        self,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        codes: UInt32[np.ndarray, "n"],
+        table: np.ndarray,
+    ) -> np.ndarray:
+        """What `table` has for each pixel's colour, of the sorted `codes`."""
+        return np.concatenate(
+            [table[np.searchsorted(codes, _codes(block))] for block in _blocks(rgb)]
+        )
 
     def first_of(
         self, rgb: UInt8[np.ndarray, "h w 3"], codes: UInt32[np.ndarray, "n"]
@@ -385,31 +399,48 @@ class _Reader:
         codes: UInt32[np.ndarray, "n"],
         ids: Int16[np.ndarray, "n"],
         what: str,
-    ) -> Int16[np.ndarray, "n"]:
-        """`ids`, with those of no class replaced by those of the nearest colour.
+    ) -> UInt8[np.ndarray, "h w"]:
+        """The label of every pixel, by `ids` where its colour is a class colour, else the nearest.
 
         Raises:
           InputError: a colour is farther away than is allowed.
         """
         known = self.classes.colours if what == OWN else _voc_colours(len(self.classes))
+        known = np.array(known, np.float32)
         best, least = np.zeros(len(colours), np.int16), np.full(len(colours), np.inf, np.float32)
         for label, colour in enumerate(known):
-            difference = colours.astype(np.float32) - np.array(colour, np.float32)
-            distance = np.sqrt((difference**2).sum(axis=1))
+            distance = np.linalg.norm(colours - colour, axis=1)
             nearer = distance < least
             best[nearer], least[nearer] = label, distance[nearer]
-        unknown = ids == _NO_CLASS
-        far = unknown & (least > self.nearest)
-        if far.any():
-            x, y = self.first_of(rgb, codes[far])
-            place = np.searchsorted(codes, _codes(rgb[y, x][None]))[0]
+        exact = ids != _NO_CLASS
+        labels = self.look_up(rgb, codes, np.where(exact, ids, best).astype(np.uint8))
+        sure = self.look_up(rgb, codes, exact | (least <= min(_SURE, self.nearest)))
+        y, x = np.nonzero(~sure)
+        # By the classes around: none is nearer than infinitely far where no pixel there is sure.
+        height, width = labels.shape
+        blend, taken = rgb[y, x].astype(np.float32), labels[y, x]
+        nearest = np.full(len(y), np.inf, np.float32)
+        for down in range(-_AROUND, _AROUND + 1):
+            for right in range(-_AROUND, _AROUND + 1):
+                beside = (y + down).clip(0, height - 1), (x + right).clip(0, width - 1)
+                label = labels[beside]
+                usable = sure[beside] & (label < len(known))
+                distance = np.linalg.norm(blend - known[label.clip(max=len(known) - 1)], axis=1)
+                nearer = usable & (distance < nearest)
+                nearest[nearer], taken[nearer] = distance[nearer], label[nearer]
+        alone = np.isinf(nearest)
+        nearest[alone] = self.look_up(rgb, codes, least)[y[alone], x[alone]]
+        far = np.flatnonzero(nearest > self.nearest)
+        if len(far):
+            first = far[0]
             raise InputError(
-                f"mask {self.path} has the colour {tuple(map(int, rgb[y, x]))} at pixel ({x}, "
-                f"{y}), which is {least[place]:.0f} away from the nearest class colour (that of "
-                f"{self.classes.names[best[place]]}), where --nearest-colour allows "
-                f"{self.nearest:g}: allow more, or paint the mask again"
+                f"mask {self.path} has the colour {tuple(map(int, rgb[y[first], x[first]]))} at "
+                f"pixel ({x[first]}, {y[first]}), which is {nearest[first]:.0f} away from the "
+                f"nearest class colour there (that of {self.classes.names[taken[first]]}), where "
+                f"--nearest-colour allows {self.nearest:g}: allow more, or paint the mask again"
             )
-        return np.where(unknown, best, ids)
+        labels[y, x] = taken
+        return labels
 
     def ids_from_indices(self, indices: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, bool]:
         """The indices as they are, or the classes of their colours, and whether the former."""

@@ -7,7 +7,6 @@ and by which autoencoder, is said by checksums in `latents.json`.
 
 from pathlib import Path
 
-import msgpack
 import numpy as np
 from etils import epath
 from jaxtyping import Float16, UInt8
@@ -26,13 +25,7 @@ def encode(
     id: str, moments: Float16[np.ndarray, "2 h w moments"], labels: UInt8[np.ndarray, "H W"]
 ) -> bytes:
     """Bytes of an item: moments of the image and of its mirror image, and its labels."""
-    return msgpack.packb(
-        {
-            "id": id,
-            "moments": moments.tobytes(),
-            "labels": records.encode_labels(labels),
-        }
-    )
+    return records.pack(id, moments=moments.tobytes(), labels=records.encode_labels(labels))
 
 
 def is_latent_cache(path: Path | str) -> bool:
@@ -103,7 +96,7 @@ class LatentCache:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         place = range(len(self))[index]  # IndexError, which ends an iteration, past the last
-        stored = msgpack.unpackb(self._records[place])
+        stored = records.unpack(self._records[place])
         return {
             "moments": np.frombuffer(stored["moments"], np.float16).reshape(self._shape),
             "labels": records.decode_labels(stored["labels"], self._size),

@@ -1,25 +1,31 @@
 """Data sets as people have them, behind one face: what there is to read, and how one item is read.
 
 raw     `CelebA-HQ-img` and `CelebAMask-HQ-mask-anno` (`raw_layout`)
-pairs   `images` and `labels`, one label map per image, of the same name; or `train` and `test` with
-        these two each, which is how the synthesis papers (SEAN, SDM, CA2-SIS) pack CelebAMask-HQ
+pairs   `images` and `labels`, one label map per image, of the same name; or `train` and `test` (or
+        `val`) with these two each, which is how the synthesis papers (SEAN, SDM, CA2-SIS) pack
+        CelebAMask-HQ
 
 Pairs may be of any classes, which a file `classes.json` then lists (`classes.ClassSet.from_json`).
-Listing does not stop at what is wrong: it goes into `rejected`.
+Listing does not stop at what is wrong: it goes into `rejected`. What it had to decide by itself
+goes into `notes`.
 """
 
 import dataclasses
+import json
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sisma_jax.data import image_files, raw, raw_layout
-from sisma_jax.data.classes import CELEBAMASK, ClassSet
-from sisma_jax.data.label_maps import read_label_map, resize_nearest
+from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
+from sisma_jax.data.label_maps import Reading, read_with_share, resize_nearest
 from sisma_jax.errors import InputError
+from sisma_jax.files import is_content
 
 SPLITS = ("sis", "official")
 """Of the raw layout: that of the synthesis papers, by id, and the one of CelebA."""
@@ -27,7 +33,12 @@ SPLITS = ("sis", "official")
 CLASSES_FILE = "classes.json"
 
 _FIRST_VAL, _FIRST_TEST = 162_771, 182_638
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+
+TEST_SHARE = 0.1
+"""Of the items, from the last on, that are held out where neither the data set nor its user says
+which."""
+_HELD_OUT = ("test", "val", "valid", "validation")
+"""Folders that stand for the test split, the first that is there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Layout:
     """Each in the order of ids."""
     rejected: list[Rejected]
     """What listing has found wrong."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What listing has decided by itself, in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,51 +83,54 @@ class Reader:
     class_order: str
     crop: bool
     """Of pairs that are no squares, keep the largest one in the middle."""
+    nearest_colour: float | int | None = None
+    """As of `label_maps.Reading`."""
 
     def read(self, entry: Entry) -> dict[str, np.ndarray]:
-        """ "image" uint8 (size, size, 3) and "labels" uint8 (size, size).
+        """ "image" uint8 (size, size, 3) and "labels" uint8 (size, size); of pairs also "share",
+        that of label pixels which took the nearest class colour.
 
         Raises:
-          InputError: a file is missing, damaged or does not fit the other.
+          InputError: a file is missing, damaged or does not fit the other, or no pixel has a class.
         """
         kind, *place = entry.place
         return getattr(self, f"_read_{kind}")(*place)
 
-    def _read_raw(self, root: Path, masks: Path, face: int, parts: int) -> dict[str, np.ndarray]:
+    def _read_raw(self, root: Path, masks: Path, face: raw_layout.Face) -> dict[str, np.ndarray]:
         return {
-            "image": raw.read_image(raw_layout.image_path(root, face), self.size),
-            "labels": raw.read_parts(masks, face, parts, self.size),
+            "image": raw.read_image(face.image_path(root), self.size),
+            "labels": raw.read_parts(masks, face, self.size),
         }
 
     def _read_pair(self, image_path: Path, label_path: Path) -> dict[str, np.ndarray]:
-        labels = read_label_map(
-            label_path, self.classes, class_order=self.class_order, allow_unlabelled=True
-        )
-        # The decoder's shortcut rounds sides, after which shapes could not be compared.
-        draft = 2 * self.size if len(set(labels.shape)) == 1 else None
-        image = image_files.load(image_path, _FORMATS[image_path.suffix.lower()], draft=draft)
-        image = ImageOps.exif_transpose(image)
-        if image.mode not in ("L", "RGB", "CMYK"):
+        reading = Reading(self.class_order, True, self.nearest_colour)
+        labels, share = read_with_share(label_path, self.classes, reading)
+        if (labels == UNLABELLED).all():
+            raise InputError(f"{label_path} has no pixel with a class: all are unlabelled (255)")
+        # From the header: the decoder's shortcut rounds sides, which could not be compared.
+        (height, width), size = labels.shape, image_files.picture_size(image_path)
+        if height * size[0] != width * size[1]:
             raise InputError(
-                f"{image_path} is an image of mode {image.mode}: save it as 8-bit RGB without "
-                "transparency"
+                f"{label_path} has {width} x {height} pixels, but its image {size[0]} x "
+                f"{size[1]}: they do not have the same shape"
             )
-        (height, width), shape = labels.shape, (image.height, image.width)
-        if height * shape[1] != width * shape[0]:
+        if min(size) < self.size:
             raise InputError(
-                f"{label_path} has {width} x {height} pixels, but its image {shape[1]} x "
-                f"{shape[0]}: they do not have the same shape"
+                f"{image_path} has {size[0]} x {size[1]} pixels, but images of at least "
+                f"{self.size} x {self.size} are asked for: choose a smaller size or other images"
             )
+        if height != width and not self.crop:
+            raise InputError(
+                f"{image_path} is no square ({size[0]} x {size[1]} pixels): crop it, or have "
+                "the middle taken with --crop"
+            )
+        image = image_files.read_picture(image_path, draft=2 * self.size)
         if height != width:
-            if not self.crop:
-                raise InputError(
-                    f"{image_path} is no square ({shape[1]} x {shape[0]} pixels): crop it, or have "
-                    "the middle taken with --crop"
-                )
             image, labels = _middle(image, labels)
         if len(labels) != self.size:
             labels = resize_nearest(labels, self.size)
-        return {"image": raw.fit(image_path, image, self.size), "labels": labels}
+        image = raw.fit(image_path, image, self.size)
+        return {"image": image, "labels": labels, "share": np.float64(share)}
 
 
 def _middle(
@@ -130,15 +146,20 @@ def _middle(
 
 
 def survey(
-    root: Path, *, split: str = "sis", test_from: int, classes_file: Path | None = None
+    root: Path,
+    *,
+    split: str = "sis",
+    test_from: int | None = None,
+    classes_file: Path | None = None,
 ) -> Layout:
     """Find out what a folder holds.
 
     Args:
       root: the data set's folder.
-      split: of a raw folder, one of SPLITS; pairs bring theirs in `train` and `test`.
+      split: of a raw folder, one of SPLITS; pairs bring theirs in `train` and `test` (or `val`).
       test_from: where the layout has no test split: the first id in it (raw, "sis"), or its place
-        in the order of names (pairs).
+        in the order of names (pairs). None: 28,000 of a raw folder that has so many, else so that
+        the last tenth is held out.
       classes_file: JSON list of the classes of pairs; `classes.json` in `root` if it is there.
 
     Raises:
@@ -155,24 +176,53 @@ def survey(
     if classes_file is None and (root / CLASSES_FILE).exists():
         classes_file = root / CLASSES_FILE
     classes = CELEBAMASK if classes_file is None else ClassSet.read(classes_file)
-    names = [name for name in ("train", "val", "test") if (root / name / "images").is_dir()]
+    names = [name for name in ("train", *_HELD_OUT) if (root / name / "images").is_dir()]
     rejected: list[Rejected] = []
+    notes: list[str] = []
     if names:
-        splits = {name: _list_pairs(root / name, rejected) for name in names}
-        return Layout(root, "packed", classes, splits, rejected)
+        splits = {name: _list_pairs(root / name, rejected, notes) for name in names}
+        held_out = next((name for name in _HELD_OUT if name in splits), None)
+        if held_out not in (None, "test"):
+            splits["test"] = splits.pop(held_out)
+            notes.append(f"{root} has no test folder: {held_out} is the test split")
+        if held_out is None:
+            splits = _cut(splits["train"], test_from, notes)
+        elif test_from is not None:
+            notes.append(f"{root} has its own test split: --test-from has no part in it")
+        return Layout(root, "packed", classes, splits, rejected, notes)
     if not (root / "images").is_dir():
         raise InputError(
             f"{root} holds no data set: neither {raw_layout.IMAGE_FOLDER} nor images and labels, "
             "nor train and test with images and labels in them"
         )
-    pairs = _list_pairs(root, rejected)
-    splits = {"train": pairs[:test_from], "test": pairs[test_from:]}
-    return Layout(root, "pairs", classes, splits, rejected)
+    splits = _cut(_list_pairs(root, rejected, notes), test_from, notes)
+    return Layout(root, "pairs", classes, splits, rejected, notes)
 
 
-def _survey_raw(root: Path, split: str, test_from: int) -> Layout:
+def _cut(items: list[Entry], test_from: int | None, notes: list[str]) -> dict[str, list[Entry]]:
+    """Items split at their place in the list."""
+    if test_from is None:
+        test_from = len(items) - _tenth(len(items))
+        notes.append(_how_split(len(items) - test_from, len(items), test_from))
+    return {"train": items[:test_from], "test": items[test_from:]}
+
+
+def _tenth(count: int) -> int:
+    """How many of so many are held out: one at least, and never all."""
+    return min(max(1, round(TEST_SHARE * count)), count - 1) if count else 0
+
+
+def _how_split(tests: int, count: int, test_from: int) -> str:
+    return (
+        f"the last {tests} of {count} items are the test split, for the data set has none of its "
+        f"own: choose another by --test-from (this is {test_from})"
+    )
+
+
+def _survey_raw(root: Path, split: str, test_from: int | None) -> Layout:
     masks = raw_layout.mask_folder(root)
     rejected: list[Rejected] = []
+    notes: list[str] = []
     # A stray file may be what its face lacks, so the face is left out with it.
     strays: set[int] = set()
 
@@ -183,12 +233,14 @@ def _survey_raw(root: Path, split: str, test_from: int) -> Layout:
 
     images = raw_layout.list_images(root, report)
     parts = raw_layout.list_parts(masks, report)
-    for face in sorted(images - parts.keys() - strays):
+    for face in sorted(images.keys() - parts.keys() - strays):
         rejected.append(Rejected(str(face), f"image {face} has no part mask in {masks}"))
-    for face in sorted(parts.keys() - images - strays):
+    for face in sorted(parts.keys() - images.keys() - strays):
         rejected.append(Rejected(str(face), f"the masks of face {face} have no image in {root}"))
-    faces = sorted(images & parts.keys() - strays)
+    faces = sorted(images.keys() & parts.keys() - strays)
     if split == "official":
+        if test_from is not None:
+            notes.append("the official split is CelebA's own: --test-from has no part in it")
         names, place = ("train", "val", "test"), _official_split(root)
         for face in faces:
             if face not in place:
@@ -197,21 +249,34 @@ def _survey_raw(root: Path, split: str, test_from: int) -> Layout:
                 )
         faces = [face for face in faces if face in place]
     elif split == "sis":
+        if test_from is None:
+            test_from = _first_test_id(faces, notes)
         names, place = ("train", "test"), {face: int(face >= test_from) for face in faces}
     else:
         raise InputError(f"split {split!r} does not exist: choose {' or '.join(SPLITS)}")
     splits: dict[str, list[Entry]] = {name: [] for name in names}
     for face in faces:
-        entry = Entry(str(face), ("raw", root, masks, face, parts[face]))
-        splits[names[place[face]]].append(entry)
-    return Layout(root, "raw", CELEBAMASK, splits, rejected)
+        files = raw_layout.Face(face, images[face], parts[face])
+        splits[names[place[face]]].append(Entry(str(face), ("raw", root, masks, files)))
+    return Layout(root, "raw", CELEBAMASK, splits, rejected, notes)
+
+
+def _first_test_id(faces: list[int], notes: list[str]) -> int:
+    """Where the papers' test split begins, or that of the last tenth of a smaller set."""
+    if not faces or faces[0] < raw.TEST_FROM <= faces[-1]:
+        return raw.TEST_FROM
+    tests = _tenth(len(faces))
+    test_from = faces[-tests] if tests else faces[-1] + 1
+    notes.append(_how_split(tests, len(faces), test_from))
+    return test_from
 
 
 def _official_split(root: Path) -> dict[int, int]:
     """0, 1 or 2 (train, val, test) for every id, by the place of its original in CelebA."""
     path = root / raw_layout.MAPPING_FILE
     try:
-        lines = path.read_text().splitlines()
+        content = path.read_bytes()
+        lines = content.decode(json.detect_encoding(content)).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} cannot be read: the official split needs this file of the data set, or choose "
@@ -229,13 +294,20 @@ def _official_split(root: Path) -> dict[int, int]:
     return split
 
 
-def _list_pairs(folder: Path, rejected: list[Rejected]) -> list[Entry]:
-    images, images_twice = _by_stem(folder / "images", rejected)
-    labels, labels_twice = _by_stem(folder / "labels", rejected)
+def _list_pairs(folder: Path, rejected: list[Rejected], notes: list[str]) -> list[Entry]:
+    """Images with their label maps, in the order of names.
+
+    Raises:
+      InputError: there are some of both, and none belong together.
+    """
+    images, images_twice = _by_stem(folder / "images", tuple(image_files.FORMATS), rejected)
+    labels, labels_twice = _by_stem(folder / "labels", image_files.LOSSLESS, rejected)
     # Of two files of one name none is used: nobody knows which is right.
     for stem in images_twice | labels_twice:
         images.pop(stem, None)
         labels.pop(stem, None)
+    if images and labels and not images.keys() & labels.keys():
+        images, labels = _without_affixes(folder, images, labels, notes)
     for stem in sorted(images.keys() - labels.keys()):
         rejected.append(Rejected(stem, f"{images[stem]} has no label map in {folder / 'labels'}"))
     for stem in sorted(labels.keys() - images.keys()):
@@ -246,17 +318,59 @@ def _list_pairs(folder: Path, rejected: list[Rejected]) -> list[Entry]:
     return [Entry(stem, ("pair", images[stem], labels[stem])) for stem in stems]
 
 
-def _by_stem(folder: Path, rejected: list[Rejected]) -> tuple[dict[str, Path], set[str]]:
+def _without_affixes(
+    folder: Path, images: dict[str, Path], labels: dict[str, Path], notes: list[str]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The files by what is their own in their names: image_1 and 1_mask are both 1.
+
+    What all images, or all label maps, begin or end with is taken off. No digits are: they are what
+    tells items apart.
+
+    Raises:
+      InputError: names do not belong together even so.
+    """
+    bare_images, bare_labels = _bare(images), _bare(labels)
+    together = bare_images.keys() & bare_labels.keys()
+    if 2 * len(together) <= max(len(images), len(labels)):
+        raise InputError(
+            f"the {len(images)} images and {len(labels)} label maps of {folder} have no name in "
+            f"common (the first are {min(images.values()).name} and {min(labels.values()).name}): "
+            "give an image and its label map the same name"
+        )
+    first = min(together)
+    notes.append(
+        f"names in {folder} differ, so {bare_images[first].name} is taken to belong to "
+        f"{bare_labels[first].name}, and {len(together)} pairs like that"
+    )
+    own = {bare: path.stem for bare, path in bare_images.items()}
+    return images, {own.get(bare, path.stem): path for bare, path in bare_labels.items()}
+
+
+def _bare(files: dict[str, Path]) -> dict[str, Path]:
+    """The files by their names without what all of them share; {} where that is not their own."""
+    common = os.path.commonprefix
+    prefix = common(list(files)).rstrip("0123456789")
+    rest = [stem[len(prefix) :] for stem in files]
+    suffix = common([stem[::-1] for stem in rest])[::-1].lstrip("0123456789")
+    bare = [stem[: len(stem) - len(suffix)] for stem in rest]
+    if "" in bare or len(set(bare)) < len(bare):
+        return {}
+    return dict(zip(bare, files.values(), strict=True))
+
+
+def _by_stem(
+    folder: Path, suffixes: Sequence[str], rejected: list[Rejected]
+) -> tuple[dict[str, Path], set[str]]:
     """The files by their names without suffix, and the names that several have."""
     try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        paths = sorted(path for path in folder.iterdir() if is_content(path.name))
     except OSError as error:
         raise InputError(f"{folder} cannot be listed ({error.strerror})") from error
     found: dict[str, Path] = {}
     twice: set[str] = set()
     for path in paths:
-        if path.suffix.lower() not in _FORMATS:
-            rejected.append(Rejected(path.stem, f"{path} is no JPEG or PNG file by its name"))
+        if path.suffix.lower() not in suffixes:
+            rejected.append(Rejected(path.stem, f"{path} is no {_kinds(suffixes)} by its name"))
         elif path.stem in found:
             reason = f"{path} and {found[path.stem].name} have one name: remove one"
             rejected.append(Rejected(path.stem, reason))
@@ -264,3 +378,8 @@ def _by_stem(folder: Path, rejected: list[Rejected]) -> tuple[dict[str, Path], s
         else:
             found[path.stem] = path
     return found, twice
+
+
+def _kinds(suffixes: Collection[str]) -> str:
+    lossy = ".jpg" in suffixes
+    return f"{image_files.FORMAT_NAMES if lossy else image_files.LOSSLESS_NAMES} file"

@@ -20,7 +20,7 @@ from sisma_jax.data.layouts import Layout, Reader, Rejected
 from sisma_jax.data.prepared import DATASET_FILE, VERSION
 from sisma_jax.data.shards import Folder, Shard
 from sisma_jax.errors import InputError
-from sisma_jax.files import write_atomically
+from sisma_jax.files import write_text
 
 REJECTED_FILE = "rejected.jsonl"
 REJECTED_SHARE = 0.01
@@ -89,6 +89,46 @@ def prepare(
     return _finish(layout, reader, folder, split_name, tasks, notes)
 
 
+UNLABELLED_SHARE = 0.01
+"""Of all pixels; more than this is said."""
+
+
+def oddities(description: dict[str, Any]) -> list[str]:
+    """What a prepared data set's labels may not be meant to be, in sentences.
+
+    Args:
+      description: what `dataset.json` holds.
+    """
+    found = []
+    for name, split in description["splits"].items():
+        if not split["ids"]:
+            continue
+        shares = split["class_frequency"]
+        empty = [one for one, share in shares.items() if not share]
+        if empty:
+            found.append(
+                f"split {name!r} has no pixel of {len(empty)} of the {len(shares)} classes: "
+                f"{', '.join(empty)}"
+            )
+        if split["unlabelled"] > UNLABELLED_SHARE:
+            found.append(
+                f"{split['unlabelled']:.1%} of the pixels of split {name!r} are unlabelled (255): "
+                "if 255 stands for a class, number that as the list of classes does"
+            )
+    if share := description.get("nearest_colour_share"):
+        found.append(
+            f"{share:.2%} of the label pixels took the nearest class colour "
+            f"(--nearest-colour {description['nearest_colour']:g})"
+        )
+    return found
+
+
+def missing_splits(description: dict[str, Any]) -> list[str]:
+    """Of those that training needs, the splits that a prepared data set has nothing in."""
+    splits = description["splits"]
+    return [name for name in ("train", "test") if not splits.get(name, {"ids": []})["ids"]]
+
+
 @dataclasses.dataclass
 class _Limit:
     """Stops when too much cannot be used."""
@@ -120,10 +160,17 @@ def _plan(layout: Layout, reader: Reader, split_name: str, tasks: list[Shard]) -
         "split": split_name,
         "coding": records.CODING,
         **reader.classes.to_json(),
+        **_nearest(reader),
     }
     return shards.plan(
         settings, {shard.file: [entry.id for entry in shard.items] for shard in tasks}
     )
+
+
+def _nearest(reader: Reader) -> dict[str, float]:
+    """The setting, which data sets of exact colours do not have."""
+    distance = reader.nearest_colour
+    return {} if distance is None else {"nearest_colour": distance}
 
 
 def _write_shard(
@@ -134,6 +181,7 @@ def _write_shard(
     np.empty(24 << 20, np.uint8)
     ids, rejected = [], []
     pixels = np.zeros(256, np.int64)
+    shares = 0.0
     told = told_rejected = 0
     with folder.writer(shard) as writer:
         for read, entry in enumerate(shard.items, 1):
@@ -144,12 +192,14 @@ def _write_shard(
             else:
                 writer.write(records.encode(entry.id, item))
                 pixels += np.bincount(item["labels"].reshape(-1), minlength=256)
+                shares += float(item.get("share", 0.0))
                 ids.append(entry.id)
             if read - told >= _ITEMS_PER_MESSAGE:
                 yield read - told, rejected[told_rejected:], None
                 told, told_rejected = read, len(rejected)
         writer.note["ids"] = ids
         writer.note["pixels"] = pixels.tolist()
+        writer.note["shares"] = shares
         writer.note["rejected"] = [dataclasses.asdict(one) for one in rejected]
     yield len(shard.items) - told, rejected[told_rejected:], writer.note
 
@@ -165,10 +215,12 @@ def _finish(
     rejected = [dataclasses.asdict(one) for one in layout.rejected]
     splits: dict[str, dict] = {name: {"ids": [], "shards": []} for name in layout.splits}
     pixels = {name: np.zeros(256, np.int64) for name in layout.splits}
+    shares = 0.0
     for shard in tasks:
         note = notes[shard.file]
         rejected += note["rejected"]
         pixels[shard.split] += note["pixels"]
+        shares += note.get("shares", 0.0)
         if note["ids"]:
             splits[shard.split]["ids"] += note["ids"]
             splits[shard.split]["shards"].append(shards.entry(note))
@@ -187,6 +239,9 @@ def _finish(
         "rejected": len(rejected),
         "splits": splits,
     }
+    if _nearest(reader):
+        count = sum(len(split["ids"]) for split in splits.values())
+        description |= _nearest(reader) | {"nearest_colour_share": shares / max(count, 1)}
     lines = "".join(json.dumps(one) + "\n" for one in rejected)
-    write_atomically(folder.path / REJECTED_FILE, lines.encode())
+    write_text(folder.path / REJECTED_FILE, lines)
     return folder.finish(description)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sisma_jax.data import image_files, raw_layout
-from sisma_jax.data.classes import CELEBAMASK, CLASSES
+from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.label_maps import resize_nearest
 from sisma_jax.errors import InputError
 
@@ -72,11 +72,11 @@ class RawFaces:
 
         raw_layout.check_root(self._root)
         parts = raw_layout.list_parts(self._masks) if "labels" in self._fields else {}
-        faces = raw_layout.list_images(self._root) if "image" in self._fields else set(parts)
-        if parts:
-            raw_layout.check_pairs(self._root, faces, parts.keys())
+        images = raw_layout.list_images(self._root) if "image" in self._fields else {}
+        if parts and images:
+            raw_layout.check_pairs(self._root, images.keys(), parts.keys())
 
-        ids = np.array(sorted(faces), np.int32)
+        ids = np.array(sorted(images or parts), np.int32)
         self.ids = ids[_in_split(ids, split, test_from)]
         if not len(self.ids):
             raise InputError(
@@ -84,19 +84,22 @@ class RawFaces:
                 f"{ids[-1]} and the test split starts at test_from={test_from}; choose another "
                 "test_from or split"
             )
-        self._parts = [parts.get(face, 0) for face in self.ids.tolist()]
+        self._faces = [
+            raw_layout.Face(face, images.get(face, ""), parts.get(face, ()))
+            for face in self.ids.tolist()
+        ]
         self[0]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        face = int(self.ids[index])
+        face = self._faces[index]
         item = {}
         if "image" in self._fields:
-            item["image"] = read_image(raw_layout.image_path(self._root, face), self._size)
+            item["image"] = read_image(face.image_path(self._root), self._size)
         if "labels" in self._fields:
-            item["labels"] = read_parts(self._masks, face, self._parts[index], self._size)
+            item["labels"] = read_parts(self._masks, face, self._size)
         return item
 
     def __repr__(self) -> str:
@@ -114,15 +117,15 @@ def _in_split(ids: np.ndarray, split: str, test_from: int) -> np.ndarray:
 
 
 def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """RGB pixels of a square JPEG, turned as its EXIF says, downscaled once with antialiasing.
+    """RGB pixels of a square picture (`image_files.read_picture`), downscaled once with
+    antialiasing.
 
     Raises:
       InputError: it cannot be read, is not square or smaller than `size`.
     """
     # The decoder may skip resolution down to twice the size, which halves the time; LANCZOS then
     # still shapes the spectrum (54 dB from the full decode on a 1/f picture, 1024 to 256 pixels).
-    image = image_files.load(path, "JPEG", draft=2 * size)
-    return fit(path, ImageOps.exif_transpose(image), size)
+    return fit(path, image_files.read_picture(path, draft=2 * size), size)
 
 
 def fit(path: Path, image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -136,56 +139,59 @@ def fit(path: Path, image: Image.Image, size: int) -> UInt8[np.ndarray, "size si
             f"{path} has {image.width} x {image.height} pixels, but square images of at least "
             f"{size} x {size} are asked for: choose a smaller size or other images"
         )
-    if image.mode != "RGB":
-        image = image.convert("RGB")
     if image.width != size:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(image)
 
 
-def read_parts(masks: Path, face: int, present: int, size: int) -> UInt8[np.ndarray, "size size"]:
+def read_parts(masks: Path, face: raw_layout.Face, size: int) -> UInt8[np.ndarray, "size size"]:
     """The label map of a face, merged at its masks' own resolution, resized to the nearest.
 
     Raises:
-      InputError: a part cannot be read, is not binary or of another size than those before it.
+      InputError: a part cannot be read, is not binary or of another size than those before it, or
+        all of them are black (as in CelebAMask-HQ's face 4790): nobody knows where the face is.
     """
-    labels = _merge_parts(masks, face, present)
+    labels = _merge_parts(masks, face)
     height, width = labels.shape
     if height != width:
         raise InputError(
-            f"the parts of face {face} in {masks} have {width} x {height} pixels: bring them to a "
-            "square"
+            f"the parts of face {face.id} in {masks} have {width} x {height} pixels: bring them to "
+            "a square"
+        )
+    if not labels.any():
+        raise InputError(
+            f"all {len(face.parts)} part masks of face {face.id} in {masks} are black, so that its "
+            "label map would be background alone: remove the face, or let sisma_jax.prepare leave "
+            "it out"
         )
     return labels if labels.shape == (size, size) else resize_nearest(labels, size)
 
 
-def _merge_parts(masks: Path, face: int, present: int) -> UInt8[np.ndarray, "h w"]:
-    """Paints the parts whose bits are set in `present` over each other in class order."""
+def _merge_parts(masks: Path, face: raw_layout.Face) -> UInt8[np.ndarray, "h w"]:
+    """Paints the parts over each other in class order."""
     labels = None
-    for label, part in enumerate(CLASSES):
-        if not present >> label & 1:
-            continue
-        path = raw_layout.part_path(masks, face, part)
+    for label, name in face.parts:
+        path = masks / name
         where = _read_part(path)
         if labels is None:
             labels = np.zeros(where.shape, np.uint8)
         if where.shape != labels.shape:
             raise InputError(
                 f"{path} has {where.shape[1]} x {where.shape[0]} pixels, but the parts of face "
-                f"{face} before it have {labels.shape[1]} x {labels.shape[0]}: bring all parts of "
-                "a face to one size"
+                f"{face.id} before it have {labels.shape[1]} x {labels.shape[0]}: bring all parts "
+                "of a face to one size"
             )
         np.copyto(labels, np.uint8(label), where=where)
     return labels
 
 
 def _read_part(path: Path) -> Bool[np.ndarray, "h w"]:
-    image = image_files.load(path, "PNG")
+    image = image_files.read_lossless(path).image
     if image.mode in ("1", "P", "RGB"):
         image = image.convert("L")
     if image.mode != "L":
         raise InputError(
-            f"{path} is a PNG of mode {image.mode}: save it as an 8-bit PNG, white on black, "
+            f"{path} has pixels of type {image.mode}: save it as an 8-bit PNG, white on black, "
             "without transparency"
         )
     values = np.asarray(image)

@@ -3,16 +3,20 @@
     CelebA-HQ-img/{id}.jpg
     CelebAMask-HQ-mask-anno/{id // 2000}/{id:05d}_{part}.png      white on black; no file, no part
 
+Copies whose names are padded otherwise, or end otherwise (`.JPG`, `.bmp`), are read as they are.
 Listing reads directory entries only (the full set has some 400,000 files), once per folder.
 Source: the release of Lee et al., "MaskGAN", CVPR 2020.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sisma_jax.data.classes import CLASSES
+from sisma_jax.data.image_files import FORMAT_NAMES, FORMATS, LOSSLESS, LOSSLESS_NAMES
 from sisma_jax.errors import InputError
+from sisma_jax.files import is_content
 
 IMAGE_FOLDER = "CelebA-HQ-img"
 MASK_FOLDER = "CelebAMask-HQ-mask-anno"
@@ -20,17 +24,31 @@ MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
 FACES_PER_MASK_FOLDER = 2000
 
 _MISSPELT_MASK_FOLDER = "CelebAMaskHQ-mask-anno"
-_BIT_OF_PART = {part: 1 << label for label, part in enumerate(CLASSES) if label}
+_LABEL_OF_PART = {part: label for label, part in enumerate(CLASSES) if label}
 _HOW_TO_MAKE_ONE = "`python -m sisma_jax.data.synthetic --out {} --count 512 --size 64`"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Face:
+    """One face's files, as they are named."""
+
+    id: int
+    image: str
+    """In the image folder; "" for none."""
+    parts: tuple[tuple[int, str], ...]
+    """Class id and name, below the mask folder, of each part, in the order of classes."""
+
+    def image_path(self, root: Path) -> Path:
+        return root / IMAGE_FOLDER / self.image
+
+
 def image_path(root: Path, face: int) -> Path:
-    """File of a face's image."""
+    """File of a face's image, as the release names it."""
     return root / f"{IMAGE_FOLDER}/{face}.jpg"
 
 
 def part_path(masks: Path, face: int, part: str) -> Path:
-    """File of one part of a face, below the mask folder."""
+    """File of one part of a face, below the mask folder, as the release names it."""
     return masks / f"{face // FACES_PER_MASK_FOLDER}/{face:05d}_{part}.png"
 
 
@@ -54,75 +72,103 @@ def refuse(message: str, face: int | None) -> None:
     raise InputError(message)
 
 
-def list_images(root: Path, report: Callable[[str, int | None], None] = refuse) -> set[int]:
-    """Ids of all images; what is misnamed goes to `report`.
+def list_images(root: Path, report: Callable[[str, int | None], None] = refuse) -> dict[int, str]:
+    """The names of all images by id; what is misnamed, or has an id twice, goes to `report`.
 
     Raises:
       InputError: there is no image folder or no image in it, or a file is misnamed.
     """
     folder = root / IMAGE_FOLDER
-    images = set()
+    images: dict[int, str] = {}
+    twice: set[int] = set()
+    others = []
     for entry in _scan(folder):
-        stem, dot, suffix = entry.name.rpartition(".")
-        if dot + suffix != ".jpg":
-            continue
-        if not stem.isdecimal() or str(int(stem)) != stem:
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() not in FORMATS:
+            others.append(entry.name)
+        elif not _is_number(stem):
             report(
-                f"{entry.path} is not named after a face: images are {IMAGE_FOLDER}/{{id}}.jpg "
-                "with an unpadded number; rename or remove it",
-                int(stem) if stem.isdecimal() else None,
+                f"{entry.path} is not named after a face: images are {IMAGE_FOLDER}/{{id}}.jpg; "
+                "rename or remove it",
+                None,
             )
-            continue
-        images.add(int(stem))
+        elif int(stem) in images:
+            first = images[int(stem)]
+            report(f"{entry.path} and {first} are two images of one face: remove one", int(stem))
+            twice.add(int(stem))
+        else:
+            images[int(stem)] = entry.name
     if not images:
         raise InputError(
-            f"{folder} holds no image named {{id}}.jpg: unpack the data set there, or make one "
-            f"with {_HOW_TO_MAKE_ONE.format('DIR')}"
+            f"{folder} holds no {FORMAT_NAMES} file named {{id}}.jpg{_such_as(others)}: unpack the "
+            f"data set there, or make one with {_HOW_TO_MAKE_ONE.format('DIR')}"
         )
+    for face in twice:
+        del images[face]
     return images
 
 
-def list_parts(masks: Path, report: Callable[[str, int | None], None] = refuse) -> dict[int, int]:
-    """Ids of all faces with a mask, and which parts each has: bit `label` for class `label`.
+def list_parts(
+    masks: Path, report: Callable[[str, int | None], None] = refuse
+) -> dict[int, tuple[tuple[int, str], ...]]:
+    """The parts of all faces that have a mask, by id, as `Face.parts` has them.
 
-    What is misnamed or misplaced goes to `report`.
+    What is misnamed or misplaced, or is there twice, goes to `report`.
 
     Raises:
       InputError: there is no mask folder or no part in it, or a file is misnamed or misplaced.
     """
-    parts: dict[int, int] = {}
+    found: dict[int, dict[int, str]] = {}
+    others = []
     for subfolder in _scan(masks):
-        if not (subfolder.name.isdecimal() and subfolder.is_dir()):
+        if not (_is_number(subfolder.name) and subfolder.is_dir()):
+            others.append(subfolder.name)
             continue
         for entry in _scan(Path(subfolder.path)):
-            stem, dot, suffix = entry.name.rpartition(".")
-            if dot + suffix != ".png":
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix.lower() not in LOSSLESS:
+                others.append(f"{subfolder.name}/{entry.name}")
                 continue
             number, _, part = stem.partition("_")
-            bit = _BIT_OF_PART.get(part)
-            if bit is None or len(number) != 5 or not number.isdecimal():
+            label = _LABEL_OF_PART.get(part)
+            face = int(number) if _is_number(number) else None
+            if label is None or face is None:
                 report(
                     f"{entry.path} is not named {{id:05d}}_{{part}}.png with one of the parts "
-                    f"{', '.join(_BIT_OF_PART)}: rename or remove it",
-                    int(number) if number.isdecimal() else None,
+                    f"{', '.join(_LABEL_OF_PART)}: rename or remove it",
+                    face,
                 )
                 continue
-            face = int(number)
-            if subfolder.name != str(face // FACES_PER_MASK_FOLDER):
+            if int(subfolder.name) != face // FACES_PER_MASK_FOLDER:
                 report(
                     f"{entry.path} lies in the wrong folder: parts of face {face} belong in "
                     f"{masks / str(face // FACES_PER_MASK_FOLDER)}; move them there",
                     face,
                 )
                 continue
-            parts[face] = parts.get(face, 0) | bit
-    if not parts:
+            parts = found.setdefault(face, {})
+            if label in parts:
+                report(
+                    f"{entry.path} and {parts[label]} are two masks of one part: remove one", face
+                )
+            parts[label] = f"{subfolder.name}/{entry.name}"
+    if not found:
         raise InputError(
             f"{masks} holds no part mask named {{id // {FACES_PER_MASK_FOLDER}}}/{{id:05d}}_"
-            "{part}.png: unpack the data set there, or make one with "
-            f"{_HOW_TO_MAKE_ONE.format('DIR')}"
+            f"{{part}}.png ({LOSSLESS_NAMES}){_such_as(others)}: unpack the data set there, or "
+            f"make one with {_HOW_TO_MAKE_ONE.format('DIR')}"
         )
-    return parts
+    return {face: tuple(sorted(parts.items())) for face, parts in found.items()}
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is an id; more digits than nine would not be one of a face."""
+    return text.isascii() and text.isdecimal() and len(text.lstrip("0")) <= 9
+
+
+def _such_as(names: list[str]) -> str:
+    """What else there is, for a message."""
+    return f", but {len(names)} others such as {min(names)}" if names else ""
 
 
 def check_pairs(root: Path, images: Collection[int], masked: Collection[int]) -> None:
@@ -144,10 +190,10 @@ def check_pairs(root: Path, images: Collection[int], masked: Collection[int]) ->
 
 
 def _scan(folder: Path) -> list[os.DirEntry]:
-    """Entries of a folder without the hidden ones that operating systems leave behind."""
+    """Entries of a folder that may be of the data set."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            return [entry for entry in entries if is_content(entry.name)]
     except OSError as error:
         raise InputError(
             f"{folder} cannot be listed ({error.strerror}): a raw CelebAMask-HQ folder holds "

@@ -7,6 +7,7 @@ smaller. A label map is small enough for its raw bytes to be deflated.
 import io
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -19,18 +20,12 @@ def encode(id: str, item: dict[str, np.ndarray]) -> bytes:
     """Bytes of an item's id, "image" uint8 (size, size, 3) and "labels" uint8 (size, size)."""
     buffer = io.BytesIO()
     Image.fromarray(item["image"]).save(buffer, "WEBP", lossless=True, method=0, quality=50)
-    return msgpack.packb(
-        {
-            "id": id,
-            "image": buffer.getvalue(),
-            "labels": encode_labels(item["labels"]),
-        }
-    )
+    return pack(id, image=buffer.getvalue(), labels=encode_labels(item["labels"]))
 
 
 def decode(record: bytes, fields: Sequence[str], size: int) -> dict[str, np.ndarray]:
     """The fields asked for of what `encode` wrote."""
-    stored = msgpack.unpackb(record)
+    stored = unpack(record)
     item = {}
     if "image" in fields:
         with Image.open(io.BytesIO(stored["image"]), formats=("WEBP",)) as image:
@@ -38,6 +33,16 @@ def decode(record: bytes, fields: Sequence[str], size: int) -> dict[str, np.ndar
     if "labels" in fields:
         item["labels"] = decode_labels(stored["labels"], size)
     return item
+
+
+def pack(id: str, **fields: bytes) -> bytes:
+    """A record of an item's id and fields. The id may come from a file name that is no UTF-8."""
+    return msgpack.packb({"id": id, **fields}, unicode_errors="surrogateescape")
+
+
+def unpack(record: bytes) -> dict[str, Any]:
+    """What `pack` was given."""
+    return msgpack.unpackb(record, unicode_errors="surrogateescape")
 
 
 def encode_labels(labels: np.ndarray) -> bytes:

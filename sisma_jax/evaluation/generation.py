@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from sisma_jax.data.image_files import load, save_png
+from sisma_jax.data.image_files import read_picture, save_png
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.pictures import SplitPictures, digest
 from sisma_jax.files import write_json
@@ -108,11 +108,11 @@ class GeneratedFaces:
         return self.folder / f"{self.names[mask]}_{sample}.png"
 
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
-        return np.stack([np.array(load(self.file(index), "PNG")) for index in indices])
+        return np.stack([np.asarray(read_picture(self.file(index))) for index in indices])
 
     def samples(self, mask: int, count: int) -> UInt8[np.ndarray, "count h w 3"]:
         """The first samples of one mask."""
-        return np.stack([np.array(load(self.file(mask, k), "PNG")) for k in range(count)])
+        return np.stack([np.asarray(read_picture(self.file(mask, k))) for k in range(count)])
 
     def make(self, masks: range, samples: int = 1) -> None:
         """Make those of the masks' first samples that are not there, or are damaged."""
@@ -158,6 +158,6 @@ class GeneratedFaces:
         if not file.exists():
             return False
         try:
-            return load(file, "PNG").size == (size, size)
+            return read_picture(file).size == (size, size)
         except InputError:
             return False

@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from sisma_jax.data.image_files import FORMATS, load
+from sisma_jax.data.image_files import FORMAT_NAMES, FORMATS, picture_size, read_picture
 from sisma_jax.data.input_pipeline import Source
 from sisma_jax.errors import InputError
+from sisma_jax.files import is_content
 from sisma_jax.models.autoencoder import Autoencoder, to_float, to_uint8
 from sisma_jax.training.sharding import (
     chunks,
@@ -55,7 +55,7 @@ def digest(*parts: object) -> str:
             found.update(f"{part.dtype} {part.shape}\n".encode())
             found.update(np.ascontiguousarray(part).data)
         else:
-            content = str(part).encode()
+            content = str(part).encode(errors="surrogateescape")  # names may be no UTF-8
             found.update(f"{len(content)}\n".encode() + content)
     return found.hexdigest()
 
@@ -141,7 +141,7 @@ def reconstructor(
 
 
 class PictureFolder:
-    """The PNG and JPEG files of a folder, by name; other files are left alone.
+    """The pictures of a folder (`image_files.FORMATS`), by name; other files are left alone.
 
     Attributes:
       size: (height, width) of all of them.
@@ -151,20 +151,21 @@ class PictureFolder:
         """Looks at every file.
 
         Raises:
-          InputError: there is no such folder, it has fewer than two pictures, they are not all RGB
-            and of one size, two have one name, or one cannot be read.
+          InputError: there is no such folder, it has fewer than two pictures, they are not all of
+            one size, two have one name, or one cannot be read.
         """
         path = Path(path)
         if not path.is_dir():
-            raise InputError(f"{path} is not a folder: give one of PNG or JPEG files")
+            raise InputError(f"{path} is not a folder: give one of {FORMAT_NAMES} files")
         self.files = sorted(
             file
             for file in path.iterdir()
-            if file.suffix.lower() in FORMATS and not file.name.startswith(".")
+            if file.suffix.lower() in FORMATS and is_content(file.name)
         )
         if len(self.files) < 2:
             raise InputError(
-                f"{path} holds {len(self.files)} PNG or JPEG files: scores of a set need at least 2"
+                f"{path} holds {len(self.files)} {FORMAT_NAMES} files: scores of a set need at "
+                "least 2"
             )
         self.path = path
         self.names = [file.stem for file in self.files]
@@ -173,7 +174,7 @@ class PictureFolder:
             raise InputError(f"{path} holds two pictures named {twice!r}: keep one of them")
         contents = hashlib.sha256()
         for file in self.files:
-            size = self._checked_size(file)
+            size = picture_size(file)[::-1]
             if file == self.files[0]:
                 self.size = size
             elif size != self.size:
@@ -184,27 +185,12 @@ class PictureFolder:
             contents.update(hashlib.sha256(file.read_bytes()).digest())
         self.key = digest("folder", *self.names, contents.hexdigest())
 
-    def _checked_size(self, file: Path) -> tuple[int, int]:
-        try:
-            with Image.open(file) as image:
-                mode, (width, height) = image.mode, image.size
-        except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(
-                f"{file} cannot be read as a picture: replace the file by an intact one"
-            ) from error
-        if mode != "RGB":
-            kind = {"L": "grey", "RGBA": "with alpha", "LA": "grey with alpha", "P": "indexed"}
-            raise InputError(
-                f"{file} is {kind.get(mode, 'of mode ' + mode)}: save it again as 8-bit RGB"
-            )
-        return height, width
-
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]:
         files = [self.files[index] for index in indices]
-        return np.stack([np.array(load(file, FORMATS[file.suffix.lower()])) for file in files])
+        return np.stack([np.asarray(read_picture(file)) for file in files])
 
 
 def on_all_devices(

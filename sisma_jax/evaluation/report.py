@@ -30,7 +30,6 @@ from sisma_jax.files import (
     is_new_or_empty,
     lock,
     read_json,
-    write_atomically,
     write_json,
 )
 
@@ -256,14 +255,11 @@ def write_report(
             **{kind: folder.findings(kind) for kind in FINDINGS},
         },
     )
-    write_atomically(folder.path / "report.md", _markdown(about, missing, shown, pictures).encode())
+    write_text(folder.path / "report.md", _markdown(about, missing, shown, pictures))
     for name, svg in plots.items():
         folder.pictures.mkdir(exist_ok=True)
-        write_atomically(folder.pictures / f"{name}.svg", svg.encode())
-    write_atomically(
-        folder.path / "report.html",
-        _html(folder, about, missing, shown, pictures, plots).encode(),
-    )
+        write_text(folder.pictures / f"{name}.svg", svg)
+    write_text(folder.path / "report.html", _html(folder, about, missing, shown, pictures, plots))
     return shown
 
 

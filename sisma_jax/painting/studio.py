@@ -25,9 +25,6 @@ from sisma_jax.training.run_folder import RunFolder
 
 FACES = 4
 """Faces at a time, and as many as the page makes at first."""
-_FORMATS = {b"\x89P": "PNG", b"\xff\xd8": "JPEG", b"RI": "WEBP"}
-"""By a file's first bytes."""
-_MODES = ("L", "LA", "P", "RGB", "RGBA", "CMYK")
 
 Report = Callable[[int, int], None]
 """Told how many faces of how many are there."""
@@ -197,28 +194,18 @@ class Studio:
         return resize_nearest(labels[y : y + side, x : x + side], self.size)
 
     def read_photo(self, path: Path) -> UInt8[np.ndarray, "h w 3"]:
-        """Read a photo, turned as its EXIF says, of which the square in the middle is taken, at the
-        model's size. What is transparent is white.
+        """Read a photo (`image_files.read_picture`), of which the square in the middle is taken,
+        at the model's size.
 
         Raises:
-          InputError: if it is no intact JPEG, PNG or WebP of 8 bits a channel; the message has the
-            file's name only.
+          InputError: if it cannot be read; the message has the file's name only.
         """
-        with path.open("rb") as file:
-            kind = _FORMATS.get(file.read(2))
-        if kind is None:
-            raise InputError(f"{path.name} is no JPEG, PNG or WebP: save the photo as one of them")
         try:
-            image = ImageOps.exif_transpose(image_files.load(path, kind))
+            image = image_files.read_picture(path, draft=2 * self.size)
         except InputError as error:
             raise InputError(str(error).replace(str(path), path.name)) from error
-        if image.mode not in _MODES:
-            raise InputError(f"{path.name} has pixels of type {image.mode}: save it as 8-bit RGB")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         side = (self.size, self.size)
-        return np.asarray(ImageOps.fit(image.convert("RGB"), side, Image.Resampling.LANCZOS))
+        return np.asarray(ImageOps.fit(image, side, Image.Resampling.LANCZOS))
 
     def find_mask(self, photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
         """The mask of a photo by the face parser.

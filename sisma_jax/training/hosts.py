@@ -120,7 +120,7 @@ def all_true(value: bool) -> bool:
 
 def _everyones(words: str) -> list[str]:
     line = np.zeros(MESSAGE_BYTES, np.uint8)
-    encoded = np.frombuffer(words.encode()[:MESSAGE_BYTES], np.uint8)
+    encoded = np.frombuffer(words.encode(errors="backslashreplace")[:MESSAGE_BYTES], np.uint8)
     line[: len(encoded)] = encoded
     lines = multihost_utils.process_allgather(line)
     return [bytes(one).rstrip(b"\0").decode(errors="ignore") for one in lines]

@@ -289,6 +289,25 @@ class TestNearestColour:
         assert [CLASSES[label] for label in labels[0]] == ["skin"] * 3 + ["hair"] * 2
         assert share == 0.2
 
+    def test_between_two_classes_there_is_no_third_one(self, tmp_path):
+        # The mean of skin and hair is nearer to the left ear's colour than to either.
+        labels = np.ones((32, 32), np.uint8)
+        labels[:, 16:] = CLASSES.index("hair")
+        picture = Image.fromarray(label_maps.colourise(labels))
+        picture.resize((96, 96), Image.Resampling.BILINEAR).save(tmp_path / "a.png")
+        read = label_maps.read_label_map(tmp_path / "a.png", nearest_colour=140)
+        assert set(np.unique(read)) == {1, CLASSES.index("hair")}
+        assert (read == 1)[:, :48].all() and not (read == 1)[:, 48:].any()
+
+    def test_masks_blurred_by_a_jpeg_are_nearly_the_same(self, tmp_path, monkeypatch):
+        labels = np.zeros((64, 64), np.uint8)
+        labels[8:56, 8:56], labels[20:40, 24:50] = 1, CLASSES.index("hair")
+        picture = Image.fromarray(label_maps.colourise(labels))
+        picture.save(tmp_path / "a.jpg", quality=90)
+        Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
+        read = label_maps.read_label_map(tmp_path / "a.png", nearest_colour=200)
+        assert np.mean(read != labels) < 0.02
+
     def test_beyond_it_the_pixel_and_its_distance_are_told(self, soft):
         message = refusal(soft, nearest_colour=60)
         assert "(136, 0, 68) at pixel (2, 0)" in message and "96 away" in message
@@ -306,7 +325,10 @@ class TestNearestColour:
 
     def test_a_palette_of_soft_colours_is_read_as_colours(self, soft):
         with Image.open(soft) as image:
-            image.quantize(8).save(soft)
+            rgb = np.asarray(image)
+        colours, places = np.unique(rgb.reshape(-1, 3), axis=0, return_inverse=True)
+        palette = np.concatenate([np.full((100, 3), 7, np.uint8), colours])
+        indexed((100 + places).astype(np.uint8).reshape(rgb.shape[:2]), palette).save(soft)
         labels = label_maps.read_label_map(soft, nearest_colour=100)
         assert [CLASSES[label] for label in labels[0]] == ["skin"] * 3 + ["hair"] * 2
 

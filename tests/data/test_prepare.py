@@ -187,7 +187,12 @@ DAMAGE = {
     "two names for one id": (
         lambda d: shutil.copy(d / "CelebA-HQ-img/2.jpg", d / "CelebA-HQ-img/02.jpg"),
         "2",
-        "is not named after a face",
+        "are two images of one face",
+    ),
+    "black parts": (
+        lambda d: [Image.new("L", (SIZE, SIZE)).save(path) for path in d.rglob("00002_*.png")],
+        "2",
+        "are black",
     ),
     "image too small": (
         lambda d: Image.new("RGB", (16, 16)).save(d / "CelebA-HQ-img/2.jpg"),
@@ -260,9 +265,14 @@ PAIR_DAMAGE = {
         lambda d: Image.new("RGB", (40, 32)).save(d / "images/scene_3.png"),
         "do not have the same shape",
     ),
-    "alpha": (
-        lambda d: Image.new("RGBA", (SIZE, SIZE)).save(d / "images/scene_3.png"),
-        "without transparency",
+    "colours that nobody states": (
+        lambda d: Image.new("F", (SIZE, SIZE)).save(d / "images/scene_3.png", "TIFF"),
+        "whose colours nobody states",
+    ),
+    "no labelled pixel": (lambda d: grey(d / "labels/scene_3.png", 255), "all are unlabelled"),
+    "a label map as JPEG": (
+        lambda d: Image.new("L", (SIZE, SIZE)).save(d / "labels/scene_3.png", "JPEG"),
+        "whose compression blurs values",
     ),
 }
 

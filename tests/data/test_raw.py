@@ -183,6 +183,9 @@ def test_files_of_the_operating_system_are_passed_over(root):
     for stray in (
         "CelebA-HQ-img/._2.jpg",
         "CelebA-HQ-img/Thumbs.db",
+        "CelebA-HQ-img/desktop.ini",
+        "CelebAMask-HQ-mask-anno/0/Thumbs.db",
+        "CelebAMask-HQ-mask-anno/ehthumbs.db",
         "CelebAMask-HQ-mask-anno/.DS_Store",
         "CelebAMask-HQ-mask-anno/0/._00002_skin.png",
         "CelebAMask-HQ-mask-anno/0/.DS_Store",
@@ -238,7 +241,7 @@ def test_an_unknown_part_is_refused(root):
     assert "00010_left_eye.png" in message and "l_eye" in message
 
 
-@pytest.mark.parametrize("name", ["00003.jpg", "face.jpg", "-3.jpg"])
+@pytest.mark.parametrize("name", ["x3.jpg", "face.jpg", "-3.jpg", "3_.JPG", "12345678901.jpg"])
 def test_a_misnamed_image_is_refused(root, name):
     os.rename(root / "CelebA-HQ-img/2.jpg", root / "CelebA-HQ-img" / name)
     assert name in refusal(root)
@@ -306,6 +309,39 @@ def test_a_file_that_vanished_after_listing_is_refused_by_name(root):
         faces[1]
 
 
-def test_a_png_under_the_name_of_a_jpeg_is_refused(root):
-    Image.new("RGB", (SIZE, SIZE)).save(root / "CelebA-HQ-img/2.jpg", format="PNG")
-    assert "JPEG" in refusal(root)
+def test_a_png_under_the_name_of_a_jpeg_is_read(root):
+    Image.new("RGB", (SIZE, SIZE), (1, 2, 3)).save(root / "CelebA-HQ-img/2.jpg", format="PNG")
+    assert (RawFaces(root, SIZE)[0]["image"] == (1, 2, 3)).all()
+
+
+def test_names_padded_or_ending_otherwise_are_read(root):
+    before = [*RawFaces(root, SIZE, split="all")]
+    images, masks = root / "CelebA-HQ-img", root / "CelebAMask-HQ-mask-anno"
+    (images / "2.jpg").rename(images / "00002.JPG")
+    with Image.open(images / "10.jpg") as image:
+        image.save(images / "10.bmp")
+    (images / "10.jpg").unlink()
+    (masks / "0/00010_l_eye.png").rename(masks / "0/10_l_eye.PNG")
+    (masks / "1").rename(masks / "01")
+    after = [*RawFaces(root, SIZE, split="all")]
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["labels"], other["labels"])
+
+
+def test_two_images_of_one_face_are_refused(root):
+    write_image(root, 3)
+    (root / "CelebA-HQ-img/3.jpg").rename(root / "CelebA-HQ-img/2.jpeg")
+    assert "are two images of one face" in refusal(root)
+
+
+def test_a_folder_of_other_files_is_told_with_the_first(root):
+    for path in (root / "CelebA-HQ-img").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    assert "but 4 others such as 10.heic" in refusal(root)
+
+
+def test_a_face_whose_parts_are_all_black_is_refused(root):
+    for part in ("skin", "hair"):
+        write_part(root, 2, part, np.zeros((SIZE, SIZE), bool))
+    assert "all 2 part masks of face 2" in refusal(root)

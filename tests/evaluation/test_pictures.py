@@ -51,16 +51,16 @@ def save(mode, size=(24, 24)):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (save("L"), "b.png is grey: save it again as 8-bit RGB"),
-        (save("RGBA"), "b.png is with alpha"),
-        (save("P"), "b.png is indexed"),
-        (save("I;16"), "b.png is of mode I;16"),
+        (
+            lambda folder: Image.new("F", (24, 24)).save(folder / "b.tif"),
+            "two pictures named 'b'",
+        ),
         (save("RGB", (20, 24)), "b.png has 20x24 pixels where a.png has 24x24"),
         (lambda folder: (folder / "b.png").write_bytes(b"nothing"), "b.png cannot be read"),
         (lambda folder: Image.new("RGB", (24, 24)).save(folder / "b.jpg"), "named 'b'"),
         (
             lambda folder: [(folder / f"{name}.png").unlink() for name in "bcde"],
-            "holds 1 PNG or JPEG files: scores of a set need at least 2",
+            "holds 1 PNG, JPEG, BMP, TIFF or WebP files: scores of a set need at least 2",
         ),
     ],
 )
@@ -68,6 +68,20 @@ def test_what_cannot_be_scored_is_refused(spoil, message, folder):
     spoil(folder)
     with pytest.raises(InputError, match=message):
         PictureFolder(folder)
+
+
+def test_pictures_of_every_kind_are_read_as_they_are_meant(folder, images):
+    """Grey, 16 bits, transparent, turned: what `image_files.read_picture` makes of them."""
+    grey = images[0][..., 0]
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "a.png")
+    Image.new("RGBA", (24, 24)).save(folder / "b.png")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(images[2]).rotate(180).save(folder / "c.png", exif=exif)
+    found = PictureFolder(folder).read(range(3))
+    np.testing.assert_array_equal(found[0], grey[..., None].repeat(3, axis=-1))
+    assert (found[1] == 255).all()
+    np.testing.assert_array_equal(found[2], images[2])
 
 
 def test_no_folder_is_refused(tmp_path):
