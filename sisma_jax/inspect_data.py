@@ -15,6 +15,7 @@ from sisma_jax.contact_sheet import tile, with_legend
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import Source, open_dataset
 from sisma_jax.data.label_maps import colourise
+from sisma_jax.data.preparation import oddities
 from sisma_jax.data.prepared import is_prepared, read_description
 from sisma_jax.data.raw import TEST_FROM
 from sisma_jax.data.shards import file_checksum
@@ -90,6 +91,8 @@ def main() -> None:
         counts = {name: len(split["ids"]) for name, split in description["splits"].items()}
         print(f"{args.data}: prepared from {description['layout']}, {size} px, {counts}")
         print(f"{description['rejected']} rejected when it was prepared")
+        for sentence in oddities(description):
+            print(f"note: {sentence}")
         if args.verify:
             verify(args.data, description)
         source = open_dataset(args.data, size, split=args.split)

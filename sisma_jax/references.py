@@ -108,17 +108,26 @@ def read_reference(
             "parts are"
         )
     face, mask = words
-    size = synthesizer.config.image_size
+    image = read_face(face, synthesizer.config.image_size, option)
+    return synthesizer.style(image[None], read_mask(mask)[None])
+
+
+def read_face(path: Path, size: int, option: str) -> UInt8[np.ndarray, "size size 3"]:
+    """A reference's picture.
+
+    Raises:
+      InputError: if it cannot be read or has another size; `option` is named.
+    """
     try:
-        picture = read_picture(face)
+        picture = read_picture(path)
     except InputError as error:
         raise InputError(f"{option}: {error}") from error
     if picture.size != (size, size):
         raise InputError(
-            f"{option}: {face} has {picture.width}x{picture.height} pixels where the model makes "
+            f"{option}: {path} has {picture.width}x{picture.height} pixels where the model makes "
             f"{size}x{size}: crop and resize it"
         )
-    return synthesizer.style(np.asarray(picture)[None], read_mask(mask)[None])
+    return np.asarray(picture)
 
 
 def say_missing(style: Style | None, masks: UInt8[np.ndarray, "n H W"]) -> None:

@@ -53,8 +53,8 @@ class Reading:
     """Let pixels be unlabelled: id 255, or mid grey (128, 128, 128) in RGB."""
     nearest_colour: float | int | None = None
     """Take colours that are no class colour for the nearest one, at a Euclidean distance in RGB of
-    at most this; None for not at all. Where two classes blend into each other only those around the
-    pixel count: the mean of two colours may be next to that of a third class."""
+    at most this; None for not at all. Where classes blend into each other, those around the pixel
+    come first: the mean of two colours may be next to that of a third class."""
 
     def __post_init__(self) -> None:
         """Raises InputError for values out of range."""
@@ -416,7 +416,7 @@ class _Reader:
         labels = self.look_up(rgb, codes, np.where(exact, ids, best).astype(np.uint8))
         sure = self.look_up(rgb, codes, exact | (least <= min(_SURE, self.nearest)))
         y, x = np.nonzero(~sure)
-        # By the classes around: none is nearer than infinitely far where no pixel there is sure.
+        # The classes around come first, where pixels are sure.
         height, width = labels.shape
         blend, taken = rgb[y, x].astype(np.float32), labels[y, x]
         nearest = np.full(len(y), np.inf, np.float32)
@@ -428,15 +428,17 @@ class _Reader:
                 distance = np.linalg.norm(blend - known[label.clip(max=len(known) - 1)], axis=1)
                 nearer = usable & (distance < nearest)
                 nearest[nearer], taken[nearer] = distance[nearer], label[nearer]
-        alone = np.isinf(nearest)
+        # A class too small to have a sure pixel: then all classes count.
+        alone = nearest > self.nearest
         nearest[alone] = self.look_up(rgb, codes, least)[y[alone], x[alone]]
+        taken[alone] = labels[y[alone], x[alone]]
         far = np.flatnonzero(nearest > self.nearest)
         if len(far):
             first = far[0]
             raise InputError(
                 f"mask {self.path} has the colour {tuple(map(int, rgb[y[first], x[first]]))} at "
                 f"pixel ({x[first]}, {y[first]}), which is {nearest[first]:.0f} away from the "
-                f"nearest class colour there (that of {self.classes.names[taken[first]]}), where "
+                f"nearest class colour (that of {self.classes.names[taken[first]]}), where "
                 f"--nearest-colour allows {self.nearest:g}: allow more, or paint the mask again"
             )
         labels[y, x] = taken
