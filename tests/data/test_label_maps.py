@@ -310,7 +310,7 @@ class TestNearestColour:
 
     def test_beyond_it_the_pixel_and_its_distance_are_told(self, soft):
         message = refusal(soft, nearest_colour=60)
-        assert "(136, 0, 68) at pixel (2, 0)" in message and "96 away" in message
+        assert "(136, 0, 68) at pixel (2, 0)" in message and "92 away" in message
 
     def test_without_it_the_option_is_named(self, soft):
         assert "--nearest-colour" in refusal(soft)
