@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-import msgpack
 import numpy as np
 import report
 from PIL import Image
@@ -143,11 +142,11 @@ def milliseconds(function: Callable[[int], object], count: int) -> float:
 def profile(root: Path, shards: Source, size: int) -> dict[str, float]:
     """Milliseconds of the parts of one item, one at a time on one core."""
     masks = raw_layout.mask_folder(root)
-    parts = raw_layout.list_parts(masks)
-    faces = sorted(parts)[:40]
+    images, parts = raw_layout.list_images(root), raw_layout.list_parts(masks)
+    faces = [raw_layout.Face(face, images[face], parts[face]) for face in sorted(parts)[:40]]
     items = [shards[index] for index in range(min(len(shards), 40))]
     encoded = [records.encode("0", item) for item in items]
-    stored = [msgpack.unpackb(record) for record in encoded]
+    stored = [records.unpack(record) for record in encoded]
     coded = [Image.fromarray(item["image"]) for item in items]
 
     def in_format(**options):
@@ -157,8 +156,8 @@ def profile(root: Path, shards: Source, size: int) -> dict[str, float]:
             image.save(buffers[-1], **options)
         return lambda k: np.asarray(Image.open(buffers[k]))
 
-    image_path = lambda k: raw_layout.image_path(root, faces[k])
-    part_of = lambda k: raw.read_parts(masks, faces[k], parts[faces[k]], size)
+    image_path = lambda k: faces[k].image_path(root)
+    part_of = lambda k: raw.read_parts(masks, faces[k], size)
     count, few = len(items), min(len(faces), len(items))
     return {
         "raw: image": milliseconds(lambda k: raw.read_image(image_path(k), size), few),
