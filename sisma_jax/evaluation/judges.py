@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from tqdm import tqdm
 
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.errors import InputError
@@ -24,6 +23,7 @@ from sisma_jax.metrics.segmentation import confusion_matrix
 from sisma_jax.models.face_parser import FaceParser
 from sisma_jax.models.inception import InceptionV3
 from sisma_jax.models.weights import tree_checksum
+from sisma_jax.progress import bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def measure(
         return found
     confusion = np.zeros((judge.num_classes,) * 2, np.int64)
     features = Accumulator()
-    with tqdm(total=len(pictures), unit="picture", desc=judge.name, leave=False) as progress:
+    with bar(total=len(pictures), unit="picture", desc=judge.name, leave=False) as progress:
         for indices, images in batches(pictures):
             vectors, predicted = judge.look(images)
             bad = ~np.isfinite(vectors).all(axis=1)

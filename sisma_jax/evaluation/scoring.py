@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from sisma_jax.evaluation.generation import GeneratedFaces
 from sisma_jax.evaluation.judges import Judge, Measurement, measure
@@ -28,6 +27,7 @@ from sisma_jax.metrics.frechet import Statistics
 from sisma_jax.metrics.perceptual import diversity
 from sisma_jax.models.lpips import Lpips
 from sisma_jax.models.weights import tree_checksum
+from sisma_jax.progress import over
 
 ENOUGH = 2000
 """Pictures below which a Fréchet distance is far above its limit: the papers' test split."""
@@ -147,7 +147,7 @@ class Scorer:
         """Add the LPIPS diversity of faces that have been made to their row."""
 
         def look() -> dict[str, float]:
-            order = tqdm(range(masks), unit="mask", desc="diversity", leave=False)
+            order = over(range(masks), unit="mask", desc="diversity")
             of_mask = [diversity(faces.samples(mask, samples), self.lpips) for mask in order]
             return {"lpips_diversity": float(np.mean(of_mask))}
 
