@@ -63,6 +63,6 @@ def test_a_terminal_and_a_notebook_have_a_moving_bar(stream):
 
 def test_a_command_writes_few_lines_into_a_log(tmp_path):
     with contextlib.redirect_stderr(io.StringIO()) as log:
-        synthetic.write_dataset(tmp_path / "data", count=40, size=32, seed=0, workers=1)
+        synthetic.write_dataset(tmp_path / "data", count=8, size=32, seed=0, workers=1)
     (line,) = log.getvalue().splitlines()
-    assert re.fullmatch(r"faces: 40/40 in 00:\d\d, .+", line)
+    assert re.fullmatch(r"faces: 8/8 in 00:\d\d, .+", line)
