@@ -66,7 +66,8 @@ def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
     left = next((name for place, name in enumerate(others) if place not in found), others[0])
     return Pairing(
         [],
-        f"no {alone[0]!r} ({len(alone)} of {len(names)} pictures have no counterpart), but {left!r}",
+        f"no {alone[0]!r} ({len(alone)} of {len(names)} pictures have no counterpart), but "
+        f"{left!r}",
     )
 
 

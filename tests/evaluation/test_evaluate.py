@@ -8,7 +8,6 @@ import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +20,6 @@ from sisma_jax.evaluation import networks, scoring
 from sisma_jax.metrics.frechet import load_statistics
 from sisma_jax.metrics.perceptual import diversity
 from sisma_jax.models.face_parser import save_parser
-from sisma_jax.models.inception import InceptionV3
 from sisma_jax.models.lpips import ALEXNET, Lpips
 from sisma_jax.synthesizer import Synthesizer
 from tests.evaluation.parsers import CONFIG, random_params, write_parser
@@ -271,32 +269,6 @@ def test_two_plain_folders_with_masks(parser, inputs_folder, tmp_path, capsys):
     assert "4 pictures against 5; the counts differ" in row["notes"][1]
 
 
-@dataclasses.dataclass(frozen=True)
-class MeanColour(InceptionV3):
-    """In Inception's place: three features, of weights that are a number."""
-
-    def features(self, images, resize):
-        assert resize == "tf1"
-        return self.params["scale"] * jnp.mean(images.astype(jnp.float32), (1, 2))
-
-
-jax.tree_util.register_dataclass(MeanColour, data_fields=["params"], meta_fields=[])
-
-
-@pytest.fixture
-def weights(monkeypatch, tmp_path):
-    """A folder with something in the place of Inception's weights."""
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    (folder / networks.INCEPTION.file).write_text("2")
-    monkeypatch.setattr(
-        networks,
-        "load_inception",
-        lambda path: MeanColour({"scale": jnp.float32(float(path.read_text()))}),
-    )
-    return folder
-
-
 def test_fid_and_its_statistics_in_and_out(run, report, weights, tmp_path):
     # Judges that come later add their scores, and what is not asked for this time stays.
     before = by_name(read(report))
@@ -309,8 +281,11 @@ def test_fid_and_its_statistics_in_and_out(run, report, weights, tmp_path):
         scores = dict(row["scores"])
         assert (scores.pop("fid", 0) > 0) == (name != "test faces")
         assert scores == before[name]["scores"]
+    assert " FID (tf1) ↓ |" in (report / "report.md").read_text()
+    assert "<th>FID (tf1) ↓</th>" in (report / "report.html").read_text()
+    assert rows[OURS]["conventions"] == {"fid": "tf1"}
     own = load_statistics(saved)
-    assert own.count == 4 and own.mean.shape == (3,)
+    assert own.count == 4 and own.mean.shape == (3,) and own.features.resize == "tf1"
     others = tmp_path / "others"
     others.mkdir()
     for file in report.rglob("images/*/*_0.png"):
@@ -363,6 +338,8 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
     report = run("--metrics", "lpips", "--diversity-masks", 3, "--diversity-samples", 3)
     (row,) = report["rows"]
     assert row["settings"]["diversity_masks"] == row["settings"]["diversity_samples"] == 3
+    assert "3 samples of each of 3 masks" in row["notes"][-1]
+    assert "LPIPS diversity (AlexNet)" in (tmp_path / "report/report.md").read_text()
     folder = next((tmp_path / "report/images").iterdir())
     pixels = lambda name: np.asarray(Image.open(folder / name)).astype(float)
     names = sorted({file.stem.split("_")[0] for file in folder.glob("*.png")})[:3]
