@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float16, UInt8
-from tqdm import tqdm
 
 from sisma_jax import cli
 from sisma_jax.data import latents, prepared, shards
@@ -25,6 +24,7 @@ from sisma_jax.data.shards import Folder, Shard
 from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_float
 from sisma_jax.processes import cores
+from sisma_jax.progress import bar
 from sisma_jax.training.sharding import (
     batch_sharding,
     fill_up,
@@ -152,7 +152,7 @@ def cache(
     total = sum(len(task.items) for task in tasks)
     done = sum(len(task.items) for task in tasks if task.file in notes)
     with (
-        tqdm(total=total, initial=done, desc="encoding", unit="image") as progress,
+        bar(total=total, initial=done, desc="encoding", unit="image") as progress,
         ThreadPoolExecutor(cores()) as pool,
     ):
         for task in tasks:

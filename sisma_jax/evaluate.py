@@ -10,7 +10,8 @@ made or measured once is kept.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,14 +20,15 @@ from ml_collections import ConfigDict
 from sisma_jax import cli, flow
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source, open_dataset
+from sisma_jax.data.label_maps import CLASS_ORDERS
 from sisma_jax.data.raw import FIELDS, TEST_FROM
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.evaluator import (
     Diversity,
     Evaluation,
-    evaluate_pictures,
     evaluate_run,
 )
+from sisma_jax.evaluation.foreign import check_asked, evaluate_pictures
 from sisma_jax.evaluation.generation import MOST_MASKS, MOST_SAMPLES, Sampling
 from sisma_jax.evaluation.networks import (
     BACKBONES,
@@ -36,7 +38,7 @@ from sisma_jax.evaluation.networks import (
 )
 from sisma_jax.evaluation.pictures import PictureFolder, SplitPictures
 from sisma_jax.evaluation.report import ReportFolder
-from sisma_jax.metrics.frechet import load_statistics
+from sisma_jax.metrics.frechet import Statistics, load_statistics
 from sisma_jax.models.inception import SCALINGS
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.run_folder import RunFolder
@@ -55,6 +57,8 @@ METRICS = {
 }
 """Names on the command line, and the scores that each stands for."""
 DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,style,speed"
+DEFAULT_RESIZE = "tf1"
+STATISTICS = ".npz"
 OF_RUNS = (
     "steps", "guidance", "style_guidance", "solver", "seed", "diversity_masks",
     "diversity_samples", "batch_size", "lpips_network",
@@ -99,14 +103,21 @@ def parse_arguments() -> argparse.Namespace:
         "place of a data set",
     )
     add("--masks", type=Path, help="with --reference: label maps, named as the images are")
+    add(
+        "--class-order",
+        choices=CLASS_ORDERS,
+        default="canonical",
+        help="with --masks: how they number the CelebAMask-HQ classes; bisenet: as "
+        "face-parsing.PyTorch",
+    )
     add("--classes", type=Path, help="with --masks: their classes.json (default: CelebAMask-HQ's)")
     add("--name", help="what the table calls the model or the images (default: the folder's name)")
     add(
         "--metrics",
         type=comma_list(str),
-        default=DEFAULT_METRICS,
-        help=f"of {', '.join(METRICS)}; style is of models with one, "
-        "peers times an attention twin and an SDM-shaped U-Net",
+        help=f"of {', '.join(METRICS)}; style is of models with one, peers times an attention twin "
+        "and an SDM-shaped U-Net; what is named has to be measured "
+        f"(default: of {DEFAULT_METRICS} what can be)",
     )
     add("--count", type=int, default=2000, help="test faces and masks; one sample per mask")
     add("--steps", type=comma_list(int), default="25", help="solver steps, one or several")
@@ -136,8 +147,8 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--fid-resize",
         choices=SCALINGS,
-        default="tf1",
-        help="how Inception's inputs are resized; half_pixel is pytorch-fid's way",
+        help="how Inception's inputs are resized; half_pixel is pytorch-fid's way (default: "
+        f"{DEFAULT_RESIZE}; statistics that do not say theirs need it)",
     )
     add("--save-statistics", type=Path, metavar="FILE.npz", help="reference's for FID")
     add("--test-from", type=int, help=f"raw data: first id of the test split (default: the run's, "
@@ -146,6 +157,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.images is not None:
         _refuse_options_of_runs(parser, args)
+    args.asked = frozenset(args.metrics or ())
+    args.metrics = args.metrics or DEFAULT_METRICS.split(",")
     return args
 
 
@@ -157,12 +170,12 @@ def _refuse_options_of_runs(parser: argparse.ArgumentParser, args: argparse.Name
             option = f"--{name.replace('_', '-')}"
             whose = "--data" if name in OF_DATA else "--workdir"
             raise InputError(f"{option} goes with {whose}, not with these images: leave it out")
-    asked = set(args.metrics) & {"lpips", "style", "speed", "peers"}
-    if asked and args.metrics != defaults.metrics:
+    asked = set(args.metrics or ()) & {"lpips", "style", "speed", "peers"}
+    if asked:
         raise InputError(f"metric {min(asked)!r} is of a model, not of --images: leave it out")
 
 
-def wanted_scores(names: Sequence[str]) -> frozenset[str]:
+def wanted_scores(names: Collection[str]) -> frozenset[str]:
     """Raises InputError if a name is none of METRICS."""
     for name in names:
         if name not in METRICS:
@@ -203,6 +216,21 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--images needs a reference: give --data or --reference, one of them")
     if args.classes is not None and args.masks is None:
         raise InputError("--classes goes with --masks, whose they are: leave it out")
+    if args.class_order != "canonical" and args.masks is None:
+        raise InputError(
+            f"--class-order {args.class_order} goes with --masks, whose it is: leave it out"
+        )
+    real = args.reference
+    if real is not None and not real.is_dir() and real.suffix.lower() != STATISTICS:
+        raise InputError(
+            f"--reference {real} is no folder and no {STATISTICS} file: give a folder of real "
+            f"pictures, or their Inception statistics as {STATISTICS} (`mu` and `sigma`, as "
+            "pytorch-fid writes them)"
+        )
+    if args.save_statistics is not None and args.save_statistics.suffix.lower() != STATISTICS:
+        raise InputError(
+            f"--save-statistics {args.save_statistics} writes a {STATISTICS} file: name it so"
+        )
     if args.masks is not None and args.reference is None:
         raise InputError("--masks goes with --reference; a data set has its own: leave it out")
 
@@ -253,19 +281,22 @@ def first_of(source: Source, count: int) -> SplitPictures:
 def main() -> None:
     args = parse_arguments()
     check_arguments(args)
-    scores = wanted_scores(args.metrics)
+    scores, asked = wanted_scores(args.metrics), wanted_scores(args.asked)
     if args.images is not None:
         scores -= {"lpips_diversity"}  # it is of several samples of a mask
     keep_compiled_programs()
     networks = load_networks(scores, args.weights, args.parser, args.lpips_network)
+    networks.check_asked(asked)
 
     def evaluation(classes: ClassSet, size: int | None, **about: Any) -> Evaluation:
+        fitting = networks.fitting(classes.names, size)
+        fitting.check_asked(asked)
         return Evaluation(
             report=ReportFolder(args.out),
-            networks=networks.fitting(classes.names, size),
+            networks=fitting,
             classes=classes,
             scores=scores,
-            resize=args.fid_resize,
+            resize=args.fid_resize or DEFAULT_RESIZE,
             save_statistics=args.save_statistics,
             **about,
         )
@@ -278,6 +309,10 @@ def main() -> None:
 
 def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
     synthesizer = Synthesizer.load(args.workdir, batch_size=args.batch_size)
+    if "style" in args.asked and not synthesizer.has_style:
+        raise InputError(
+            f"--metrics asks for style, but the model in {args.workdir} has none: leave it out"
+        )
     if args.style_guidance != 1 and not (synthesizer.has_style and "style" in args.metrics):
         raise InputError(
             f"--style-guidance is {args.style_guidance}, but no face is made in a style: leave it "
@@ -313,6 +348,9 @@ def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluat
     pictures = PictureFolder(args.images)
     name = args.name or args.images.resolve().name
     height, width = pictures.size
+    check = partial(
+        check_asked, wanted_scores(args.asked), pictures, masks_given=args.masks is not None
+    )
     found: dict[str, Any] = {"classes": CELEBAMASK, "size": height if height == width else None}
     if args.classes is not None:
         found["classes"] = ClassSet.read(args.classes)
@@ -323,13 +361,15 @@ def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluat
             )
         test_from = TEST_FROM if args.test_from is None else args.test_from
         source = open_split(args.data, height, "test", test_from)
+        check([str(id) for id in source.ids[: args.count]], has_masks=True)
         found |= {
             "reference": first_of(source, args.count),
             "classes": source.classes,
             "data": args.data,
         }
-    elif args.reference.suffix == ".npz":
-        found |= {"statistics": load_statistics(args.reference), "data": str(args.reference)}
+    elif not args.reference.is_dir():
+        check(None, has_masks=False)
+        found |= {"statistics": reference_statistics(args), "data": str(args.reference)}
     else:
         reference = PictureFolder(args.reference)
         if reference.size != pictures.size:
@@ -338,8 +378,28 @@ def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluat
                 f"the pictures of {args.images} have {b}x{a} pixels, those of {args.reference} "
                 f"{d}x{c}: bring them to one size"
             )
+        check(reference.names, has_masks=False)
         found |= {"reference": reference, "data": str(args.reference)}
-    evaluate_pictures(evaluation(**found), pictures, name, masks=args.masks)
+    evaluate_pictures(
+        evaluation(**found), pictures, name, masks=args.masks, class_order=args.class_order
+    )
+
+
+def reference_statistics(args: argparse.Namespace) -> Statistics:
+    """Read --reference.
+
+    Raises:
+      InputError: if it does not say how its pictures were resized, and nobody else does.
+    """
+    found = load_statistics(args.reference)
+    if "fid" in args.metrics and found.features is None and args.fid_resize is None:
+        raise InputError(
+            f"{args.reference} does not say how its pictures were resized, which moves FID: give "
+            "--fid-resize half_pixel for pytorch-fid's own files, tf1 for those of the original "
+            "TensorFlow code, and for an older file of --save-statistics what it was saved with "
+            "(tf1 unless said otherwise)"
+        )
+    return found
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from sisma_jax import cli, flow, references
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
@@ -22,6 +21,7 @@ from sisma_jax.data.label_maps import Reading, collect_masks, read_with_share, r
 from sisma_jax.errors import InputError
 from sisma_jax.files import is_new_or_empty
 from sisma_jax.mask_options import add_mask_options
+from sisma_jax.progress import bar
 from sisma_jax.synthesizer import Synthesizer
 
 
@@ -152,7 +152,7 @@ def main() -> None:
         f"batches of {memory['batch']}; on each device {memory['arguments'] / 2**20:.0f} MiB for "
         f"weights and {memory['temporary'] / 2**20:.0f} MiB at most while they are made"
     )
-    with tqdm(total=len(names), unit="face") as progress:
+    with bar(total=len(names), desc="faces", unit="face") as progress:
         done = 0
         for images in batches:
             for name, image in zip(names[done:], images, strict=False):

@@ -1,5 +1,7 @@
 """The Frechet distance: exact with few samples, too; statistics in batches and in files."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -7,6 +9,7 @@ import scipy.linalg
 from sisma_jax.errors import InputError
 from sisma_jax.metrics.frechet import (
     Accumulator,
+    Features,
     Statistics,
     frechet_distance,
     load_statistics,
@@ -154,11 +157,20 @@ class TestFiles:
         np.testing.assert_array_equal(again.mean, found.mean)
         np.testing.assert_array_equal(again.cov, found.cov)
 
+    def test_what_the_features_are_comes_back_and_pytorch_fid_still_reads_the_file(self, tmp_path):
+        features = Features(network="a network", weights="0" * 64, resize="half_pixel")
+        found = dataclasses.replace(statistics(np.eye(3)), features=features)
+        save_statistics(tmp_path / "a.npz", found)
+        assert load_statistics(tmp_path / "a.npz").features == features
+        with np.load(tmp_path / "a.npz") as file:  # as its compute_statistics_of_path does
+            np.testing.assert_array_equal(file["mu"][:], found.mean)
+            np.testing.assert_array_equal(file["sigma"][:], found.cov)
+
     def test_pytorch_fids_files_are_read(self, tmp_path):
         found = statistics(features(50, 16, 0))
         np.savez_compressed(tmp_path / "a.npz", mu=found.mean, sigma=found.cov)
         again = load_statistics(tmp_path / "a.npz")
-        assert again.count is None
+        assert again.count is None and again.features is None
         assert distance(again, found) < 1e-13
 
     @pytest.mark.parametrize(
@@ -171,6 +183,11 @@ class TestFiles:
             (dict(mu=np.array(["a", "b"]), sigma=np.eye(2)), "mu in .* is of type <U1"),
             (dict(mu=np.array([{}, {}]), sigma=np.eye(2)), "cannot be read as .npz"),
             (dict(mu=np.zeros(2), sigma=np.eye(2), count=1), "count in .* is 1"),
+            (dict(mu=np.zeros(2), sigma=np.eye(2), resize="tf1"), "does not say in words what its"),
+            (
+                dict(mu=np.zeros(2), sigma=np.eye(2), network="a", weights="b", resize=1),
+                "does not say in words what its features are",
+            ),
         ],
     )
     def test_other_contents_are_refused(self, arrays, phrase, tmp_path):

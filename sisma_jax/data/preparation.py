@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sisma_jax import processes
 from sisma_jax.data import records, shards
@@ -21,6 +20,7 @@ from sisma_jax.data.prepared import DATASET_FILE, VERSION
 from sisma_jax.data.shards import Folder, Shard
 from sisma_jax.errors import InputError
 from sisma_jax.files import write_text
+from sisma_jax.progress import bar
 
 REJECTED_FILE = "rejected.jsonl"
 REJECTED_SHARE = 0.01
@@ -78,7 +78,7 @@ def prepare(
     done = total - sum(len(shard.items) for shard in missing)
     work = partial(_write_shard, reader, folder)
     with (
-        tqdm(total=total, initial=done, desc="preparing", unit="image") as progress,
+        bar(total=total, initial=done, desc="preparing", unit="image") as progress,
         contextlib.closing(processes.run(work, missing, workers, str(out))) as messages,
     ):
         for read, rejected, note in messages:

@@ -6,15 +6,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from sisma_jax.contact_sheet import mask_sheet, tile
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.input_pipeline import Source
-from sisma_jax.data.label_maps import read_label_map
 from sisma_jax.errors import InputError, RunError
 from sisma_jax.evaluation.generation import GeneratedFaces, Sampling
-from sisma_jax.evaluation.judges import inception_judge, measure, parser_judge
+from sisma_jax.evaluation.judges import (
+    inception_features,
+    inception_judge,
+    measure,
+    parser_judge,
+)
 from sisma_jax.evaluation.nearest import (
     memorisation,
     memorisation_table,
@@ -26,7 +29,6 @@ from sisma_jax.evaluation.peers import measure_peers, peer_tables
 from sisma_jax.evaluation.pictures import (
     PictureFolder,
     Reconstructions,
-    Selection,
     SourcePictures,
     SplitPictures,
     digest,
@@ -39,6 +41,7 @@ from sisma_jax.evaluation.styles import FACES, measure_styles, style_tables
 from sisma_jax.evaluation.tables import score_table
 from sisma_jax.files import NO_ROOM
 from sisma_jax.metrics.frechet import Statistics, save_statistics
+from sisma_jax.models.inception import FEATURES
 from sisma_jax.models.weights import tree_checksum
 from sisma_jax.synthesizer import Synthesizer
 
@@ -78,7 +81,10 @@ class Evaluation:
     """Where the reference's go."""
 
     def __post_init__(self) -> None:
-        """Raises InputError if what is to be saved is not at hand."""
+        """Raises InputError if what is to be saved is not at hand, or if the statistics are of
+        features of another kind than those that are computed here."""
+        if self.statistics is not None and self.networks.inception is not None:
+            self._check_statistics()
         if self.save_statistics is not None:
             if self.networks.inception is None:
                 raise InputError(
@@ -94,6 +100,29 @@ class Evaluation:
                     f"--save-statistics {self.save_statistics} is in no folder that exists: make it"
                 )
 
+    def _check_statistics(self) -> None:
+        theirs, length = self.statistics.features, len(self.statistics.mean)
+        if theirs is None:
+            if length != FEATURES:
+                raise InputError(
+                    f"{self.data} has {length} features a picture where FID's Inception has "
+                    f"{FEATURES}: compute the statistics with its last pooled ones"
+                )
+            return
+        ours = inception_features(self.networks.inception, self.resize)
+        if theirs.resize != ours.resize:
+            raise InputError(
+                f"{self.data} is of pictures resized by {theirs.resize}, but this command resizes "
+                f"by {ours.resize}: give --fid-resize {theirs.resize}, or statistics by "
+                f"{ours.resize}"
+            )
+        if (theirs.network, theirs.weights) != (ours.network, ours.weights):
+            raise InputError(
+                f"{self.data} was computed by {theirs.network} with the weights "
+                f"{theirs.weights[:12]}, but those here are {ours.network}'s {ours.weights[:12]}: "
+                "give --weights the ones it was made with, or compute the statistics again"
+            )
+
     @contextmanager
     def scoring(self) -> Iterator[Scorer]:
         """Claim the report's folder; at the end, whatever the reason, write what is there.
@@ -108,7 +137,7 @@ class Evaluation:
         lpips = networks.lpips and lpips_key(networks.lpips)
         protocol = {
             "reference": self._reference_key(),
-            "face parser": parser and f"{parser.name} {parser.key[:12]}",
+            "face parser": parser and parser.convention,
             "Inception": inception and f"resized by {self.resize} {inception.key[:12]}",
             "LPIPS": lpips and f"{networks.lpips.backbone.name} {lpips[:12]}",
         }
@@ -126,7 +155,9 @@ class Evaluation:
                 )
                 if self.save_statistics is not None:
                     measured = measure(self.report.measurements, inception, reference, None)
-                    save_statistics(self.save_statistics, measured.statistics)
+                    features = inception_features(networks.inception, self.resize)
+                    found = dataclasses.replace(measured.statistics, features=features)
+                    save_statistics(self.save_statistics, found)
             except BaseException:
                 with suppress(OSError):  # which would hide the first error
                     self._write()
@@ -385,73 +416,3 @@ def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source
     )
     report.put_picture(f"nearest to {name}", caption, tile(list(zip(*columns, strict=True))))
     report.keep("memorisation", name, key, {"sampling": faces.sampling.name} | summary)
-
-
-def evaluate_pictures(
-    evaluation: Evaluation, pictures: PictureFolder, name: str, *, masks: Path | None
-) -> None:
-    """Score a folder of pictures.
-
-    Args:
-      evaluation: with a reference or its statistics.
-      pictures: the folder.
-      name: for the table.
-      masks: folder of label maps named as the pictures; a data set has its own.
-
-    Raises:
-      InputError: if a score needs masks or pairs, and names do not match.
-    """
-    reference = evaluation.reference
-    labels = pairs = None
-    notes: list[str] = []
-    if reference is not None:
-        place = {name: index for index, name in enumerate(reference.names)}
-        indices = [place.get(name) for name in pictures.names]
-        if None not in indices:
-            pairs = Selection(reference, indices)
-            if isinstance(reference, SplitPictures):
-                labels = reference.labels[indices]
-        else:
-            stranger = pictures.names[indices.index(None)]
-            notes = [f"{name}: the reference has no {stranger!r}, so pictures are not paired"]
-            print(f"note: {notes[0]}: no SSIM and PSNR, and no masks of a data set")
-    if masks is not None:
-        labels = read_masks(masks, pictures, evaluation.classes)
-    with evaluation.scoring() as scorer:
-        if isinstance(reference, SplitPictures):
-            evaluation.put(real_faces(scorer, reference))
-        evaluation.put(
-            scorer.row(
-                name,
-                "pictures",
-                pictures,
-                labels=labels,
-                pairs=pairs,
-                settings={"folder": str(pictures.path)},
-                notes=notes,
-            )
-        )
-
-
-def read_masks(
-    folder: Path, pictures: PictureFolder, classes: ClassSet
-) -> UInt8[np.ndarray, "n h w"]:
-    """Label maps of a folder, one by the name of each picture.
-
-    Raises:
-      InputError: if one is missing, cannot be used, or has another size.
-    """
-    maps = []
-    for name in pictures.names:
-        file = folder / f"{name}.png"
-        if not file.exists():
-            raise InputError(f"there is no mask {file}: give one by the name of each picture")
-        labels = read_label_map(file, classes, allow_unlabelled=True)
-        if labels.shape != pictures.size:
-            (height, width), (h, w) = labels.shape, pictures.size
-            raise InputError(
-                f"mask {file} has {width}x{height} pixels where its picture has {w}x{h}: bring "
-                "them to one size"
-            )
-        maps.append(labels)
-    return np.stack(maps)

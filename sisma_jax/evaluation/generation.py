@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from sisma_jax.data.image_files import read_picture, save_png
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.pictures import SplitPictures, digest
 from sisma_jax.files import write_json
+from sisma_jax.progress import bar
 from sisma_jax.styles import Style
 from sisma_jax.synthesizer import Synthesizer
 
@@ -137,7 +137,7 @@ class GeneratedFaces:
             )
             done = 0
             already = len(wanted) - len(missing)
-            with tqdm(
+            with bar(
                 total=len(wanted), initial=already, unit="face", desc=self.sampling.name
             ) as progress:
                 for batch in images:

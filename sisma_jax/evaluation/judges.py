@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from tqdm import tqdm
 
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.pictures import Pictures, batches, digest, on_all_devices
 from sisma_jax.files import write_atomically
-from sisma_jax.metrics.frechet import Accumulator, Statistics
+from sisma_jax.metrics.frechet import Accumulator, Features, Statistics
 from sisma_jax.metrics.segmentation import confusion_matrix
 from sisma_jax.models.face_parser import FaceParser
-from sisma_jax.models.inception import InceptionV3
+from sisma_jax.models.inception import PUBLISHED_FILE, InceptionV3
 from sisma_jax.models.weights import tree_checksum
+from sisma_jax.progress import bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +36,15 @@ class Judge:
     look: Callable[[UInt8[np.ndarray, "n h w 3"]], tuple[Any, Any]]
     """Pictures -> features (n, d) and predicted labels (n, h, w) or None."""
     num_classes: int = 0
+    convention: str = ""
+    """What of how it is used a reader has to see beside its scores."""
 
 
 def parser_judge(parser: FaceParser) -> Judge:
     """The parser, by its labels and its deepest features."""
     look = on_all_devices(lambda net, images: (net.features(images), net.labels(images)), parser)
-    return Judge(parser.name, digest("parser", parser.checksum()), look, parser.num_classes)
+    key = digest("parser", parser.checksum())
+    return Judge(parser.name, key, look, parser.num_classes, f"{parser.name} {key[:12]}")
 
 
 def inception_judge(inception: InceptionV3, resize: str) -> Judge:
@@ -49,8 +52,14 @@ def inception_judge(inception: InceptionV3, resize: str) -> Judge:
     look = on_all_devices(
         lambda net, images: (net.features(images, resize=resize), None), inception
     )
-    key = digest("inception", tree_checksum(inception.params), resize)
-    return Judge("Inception-v3", key, look)
+    key = digest("inception", inception_features(inception, resize).weights, resize)
+    return Judge("Inception-v3", key, look, convention=resize)
+
+
+def inception_features(inception: InceptionV3, resize: str) -> Features:
+    """What its features are, for files of them."""
+    name = Path(PUBLISHED_FILE).stem
+    return Features(network=name, weights=tree_checksum(inception.params), resize=resize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +96,7 @@ def measure(
         return found
     confusion = np.zeros((judge.num_classes,) * 2, np.int64)
     features = Accumulator()
-    with tqdm(total=len(pictures), unit="picture", desc=judge.name, leave=False) as progress:
+    with bar(total=len(pictures), unit="picture", desc=judge.name, leave=False) as progress:
         for indices, images in batches(pictures):
             vectors, predicted = judge.look(images)
             bad = ~np.isfinite(vectors).all(axis=1)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
-from tqdm import tqdm
 
 from sisma_jax.evaluation.pictures import Pictures, batches
 from sisma_jax.evaluation.tables import Table
+from sisma_jax.progress import bar
 
 SIDE = 16
 
@@ -45,7 +45,7 @@ def nearest(asked: UInt8[np.ndarray, "n h w 3"], pictures: Pictures) -> Nearest:
     best = np.full(len(asked), np.inf, np.float32)
     index = np.zeros(len(asked), np.int64)
     mirrored = np.zeros(len(asked), bool)
-    with tqdm(total=len(pictures), unit="picture", desc="nearest", leave=False) as progress:
+    with bar(total=len(pictures), unit="picture", desc="nearest", leave=False) as progress:
         for indices, images in batches(pictures, 64):
             for mirror in (False, True):
                 seen = images[:, :, ::-1] if mirror else images

@@ -39,6 +39,8 @@ LINEAR = {
 }
 DEFAULT_PARSER = Path("runs/parser")
 DEFAULT_WEIGHTS = Path("weights")
+OF_PARSER = frozenset({"fd_parser", "miou", "accuracy"})
+"""Names in `scoring.SCORES` of what a parser is needed for."""
 TRAIN_PARSER = "python -m sisma_jax.train_parser --config configs/parser.py --workdir runs/parser"
 
 
@@ -50,9 +52,20 @@ class Networks:
     inception: InceptionV3 | None
     lpips: Lpips | None
     missing: Mapping[str, str]
-    """Sentences by the name in `scoring.SCORES` of a score that is not made."""
+    """Sentences by the name in `scoring.SCORES` of a score that is not made; one on all of
+    OF_PARSER by "miou"."""
     parser_is_default: bool = False
     """It was found where nobody named it."""
+
+    def check_asked(self, asked: frozenset[str]) -> None:
+        """Raises InputError if the network of a score that was asked for by name is missing."""
+        for score in sorted(asked):
+            sentence = self.missing.get("miou" if score in OF_PARSER else score)
+            if sentence is not None:
+                raise InputError(
+                    f"--metrics asks for what cannot be measured. {sentence}; or leave it out of "
+                    "--metrics"
+                )
 
     def fitting(self, classes: Sequence[str], size: int | None) -> "Networks":
         """These networks where label maps have the classes `classes` and pictures `size` pixels.
@@ -106,7 +119,7 @@ def load_networks(
     weights = weights or DEFAULT_WEIGHTS
     missing: dict[str, str] = {}
     found_parser = inception = lpips = None
-    if metrics & {"fd_parser", "miou", "accuracy"}:
+    if metrics & OF_PARSER:
         try:
             found_parser = load_parser(parser or DEFAULT_PARSER)
         except InputError as error:

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
-from tqdm import tqdm
 
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.speed import (
@@ -49,6 +48,7 @@ from sisma_jax.models.sdm import (
 )
 from sisma_jax.models.sdm import init_params as init_sdm
 from sisma_jax.models.sisma import init_params as init_sisma
+from sisma_jax.progress import bar
 
 TOKENS = (256, 1024, 4096, 16384)
 STEPS = 25
@@ -114,7 +114,8 @@ def measure_peers(
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     pairs = [(number, *pair) for number in tokens for pair in twins(config, number, dtype).items()]
     over_tokens = []
-    with tqdm(total=len(pairs) + 4 * (sdm is not None), unit="case", leave=False) as progress:
+    cases = len(pairs) + 4 * (sdm is not None)
+    with bar(total=cases, unit="case", desc="peers", leave=False) as progress:
         for number, model, sizes in pairs:
             progress.set_description(f"{model}, {number:,} tokens")
             over_tokens.append(_velocity_case(model, number, sizes, seconds))

@@ -4,7 +4,7 @@ import io
 from collections import defaultdict
 from collections.abc import Sequence
 
-from sisma_jax.evaluation.scoring import LOWER_IS_BETTER, SCORES, Row
+from sisma_jax.evaluation.scoring import LOWER_IS_BETTER, SCORES, Row, heading
 
 
 def quality_plots(rows: Sequence[Row]) -> dict[str, str]:
@@ -40,7 +40,7 @@ def _plot(rows: Sequence[Row], keys: Sequence[str], along: str, others: tuple[st
                             if key in row.scores)  # fmt: skip
             axes.plot(*zip(*points, strict=True), marker="o", label=label)
         better = "lower" if key in LOWER_IS_BETTER else "higher"
-        axes.set(xlabel=along, title=f"{SCORES[key]} ({better} is better)")
+        axes.set(xlabel=along, title=f"{heading(key, rows)}\n({better} is better)")
         axes.title.set_fontsize("medium")
         axes.grid(alpha=0.3)
         if key == keys[0]:

@@ -154,7 +154,10 @@ class ReportFolder:
         if (content := read_json(file)) is not None:
             before = Row(**content)
             if before.key != row.key:
-                print(f"note: {row.name!r} replaces a row of other pictures (--name keeps both)")
+                print(
+                    f"note: {row.name!r} replaces a row of other pictures or masks "
+                    "(--name keeps both)"
+                )
             row = row.over(before)
         write_json(file, dataclasses.asdict(row))
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from sisma_jax.evaluation.generation import GeneratedFaces
 from sisma_jax.evaluation.judges import Judge, Measurement, measure
+from sisma_jax.evaluation.networks import OF_PARSER
 from sisma_jax.evaluation.pictures import Pictures, batches, digest
 from sisma_jax.files import read_json, write_json
 from sisma_jax.metrics import class_iou, frechet_distance, mean_iou, pixel_accuracy, psnr, ssim
@@ -28,6 +28,7 @@ from sisma_jax.metrics.frechet import Statistics
 from sisma_jax.metrics.perceptual import diversity
 from sisma_jax.models.lpips import Lpips
 from sisma_jax.models.weights import tree_checksum
+from sisma_jax.progress import over
 
 ENOUGH = 2000
 """Pictures below which a Fréchet distance is far above its limit: the papers' test split."""
@@ -62,6 +63,8 @@ class Row:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     """What a reader has to know to compare the scores."""
+    conventions: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By a name of SCORES: how that is made, of several ways that there are; for its heading."""
 
     def over(self, before: "Row") -> "Row":
         """This row with the scores of an earlier one of the same pictures that it lacks."""
@@ -74,6 +77,7 @@ class Row:
             class_iou=self.class_iou or before.class_iou,
             settings=before.settings | self.settings,
             notes=list(dict.fromkeys(before.notes + self.notes)),
+            conventions=before.conventions | self.conventions,
         )
 
 
@@ -119,13 +123,15 @@ class Scorer:
             found = measure(self.folder, self.inception, pictures, None)
             reference = self.inception_statistics or self._of_reference(self.inception)
             self._frechet("fid", found.statistics, reference, scores, notes)
-        if self.parser is not None and self.metrics & {"fd_parser", "miou", "accuracy"}:
+        if self.parser is not None and self.metrics & OF_PARSER:
             found = measure(self.folder, self.parser, pictures, labels)
             if "fd_parser" in self.metrics and self.reference not in (None, pictures):
                 self._frechet(
                     "fd_parser", found.statistics, self._of_reference(self.parser), scores, notes
                 )
             by_class = self._agreement(found, scores)
+            if scores.keys() & OF_PARSER:
+                notes.append(f"the face parser is {self.parser.convention}")
         if pairs is not None and self.metrics & {"ssim", "psnr_db"}:
             key = digest("closeness", pictures.key, pairs.key)
             scores |= self._once(key, lambda: _closeness(pictures, pairs))
@@ -141,13 +147,14 @@ class Scorer:
             class_iou=by_class,
             settings=settings or {},
             notes=notes,
+            conventions={"fid": self.inception.convention} if "fid" in scores else {},
         )
 
     def with_diversity(self, row: Row, faces: GeneratedFaces, masks: int, samples: int) -> Row:
         """Add the LPIPS diversity of faces that have been made to their row."""
 
         def look() -> dict[str, float]:
-            order = tqdm(range(masks), unit="mask", desc="diversity", leave=False)
+            order = over(range(masks), unit="mask", desc="diversity")
             of_mask = [diversity(faces.samples(mask, samples), self.lpips) for mask in order]
             return {"lpips_diversity": float(np.mean(of_mask))}
 
@@ -157,6 +164,8 @@ class Scorer:
             row,
             scores={key: scores[key] for key in SCORES if key in scores},
             settings=row.settings | {"diversity_masks": masks, "diversity_samples": samples},
+            notes=[*row.notes, f"LPIPS diversity: {samples} samples of each of {masks} masks"],
+            conventions=row.conventions | {"lpips_diversity": self.lpips.backbone.name},
         )
 
     def _of_reference(self, judge: Judge) -> Statistics:
@@ -202,6 +211,12 @@ class Scorer:
             name: None if math.isnan(value) else float(value)
             for name, value in zip(self.classes, iou, strict=True)
         }
+
+
+def heading(key: str, rows: Sequence[Row]) -> str:
+    """A score's name, and by what convention the rows have it, where there are several."""
+    said = dict.fromkeys(row.conventions[key] for row in rows if key in row.conventions)
+    return f"{SCORES[key]} ({', '.join(said)})" if said else SCORES[key]
 
 
 def lpips_key(lpips: Lpips) -> str:

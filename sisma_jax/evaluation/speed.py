@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from sisma_jax import flow
 from sisma_jax.evaluation.tables import Table
@@ -28,6 +27,7 @@ from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder
 from sisma_jax.models.xla_cost import xla_macs
 from sisma_jax.processes import cores
+from sisma_jax.progress import over
 from sisma_jax.synthesis import noise_keys, synthesize_latents
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.sharding import (
@@ -185,7 +185,7 @@ def measure_speed(
     by_xla = xla_macs(config) / GIGA if isinstance(config, SISMAConfig) else None
     combinations = list(itertools.product(batches, solvers, steps, guidances))
     programs = dict.fromkeys((*rest, guidance != 1.0) for *rest, guidance in combinations)
-    for batch, solver, count_, guided in tqdm(programs, unit="program", desc="speed", leave=False):
+    for batch, solver, count_, guided in over(list(programs), unit="program", desc="speed"):
         programs[batch, solver, count_, guided] = unless_too_large(
             lambda batch=batch, solver=solver, count_=count_, guided=guided: time_synthesis(
                 synthesizer, batch, seconds, steps=count_, solver=solver, guided=guided

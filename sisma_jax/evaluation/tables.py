@@ -4,7 +4,7 @@ import dataclasses
 import html
 from collections.abc import Sequence
 
-from sisma_jax.evaluation.scoring import LOWER_IS_BETTER, SCORES, Row
+from sisma_jax.evaluation.scoring import LOWER_IS_BETTER, SCORES, Row, heading
 
 Cell = str | int | float | None
 DIGITS = {"fid": 2, "fd_parser": 3, "psnr_db": 2}
@@ -54,7 +54,7 @@ def score_table(rows: Sequence[Row]) -> Table:
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     return Table(
         "Scores",
-        ["pictures", "n", *(f"{SCORES[key]} {arrows[key]}" for key in keys)],
+        ["pictures", "n", *(f"{heading(key, rows)} {arrows[key]}" for key in keys)],
         [line(row) for row in rows],
         ". ".join(notes),
     )

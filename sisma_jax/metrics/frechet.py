@@ -32,6 +32,18 @@ DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZi
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """What makes features comparable: distances between those of two kinds mean nothing."""
+
+    network: str
+    """Its name and version."""
+    weights: str
+    """Digest."""
+    resize: str
+    """How pictures were brought to the network's size."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Statistics:
     """Mean and covariance of features."""
 
@@ -40,6 +52,12 @@ class Statistics:
     """Normalised by count - 1."""
     count: int | None
     """Samples; None where a file does not say."""
+    features: Features | None = None
+    """None where a file does not say."""
+
+
+FEATURE_FIELDS = tuple(field.name for field in dataclasses.fields(Features))
+"""Of a file."""
 
 
 class Accumulator:
@@ -176,25 +194,29 @@ def checked(
 
 
 def save_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
-    """Write statistics as pytorch-fid does, `mu` and `sigma` in an .npz file, with `count` beside
-    them where it is known."""
+    """Write statistics as pytorch-fid does, `mu` and `sigma` in an .npz file, with `count` and what
+    the features are (`network`, `weights`, `resize`) beside them where it is known."""
     arrays = {"mu": statistics.mean, "sigma": statistics.cov}
     if statistics.count is not None:
         arrays["count"] = np.array(statistics.count)
+    if statistics.features is not None:
+        arrays |= {k: np.array(v) for k, v in dataclasses.asdict(statistics.features).items()}
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(Path(path), content.getvalue())
 
 
 def load_statistics(path: str | os.PathLike) -> Statistics:
-    """Read an .npz file of `save_statistics` or pytorch-fid.
+    """Read an .npz file of `save_statistics` or pytorch-fid, which says neither `count` nor
+    `features`.
 
     Raises:
       InputError: if the file is missing, damaged or of another content.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("mu", "sigma", "count") if name in file}
+            known = ("mu", "sigma", "count", *FEATURE_FIELDS)
+            arrays = {name: file[name] for name in known if name in file}
     except FileNotFoundError:
         raise InputError(f"there are no statistics {path}: check the path") from None
     except DAMAGED as error:
@@ -209,8 +231,18 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     count = arrays.pop("count", None)
     if count is not None and (count.shape != () or count.dtype.kind not in "iu" or count < 2):
         raise InputError(f"count in {path} is {count}: give the whole number of samples")
+    said = {name: arrays.pop(name) for name in FEATURE_FIELDS if name in arrays}
+    words = [x for x in said.values() if x.dtype.kind == "U" and x.shape == ()]
+    if said and len(words) < len(FEATURE_FIELDS):
+        raise InputError(
+            f"{path} does not say in words what its features are ({', '.join(FEATURE_FIELDS)}): "
+            "compute the statistics again"
+        )
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu":
             raise InputError(f"{name} in {path} is of type {array.dtype}: give real numbers")
     mean, cov = checked(str(path), arrays["mu"], arrays["sigma"])
-    return Statistics(mean=mean, cov=cov, count=None if count is None else int(count))
+    features = Features(**{name: str(x) for name, x in said.items()}) if said else None
+    return Statistics(
+        mean=mean, cov=cov, count=None if count is None else int(count), features=features
+    )

@@ -8,7 +8,6 @@ import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +20,6 @@ from sisma_jax.evaluation import networks, scoring
 from sisma_jax.metrics.frechet import load_statistics
 from sisma_jax.metrics.perceptual import diversity
 from sisma_jax.models.face_parser import save_parser
-from sisma_jax.models.inception import InceptionV3
 from sisma_jax.models.lpips import ALEXNET, Lpips
 from sisma_jax.synthesizer import Synthesizer
 from tests.evaluation.parsers import CONFIG, random_params, write_parser
@@ -45,10 +43,10 @@ def parser(tmp_path_factory):
     return write_parser(tmp_path_factory.mktemp("parsers") / "parser")
 
 
-def evaluate_tiny(tiny_run, parser, out, *more):
+def evaluate_tiny(tiny_run, parser, out, *more, metrics="fd,miou,acc,ssim"):
     call(
         evaluate.main, "--workdir", tiny_run, "--out", out, "--parser", parser,
-        "--metrics", "fid,fd,miou,acc,ssim", "--steps", "2", "--batch-size", 4, *more,
+        "--steps", "2", "--batch-size", 4, *(["--metrics", metrics] if metrics else []), *more,
     )  # fmt: skip
     return read(out)
 
@@ -87,8 +85,8 @@ def run(tiny_run, parser, synthesizer, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Synthesizer, "load", load)
 
-    def evaluate_run(*more, out=tmp_path / "report", parser=parser):
-        return evaluate_tiny(tiny_run, parser, out, *more)
+    def evaluate_run(*more, out=tmp_path / "report", parser=parser, **options):
+        return evaluate_tiny(tiny_run, parser, out, *more, **options)
 
     return evaluate_run
 
@@ -251,11 +249,11 @@ def test_two_plain_folders_with_masks(parser, inputs_folder, tmp_path, capsys):
     assert row["scores"].keys() == {"fd_parser", "miou", "accuracy", "ssim", "psnr_db"}
     (tmp_path / "a/z.png").rename(tmp_path / "a/other.png")
     call(evaluate.main, *arguments, "--out", tmp_path / "second")
-    assert "the reference has no 'other'" in capsys.readouterr().out
+    assert "the reference has no 'other' (1 of 4 pictures have no" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "second/report.json").read_text())["rows"]
     assert row["scores"].keys() == {"fd_parser"}
     for change, message in [
-        (lambda: None, "there is no mask .*other.png"),
+        (lambda: None, r"masks has no 'other' \(1 of 4 pictures have no counterpart\), but 'z'"),
         (
             lambda: write_label_map(tmp_path / "masks/other.png", np.zeros((8, 8), np.uint8)),
             "other.png has 8x8 pixels where its picture has 32x32",
@@ -267,49 +265,27 @@ def test_two_plain_folders_with_masks(parser, inputs_folder, tmp_path, capsys):
     (tmp_path / "b/v.png").write_bytes((tmp_path / "b/x.png").read_bytes())
     call(evaluate.main, *arguments, "--out", tmp_path / "third")
     (row,) = json.loads((tmp_path / "third/report.json").read_text())["rows"]
-    assert "the reference has no 'other'" in row["notes"][0]
+    assert "the reference has no 'other' (1 of 4" in row["notes"][0]
     assert "4 pictures against 5; the counts differ" in row["notes"][1]
-
-
-@dataclasses.dataclass(frozen=True)
-class MeanColour(InceptionV3):
-    """In Inception's place: three features, of weights that are a number."""
-
-    def features(self, images, resize):
-        assert resize == "tf1"
-        return self.params["scale"] * jnp.mean(images.astype(jnp.float32), (1, 2))
-
-
-jax.tree_util.register_dataclass(MeanColour, data_fields=["params"], meta_fields=[])
-
-
-@pytest.fixture
-def weights(monkeypatch, tmp_path):
-    """A folder with something in the place of Inception's weights."""
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    (folder / networks.INCEPTION.file).write_text("2")
-    monkeypatch.setattr(
-        networks,
-        "load_inception",
-        lambda path: MeanColour({"scale": jnp.float32(float(path.read_text()))}),
-    )
-    return folder
 
 
 def test_fid_and_its_statistics_in_and_out(run, report, weights, tmp_path):
     # Judges that come later add their scores, and what is not asked for this time stays.
     before = by_name(read(report))
     saved = tmp_path / "reference.npz"
-    run("--weights", weights, "--save-statistics", saved)
+    every = "fid,fd,miou,acc,ssim"
+    run("--weights", weights, "--save-statistics", saved, metrics=every)
     found = run("--weights", weights, "--metrics", "acc")
     rows = by_name(found)
     for name, row in rows.items():
         scores = dict(row["scores"])
         assert (scores.pop("fid", 0) > 0) == (name != "test faces")
         assert scores == before[name]["scores"]
+    assert " FID (tf1) ↓ |" in (report / "report.md").read_text()
+    assert "<th>FID (tf1) ↓</th>" in (report / "report.html").read_text()
+    assert rows[OURS]["conventions"] == {"fid": "tf1"}
     own = load_statistics(saved)
-    assert own.count == 4 and own.mean.shape == (3,)
+    assert own.count == 4 and own.mean.shape == (3,) and own.features.resize == "tf1"
     others = tmp_path / "others"
     others.mkdir()
     for file in report.rglob("images/*/*_0.png"):
@@ -323,11 +299,12 @@ def test_fid_and_its_statistics_in_and_out(run, report, weights, tmp_path):
     # Other ones do not enter the same table.
     (weights / networks.INCEPTION.file).write_text("3")
     with pytest.raises(InputError, match=r"made with the Inception resized by tf1 \w{12} where"):
-        run("--weights", weights)
+        run("--weights", weights, metrics=every)
 
 
 def test_missing_weights_are_named_with_their_source(run, report, tmp_path, monkeypatch, capsys):
-    found = run("--metrics", "fid,lpips,miou")
+    monkeypatch.setattr(evaluate, "DEFAULT_METRICS", "fid,lpips,miou")
+    found = run(metrics=None)
     assert len(found["missing"]) == 2
     assert "pt_inception-2015-12-05-6726825d.safetensors (pt_inception" in found["missing"]["fid"]
     assert (
@@ -361,6 +338,8 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
     report = run("--metrics", "lpips", "--diversity-masks", 3, "--diversity-samples", 3)
     (row,) = report["rows"]
     assert row["settings"]["diversity_masks"] == row["settings"]["diversity_samples"] == 3
+    assert "3 samples of each of 3 masks" in row["notes"][-1]
+    assert "LPIPS diversity (AlexNet)" in (tmp_path / "report/report.md").read_text()
     folder = next((tmp_path / "report/images").iterdir())
     pixels = lambda name: np.asarray(Image.open(folder / name)).astype(float)
     names = sorted({file.stem.split("_")[0] for file in folder.glob("*.png")})[:3]
@@ -391,8 +370,12 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
         (["--data", "nowhere"], "nowhere is not a folder"),
         (
             ["--save-statistics", "x.npz"],
-            r"x.npz needs Inception's weights .*: FID: not there: .*6726825d.safetensors",
+            "x.npz needs Inception's weights and fid among --metrics: add it",
         ),
+        (["--save-statistics", "x.npy"], "x.npy writes a .npz file: name it so"),
+        (["--metrics", "miou,fid"], "asks for what cannot be measured. FID: not there: .*d.safet"),
+        (["--metrics", "lpips"], "asks for what cannot be measured. LPIPS diversity: not there"),
+        (["--metrics", "style,miou"], "asks for style, but the model in .* has none"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(run, arguments, message, tmp_path):

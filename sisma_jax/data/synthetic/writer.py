@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from sisma_jax import processes
 from sisma_jax.data import raw_layout
@@ -24,6 +23,7 @@ from sisma_jax.data.synthetic.figure import APPEARANCE, generator, part_masks, s
 from sisma_jax.data.synthetic.render import render
 from sisma_jax.errors import InputError
 from sisma_jax.files import is_new_or_empty, read_json, write_atomically, write_json
+from sisma_jax.progress import bar
 
 VERSION = 1
 """Grows when the same settings give other pixels."""
@@ -97,7 +97,7 @@ def write_dataset(
     _open_folder(out, settings)
     done = {int(path.stem) for path in (out / raw_layout.IMAGE_FOLDER).glob("*.jpg")}
     missing = [index for index in range(count) if index not in done]
-    with tqdm(total=count, initial=len(done), desc="faces", unit="face") as progress:
+    with bar(total=count, initial=len(done), desc="faces", unit="face") as progress:
         for written in _write_all(out, settings, missing, workers):
             progress.update(written)
     write_atomically(out / raw_layout.MAPPING_FILE, _mapping(count).encode())

@@ -1,0 +1,203 @@
+"""Pictures that are there, of whatever method: paired by name with a reference, and scored.
+
+`sisma_jax.sample` calls the faces of the mask NAME `NAME_k`, or `NAME_k_j` on the way from one
+style to another; a report's folders have `NAME_k`. Hence a picture belongs to the reference of its
+own name, and where there is none, to that of the longest name behind which nothing but such numbers
+is left. Names that are numbers are the same with zeros ahead, where that leaves no choice.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.label_maps import collect_masks, read_label_map
+from sisma_jax.errors import InputError
+from sisma_jax.evaluation.evaluator import Evaluation, real_faces
+from sisma_jax.evaluation.pictures import PictureFolder, Selection, SplitPictures, digest
+
+NUMBER = re.compile("[0-9]+")
+MOST_NUMBERS = 2
+"""Behind a name: of the face, and of the step on the way from one style to another."""
+OF_PAIRS = frozenset({"ssim", "psnr_db"})
+OF_MASKS = frozenset({"miou", "accuracy"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """For every picture the place of its counterpart."""
+
+    indices: list[int]
+    """Empty where a picture has none."""
+    reason: str = ""
+    """What then is missing, as "no ...", with a name of either side."""
+
+
+def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
+    """Find the counterparts of `names` in `others`, where each is once (module docstring)."""
+    places = {name: place for place, name in enumerate(others)}
+    values = Counter(int(name) for name in others if NUMBER.fullmatch(name))
+    numbers = {
+        int(name): place
+        for name, place in places.items()
+        if NUMBER.fullmatch(name) and values[int(name)] == 1
+    }
+
+    def place_of(name: str) -> int | None:
+        for _ in range(MOST_NUMBERS + 1):
+            if name in places:
+                return places[name]
+            if NUMBER.fullmatch(name) and int(name) in numbers:
+                return numbers[int(name)]
+            name, _, number = name.rpartition("_")
+            if not NUMBER.fullmatch(number):
+                return None
+        return None
+
+    found = [place_of(name) for name in names]
+    if None not in found:
+        return Pairing(found)
+    alone = [name for name, place in zip(names, found, strict=True) if place is None]
+    left = next((name for place, name in enumerate(others) if place not in found), others[0])
+    return Pairing(
+        [],
+        f"no {alone[0]!r} ({len(alone)} of {len(names)} pictures have no counterpart), but "
+        f"{left!r}",
+    )
+
+
+def check_asked(
+    asked: frozenset[str],
+    pictures: PictureFolder,
+    others: Sequence[str] | None,
+    *,
+    has_masks: bool,
+    masks_given: bool,
+) -> None:
+    """Compare what is asked for with what there is, before any of it is read.
+
+    Args:
+      asked: names of `scoring.SCORES` that were asked for by name.
+      pictures: to be scored.
+      others: names of the reference; None where only statistics of it are at hand.
+      has_masks: whether the reference has them.
+      masks_given: whether there are masks besides.
+
+    Raises:
+      InputError: if one cannot be measured.
+    """
+    where = f"the pictures of {pictures.path}"
+    if others is None and asked & {"fd_parser", *OF_PAIRS}:
+        metric = "fd" if "fd_parser" in asked else "ssim"
+        raise InputError(
+            f"--metrics asks for {metric}, but a reference of statistics has no pictures that "
+            f"{where} could be compared with: give --data or a folder, or leave {metric} out"
+        )
+    if asked & OF_MASKS and not masks_given and not has_masks:
+        raise InputError(
+            f"--metrics asks for miou or acc, but there are no masks that {where} should follow: "
+            "give --masks or --data, or leave them out"
+        )
+    reason = pair(pictures.names, others).reason if others is not None else ""
+    needed = asked & (OF_PAIRS if masks_given else OF_PAIRS | OF_MASKS)
+    if reason and needed:
+        raise InputError(
+            f"--metrics asks for {'ssim' if needed & OF_PAIRS else 'miou or acc'}, but {where} are "
+            f"not named as the reference's are: it has {reason}; name a picture NAME or NAME_0 "
+            "where the reference has NAME, or leave the metric out"
+        )
+
+
+def evaluate_pictures(
+    evaluation: Evaluation,
+    pictures: PictureFolder,
+    name: str,
+    *,
+    masks: Path | None,
+    class_order: str = "canonical",
+) -> None:
+    """Score a folder of pictures.
+
+    Args:
+      evaluation: with a reference or its statistics.
+      pictures: the folder.
+      name: for the table.
+      masks: folder of label maps whose names pair with the pictures'; a data set has its own.
+      class_order: of the masks, as `read_label_map` takes it.
+
+    Raises:
+      InputError: if a picture has no mask in `masks`, or one that cannot be used.
+    """
+    reference, statistics = evaluation.reference, evaluation.statistics
+    labels = pairs = None
+    notes: list[str] = []
+    if reference is not None:
+        pairing = pair(pictures.names, reference.names)
+        if pairing.indices:
+            pairs = Selection(reference, pairing.indices)
+            most = max(Counter(pairing.indices).values())
+            if most > 1:
+                notes.append(f"{name}: up to {most} pictures of one face")
+            if isinstance(reference, SplitPictures):
+                labels = reference.labels[pairing.indices]
+        else:
+            notes.append(f"{name}: the reference has {pairing.reason}: pictures are not paired")
+            print(f"note: {notes[0]}, so there is no SSIM and PSNR, and no mask of a data set")
+    elif statistics is not None and statistics.features is None:
+        notes.append(
+            f"{evaluation.data} does not say what its features are of: taken for those of pictures "
+            f"resized by {evaluation.resize}"
+        )
+    settings = {"folder": str(pictures.path)}
+    if masks is not None:
+        labels = read_masks(masks, pictures, evaluation.classes, class_order)
+        settings["masks"] = str(masks)
+    with evaluation.scoring() as scorer:
+        if isinstance(reference, SplitPictures):
+            evaluation.put(real_faces(scorer, reference))
+        row = scorer.row(
+            name, "pictures", pictures, labels=labels, pairs=pairs, settings=settings, notes=notes
+        )
+        if masks is not None:  # scores by others do not stay beside those by these
+            row = dataclasses.replace(row, key=digest(row.key, labels))
+        evaluation.put(row)
+
+
+def read_masks(
+    folder: Path, pictures: PictureFolder, classes: ClassSet, class_order: str = "canonical"
+) -> UInt8[np.ndarray, "n h w"]:
+    """Label maps of a folder, one for each picture (`pair`).
+
+    Raises:
+      InputError: if one is missing, cannot be used, or has another size.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--masks {folder} is no folder: give one of label maps")
+    files = collect_masks([folder])
+    stems = [file.stem for file in files]
+    twice = [stem for stem, count in Counter(stems).items() if count > 1]
+    if twice:
+        raise InputError(f"{folder} holds two masks named {twice[0]!r}: keep one of them")
+    pairing = pair(pictures.names, stems)
+    if not pairing.indices:
+        raise InputError(
+            f"{folder} has {pairing.reason}: give a mask NAME for each picture NAME or NAME_0"
+        )
+
+    def read(file: Path) -> UInt8[np.ndarray, "h w"]:
+        labels = read_label_map(file, classes, class_order=class_order, allow_unlabelled=True)
+        if labels.shape != pictures.size:
+            (height, width), (h, w) = labels.shape, pictures.size
+            raise InputError(
+                f"mask {file} has {width}x{height} pixels where its picture has {w}x{h}: bring "
+                "them to one size"
+            )
+        return labels
+
+    maps = {place: read(files[place]) for place in sorted(set(pairing.indices))}
+    return np.stack([maps[place] for place in pairing.indices])

@@ -1,0 +1,85 @@
+"""How far a long work is: a bar that moves on a terminal and in a notebook, lines in a log.
+
+tqdm writes over its line ten times a second. In a file that is one line of thousands of updates, so
+that there every `EVERY` seconds a line of its own says the same, and one more at the end.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from time import monotonic
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+EVERY = 10.0
+"""Seconds between lines of a log."""
+LINE = "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left"
+LAST_LINE = "{desc}: {n_fmt}/{total_fmt} in {elapsed}, {rate_fmt}"
+T = TypeVar("T")
+
+
+def bar(
+    *, total: int, unit: str, desc: str, initial: int = 0, leave: bool = True
+) -> "tqdm | Lines":
+    """A bar on standard error; use it as a context manager.
+
+    Args:
+      total: of units.
+      unit: what is counted.
+      desc: what is done, ahead of the numbers.
+      initial: units that were done before; they do not count for the rate.
+      leave: whether a moving bar stays when it is full; a log keeps its lines.
+    """
+    options = dict(total=total, unit=unit, desc=desc, initial=initial)
+    if moves(sys.stderr):
+        return tqdm(**options, leave=leave)
+    return Lines(sys.stderr, **options)
+
+
+def over(items: Sequence[T], *, unit: str, desc: str) -> Iterator[T]:
+    """The items one by one, with a bar that goes when they are through."""
+    with bar(total=len(items), unit=unit, desc=desc, leave=False) as progress:
+        for item in items:
+            yield item
+            progress.update()
+
+
+def moves(stream: Any) -> bool:
+    """Whether what has been written can be written over: on a terminal, and below a cell."""
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel.")
+
+
+class Lines:
+    """As much of a tqdm bar as is used here, as lines."""
+
+    def __init__(self, stream: Any, *, total: int, unit: str, desc: str, initial: int) -> None:
+        self._stream, self._total, self._unit, self._desc = stream, total, unit, desc
+        self._initial = self._done = initial
+        self._began = self._said = monotonic()
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._say(LAST_LINE)
+
+    def update(self, n: int = 1) -> None:
+        self._done += n
+        if monotonic() - self._said >= EVERY:
+            self._say(LINE)
+
+    def set_description(self, desc: str) -> None:
+        self._desc = desc
+
+    def _say(self, line: str) -> None:
+        self._said = monotonic()
+        shown = tqdm.format_meter(
+            self._done,
+            self._total,
+            self._said - self._began,
+            prefix=self._desc,
+            unit=self._unit,
+            initial=self._initial,
+            bar_format=line,
+        )
+        print(shown, file=self._stream, flush=True)
