@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from sisma_jax import cli, flow
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source, open_dataset
-from sisma_jax.data.label_maps import CLASS_ORDERS
+from sisma_jax.data.label_maps import Reading
 from sisma_jax.data.raw import FIELDS, TEST_FROM
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.evaluator import (
@@ -38,6 +38,7 @@ from sisma_jax.evaluation.networks import (
 )
 from sisma_jax.evaluation.pictures import PictureFolder, SplitPictures
 from sisma_jax.evaluation.report import ReportFolder
+from sisma_jax.mask_options import add_mask_options
 from sisma_jax.metrics.frechet import Statistics, load_statistics
 from sisma_jax.models.inception import SCALINGS
 from sisma_jax.synthesizer import Synthesizer
@@ -103,13 +104,7 @@ def parse_arguments() -> argparse.Namespace:
         "place of a data set",
     )
     add("--masks", type=Path, help="with --reference: label maps, named as the images are")
-    add(
-        "--class-order",
-        choices=CLASS_ORDERS,
-        default="canonical",
-        help="with --masks: how they number the CelebAMask-HQ classes; bisenet: as "
-        "face-parsing.PyTorch",
-    )
+    add_mask_options(parser, "--masks")
     add("--classes", type=Path, help="with --masks: their classes.json (default: CelebAMask-HQ's)")
     add("--name", help="what the table calls the model or the images (default: the folder's name)")
     add(
@@ -216,10 +211,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--images needs a reference: give --data or --reference, one of them")
     if args.classes is not None and args.masks is None:
         raise InputError("--classes goes with --masks, whose they are: leave it out")
-    if args.class_order != "canonical" and args.masks is None:
-        raise InputError(
-            f"--class-order {args.class_order} goes with --masks, whose it is: leave it out"
-        )
+    of_masks = {"--class-order": args.class_order, "--nearest-colour": args.nearest_colour}
+    for option, value in of_masks.items():
+        if value not in ("canonical", None) and args.masks is None:
+            raise InputError(f"{option} {value} goes with --masks, whose it is: leave it out")
+    reading_of(args)
     real = args.reference
     if real is not None and not real.is_dir() and real.suffix.lower() != STATISTICS:
         raise InputError(
@@ -381,8 +377,13 @@ def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluat
         check(reference.names, has_masks=False)
         found |= {"reference": reference, "data": str(args.reference)}
     evaluate_pictures(
-        evaluation(**found), pictures, name, masks=args.masks, class_order=args.class_order
+        evaluation(**found), pictures, name, masks=args.masks, reading=reading_of(args)
     )
+
+
+def reading_of(args: argparse.Namespace) -> Reading:
+    """How --masks are read; raises InputError for values out of range."""
+    return Reading(args.class_order, True, args.nearest_colour)
 
 
 def reference_statistics(args: argparse.Namespace) -> Statistics:

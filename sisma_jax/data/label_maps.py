@@ -141,23 +141,6 @@ def collect_masks(paths: Iterable[Path | str]) -> list[Path]:
     return masks
 
 
-def find_mask(folder: Path, name: str) -> Path | None:
-    """The label map called `name`, without its suffix, in a folder; None where there is none.
-
-    Raises:
-      InputError: two files are called so.
-    """
-    found = [
-        file
-        for suffix in image_files.LOSSLESS
-        for file in (folder / f"{name}{suffix}", folder / f"{name}{suffix.upper()}")
-        if file.exists()
-    ]
-    if len({file.resolve() for file in found}) > 1:
-        raise InputError(f"{found[0]} and {found[1].name} are two masks of one name: remove one")
-    return found[0] if found else None
-
-
 def read_label_map(
     path: Path | str,
     classes: ClassSet = CELEBAMASK,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sisma_jax.data.classes import ClassSet
-from sisma_jax.data.label_maps import collect_masks, read_label_map
+from sisma_jax.data.label_maps import Reading, collect_masks, read_with_share
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.evaluator import Evaluation, real_faces
 from sisma_jax.evaluation.pictures import PictureFolder, Selection, SplitPictures, digest
@@ -119,7 +119,7 @@ def evaluate_pictures(
     name: str,
     *,
     masks: Path | None,
-    class_order: str = "canonical",
+    reading: Reading = Reading(allow_unlabelled=True),  # noqa: B008  a constant
 ) -> None:
     """Score a folder of pictures.
 
@@ -128,7 +128,7 @@ def evaluate_pictures(
       pictures: the folder.
       name: for the table.
       masks: folder of label maps whose names pair with the pictures'; a data set has its own.
-      class_order: of the masks, as `read_label_map` takes it.
+      reading: how they are read.
 
     Raises:
       InputError: if a picture has no mask in `masks`, or one that cannot be used.
@@ -155,7 +155,7 @@ def evaluate_pictures(
         )
     settings = {"folder": str(pictures.path)}
     if masks is not None:
-        labels = read_masks(masks, pictures, evaluation.classes, class_order)
+        labels = read_masks(masks, pictures, evaluation.classes, reading)
         settings["masks"] = str(masks)
     with evaluation.scoring() as scorer:
         if isinstance(reference, SplitPictures):
@@ -169,9 +169,10 @@ def evaluate_pictures(
 
 
 def read_masks(
-    folder: Path, pictures: PictureFolder, classes: ClassSet, class_order: str = "canonical"
+    folder: Path, pictures: PictureFolder, classes: ClassSet, reading: Reading
 ) -> UInt8[np.ndarray, "n h w"]:
-    """Label maps of a folder, one for each picture (`pair`).
+    """Label maps of a folder, one for each picture (`pair`); says what share of pixels took the
+    nearest class colour.
 
     Raises:
       InputError: if one is missing, cannot be used, or has another size.
@@ -189,8 +190,11 @@ def read_masks(
             f"{folder} has {pairing.reason}: give a mask NAME for each picture NAME or NAME_0"
         )
 
+    shares: list[float] = []
+
     def read(file: Path) -> UInt8[np.ndarray, "h w"]:
-        labels = read_label_map(file, classes, class_order=class_order, allow_unlabelled=True)
+        labels, share = read_with_share(file, classes, reading)
+        shares.append(share)
         if labels.shape != pictures.size:
             (height, width), (h, w) = labels.shape, pictures.size
             raise InputError(
@@ -200,4 +204,8 @@ def read_masks(
         return labels
 
     maps = {place: read(files[place]) for place in sorted(set(pairing.indices))}
+    if any(shares):
+        print(
+            f"note: {np.mean(shares):.2%} of the pixels of {folder} took the nearest class colour"
+        )
     return np.stack([maps[place] for place in pairing.indices])

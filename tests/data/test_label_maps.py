@@ -406,14 +406,6 @@ class TestCollecting:
         with pytest.raises(InputError, match=r"holds no PNG, BMP.*1 others, such as a\.jpg"):
             label_maps.collect_masks([tmp_path])
 
-    def test_a_mask_is_found_by_name_whatever_its_format(self, tmp_path):
-        for name in ("a.TIF", "b.bmp", "b.png", "c.jpg"):
-            (tmp_path / name).touch()
-        assert label_maps.find_mask(tmp_path, "a") == tmp_path / "a.TIF"
-        assert label_maps.find_mask(tmp_path, "c") is None
-        with pytest.raises(InputError, match="two masks of one name"):
-            label_maps.find_mask(tmp_path, "b")
-
 
 class TestOtherConventions:
     """What other software writes."""
