@@ -15,7 +15,7 @@ from sisma_jax.contact_sheet import tile, with_legend
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import Source, open_dataset
 from sisma_jax.data.label_maps import colourise
-from sisma_jax.data.preparation import oddities
+from sisma_jax.data.preparation import oddities, oddities_of
 from sisma_jax.data.prepared import is_prepared, read_description
 from sisma_jax.data.raw import TEST_FROM
 from sisma_jax.data.shards import file_checksum
@@ -105,6 +105,8 @@ def main() -> None:
         source = open_dataset(args.data, size, split=args.split, test_from=args.test_from)
         print(f"{args.data}: raw, shown at {size} px, {args.split} {len(source)}")
         shares, unlabelled, counted = frequencies(source)
+        for sentence in oddities_of(args.split, shares, unlabelled):
+            print(f"note: {sentence} (over {counted} items)")
     print(f"share of pixels over {counted} items of split {args.split!r}:")
     for label, (name, share) in enumerate(shares.items()):
         print(f"  {label:3d} {name:20s} {share:8.3%}")

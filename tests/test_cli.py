@@ -1,6 +1,8 @@
 """What every command does with wrong input and with --help."""
 
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -135,3 +137,33 @@ def test_the_doctor_says_what_is_wrong(capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "FAILED: RuntimeError: no kernel image" in text
     assert "a device for cuda13, but JAX computes on the CPU: pip install -e '.[cuda13]'" in text
+
+
+def test_a_reader_that_has_gone_ends_a_command_in_silence(tmp_path):
+    """`| head`: no traceback, and the status that others end with."""
+    code = "from sisma_jax import cli\ncli.run(lambda: [print('x' * 1000) for _ in range(10**4)])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_names_that_a_terminal_cannot_show_are_escaped(encoding):
+    code = (
+        "from sisma_jax import cli\nfrom sisma_jax.errors import InputError\n"
+        "def main():\n    print('v\\udce9lo \\u00d7')\n"
+        "    raise InputError('v\\udce9\\n\\x1b[2Jlo')\n"
+        "cli.run(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 2
+    assert done.stdout.startswith(b"v\\udce9lo ")
+    assert done.stderr == b"error: v\\udce9\\n\\x1b[2Jlo\n"

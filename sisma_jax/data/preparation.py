@@ -101,24 +101,29 @@ def oddities(description: dict[str, Any]) -> list[str]:
     """
     found = []
     for name, split in description["splits"].items():
-        if not split["ids"]:
-            continue
-        shares = split["class_frequency"]
-        empty = [one for one, share in shares.items() if not share]
-        if empty:
-            found.append(
-                f"split {name!r} has no pixel of {len(empty)} of the {len(shares)} classes: "
-                f"{', '.join(empty)}"
-            )
-        if split["unlabelled"] > UNLABELLED_SHARE:
-            found.append(
-                f"{split['unlabelled']:.1%} of the pixels of split {name!r} are unlabelled (255): "
-                "if 255 stands for a class, number that as the list of classes does"
-            )
+        if split["ids"]:
+            found += oddities_of(name, split["class_frequency"], split["unlabelled"])
     if share := description.get("nearest_colour_share"):
         found.append(
             f"{share:.2%} of the label pixels took the nearest class colour "
             f"(--nearest-colour {description['nearest_colour']:g})"
+        )
+    return found
+
+
+def oddities_of(split: str, shares: dict[str, float], unlabelled: float) -> list[str]:
+    """Those of one split, by the shares of its pixels (`ClassSet.shares`)."""
+    found = []
+    empty = [name for name, share in shares.items() if not share]
+    if empty:
+        found.append(
+            f"split {split!r} has no pixel of {len(empty)} of the {len(shares)} classes: "
+            f"{', '.join(empty)}"
+        )
+    if unlabelled > UNLABELLED_SHARE:
+        found.append(
+            f"{unlabelled:.1%} of the pixels of split {split!r} are unlabelled (255): if 255 "
+            "stands for a class, number that as the list of classes does"
         )
     return found
 
