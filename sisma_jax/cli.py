@@ -87,7 +87,7 @@ def _printable(text: str) -> str:
 
 def _output_is_gone() -> bool:
     try:
-        sys.stdout.flush()
+        print(flush=True)  # a flush alone may find its buffer empty
     except BrokenPipeError:
         return True
     return False
