@@ -31,6 +31,7 @@ from sisma_jax.files import (
     lock,
     read_json,
     write_json,
+    write_text,
 )
 
 LOCK = "lock"
