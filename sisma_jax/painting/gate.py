@@ -80,8 +80,7 @@ class Gate:
             if len(body) > self.most_message:
                 return await _refused(413, "the request is too long")(scope, receive, send)
             more = message.get("more_body", False)
-        if body and not self._knows_files_in(bytes(body)):
-            wrong = "the request names a file that was not uploaded to this page: upload it"
+        if wrong := self._wrong_with(bytes(body)):
             return await _refused(400, wrong)(scope, receive, send)
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
@@ -90,14 +89,14 @@ class Gate:
 
         return await self.app(scope, again, send)
 
-    def _knows_files_in(self, body: bytes) -> bool:
-        """Whether all that a request says of files is said of the page's own."""
+    def _wrong_with(self, body: bytes) -> str:
+        """In a sentence, where a request names files besides the page's own; else empty."""
         try:
             left: list[Any] = [json.loads(body)]
         except ValueError:  # no JSON, so nothing that gradio takes for a file
-            return True
+            return ""
         except RecursionError:
-            return False
+            return "the request is nested too deeply"
         while left:
             value = left.pop()
             if isinstance(value, list):
@@ -106,8 +105,8 @@ class Gate:
                 left.extend(value.values())
                 path = value.get("path")
                 if isinstance(path, str) and not self.files.holds(path):
-                    return False
-        return True
+                    return "the request names a file that was not uploaded to this page: upload it"
+        return ""
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -17,6 +17,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.errors import InputError
 from sisma_jax.painting import canvas, limits, look
 from sisma_jax.painting.starts import Subject
@@ -119,9 +120,13 @@ class Handlers:
     # --- The sheet
 
     def thumbnails(self, first: int) -> list[np.ndarray]:
-        """Of the masks from `first` on."""
-        numbers = range(first, min(first + THUMBNAILS, self.studio.starts.count))
-        masks = (self.read_start(i).labels for i in numbers)
+        """Of the masks from `first` on; grey where one cannot be read."""
+        masks = []
+        for i in range(first, min(first + THUMBNAILS, self.studio.starts.count)):
+            try:
+                masks.append(self.read_start(i).labels)
+            except InputError:
+                masks.append(np.full((self.studio.size,) * 2, UNLABELLED, np.uint8))
         return [canvas.thumbnail(mask, self.studio.classes, _THUMBNAIL_SIDE) for mask in masks]
 
     def read_start(self, index: int) -> Subject:
@@ -153,7 +158,7 @@ class Handlers:
         return self.put_up(self.read_start(first + limits.place("mask", event.index, shown)))
 
     @told
-    def upload_mask(self, path: str) -> tuple:
+    def upload_mask(self, path: str | None) -> tuple:
         """-> sheet, easel"""
         return self.put_up(Subject(self.studio.read_mask(self.files.uploaded(path)), None))
 
@@ -208,7 +213,7 @@ class Handlers:
         return tabs, subject, viewed(subject.photo), None, None, subject, easel, note
 
     @told
-    def upload_photo(self, path: str, easel: Any) -> tuple:
+    def upload_photo(self, path: str | None, easel: Any) -> tuple:
         photo = self.studio.read_photo(self.files.uploaded(path))
         if self.studio.parser is None:
             return self.take(Subject(self.labels(easel), photo), look.NEEDS_MASK)
@@ -227,7 +232,7 @@ class Handlers:
         return self.take(_edited(result), look.READY)
 
     @told
-    def upload_own(self, path: str, subject: Subject | None) -> tuple:
+    def upload_own(self, path: str | None, subject: Subject | None) -> tuple:
         photo = _needed(subject).photo
         labels = self.studio.read_mask(self.files.uploaded(path))
         return self.take(Subject(labels, photo), look.READY)

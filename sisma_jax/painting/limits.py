@@ -1,7 +1,6 @@
 """What visitors may ask for and send. The page's sliders keep to it, but a request need not come
 from them: handlers check it again."""
 
-import math
 import reprlib
 from typing import Any
 
@@ -26,15 +25,15 @@ def most_message(size: int) -> int:
     return 2**20 + 4 * size**2
 
 
-def number(name: str, value: Any, least: float, most: float) -> float:
-    """Returns `value`.
+def number(name: str, value: Any, least: int | float, most: int | float) -> float:
+    """Returns `value` as a float.
 
     Raises:
       InputError: unless it is a number from `least` to `most`; `name` says which one.
     """
     if not _is_number(value) or not least <= value <= most:
         raise InputError(f"{name} is {reprlib.repr(value)}: use {least:g} to {most:g}")
-    return value
+    return float(value)
 
 
 def whole(name: str, value: Any, least: int, most: int) -> int:
@@ -60,4 +59,4 @@ def place(what: str, value: Any, count: int) -> int:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)

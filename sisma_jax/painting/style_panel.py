@@ -141,7 +141,7 @@ class StyleHandlers:
         return self.add(references, easel, chosen_face(made))
 
     @told
-    def upload(self, references: References, easel: Any, path: str) -> tuple:
+    def upload(self, references: References, easel: Any, path: str | None) -> tuple:
         photo = self.studio.read_photo(self.handlers.files.uploaded(path))
         if self.studio.parser is None:
             subject, how = Subject(self.handlers.labels(easel), photo), look.PAINTED_REFERENCE

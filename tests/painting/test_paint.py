@@ -39,6 +39,32 @@ def test_where_gradio_is_missing_the_extra_is_named(tmp_path, monkeypatch):
         call(paint.main, "--workdir", tmp_path)
 
 
+def test_who_may_log_in_is_read_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(paint, "check_address", lambda host, port: None)
+    with pytest.raises(InputError, match="--auth names a file of lines user:password"):
+        call(paint.main, "--workdir", tmp_path, "--auth", "ann:secret")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_who_may_use_a_page_of_this_machine_is_said(host):
+    assert paint.who_may_use_it(host, 0) == (
+        "everyone on this machine may use it without a password (--auth asks for one)"
+    )
+    assert (
+        paint.who_may_use_it(host, 2)
+        == "everyone on this machine may use it with one of 2 passwords"
+    )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1"])
+def test_who_may_use_an_open_page_is_said(host):
+    who = "everyone who reaches this machine over the network may use it"
+    assert paint.who_may_use_it(host, 0) == f"{who} without a password (--auth asks for one)"
+    with_password = paint.who_may_use_it(host, 2)
+    assert with_password.startswith(f"{who} with one of 2 passwords; ")
+    assert "unencrypted" in with_password
+
+
 def test_help_says_where_it_serves(capsys):
     with pytest.raises(SystemExit, match="0"):
         call(paint.main, "--help")
