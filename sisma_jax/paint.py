@@ -63,20 +63,16 @@ def check_address(host: str, port: int) -> None:
             ) from error
 
 
-def who_may_use_it(host: str, accounts: int) -> str:
-    """In one sentence, for an address that a server may listen on.
-
-    Args:
-      host: the address.
-      accounts: how many may log in; 0 where nobody has to.
-    """
+def who_may_use_it(host: str, *, password: bool) -> str:
+    """In one sentence, of a page at an address that a server may listen on, whether or not it asks
+    for a password."""
     found = {info[4][0] for info in socket.getaddrinfo(host, None)}
     here = all(ipaddress.ip_address(address).is_loopback for address in found)
-    reach = "on this machine" if here else "who reaches this machine over the network"
-    if not accounts:
-        return f"everyone {reach} may use it without a password (--auth asks for one)"
+    everyone = "everyone on this machine" if here else "everyone who reaches this machine"
+    if not password:
+        return f"{everyone} may use it without a password (--auth asks for one)"
     plain = "" if here else "; passwords and pictures go unencrypted unless a proxy adds HTTPS"
-    return f"everyone {reach} may use it with one of {accounts} passwords{plain}"
+    return f"{everyone} may use it who has a password of --auth{plain}"
 
 
 def main() -> None:
@@ -110,7 +106,7 @@ def main() -> None:
             print(f"{time.perf_counter() - begun:.0f} s")
             at = {"host": args.host, "port": args.port, "size": size, "accounts": accounts}
             with app.served(page, files, **at) as address:
-                print(who_may_use_it(args.host, len(accounts)))
+                print(who_may_use_it(args.host, password=bool(accounts)))
                 print(f"paint at {address} (Ctrl-C ends it)", flush=True)
                 threading.Event().wait()
     except KeyboardInterrupt:
