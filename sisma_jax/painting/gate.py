@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sisma_jax.painting.temporary import TemporaryFiles
 
-_UNUSED = re.compile(r"/(file[=/]https?:|proxy=|process_recording)")
+_UNUSED = re.compile(r"/gradio_api/(file[=/]https?:|proxy=|process_recording$)")
 """Routes of gradio that the page has no use for: its server would fetch other addresses for
 visitors, or decode their videos."""
 _AROUND_A_FILE = 2**16

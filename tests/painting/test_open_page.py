@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 from contextlib import contextmanager
 
@@ -187,6 +188,21 @@ def test_the_server_fetches_nothing_for_visitors(browser, route):
 
 def test_files_of_the_server_are_not_handed_out(browser):
     assert browser.get("/gradio_api/file=/etc/passwd").status_code == 403
+
+
+def test_visitors_files_go_and_what_the_page_opens_with_stays(browser, files):
+    components = browser.get("/config").json()["components"]
+    shown = next(one for one in components if one["props"].get("elem_id") == "starts")["props"]
+    picture = shown["value"][1]["image"]
+    path = upload(browser, png(read(4).labels)).json()[0]
+    for file in (path, picture["path"]):
+        os.utime(file, (0, 0))
+    files.tidy()
+    assert not os.path.exists(path)
+    answer = browser.get(f"/gradio_api/file={picture['path']}")
+    assert answer.status_code == 200 and Image.open(io.BytesIO(answer.content)).format == "PNG"
+    fine, output = ask(browser, "start", None, event={"index": 1, "value": {"image": picture}})
+    assert fine and output[1]["value"]["start"]
 
 
 # --- Requests that no slider sends
