@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import ipaddress
 import signal
 import socket
 import threading
@@ -9,7 +10,9 @@ import time
 from pathlib import Path
 
 from sisma_jax import cli
+from sisma_jax.data.label_maps import CLASS_ORDERS
 from sisma_jax.errors import InputError
+from sisma_jax.painting.accounts import read_accounts
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,9 +30,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to serve on; 0.0.0.0 lets everyone in who reaches this machine",
+        help="address to serve on; 0.0.0.0 lets everyone in who reaches this machine (see --auth)",
     )
     parser.add_argument("--port", type=int, default=7860, help="port to serve on")
+    parser.add_argument(
+        "--auth",
+        type=Path,
+        metavar="FILE",
+        help="ask visitors for a password: lines user:password, in a file that only you can read",
+    )
+    parser.add_argument(
+        "--class-order",
+        choices=CLASS_ORDERS,
+        default="canonical",
+        help="how uploaded masks number CelebAMask-HQ's classes; bisenet: as face-parsing.PyTorch",
+    )
     return parser.parse_args()
 
 
@@ -48,19 +63,36 @@ def check_address(host: str, port: int) -> None:
             ) from error
 
 
+def who_may_use_it(host: str, *, password: bool) -> str:
+    """In one sentence, of a page at an address that a server may listen on, whether or not it asks
+    for a password."""
+    found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    here = all(ipaddress.ip_address(address).is_loopback for address in found)
+    everyone = "everyone on this machine" if here else "everyone who reaches this machine"
+    if not password:
+        return f"{everyone} may use it without a password (--auth asks for one)"
+    plain = "" if here else "; passwords and pictures go unencrypted unless a proxy adds HTTPS"
+    return f"{everyone} may use it who has a password of --auth{plain}"
+
+
 def main() -> None:
     args = parse_arguments()
     check_address(args.host, args.port)
+    accounts = read_accounts(args.auth) if args.auth else []
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs gradio, which is not installed: pip install -e '.[paint]'")
     # These take seconds to import.
     from sisma_jax.painting import app
     from sisma_jax.painting.studio import Studio
+    from sisma_jax.painting.temporary import temporary_files
     from sisma_jax.training.setup import keep_compiled_programs
 
     keep_compiled_programs()
-    studio = Studio.open(args.workdir, args.parser)
-    print(f"{studio.name}: {len(studio.classes)} classes, {studio.size}x{studio.size} pixels")
+    studio = Studio.open(args.workdir, args.parser, args.class_order)
+    classes, size = len(studio.classes), studio.size
+    print(
+        f"{args.workdir}, step {studio.synthesizer.step}: {classes} classes, {size}x{size} pixels"
+    )
     print(f"masks to begin with: {studio.starts.origin}")
     print(f"face parser for photos: {studio.no_parser or studio.parser.name}")
     print("the first faces, which compiles the model ...", end=" ", flush=True)
@@ -69,10 +101,12 @@ def main() -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     try:
-        with app.temporary_files() as folder:
-            page = app.build(studio, folder)
+        with temporary_files() as files:
+            page = app.build(studio, files)
             print(f"{time.perf_counter() - begun:.0f} s")
-            with app.served(page, args.host, args.port) as address:
+            at = {"host": args.host, "port": args.port, "size": size, "accounts": accounts}
+            with app.served(page, files, **at) as address:
+                print(who_may_use_it(args.host, password=bool(accounts)))
                 print(f"paint at {address} (Ctrl-C ends it)", flush=True)
                 threading.Event().wait()
     except KeyboardInterrupt:

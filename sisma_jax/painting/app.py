@@ -2,31 +2,54 @@
 
 import os
 import random
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from sisma_jax.errors import InputError
-from sisma_jax.painting import canvas, look, style_panel
+from sisma_jax.painting import canvas, limits, look, style_panel
+from sisma_jax.painting.gate import Gate
 from sisma_jax.painting.handlers import PHOTO_TAB, THUMBNAILS, Handlers, Made, gallery
 from sisma_jax.painting.studio import FACES, Studio
+from sisma_jax.painting.temporary import TemporaryFiles
 
-MOST_FACES, MOST_STEPS, MOST_GUIDANCE = 16, 50, 5.0
 IN_TURN = {"concurrency_id": "device", "concurrency_limit": 1}
 """For what computes."""
+READ = {"concurrency_id": "uploads", "concurrency_limit": 1}
+"""For what decodes uploads: the memory of one picture at a time."""
 
 
 @contextmanager
-def served(page: gr.Blocks, host: str, port: int) -> Iterator[str]:
+def served(
+    page: gr.Blocks,
+    files: TemporaryFiles,
+    host: str,
+    port: int,
+    *,
+    size: int,
+    accounts: Sequence[tuple[str, str]] = (),
+) -> Iterator[str]:
     """Serve a page for as long as the context lasts; yields its address.
+
+    Args:
+      page: one of `build`.
+      files: those that it was built with.
+      host, port: to listen on.
+      size: pixels along each side of the page's canvas.
+      accounts: (user, password) of those who may use it; everyone where there is none.
 
     Raises:
       InputError: if the port is taken meanwhile.
     """
+    gate = Middleware(
+        Gate,
+        files=files,
+        most_upload=limits.MOST_UPLOAD,
+        most_message=limits.most_message(size),
+    )
     # gradio asks whether it can reach itself, which a proxy would not.
     own = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost", "127.0.0.1", host]
     os.environ["no_proxy"] = ",".join(filter(None, own))
@@ -40,6 +63,11 @@ def served(page: gr.Blocks, host: str, port: int) -> Iterator[str]:
             ssr_mode=False,
             mcp_server=False,
             run_history=False,
+            enable_monitoring=False,
+            auth=list(accounts) or None,
+            max_file_size=limits.MOST_UPLOAD,
+            state_session_capacity=limits.MOST_VISITORS,
+            app_kwargs={"middleware": [gate]},
             footer_links=[],
             theme=gr.themes.Default(
                 primary_hue="indigo", neutral_hue="slate", font=look.FONT, font_mono=look.MONO
@@ -54,22 +82,14 @@ def served(page: gr.Blocks, host: str, port: int) -> Iterator[str]:
         page.close(verbose=False)
 
 
-@contextmanager
-def temporary_files() -> Iterator[Path]:
-    """A folder for all that visitors upload and download, gone in the end."""
-    with tempfile.TemporaryDirectory(prefix="sisma_jax_paint_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        yield Path(folder)
-
-
-def build(studio: Studio, folder: Path) -> gr.Blocks:
+def build(studio: Studio, files: TemporaryFiles) -> gr.Blocks:
     """Lay out the page, which opens with a mask and faces of it, and connect its parts.
 
     Args:
       studio: a model with what is at hand for it.
-      folder: for files to download.
+      files: for what is uploaded, shown and downloaded.
     """
-    handlers = Handlers(studio, folder)
+    handlers = Handlers(studio, files)
     sheet = studio.starts.read(0)
     settings = {"seed": 0, "steps": studio.steps, "guidance": studio.guidance}
     first = Made(studio.faces(sheet.labels, count=FACES, **settings), sheet.labels, seed=0)
@@ -88,7 +108,7 @@ def build(studio: Studio, folder: Path) -> gr.Blocks:
                     with gr.Tab("Edit a photo", id=PHOTO_TAB):
                         photo = _photo_tab(studio)
                 with gr.Row():
-                    settings = _settings(studio)
+                    settings = _settings(handlers)
         # Hidden in the browser, but there: what a download is fetched by.
         download = gr.DownloadButton(visible="hidden", elem_id="download")
 
@@ -104,8 +124,9 @@ def build(studio: Studio, folder: Path) -> gr.Blocks:
         _connect_faces(handlers, desk, faces, settings, style, taken, downloads)
         _connect_photo(handlers, desk, photo, settings, taken, downloads)
         if style:
-            style_panel.connect(handlers, desk, faces, style)
-    return page
+            style_panel.connect(handlers, desk, faces, style, READ)
+    files.keep_present()
+    return page.queue(max_size=limits.MOST_WAITING)
 
 
 def _desk(handlers: Handlers, sheet) -> SimpleNamespace:
@@ -144,7 +165,9 @@ def _faces_tab(made: Made) -> SimpleNamespace:
         use = gr.Button("Edit the chosen one", size="sm", min_width=80, elem_id="use-made")
         download = gr.Button("Download", size="sm", min_width=80, elem_id="download-faces")
     with gr.Row():
-        count = gr.Slider(1, MOST_FACES, FACES, step=1, label="Faces", buttons=[], elem_id="count")
+        count = gr.Slider(
+            1, limits.MOST_FACES, FACES, step=1, label="Faces", buttons=[], elem_id="count",
+        )  # fmt: skip
         seed = gr.Number(0, label="Seed", precision=0, buttons=[], elem_id="seed")
     return SimpleNamespace(
         made=gr.State(made), make=make, gallery=shown, note=note, other=other, use=use,
@@ -158,7 +181,7 @@ def _photo_tab(studio: Studio) -> SimpleNamespace:
     with gr.Row():
         before = gr.Image(label="Photo", elem_id="photo", **picture)
         after = gr.Image(label="Edited", elem_id="edited", **picture)
-    note = gr.Markdown(look.how_to_start(studio.no_parser), elem_id="photo-note")
+    note = gr.Markdown(look.how_to_start(studio.parser is not None), elem_id="photo-note")
     small = {"size": "sm", "min_width": 80}
     with gr.Row():
         upload = gr.UploadButton("Upload photo", elem_id="upload-photo", **small)
@@ -177,14 +200,15 @@ def _photo_tab(studio: Studio) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def _settings(studio: Studio) -> list[gr.Slider]:
+def _settings(handlers: Handlers) -> list[gr.Slider]:
     """Solver steps and guidance."""
+    studio = handlers.studio
     steps = gr.Slider(
-        1, max(MOST_STEPS, studio.steps), studio.steps, step=1, label="Steps", info="of the solver",
+        1, handlers.most_steps, studio.steps, step=1, label="Steps", info="of the solver",
         buttons=[], min_width=160, elem_id="steps",
     )  # fmt: skip
     guidance = gr.Slider(
-        0, max(MOST_GUIDANCE, studio.guidance), studio.guidance, step=0.1, label="Guidance",
+        0, handlers.most_guidance, studio.guidance, step=0.1, label="Guidance",
         info="1: the plain model", buttons=[], min_width=160, elem_id="guidance",
     )  # fmt: skip
     return [steps, guidance]
@@ -194,7 +218,7 @@ def _connect_desk(handlers, desk, downloads) -> None:
     sheet = {"outputs": [desk.sheet, desk.easel], "show_progress": "hidden"}
     desk.more.click(handlers.more, desk.first, [desk.first, desk.starts])
     desk.starts.select(handlers.start, desk.first, **sheet)
-    desk.upload.upload(handlers.upload_mask, desk.upload, **sheet)
+    desk.upload.upload(handlers.upload_mask, desk.upload, **sheet, **READ)
     downloads(desk.download, handlers.download_mask, [desk.easel])
 
 
@@ -214,9 +238,9 @@ def _connect_faces(handlers, desk, faces, settings, style, taken, downloads) -> 
 
 
 def _connect_photo(handlers, desk, photo, settings, taken, downloads) -> None:
-    photo.upload.upload(handlers.upload_photo, [photo.upload, desk.easel], **taken)
+    photo.upload.upload(handlers.upload_photo, [photo.upload, desk.easel], **taken, **READ)
     photo.use.click(handlers.use_sheet, desk.sheet, **taken)
-    photo.own.upload(handlers.upload_own, [photo.own, photo.subject], **taken)
+    photo.own.upload(handlers.upload_own, [photo.own, photo.subject], **taken, **READ)
     photo.painted.click(handlers.own_as_painted, [desk.easel, photo.subject], **taken)
     photo.back.click(handlers.back, photo.subject, **taken)
     photo.keep.click(handlers.use_result, photo.result, **taken)

@@ -6,7 +6,6 @@ travel as base64 of their bytes, row by row; photos as PNG.
 """
 
 import base64
-import binascii
 import io
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.classes import UNLABELLED, ClassSet
 from sisma_jax.data.label_maps import colourise
 from sisma_jax.errors import InputError
 
@@ -26,21 +25,30 @@ def packed(labels: UInt8[np.ndarray, "h h"]) -> dict[str, str]:
     return {"start": text, "labels": text}
 
 
-def unpacked(value: Any, size: int) -> UInt8[np.ndarray, "size size"]:
-    """The label map painted on the canvas.
+def unpacked(value: Any, size: int, classes: ClassSet) -> UInt8[np.ndarray, "size size"]:
+    """The label map painted on the canvas: ids of `classes`, and 255 where nothing is known.
 
     Raises:
-      InputError: if it is not one of `size` x `size` pixels.
+      InputError: if it is not one of `size` x `size` pixels, or holds an id of no class.
     """
     try:
-        content = base64.b64decode(value["labels"], validate=True)
-    except (TypeError, KeyError, binascii.Error, ValueError):
+        text = value["labels"]
+        fits = len(text) == 4 * -(-size * size // 3)
+        content = base64.b64decode(text, validate=True) if fits else b""
+    except (TypeError, KeyError, ValueError):
         content = b""
     if len(content) != size * size:
         raise InputError(
             f"the page sent no mask of {size}x{size} pixels: load it again in the browser"
         )
-    return np.frombuffer(content, np.uint8).reshape(size, size)
+    labels = np.frombuffer(content, np.uint8).reshape(size, size)
+    wrong = labels[(labels >= len(classes)) & (labels != UNLABELLED)]
+    if wrong.size:
+        raise InputError(
+            f"the page sent a mask with the id {wrong[0]}, but the model's classes are 0 to "
+            f"{len(classes) - 1}: load it again in the browser"
+        )
+    return labels
 
 
 def data_url(image: UInt8[np.ndarray, "h w 3"]) -> str:

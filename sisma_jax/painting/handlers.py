@@ -8,20 +8,21 @@ mask), the result of editing it, and the faces made last.
 import dataclasses
 import functools
 import html
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
+from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.errors import InputError
-from sisma_jax.painting import canvas, look
+from sisma_jax.painting import canvas, limits, look
 from sisma_jax.painting.starts import Subject
 from sisma_jax.painting.studio import Reference, Studio, write_faces, write_photo
+from sisma_jax.painting.temporary import TemporaryFiles
 
 PHOTO_TAB = "photo"
 THUMBNAILS = 6
@@ -41,7 +42,7 @@ class Made:
 
 
 def told(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Show wrong input as a sentence on the page."""
+    """Show wrong input as a sentence on the page; of what else goes wrong only that it did."""
 
     @functools.wraps(handler)
     def wrapped(*args: Any, **options: Any) -> Any:
@@ -50,6 +51,10 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
         except InputError as error:
             sentence = html.escape(str(error))
             raise gr.Error(sentence, duration=15, print_exception=False) from None
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise gr.Error(look.SERVER_FAILED, duration=15, print_exception=True) from error
 
     return wrapped
 
@@ -92,28 +97,49 @@ def chosen_face(made: Made) -> Subject:
 
 
 class Handlers:
-    """For a studio; files to download are written into `folder`.
+    """For a studio, with `files` for what is uploaded and downloaded.
 
     `easel` below is the canvas's value, and what is returned for it its new value.
     """
 
-    def __init__(self, studio: Studio, folder: Path):
-        self.studio, self.folder = studio, folder
+    def __init__(self, studio: Studio, files: TemporaryFiles):
+        self.studio, self.files = studio, files
+        self.most_steps = max(limits.MOST_STEPS, studio.steps)
+        self.most_guidance = max(limits.MOST_GUIDANCE, studio.guidance)
 
     def labels(self, easel: Any) -> np.ndarray:
         """What has been painted."""
-        return canvas.unpacked(easel, self.studio.size)
+        return canvas.unpacked(easel, self.studio.size, self.studio.classes)
 
-    def new_folder(self) -> Path:
-        return Path(tempfile.mkdtemp(dir=self.folder))
+    def steps(self, value: Any) -> int:
+        return limits.whole("steps", value, 1, self.most_steps)
+
+    def guidance(self, value: Any) -> float:
+        return limits.number("guidance", value, 0, self.most_guidance)
 
     # --- The sheet
 
     def thumbnails(self, first: int) -> list[np.ndarray]:
-        """Of the masks from `first` on."""
-        numbers = range(first, min(first + THUMBNAILS, self.studio.starts.count))
-        masks = (self.studio.starts.read(i).labels for i in numbers)
+        """Of the masks from `first` on; grey where one cannot be read."""
+        masks = []
+        for i in range(first, min(first + THUMBNAILS, self.studio.starts.count)):
+            try:
+                masks.append(self.read_start(i).labels)
+            except InputError:
+                masks.append(np.full((self.studio.size,) * 2, UNLABELLED, np.uint8))
         return [canvas.thumbnail(mask, self.studio.classes, _THUMBNAIL_SIDE) for mask in masks]
+
+    def read_start(self, index: int) -> Subject:
+        """A mask to begin with.
+
+        Raises:
+          InputError: if it cannot be read; the terminal says why, in the words of its files.
+        """
+        try:
+            return self.studio.starts.read(index)
+        except InputError as error:
+            print(f"mask {index} to begin with: {error}", file=sys.stderr, flush=True)
+            raise InputError(f"mask {index} cannot be read on the server: take another") from error
 
     def put_up(self, sheet: Subject) -> tuple:
         """-> sheet, easel"""
@@ -128,16 +154,17 @@ class Handlers:
     @told
     def start(self, first: int, event: gr.SelectData) -> tuple:
         """-> sheet, easel"""
-        return self.put_up(self.studio.starts.read(first + event.index))
+        shown = min(THUMBNAILS, self.studio.starts.count - first)
+        return self.put_up(self.read_start(first + limits.place("mask", event.index, shown)))
 
     @told
-    def upload_mask(self, path: str) -> tuple:
+    def upload_mask(self, path: str | None) -> tuple:
         """-> sheet, easel"""
-        return self.put_up(Subject(self.studio.read_mask(Path(path)), None))
+        return self.put_up(Subject(self.studio.read_mask(self.files.uploaded(path)), None))
 
     @told
     def download_mask(self, easel: Any) -> str:
-        return str(self.studio.write_mask(self.new_folder(), self.labels(easel)))
+        return str(self.studio.write_mask(self.files.new_folder(), self.labels(easel)))
 
     # --- New faces
 
@@ -148,13 +175,20 @@ class Handlers:
     ) -> tuple:  # fmt: skip
         """-> made, gallery, note"""
         begun = time.perf_counter()
-        labels, seed = self.labels(easel), _whole("seed", seed)
+        labels = self.labels(easel)
+        seed = limits.whole("seed", seed, 0, limits.MOST_SEED)
+        count = limits.whole("the number of faces", count, 1, limits.MOST_FACES)
+        steps, guidance = self.steps(steps), self.guidance(guidance)
+        between = limits.number("between", between, 0, 1)
+        style_guidance = limits.number(
+            "style guidance", style_guidance, 0, limits.MOST_STYLE_GUIDANCE
+        )
         progress(0, desc="making faces (longer the first time with other settings)")
         faces = self.studio.faces(
             labels,
-            count=_whole("the number of faces", count),
+            count=count,
             seed=seed,
-            steps=_whole("steps", steps),
+            steps=steps,
             guidance=guidance,
             style=self.studio.style_of(references, between),
             style_guidance=style_guidance,
@@ -163,12 +197,13 @@ class Handlers:
         made = Made(faces, labels, seed)
         return made, gr.Gallery(**gallery(made)), note(made, time.perf_counter() - begun)
 
+    @told
     def choose(self, made: Made, event: gr.SelectData) -> Made:
-        return dataclasses.replace(made, chosen=event.index)
+        return dataclasses.replace(made, chosen=limits.place("face", event.index, len(made.faces)))
 
     @told
     def download_faces(self, made: Made) -> str:
-        return str(write_faces(self.new_folder(), made.faces, made.seed))
+        return str(write_faces(self.files.new_folder(), made.faces, made.seed))
 
     # --- A photo; -> tabs, subject, its picture, no result, no picture of it, sheet, easel, note
 
@@ -178,8 +213,8 @@ class Handlers:
         return tabs, subject, viewed(subject.photo), None, None, subject, easel, note
 
     @told
-    def upload_photo(self, path: str, easel: Any) -> tuple:
-        photo = self.studio.read_photo(Path(path))
+    def upload_photo(self, path: str | None, easel: Any) -> tuple:
+        photo = self.studio.read_photo(self.files.uploaded(path))
         if self.studio.parser is None:
             return self.take(Subject(self.labels(easel), photo), look.NEEDS_MASK)
         return self.take(Subject(self.studio.find_mask(photo), photo), look.FOUND_MASK)
@@ -197,9 +232,10 @@ class Handlers:
         return self.take(_edited(result), look.READY)
 
     @told
-    def upload_own(self, path: str, subject: Subject | None) -> tuple:
+    def upload_own(self, path: str | None, subject: Subject | None) -> tuple:
         photo = _needed(subject).photo
-        return self.take(Subject(self.studio.read_mask(Path(path)), photo), look.READY)
+        labels = self.studio.read_mask(self.files.uploaded(path))
+        return self.take(Subject(labels, photo), look.READY)
 
     @told
     def own_as_painted(self, easel: Any, subject: Subject | None) -> tuple:
@@ -216,14 +252,15 @@ class Handlers:
         """-> result, its picture, note"""
         begun = time.perf_counter()
         subject, labels = _needed(subject), self.labels(easel)
+        steps, guidance = self.steps(steps), self.guidance(guidance)
         progress(0, desc="editing (longer the first time with other settings)")
-        photo = self.studio.edited(subject, labels, steps=_whole("steps", steps), guidance=guidance)
+        photo = self.studio.edited(subject, labels, steps=steps, guidance=guidance)
         note = f"Edited in {time.perf_counter() - begun:.1f} s."
         return Subject(labels, photo), viewed(photo), note
 
     @told
     def download_result(self, result: Subject | None) -> str:
-        return str(write_photo(self.new_folder(), _edited(result).photo))
+        return str(write_photo(self.files.new_folder(), _edited(result).photo))
 
 
 def _needed(subject: Subject | None) -> Subject:
@@ -236,9 +273,3 @@ def _edited(result: Subject | None) -> Subject:
     if result is None:
         raise InputError("nothing has been edited yet: paint, then press Edit the photo")
     return result
-
-
-def _whole(name: str, value: float | None) -> int:
-    if value is None or value != int(value):
-        raise InputError(f"{name} is {value}: give a whole number")
-    return int(value)

@@ -22,6 +22,10 @@ _HOW_TO_START = (
     "Upload a photo, or take a face of this page. Its mask appears on the canvas; paint over it "
     "what shall change. The rest of the photo stays."
 )
+_NO_PARSER = (
+    "There is no face parser to find a photo's mask (the server's terminal says why): upload it, "
+    "or paint it over the photo."
+)
 FOUND_MASK = (
     "The face parser has found this mask. Where it errs, correct it and press *The painting is its "
     "mask*. Then paint what shall change, and press *Edit the photo*."
@@ -29,6 +33,9 @@ FOUND_MASK = (
 NEEDS_MASK = (
     "Upload the photo's mask, or paint it over the photo and press *The painting is its mask*. "
     "Then paint what shall change, and press *Edit the photo*."
+)
+SERVER_FAILED = (
+    "This went wrong on the server, whose terminal says more: try again, or with other settings."
 )
 READY = "Paint over the mask what shall change, and press *Edit the photo*."
 
@@ -87,10 +94,9 @@ def easel(classes: ClassSet, size: int) -> dict[str, Any]:
     }
 
 
-def how_to_start(no_parser: str) -> str:
-    """The first note beside a photo, with why there is no face parser, if there is none."""
-    why = f"\n\nThere is {html.escape(no_parser)}." if no_parser else ""
-    return _HOW_TO_START + why
+def how_to_start(has_parser: bool) -> str:
+    """The first note beside a photo; why there is no face parser is a matter of the terminal."""
+    return _HOW_TO_START if has_parser else f"{_HOW_TO_START}\n\n{_NO_PARSER}"
 
 
 def title(name: str, size: int, classes: ClassSet) -> str:

@@ -5,7 +5,6 @@ which is the last that was added until another is clicked.
 """
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +12,11 @@ import gradio as gr
 
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.errors import InputError
-from sisma_jax.painting import look
+from sisma_jax.painting import limits, look
 from sisma_jax.painting.handlers import Handlers, Made, chosen_face, told, viewed, with_face
 from sisma_jax.painting.starts import Subject
 from sisma_jax.painting.studio import Reference, between_two
 
-MOST_REFERENCES, MOST_GUIDANCE = 4, 5.0
 References = tuple[Reference, ...]
 
 
@@ -32,7 +30,7 @@ def lay_out(classes: ClassSet) -> SimpleNamespace:
             made = gr.Button("Take the chosen face", elem_id="style-made", **small)
             upload = gr.UploadButton("Upload a reference", elem_id="style-upload", **small)
         gallery = gr.Gallery(
-            columns=MOST_REFERENCES, allow_preview=False, show_label=False, container=False,
+            columns=limits.MOST_REFERENCES, allow_preview=False, show_label=False, container=False,
             format="png", buttons=[], fit_columns=False, visible=False, elem_id="references",
         )  # fmt: skip
         parts = gr.Dropdown(
@@ -46,7 +44,8 @@ def lay_out(classes: ClassSet) -> SimpleNamespace:
                 visible=False, elem_id="between", **slider,
             )  # fmt: skip
             guidance = gr.Slider(
-                0, MOST_GUIDANCE, 1, step=0.1, label="Style guidance", info="1: the plain model",
+                0, limits.MOST_STYLE_GUIDANCE, 1, step=0.1, label="Style guidance",
+                info="1: the plain model",
                 interactive=False, elem_id="style-guidance", **slider,
             )  # fmt: skip
         note = gr.Markdown(look.NO_STYLE, elem_id="style-note")
@@ -63,9 +62,16 @@ def lay_out(classes: ClassSet) -> SimpleNamespace:
 
 
 def connect(
-    handlers: Handlers, desk: SimpleNamespace, faces: SimpleNamespace, panel: SimpleNamespace
+    handlers: Handlers,
+    desk: SimpleNamespace,
+    faces: SimpleNamespace,
+    panel: SimpleNamespace,
+    read: dict[str, Any],
 ) -> None:
-    """Let the panel's parts call what they are for. What makes faces reads the panel by itself."""
+    """Let the panel's parts call what they are for. What makes faces reads the panel by itself.
+
+    `read` has the options of what decodes uploads.
+    """
     own = StyleHandlers(handlers)
     shown = {
         "outputs": [panel.references, panel.chosen, panel.gallery, panel.parts, panel.between,
@@ -74,7 +80,7 @@ def connect(
     }  # fmt: skip
     panel.sheet.click(own.add_sheet, [panel.references, desk.easel, desk.sheet], **shown)
     panel.made.click(own.add_made, [panel.references, desk.easel, faces.made], **shown)
-    panel.upload.upload(own.upload, [panel.references, desk.easel, panel.upload], **shown)
+    panel.upload.upload(own.upload, [panel.references, desk.easel, panel.upload], **shown, **read)
     panel.remove.click(own.remove, [panel.references, desk.easel, panel.chosen], **shown)
     panel.clear.click(own.clear, None, **shown)
     for button in (faces.make, faces.other):
@@ -117,9 +123,10 @@ class StyleHandlers:
         return look.drawn_from_noise(self.studio.drawn_from_noise(references, labels))
 
     def add(self, references: References, easel: Any, subject: Subject, how: str = "") -> tuple:
-        if len(references) == MOST_REFERENCES:
+        if len(references) == limits.MOST_REFERENCES:
             raise InputError(
-                f"there are {MOST_REFERENCES} references, as many as can be: remove one first"
+                f"there are {limits.MOST_REFERENCES} references, as many as can be: remove one "
+                "first"
             )
         references = (*references, Reference(subject.photo, subject.labels))
         note = f"{how} {self.note(references, easel)}".strip()
@@ -134,20 +141,23 @@ class StyleHandlers:
         return self.add(references, easel, chosen_face(made))
 
     @told
-    def upload(self, references: References, easel: Any, path: str) -> tuple:
-        photo = self.studio.read_photo(Path(path))
+    def upload(self, references: References, easel: Any, path: str | None) -> tuple:
+        photo = self.studio.read_photo(self.handlers.files.uploaded(path))
         if self.studio.parser is None:
             subject, how = Subject(self.handlers.labels(easel), photo), look.PAINTED_REFERENCE
         else:
             subject, how = Subject(self.studio.find_mask(photo), photo), look.FOUND_REFERENCE
         return self.add(references, easel, subject, how)
 
+    @told
     def choose(self, references: References, event: gr.SelectData) -> tuple:
         """-> number of the chosen one, parts"""
-        return event.index, list(references[event.index].parts)
+        chosen = limits.place("reference", event.index, len(references))
+        return chosen, list(references[chosen].parts)
 
     @told
     def use_parts(self, references: References, easel: Any, chosen: int, parts: list[str]) -> tuple:
+        limits.place("reference", chosen, len(references))
         changed = dataclasses.replace(references[chosen], parts=tuple(parts))
         references = (*references[:chosen], changed, *references[chosen + 1 :])
         return self.show(references, chosen, self.note(references, easel))

@@ -22,13 +22,13 @@ def labels():
 def test_a_label_map_comes_back_as_it_was_sent(labels):
     value = canvas.packed(labels)
     assert value["start"] == value["labels"]
-    np.testing.assert_array_equal(canvas.unpacked(value, 32), labels)
+    np.testing.assert_array_equal(canvas.unpacked(value, 32, CELEBAMASK), labels)
 
 
 def test_what_was_painted_counts_and_not_the_start(labels):
     value = canvas.packed(labels)
     value["labels"] = canvas.packed(labels.T.copy())["labels"]
-    np.testing.assert_array_equal(canvas.unpacked(value, 32), labels.T)
+    np.testing.assert_array_equal(canvas.unpacked(value, 32, CELEBAMASK), labels.T)
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,31 @@ def test_what_was_painted_counts_and_not_the_start(labels):
         {},
         {"labels": None},
         {"labels": "no base64!"},
+        [],
+        {"labels": 7},
+        {"labels": ["A"] * 1368},
+        {"labels": "ä" * 1368},
         {"labels": base64.b64encode(bytes(31 * 32)).decode()},
+        {"labels": base64.b64encode(bytes(33 * 32)).decode()},
     ],
 )
 def test_what_is_no_label_map_is_refused(value):
     with pytest.raises(InputError, match="the page sent no mask of 32x32 pixels: load it again"):
-        canvas.unpacked(value, 32)
+        canvas.unpacked(value, 32, CELEBAMASK)
+
+
+def test_what_is_too_long_is_not_decoded(monkeypatch):
+    monkeypatch.setattr(base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(InputError, match="the page sent no mask"):
+        canvas.unpacked({"labels": "A" * 10**6}, 32, CELEBAMASK)
+
+
+@pytest.mark.parametrize("wrong", [19, 254])
+def test_an_id_of_no_class_is_refused(labels, wrong):
+    labels = labels.copy()
+    labels[30, 7] = wrong
+    with pytest.raises(InputError, match=f"with the id {wrong}, but the model's classes are 0 to"):
+        canvas.unpacked(canvas.packed(labels), 32, CELEBAMASK)
 
 
 def test_a_photo_travels_without_loss(labels):
@@ -81,5 +100,8 @@ def test_brushes_of_other_classes_have_their_own_names():
 def test_names_are_no_markup():
     assert "<h1>" in look.title("runs/a & <b>", 64, CELEBAMASK)
     assert "runs/a &amp; &lt;b&gt;" in look.title("runs/a & <b>", 64, CELEBAMASK)
-    assert "There is no use of &lt;b&gt;." in look.how_to_start("no use of <b>")
-    assert "There is" not in look.how_to_start("")
+
+
+def test_where_there_is_no_parser_the_page_says_so():
+    assert "There is no face parser" in look.how_to_start(has_parser=False)
+    assert "parser" not in look.how_to_start(has_parser=True)

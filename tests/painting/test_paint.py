@@ -39,6 +39,29 @@ def test_where_gradio_is_missing_the_extra_is_named(tmp_path, monkeypatch):
         call(paint.main, "--workdir", tmp_path)
 
 
+def test_who_may_log_in_is_read_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(paint, "check_address", lambda host, port: None)
+    with pytest.raises(InputError, match="--auth names a file of lines user:password"):
+        call(paint.main, "--workdir", tmp_path, "--auth", "ann:secret")
+
+
+@pytest.mark.parametrize(
+    ("host", "everyone"),
+    [
+        ("127.0.0.1", "everyone on this machine"),
+        ("localhost", "everyone on this machine"),
+        ("0.0.0.0", "everyone who reaches this machine"),
+        ("192.0.2.1", "everyone who reaches this machine"),
+    ],
+)
+def test_who_may_use_the_page_is_said(host, everyone):
+    without = paint.who_may_use_it(host, password=False)
+    assert without == f"{everyone} may use it without a password (--auth asks for one)"
+    with_password = paint.who_may_use_it(host, password=True)
+    assert with_password.startswith(f"{everyone} may use it who has a password of --auth")
+    assert ("unencrypted" in with_password) == ("reaches" in everyone)
+
+
 def test_help_says_where_it_serves(capsys):
     with pytest.raises(SystemExit, match="0"):
         call(paint.main, "--help")

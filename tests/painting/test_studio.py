@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sisma_jax.data.classes import CELEBAMASK
+from sisma_jax.class_names import BISENET
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.data.label_maps import colourise, read_label_map
 from sisma_jax.errors import InputError
 from sisma_jax.painting import starts, studio
 from sisma_jax.painting.studio import Studio, write_faces, write_photo
+from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.run_folder import RunFolder
 from tests.evaluation.parsers import write_parser
 from tests.runs import SIZE
@@ -86,7 +88,7 @@ def test_settings_to_begin_with_are_those_of_the_runs_grids(opened, tiny_run):
     samples = json.loads((tiny_run / "config.json").read_text())["samples"]
     assert (opened.steps, opened.guidance) == (samples["steps"], samples["guidance"])
     assert opened.size == SIZE and opened.classes == CELEBAMASK
-    assert opened.name == f"{tiny_run}, step 6"
+    assert opened.name == "tiny, step 6"
 
 
 def test_a_parser_that_nobody_named_need_not_be_there(tiny_run, parser, tmp_path, monkeypatch):
@@ -116,6 +118,14 @@ def test_a_run_or_a_parser_that_is_not_there_is_refused(tiny_run, tmp_path):
         Studio.open(tmp_path / "none")
     with pytest.raises(InputError, match="there is no face parser at"):
         Studio.open(tiny_run, tmp_path / "none")
+
+
+def test_another_class_order_is_one_of_celebamask_alone(opened, tiny_run, parser, monkeypatch):
+    other = ClassSet(("sky", "door"), ((1, 2, 3), (4, 5, 6)))
+    synthesizer = dataclasses.replace(opened.synthesizer, classes=other)
+    monkeypatch.setattr(Synthesizer, "load", lambda *_, **__: synthesizer)
+    with pytest.raises(InputError, match="'bisenet' is one of CelebAMask-HQ's classes alone"):
+        Studio.open(tiny_run, parser, "bisenet")
 
 
 # --- Faces and photos
@@ -179,6 +189,18 @@ def test_a_mask_that_was_downloaded_is_read_again(opened, start, tmp_path):
     path = opened.write_mask(tmp_path, labels)
     np.testing.assert_array_equal(read_label_map(path, allow_unlabelled=True), labels)
     np.testing.assert_array_equal(opened.read_mask(path), labels)
+
+
+def test_masks_are_numbered_as_the_studio_was_told_unless_their_colours_say_it(
+    opened, tiny_run, parser, start, tmp_path
+):
+    other = Studio.open(tiny_run, parser, "bisenet")
+    ids = [BISENET.index(name) for name in CELEBAMASK.names]
+    Image.fromarray(np.array(ids, np.uint8)[start.labels]).save(tmp_path / "ids.png")
+    np.testing.assert_array_equal(other.read_mask(tmp_path / "ids.png"), start.labels)
+    assert (opened.read_mask(tmp_path / "ids.png") != start.labels).any()
+    downloaded = other.write_mask(tmp_path, start.labels)
+    np.testing.assert_array_equal(other.read_mask(downloaded), start.labels)
 
 
 def test_a_mask_of_another_shape_is_cut_and_resized(opened, start, tmp_path):

@@ -1,0 +1,124 @@
+"""What stands between the network and the page: requests of bounded length, about own files only.
+
+gradio bounds each uploaded file, but neither how many a request brings nor any other request. And
+it fetches whatever address a request names in place of an uploaded file, and hands it on.
+"""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+from starlette.formparsers import MultiPartException
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sisma_jax.painting.temporary import TemporaryFiles
+
+_UNUSED = re.compile(r"/gradio_api/(file[=/]https?:|proxy=|process_recording$)")
+"""Routes of gradio that the page has no use for: its server would fetch other addresses for
+visitors, or decode their videos."""
+_AROUND_A_FILE = 2**16
+"""Bytes of an upload besides those of the file: its name and type."""
+
+
+class Gate:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, *, files: TemporaryFiles, most_upload: int, most_message: int):
+        """
+        Args:
+          app: what answers.
+          files: where uploads go, and all that requests may name; has room made before each upload.
+          most_upload: bytes of an uploaded file.
+          most_message: bytes of any other request.
+        """
+        self.app, self.files = app, files
+        self.most_upload, self.most_message = most_upload, most_message
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif _UNUSED.search(scope["path"]):
+            await PlainTextResponse("the page has no such part", 404)(scope, receive, send)
+        elif _header(scope, b"content-type").startswith(b"multipart/"):
+            await self._upload(scope, receive, send)
+        else:
+            await self._message(scope, receive, send)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        most = self.most_upload + _AROUND_A_FILE
+        too_long = (
+            f"the upload is longer than {self.most_upload / 2**20:g} MiB: send a smaller file"
+        )
+        if _length(scope) > most:
+            return await PlainTextResponse(too_long, 413)(scope, receive, send)
+        await asyncio.to_thread(self.files.tidy)
+        done = 0
+
+        async def counted() -> Message:
+            nonlocal done
+            message = await receive()
+            done += len(message.get("body", b""))
+            if done > most:
+                # gradio deletes what it has written of an upload that ends in this one, and
+                # answers 413 to these words.
+                raise MultiPartException(f"{too_long} (the maximum allowed size)")
+            return message
+
+        await self.app(scope, counted, send)
+
+    async def _message(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = bytearray(), _length(scope) <= self.most_message
+        if not more:
+            return await _refused(413, "the request is too long")(scope, receive, send)
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self.most_message:
+                return await _refused(413, "the request is too long")(scope, receive, send)
+            more = message.get("more_body", False)
+        if wrong := self._wrong_with(bytes(body)):
+            return await _refused(400, wrong)(scope, receive, send)
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return await self.app(scope, again, send)
+
+    def _wrong_with(self, body: bytes) -> str:
+        """In a sentence, where a request names files besides the page's own; else empty."""
+        try:
+            left: list[Any] = [json.loads(body)]
+        except ValueError:  # no JSON, so nothing that gradio takes for a file
+            return ""
+        except RecursionError:
+            return "the request is nested too deeply"
+        while left:
+            value = left.pop()
+            if isinstance(value, list):
+                left.extend(value)
+            elif isinstance(value, dict):
+                left.extend(value.values())
+                path = value.get("path")
+                if isinstance(path, str) and not self.files.holds(path):
+                    return "the request names a file that was not uploaded to this page: upload it"
+        return ""
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _length(scope: Scope) -> int:
+    """Of the body, as announced; 0 where it is not."""
+    announced = _header(scope, b"content-length")
+    return int(announced) if announced.isdigit() else 0
+
+
+def _refused(status: int, sentence: str) -> Response:
+    """In the words that gradio's page shows."""
+    return JSONResponse({"detail": sentence}, status)
