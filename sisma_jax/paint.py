@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 from sisma_jax import cli
-from sisma_jax.data.label_maps import CLASS_ORDERS
+from sisma_jax.data.label_maps import Reading
 from sisma_jax.errors import InputError
+from sisma_jax.mask_options import add_mask_options
 from sisma_jax.painting.accounts import read_accounts
 
 
@@ -39,12 +40,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="ask visitors for a password: lines user:password, in a file that only you can read",
     )
-    parser.add_argument(
-        "--class-order",
-        choices=CLASS_ORDERS,
-        default="canonical",
-        help="how uploaded masks number CelebAMask-HQ's classes; bisenet: as face-parsing.PyTorch",
-    )
+    add_mask_options(parser, "uploaded masks")
     return parser.parse_args()
 
 
@@ -77,6 +73,7 @@ def who_may_use_it(host: str, *, password: bool) -> str:
 
 def main() -> None:
     args = parse_arguments()
+    reading = Reading(args.class_order, True, args.nearest_colour)
     check_address(args.host, args.port)
     accounts = read_accounts(args.auth) if args.auth else []
     if importlib.util.find_spec("gradio") is None:
@@ -88,7 +85,7 @@ def main() -> None:
     from sisma_jax.training.setup import keep_compiled_programs
 
     keep_compiled_programs()
-    studio = Studio.open(args.workdir, args.parser, args.class_order)
+    studio = Studio.open(args.workdir, args.parser, reading)
     classes, size = len(studio.classes), studio.size
     print(
         f"{args.workdir}, step {studio.synthesizer.step}: {classes} classes, {size}x{size} pixels"

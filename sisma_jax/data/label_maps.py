@@ -73,8 +73,13 @@ class Reading:
         """Raises InputError where it cannot be of these classes."""
         if self.class_order != "canonical" and classes != CELEBAMASK:
             raise InputError(
-                f"class order {self.class_order!r} is one of CelebAMask-HQ's classes alone"
+                f"class order {self.class_order!r} is one of CelebAMask-HQ's classes alone, and "
+                f"these are {', '.join(classes.names[:4])}, ...: leave it out"
             )
+
+
+LENIENT = Reading(allow_unlabelled=True)
+"""For masks of which the model may decide a part."""
 
 
 def flip(

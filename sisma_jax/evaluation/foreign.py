@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sisma_jax.data.classes import ClassSet
-from sisma_jax.data.label_maps import Reading, collect_masks, read_with_share
+from sisma_jax.data.label_maps import LENIENT, Reading, collect_masks, read_with_share
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.evaluator import Evaluation, real_faces
 from sisma_jax.evaluation.pictures import PictureFolder, Selection, SplitPictures, digest
@@ -119,7 +119,7 @@ def evaluate_pictures(
     name: str,
     *,
     masks: Path | None,
-    reading: Reading = Reading(allow_unlabelled=True),  # noqa: B008  a constant
+    reading: Reading = LENIENT,
 ) -> None:
     """Score a folder of pictures.
 

@@ -11,8 +11,14 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from sisma_jax.data import image_files
-from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
-from sisma_jax.data.label_maps import read_label_map, resize_nearest, write_label_map
+from sisma_jax.data.classes import UNLABELLED, ClassSet
+from sisma_jax.data.label_maps import (
+    LENIENT,
+    Reading,
+    read_with_share,
+    resize_nearest,
+    write_label_map,
+)
 from sisma_jax.editing import edit
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.networks import DEFAULT_PARSER, TRAIN_PARSER, check_parser
@@ -59,32 +65,31 @@ class Studio:
     steps: int
     guidance: float
     """Those to begin with: the run's own for its sample grids."""
-    class_order: str = "canonical"
-    """How masks that are read are numbered: one of `label_maps.CLASS_ORDERS`."""
+    reading: Reading = LENIENT
+    """How masks are read."""
 
     @classmethod
     def open(
-        cls, workdir: Path, parser: Path | None = None, class_order: str = "canonical"
+        cls,
+        workdir: Path,
+        parser: Path | None = None,
+        reading: Reading = LENIENT,
     ) -> "Studio":
         """Read a run folder or an export.
 
         Args:
           workdir: the folder.
           parser: whatever `load_parser` reads; None for `DEFAULT_PARSER` if it exists and fits.
-          class_order: of masks that are read, one of `label_maps.CLASS_ORDERS`.
+          reading: how masks are read.
 
         Raises:
           InputError: if the folder holds no trained SISMA, `parser` is none of its classes, or they
-            are not those that `class_order` is of.
+            are not those that `reading` is of.
         """
         synthesizer = Synthesizer.load(workdir, batch_size=FACES)
         run = RunFolder(workdir)
         size, classes = synthesizer.config.image_size, synthesizer.classes
-        if class_order != "canonical" and classes != CELEBAMASK:
-            raise InputError(
-                f"class order {class_order!r} is one of CelebAMask-HQ's classes alone, and "
-                f"{workdir} has others: leave it out"
-            )
+        reading.check(classes)
         found, reason = _find_parser(parser, classes, size)
         samples = run.config().samples
         return cls(
@@ -95,7 +100,7 @@ class Studio:
             no_parser=reason,
             steps=samples.steps,
             guidance=samples.guidance,
-            class_order=class_order,
+            reading=reading,
         )
 
     @property
@@ -197,9 +202,7 @@ class Studio:
           InputError: if it is none of the run's classes; the message has the file's name only.
         """
         try:
-            labels = read_label_map(
-                path, self.classes, class_order=self.class_order, allow_unlabelled=True
-            )
+            labels, _ = read_with_share(path, self.classes, self.reading)
         except InputError as error:
             raise InputError(str(error).replace(str(path), path.name)) from error
         height, width = labels.shape

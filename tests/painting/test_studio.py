@@ -12,7 +12,7 @@ from PIL import Image
 from sisma_jax.class_names import BISENET
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import open_dataset
-from sisma_jax.data.label_maps import colourise, read_label_map
+from sisma_jax.data.label_maps import Reading, colourise, read_label_map
 from sisma_jax.errors import InputError
 from sisma_jax.painting import starts, studio
 from sisma_jax.painting.studio import Studio, write_faces, write_photo
@@ -125,7 +125,7 @@ def test_another_class_order_is_one_of_celebamask_alone(opened, tiny_run, parser
     synthesizer = dataclasses.replace(opened.synthesizer, classes=other)
     monkeypatch.setattr(Synthesizer, "load", lambda *_, **__: synthesizer)
     with pytest.raises(InputError, match="'bisenet' is one of CelebAMask-HQ's classes alone"):
-        Studio.open(tiny_run, parser, "bisenet")
+        Studio.open(tiny_run, parser, Reading("bisenet"))
 
 
 # --- Faces and photos
@@ -194,7 +194,7 @@ def test_a_mask_that_was_downloaded_is_read_again(opened, start, tmp_path):
 def test_masks_are_numbered_as_the_studio_was_told_unless_their_colours_say_it(
     opened, tiny_run, parser, start, tmp_path
 ):
-    other = Studio.open(tiny_run, parser, "bisenet")
+    other = Studio.open(tiny_run, parser, Reading("bisenet"))
     ids = [BISENET.index(name) for name in CELEBAMASK.names]
     Image.fromarray(np.array(ids, np.uint8)[start.labels]).save(tmp_path / "ids.png")
     np.testing.assert_array_equal(other.read_mask(tmp_path / "ids.png"), start.labels)
@@ -249,9 +249,9 @@ def test_what_is_no_photo_is_refused(opened, tmp_path):
     path.write_bytes(b"\xff\xd8nothing")
     with pytest.raises(InputError, match=r"^photo\.jpg cannot be read as a JPEG"):
         opened.read_photo(path)
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(InputError, match=r"^deep\.png has pixels of type I;16"):
-        opened.read_photo(tmp_path / "deep.png")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "deep.tif")
+    with pytest.raises(InputError, match=r"^deep\.tif has pixels of type F"):
+        opened.read_photo(tmp_path / "deep.tif")
 
 
 def test_faces_and_photos_are_written_without_loss(tmp_path):
