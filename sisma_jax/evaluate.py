@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from sisma_jax import cli, flow
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source, open_dataset
-from sisma_jax.data.label_maps import Reading
+from sisma_jax.data.label_values import Reading
 from sisma_jax.data.raw import FIELDS, TEST_FROM
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.evaluator import (

@@ -2,13 +2,13 @@
 
 import argparse
 
-from sisma_jax.data.label_maps import CLASS_ORDERS
+from sisma_jax.data.label_values import CLASS_ORDERS
 
 
 def add_mask_options(parser: argparse.ArgumentParser, what: str) -> None:
     """Adds --class-order and --nearest-colour, of `what` in words.
 
-    Their values are what `label_maps.Reading` takes.
+    Their values are what `label_values.Reading` takes.
     """
     parser.add_argument(
         "--class-order",

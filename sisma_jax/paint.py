@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from sisma_jax import cli
-from sisma_jax.data.label_maps import Reading
+from sisma_jax.data.label_values import Reading
 from sisma_jax.errors import InputError
 from sisma_jax.mask_options import add_mask_options
 from sisma_jax.painting.accounts import read_accounts

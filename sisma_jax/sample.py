@@ -17,7 +17,8 @@ from PIL import Image
 from sisma_jax import cli, flow, references
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.image_files import save_png
-from sisma_jax.data.label_maps import Reading, collect_masks, read_with_share, resize_nearest
+from sisma_jax.data.label_maps import collect_masks, read_with_share, resize_nearest
+from sisma_jax.data.label_values import Reading
 from sisma_jax.errors import InputError
 from sisma_jax.files import is_new_or_empty
 from sisma_jax.mask_options import add_mask_options

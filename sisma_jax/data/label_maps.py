@@ -9,77 +9,18 @@ compression, alpha, another bit depth) is refused rather than guessed at; soft e
 colours are read where the caller says how far a colour may be off.
 """
 
-import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int16, UInt8, UInt32
+from jaxtyping import UInt8
 from PIL import Image
 
-from sisma_jax.class_names import BISENET
 from sisma_jax.data import image_files
-from sisma_jax.data.classes import CELEBAMASK, CLASSES, UNLABELLED, UNLABELLED_COLOUR, ClassSet
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
+from sisma_jax.data.label_values import FROM_BISENET, Reading, Values
 from sisma_jax.errors import InputError
 from sisma_jax.files import is_content
-
-CLASS_ORDERS = ("canonical", "bisenet")
-"""Orders in which the CelebAMask-HQ classes are numbered: the data set's own, and that of
-face-parsing.PyTorch (a BiSeNet), which much of the field's software writes."""
-
-_FROM_BISENET = np.arange(256, dtype=np.uint8)
-_FROM_BISENET[: len(BISENET)] = [CLASSES.index(name) for name in BISENET]
-
-_NO_CLASS = -1
-_BLOCK = 2**20
-"""Pixels whose colours are looked up at a time, which bounds the memory of large files."""
-_SURE = 20.0
-"""A colour no farther than this from a class colour is that class, with the noise of compression;
-any other is a blend of the classes around it."""
-_AROUND = 2
-"""Pixels to each side where those classes are looked for."""
-OWN, VOC, GREY = "the data set's class colours", "the colours of PASCAL VOC", "ids as grey"
-"""What an RGB file's colours may be."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """How label maps are to be read."""
-
-    class_order: str = "canonical"
-    """One of CLASS_ORDERS; "bisenet" renumbers ids (not the classes' own colours, which say what
-    they are) and is for CelebAMask-HQ's classes alone."""
-    allow_unlabelled: bool = False
-    """Let pixels be unlabelled: id 255, or mid grey (128, 128, 128) in RGB."""
-    nearest_colour: float | int | None = None
-    """Take colours that are no class colour for the nearest one, at a Euclidean distance in RGB of
-    at most this; None for not at all. Where classes blend into each other, those around the pixel
-    come first: the mean of two colours may be next to that of a third class."""
-
-    def __post_init__(self) -> None:
-        """Raises InputError for values out of range."""
-        if self.class_order not in CLASS_ORDERS:
-            raise InputError(
-                f"class order {self.class_order!r}: choose {' or '.join(CLASS_ORDERS)}"
-            )
-        distance = self.nearest_colour
-        if distance is not None and not 0 < distance < 442:
-            raise InputError(
-                f"--nearest-colour is {distance}: give a distance in RGB, more than 0 and less "
-                "than 442, from black to white"
-            )
-
-    def check(self, classes: ClassSet) -> None:
-        """Raises InputError where it cannot be of these classes."""
-        if self.class_order != "canonical" and classes != CELEBAMASK:
-            raise InputError(
-                f"class order {self.class_order!r} is one of CelebAMask-HQ's classes alone, and "
-                f"these are {', '.join(classes.names[:4])}, ...: leave it out"
-            )
-
-
-LENIENT = Reading(allow_unlabelled=True)
-"""For masks of which the model may decide a part."""
 
 
 def flip(
@@ -184,7 +125,7 @@ def read_with_share(
     reading.check(classes)
     stored = image_files.read_lossless(path)
     _check_form(path, stored)
-    reader = _Reader(path, classes, reading)
+    reader = Values(path, classes, reading)
     pixels = np.array(stored.image)
     if stored.image.mode == "RGB":
         ids, numbered = reader.ids_from_colours(pixels)
@@ -195,7 +136,7 @@ def read_with_share(
         ids, numbered = pixels, True
     reader.check(ids)
     renumbered = numbered and reading.class_order == "bisenet"
-    return (_FROM_BISENET[ids] if renumbered else ids), reader.share
+    return (FROM_BISENET[ids] if renumbered else ids), reader.share
 
 
 def _check_form(path: Path | str, stored: image_files.Stored) -> None:
@@ -212,250 +153,3 @@ def _check_form(path: Path | str, stored: image_files.Stored) -> None:
             f"mask {path} has {what} values, not 8-bit ones: save its class ids as an 8-bit "
             "greyscale or indexed PNG"
         )
-
-
-def _first_pixel(wrong: np.ndarray) -> tuple[int, int]:
-    """(x, y) of the first True in reading order."""
-    y, x = np.unravel_index(np.argmax(wrong), wrong.shape)
-    return int(x), int(y)
-
-
-def _voc_colours(count: int) -> tuple[tuple[int, int, int], ...]:
-    """The colours of ids 0.. as PASCAL VOC has them: their bits spread over the three channels."""
-    colours = []
-    for label in range(count):
-        channels = [0, 0, 0]
-        for place in range(8):
-            for channel in range(3):
-                channels[channel] |= (label >> (3 * place + channel) & 1) << (7 - place)
-        colours.append(tuple(channels))
-    return tuple(colours)
-
-
-def _blocks(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """Consecutive rows of a picture, as views, of about `_BLOCK` pixels each."""
-    rows = max(1, _BLOCK // pixels.shape[1])
-    for start in range(0, len(pixels), rows):
-        yield pixels[start : start + rows]
-
-
-def _codes(rgb: UInt8[np.ndarray, "*shape 3"]) -> UInt32[np.ndarray, "*shape"]:
-    """A number for every colour."""
-    red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
-    return red << 16 | green << 8 | blue
-
-
-def _colours(codes: UInt32[np.ndarray, "n"]) -> UInt8[np.ndarray, "n 3"]:
-    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1).astype(np.uint8)
-
-
-class _Reader:
-    """What the pixels of one file mean.
-
-    Attributes:
-      share: of the pixels that took the nearest class colour.
-    """
-
-    def __init__(self, path: Path | str, classes: ClassSet, reading: Reading):
-        self.path, self.classes = path, classes
-        self.allow_unlabelled, self.nearest = reading.allow_unlabelled, reading.nearest_colour
-        self.share = 0.0
-
-    def is_id(self, values: np.ndarray) -> np.ndarray:
-        return (values < len(self.classes)) | (self.allow_unlabelled & (values == UNLABELLED))
-
-    def check(self, ids: np.ndarray) -> None:
-        wrong = ~self.is_id(ids)
-        if not wrong.any():
-            return
-        x, y = _first_pixel(wrong)
-        value = int(ids[y, x])
-        if value == UNLABELLED:
-            raise InputError(
-                f"mask {self.path} holds {UNLABELLED} (unlabelled) at pixel ({x}, {y}): give the "
-                "pixel a class, or allow unlabelled pixels"
-            )
-        raise InputError(
-            f"mask {self.path} holds the value {value} at pixel ({x}, {y}), but class ids run from "
-            f"0 to {len(self.classes) - 1}: number its classes as {_known(self.classes)} are"
-        )
-
-    def by_colour(
-        self, colours: UInt8[np.ndarray, "n 3"], known: tuple[tuple[int, int, int], ...]
-    ) -> Int16[np.ndarray, "n"]:
-        """Ids of RGB colours among `known`; `_NO_CLASS` for any other."""
-        labelled = list(enumerate(known))
-        if self.allow_unlabelled and UNLABELLED_COLOUR not in known:
-            labelled.append((UNLABELLED, UNLABELLED_COLOUR))
-        codes = _codes(np.array([colour for _, colour in labelled], np.uint8))
-        ids = np.array([label for label, _ in labelled], np.int16)
-        order = np.argsort(codes)
-        wanted = _codes(colours)
-        place = order[np.searchsorted(codes[order], wanted).clip(max=len(codes) - 1)]
-        return np.where(codes[place] == wanted, ids[place], np.int16(_NO_CLASS))
-
-    def by_grey(self, colours: UInt8[np.ndarray, "n 3"]) -> Int16[np.ndarray, "n"]:
-        """Ids of greys whose value is one; `_NO_CLASS` for any other colour."""
-        value = colours[:, 0]
-        grey = (colours == value[:, None]).all(axis=1) & self.is_id(value)
-        return np.where(grey, value.astype(np.int16), np.int16(_NO_CLASS))
-
-    def ids_from_colours(self, rgb: UInt8[np.ndarray, "h w 3"]) -> tuple[np.ndarray, bool]:
-        """Ids, and whether it was by their numbers that the file was painted."""
-        found = [np.unique(_codes(block), return_counts=True) for block in _blocks(rgb)]
-        codes, place = np.unique(np.concatenate([some for some, _ in found]), return_inverse=True)
-        counts = np.bincount(place, np.concatenate([count for _, count in found]))
-        colours = _colours(codes)
-        readings = {
-            OWN: self.by_colour(colours, self.classes.colours),
-            VOC: self.by_colour(colours, _voc_colours(len(self.classes))),
-            GREY: self.by_grey(colours),
-        }
-        whole = {what: ids for what, ids in readings.items() if (ids != _NO_CLASS).all()}
-        if OWN in whole and VOC in whole and (whole[OWN] != whole[VOC]).any():
-            x, y = self.first_of(rgb, codes[whole[OWN] != whole[VOC]])
-            raise InputError(
-                f"mask {self.path} is ambiguous at pixel ({x}, {y}): its colours are those of the "
-                "data set and those of PASCAL VOC; save it as greyscale ids"
-            )
-        if whole:
-            what, ids = next(iter(whole.items()))
-            return self.look_up(rgb, codes, ids.astype(np.uint8)), what != OWN
-        if self.nearest is None:
-            self.refuse_colours(rgb, colours, codes, readings[OWN])
-        what = max((OWN, VOC), key=lambda one: counts[readings[one] != _NO_CLASS].sum())
-        self.share = float(counts[readings[what] == _NO_CLASS].sum() / counts.sum())
-        return self.nearest_ids(rgb, colours, codes, readings[what], what), what != OWN
-
-    def look_up(
-        self,
-        rgb: UInt8[np.ndarray, "h w 3"],
-        codes: UInt32[np.ndarray, "n"],
-        table: np.ndarray,
-    ) -> np.ndarray:
-        """What `table` has for each pixel's colour, of the sorted `codes`."""
-        return np.concatenate(
-            [table[np.searchsorted(codes, _codes(block))] for block in _blocks(rgb)]
-        )
-
-    def first_of(
-        self, rgb: UInt8[np.ndarray, "h w 3"], codes: UInt32[np.ndarray, "n"]
-    ) -> tuple[int, int]:
-        """(x, y) of the first pixel of one of these colours."""
-        row = 0
-        for block in _blocks(rgb):
-            inside = np.isin(_codes(block), codes)
-            if inside.any():
-                x, y = _first_pixel(inside)
-                return x, y + row
-            row += len(block)
-        raise AssertionError("no pixel has these colours")
-
-    def refuse_colours(
-        self,
-        rgb: UInt8[np.ndarray, "h w 3"],
-        colours: UInt8[np.ndarray, "n 3"],
-        codes: UInt32[np.ndarray, "n"],
-        ids: Int16[np.ndarray, "n"],
-    ) -> None:
-        """Raises InputError for the first pixel whose colour is no class colour."""
-        greys = sum(len(set(colour)) == 1 for colour in self.classes.colours)
-        if greys < 2 and (colours == colours[:, :1]).all():
-            value = int(colours[~self.is_id(colours[:, 0])][0, 0])
-            x, y = self.first_of(rgb, _codes(np.full((1, 3), value, np.uint8)))
-            raise InputError(
-                f"mask {self.path} is grey saved as RGB and holds the value {value} at pixel "
-                f"({x}, {y}), which is no class id (0 to {len(self.classes) - 1}) and no class "
-                f"colour: number its classes as {_known(self.classes)} are"
-            )
-        x, y = self.first_of(rgb, codes[ids == _NO_CLASS])
-        colour = tuple(map(int, rgb[y, x]))
-        distances = np.sum((np.array(self.classes.colours) - colour) ** 2, axis=1)
-        nearest = int(np.argmin(distances))
-        raise InputError(
-            f"mask {self.path} has the colour {colour} at pixel ({x}, {y}), which is no class "
-            f"colour (the nearest is {self.classes.names[nearest]}, "
-            f"{self.classes.colours[nearest]}): paint with the exact colours of "
-            f"{_known(self.classes)} and without soft edges, or take the nearest within a distance "
-            "by --nearest-colour"
-        )
-
-    def nearest_ids(
-        self,
-        rgb: UInt8[np.ndarray, "h w 3"],
-        colours: UInt8[np.ndarray, "n 3"],
-        codes: UInt32[np.ndarray, "n"],
-        ids: Int16[np.ndarray, "n"],
-        what: str,
-    ) -> UInt8[np.ndarray, "h w"]:
-        """The label of every pixel, by `ids` where its colour is a class colour, else the nearest.
-
-        Raises:
-          InputError: a colour is farther away than is allowed.
-        """
-        known = self.classes.colours if what == OWN else _voc_colours(len(self.classes))
-        known = np.array(known, np.float32)
-        best, least = np.zeros(len(colours), np.int16), np.full(len(colours), np.inf, np.float32)
-        for label, colour in enumerate(known):
-            distance = np.linalg.norm(colours - colour, axis=1)
-            nearer = distance < least
-            best[nearer], least[nearer] = label, distance[nearer]
-        exact = ids != _NO_CLASS
-        labels = self.look_up(rgb, codes, np.where(exact, ids, best).astype(np.uint8))
-        sure = self.look_up(rgb, codes, exact | (least <= min(_SURE, self.nearest)))
-        y, x = np.nonzero(~sure)
-        # The classes around come first, where pixels are sure.
-        height, width = labels.shape
-        blend, taken = rgb[y, x].astype(np.float32), labels[y, x]
-        nearest = np.full(len(y), np.inf, np.float32)
-        for down in range(-_AROUND, _AROUND + 1):
-            for right in range(-_AROUND, _AROUND + 1):
-                beside = (y + down).clip(0, height - 1), (x + right).clip(0, width - 1)
-                label = labels[beside]
-                usable = sure[beside] & (label < len(known))
-                distance = np.linalg.norm(blend - known[label.clip(max=len(known) - 1)], axis=1)
-                nearer = usable & (distance < nearest)
-                nearest[nearer], taken[nearer] = distance[nearer], label[nearer]
-        # A class too small to have a sure pixel: then all classes count.
-        alone = nearest > self.nearest
-        nearest[alone] = self.look_up(rgb, codes, least)[y[alone], x[alone]]
-        taken[alone] = labels[y[alone], x[alone]]
-        far = np.flatnonzero(nearest > self.nearest)
-        if len(far):
-            first = far[0]
-            raise InputError(
-                f"mask {self.path} has the colour {tuple(map(int, rgb[y[first], x[first]]))} at "
-                f"pixel ({x[first]}, {y[first]}), which is {nearest[first]:.0f} away from the "
-                f"nearest class colour (that of {self.classes.names[taken[first]]}), where "
-                f"--nearest-colour allows {self.nearest:g}: allow more, or paint the mask again"
-            )
-        labels[y, x] = taken
-        return labels
-
-    def ids_from_indices(self, indices: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The indices as they are, or the classes of their colours, and whether the former."""
-        used = np.unique(indices)
-        if used[-1] >= len(palette):
-            return indices, True
-        if self.nearest is not None and not self.is_id(used).all():
-            return self.ids_from_colours(palette[indices])
-        by_colour = self.by_colour(palette[used], self.classes.colours)
-        # Palettes that show several ids in one colour (all black, say) say nothing about classes.
-        if (by_colour == _NO_CLASS).any() or len(np.unique(by_colour)) < len(used):
-            return indices, True
-        if self.is_id(used).all() and (by_colour != used).any():
-            first = int(np.argmax(by_colour != used))
-            x, y = _first_pixel(indices == used[first])
-            raise InputError(
-                f"mask {self.path} is ambiguous at pixel ({x}, {y}): palette index {used[first]} "
-                f"has the colour of class {by_colour[first]}; save it as greyscale ids or as RGB"
-            )
-        lookup = np.zeros(256, np.uint8)
-        lookup[used] = by_colour
-        return lookup[indices], False
-
-
-def _known(classes: ClassSet) -> str:
-    if classes == CELEBAMASK:
-        return "sisma_jax.data.classes.CELEBAMASK"
-    return f"the data set's classes ({', '.join(classes.names[:4])}, ...)"

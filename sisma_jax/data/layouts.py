@@ -23,7 +23,8 @@ from PIL import Image
 
 from sisma_jax.data import image_files, raw, raw_layout
 from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
-from sisma_jax.data.label_maps import Reading, read_with_share, resize_nearest
+from sisma_jax.data.label_maps import read_with_share, resize_nearest
+from sisma_jax.data.label_values import Reading
 from sisma_jax.errors import InputError
 from sisma_jax.files import is_content
 
@@ -84,7 +85,7 @@ class Reader:
     crop: bool
     """Of pairs that are no squares, keep the largest one in the middle."""
     nearest_colour: float | int | None = None
-    """As of `label_maps.Reading`."""
+    """As of `label_values.Reading`."""
 
     def read(self, entry: Entry) -> dict[str, np.ndarray]:
         """ "image" uint8 (size, size, 3) and "labels" uint8 (size, size); of pairs also "share",

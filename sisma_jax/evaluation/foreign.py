@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sisma_jax.data.classes import ClassSet
-from sisma_jax.data.label_maps import LENIENT, Reading, collect_masks, read_with_share
+from sisma_jax.data.label_maps import collect_masks, read_with_share
+from sisma_jax.data.label_values import LENIENT, Reading
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.evaluator import Evaluation, real_faces
 from sisma_jax.evaluation.pictures import PictureFolder, Selection, SplitPictures, digest

@@ -12,13 +12,8 @@ from PIL import Image, ImageOps
 
 from sisma_jax.data import image_files
 from sisma_jax.data.classes import UNLABELLED, ClassSet
-from sisma_jax.data.label_maps import (
-    LENIENT,
-    Reading,
-    read_with_share,
-    resize_nearest,
-    write_label_map,
-)
+from sisma_jax.data.label_maps import read_with_share, resize_nearest, write_label_map
+from sisma_jax.data.label_values import LENIENT, Reading
 from sisma_jax.editing import edit
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.networks import DEFAULT_PARSER, TRAIN_PARSER, check_parser

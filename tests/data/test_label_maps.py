@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sisma_jax.data import label_maps
+from sisma_jax.data import label_maps, label_values
 from sisma_jax.data.classes import CELEBAMASK, CLASSES, FLIP_PAIRS, PALETTE, UNLABELLED
 from sisma_jax.data.label_maps import read_label_map, write_label_map
+from sisma_jax.data.label_values import Reading
 from sisma_jax.errors import InputError
 
 CLASS_COUNT = len(CLASSES)
@@ -155,7 +156,7 @@ class TestReading:
 
     def test_more_pixels_than_a_block_are_the_same_pixels(self, tmp_path, labels, monkeypatch):
         Image.fromarray(label_maps.colourise(labels)).save(tmp_path / "a.png")
-        monkeypatch.setattr(label_maps, "_BLOCK", 100)
+        monkeypatch.setattr(label_values, "_BLOCK", 100)
         np.testing.assert_array_equal(label_maps.read_label_map(tmp_path / "a.png"), labels)
         colours = label_maps.colourise(labels)
         colours[17, 5] = 1, 2, 3
@@ -283,9 +284,7 @@ class TestNearestColour:
         return tmp_path / "a.png"
 
     def test_within_the_distance_the_nearest_class_is_taken_and_its_share_told(self, soft):
-        labels, share = label_maps.read_with_share(
-            soft, CELEBAMASK, label_maps.Reading(nearest_colour=100)
-        )
+        labels, share = label_maps.read_with_share(soft, CELEBAMASK, Reading(nearest_colour=100))
         assert [CLASSES[label] for label in labels[0]] == ["skin"] * 3 + ["hair"] * 2
         assert share == 0.2
 
@@ -318,7 +317,7 @@ class TestNearestColour:
     def test_exact_files_are_read_as_they_were(self, tmp_path, labels):
         Image.fromarray(label_maps.colourise(labels)).save(tmp_path / "a.png")
         read, share = label_maps.read_with_share(
-            tmp_path / "a.png", CELEBAMASK, label_maps.Reading(nearest_colour=100)
+            tmp_path / "a.png", CELEBAMASK, Reading(nearest_colour=100)
         )
         np.testing.assert_array_equal(read, labels)
         assert share == 0
@@ -340,7 +339,7 @@ class TestNearestColour:
     @pytest.mark.parametrize("distance", [0, -1, 442, float("nan")])
     def test_distances_that_are_none_are_refused(self, distance):
         with pytest.raises(InputError, match="give a distance in RGB"):
-            label_maps.Reading(nearest_colour=distance)
+            Reading(nearest_colour=distance)
 
 
 class TestMirror:

@@ -12,7 +12,8 @@ from PIL import Image
 from sisma_jax.class_names import BISENET
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import open_dataset
-from sisma_jax.data.label_maps import Reading, colourise, read_label_map
+from sisma_jax.data.label_maps import colourise, read_label_map
+from sisma_jax.data.label_values import Reading
 from sisma_jax.errors import InputError
 from sisma_jax.painting import starts, studio
 from sisma_jax.painting.studio import Studio, write_faces, write_photo
