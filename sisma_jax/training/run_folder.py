@@ -13,7 +13,7 @@ samples/        sample grids by step
 profile/        traces, where train.profile_at asks for one
 diverged/       by step: the state before numbers stopped being finite, a run folder of its own with
                 the batches' ids in batches.json
-lock            held by the process that trains here
+lock            held by the process that trains here, whose name is in lock.holder
 report.json     what the finished run was measured to do
 events.*        TensorBoard
 
@@ -36,6 +36,8 @@ from sisma_jax.config import flatten, from_json, to_json
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.errors import InputError
 from sisma_jax.files import (
+    LOCK,
+    LOCK_FILES,
     LockedError,
     is_new_or_empty,
     lock,
@@ -140,7 +142,7 @@ class RunFolder:
 
     @property
     def lock_file(self) -> Path:
-        return self.path / "lock"
+        return self.path / LOCK
 
     @property
     def report_file(self) -> Path:
@@ -193,7 +195,7 @@ class RunFolder:
                         "continue with the old value, or give --workdir a new folder"
                     )
             self._refuse_other_data(data, classes)
-        elif not is_new_or_empty(self.path, besides=(self.lock_file.name,)):
+        elif not is_new_or_empty(self.path, besides=LOCK_FILES):
             raise InputError(
                 f"{self.path} is not empty and holds no run: give --workdir a new or empty folder"
             )
