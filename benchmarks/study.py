@@ -133,8 +133,8 @@ def main() -> None:
     add("--seeds", type=int, default=1, help="trainings of each variant (default: 1)")
     add("--count", type=int, default=512, help="test faces and masks (default: 512)")
     add("--solver-steps", type=int, default=25, help="Euler steps of the variants (default: 25)")
-    add("--workdir", type=Path, default=Path("runs/study"), help="default: runs/study")
-    add("--out", type=Path, default=RESULTS / "study_cpu.json", help="JSON file")
+    add("--workdir", type=cli.path, default=Path("runs/study"), help="default: runs/study")
+    add("--out", type=cli.path, default=RESULTS / "study_cpu.json", help="JSON file")
     args = arguments.parse_args()
 
     out = args.workdir / "report"

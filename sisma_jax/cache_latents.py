@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", required=True, help="a folder that sisma_jax.prepare has written")
     add("--autoencoder", required=True, help="whatever autoencoder.path in a config may be")
-    add("--out", type=Path, required=True, help="folder for the shards, new or empty")
+    add("--out", type=cli.path, required=True, help="folder for the shards, new or empty")
     add("--batch-size", type=int, default=16, help="images at a time, over all devices")
     return parser.parse_args()
 

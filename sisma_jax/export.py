@@ -33,8 +33,8 @@ def parse_arguments() -> argparse.Namespace:
         "python -m sisma_jax.export --workdir runs/demo --out sisma-demo",
     )
     add = parser.add_argument
-    add("--workdir", type=Path, required=True, help="a run folder")
-    add("--out", type=Path, required=True, help="folder to write, new or empty")
+    add("--workdir", type=cli.path, required=True, help="a run folder")
+    add("--out", type=cli.path, required=True, help="folder to write, new or empty")
     add(
         "--format",
         choices=FORMATS,

@@ -187,7 +187,12 @@ def writing(folder: Path, *, begun: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to write into, which becomes `path` at the end; after an error it is gone."""
+    """A new folder to write into, which becomes `path` at the end; after an error it is gone.
+
+    Raises:
+      InputError: `path` is an address.
+    """
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         new = Path(folder) / "new"

@@ -6,7 +6,6 @@ coded images and label maps, with dataset.json. The same command continues an in
 """
 
 import argparse
-from pathlib import Path
 
 from sisma_jax import cli
 from sisma_jax.data import layouts, preparation
@@ -22,8 +21,8 @@ def parse_arguments() -> argparse.Namespace:
         "python -m sisma_jax.prepare --source CelebAMask-HQ --out data/celeba-256 --size 256",
     )
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="the data set's folder")
-    add("--out", type=Path, required=True, help="folder for the shards, new or empty")
+    add("--source", type=cli.path, required=True, help="the data set's folder")
+    add("--out", type=cli.path, required=True, help="folder for the shards, new or empty")
     add("--size", type=int, default=256, help="pixels of a side")
     add(
         "--split",
@@ -37,7 +36,11 @@ def parse_arguments() -> argparse.Namespace:
         default=TEST_FROM,
         help="where the source brings no test split: its first id, or of folder pairs its place",
     )
-    add("--classes", type=Path, help="JSON list of classes (default: classes.json in the source)")
+    add(
+        "--classes",
+        type=cli.path,
+        help="JSON list of classes (default: classes.json in the source)",
+    )
     add(
         "--class-order",
         choices=CLASS_ORDERS,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 
 from sisma_jax.errors import InputError
 from sisma_jax.files import local_path, put_in_place, read_json, write_json, writing
@@ -188,7 +189,7 @@ def entry(note: Mapping[str, Any]) -> dict[str, Any]:
     return {"file": note["file"], "count": len(note["ids"]), "sha256": note["sha256"]}
 
 
-def file_checksum(path: Path) -> str:
+def file_checksum(path: epath.Path | Path) -> str:
     """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

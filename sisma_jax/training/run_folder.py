@@ -2,7 +2,7 @@
 
 config.json     the resolved config
 classes.json    the classes of its label maps
-data.json       the checksum of the data set, of prepared ones
+data.json       the checksum of the data set; of raw ones that of their listing
 checkpoints/    Orbax steps: state, ema and position
 damaged/        steps that could not be restored, out of the way
 autoencoder/    a copy of the first stage, so that a moved run still loads
@@ -33,6 +33,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sisma_jax.config import flatten, from_json, to_json
+from sisma_jax.data.checksums import differ
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.errors import InputError
 from sisma_jax.files import (
@@ -40,6 +41,7 @@ from sisma_jax.files import (
     LOCK_FILES,
     LockedError,
     is_new_or_empty,
+    local_path,
     lock,
     read_json,
     write_atomically,
@@ -85,9 +87,12 @@ any, where the value means nothing there."""
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run folder."""
+    """Paths inside one run folder; raises InputError where it is an address."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", local_path(self.path))
 
     @property
     def config_file(self) -> Path:
@@ -174,7 +179,7 @@ class RunFolder:
 
         Args:
           config: resolved.
-          data: checksum of the data set, where it has one.
+          data: checksum of the data set, where it has one (`data.checksums`).
           classes: of its label maps, where they are used.
 
         Raises:
@@ -227,7 +232,7 @@ class RunFolder:
                 f"than the data set has ({', '.join(classes.names)}): give --workdir a new folder"
             )
         begun = read_json(self.data_file)
-        if begun and data not in (None, begun["checksum"]):
+        if begun and differ(begun["checksum"], data):
             raise InputError(
                 f"{self.path} was trained on other data ({begun['checksum'][:8]}) than data.path "
                 f"and autoencoder.cache now have ({data[:8]}): continue with the data set it "
