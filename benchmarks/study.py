@@ -63,7 +63,7 @@ def evaluate(folder: Path, out: Path, count: int, solver: str, steps: Sequence[i
 
 def test_loss(folder: Path) -> float:
     """Of the run's last evaluation."""
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
     return [row["test_loss"] for row in rows if "test_loss" in row][-1]
 
 
@@ -75,7 +75,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def measured(folders: Sequence[Path], out: Path, steps: int) -> dict[str, Any]:
     """What is known of the runs of one variant, by different seeds."""
-    rows = json.loads((out / "report.json").read_text())["rows"]
+    rows = json.loads((out / "report.json").read_text("utf-8"))["rows"]
     synthesizer = Synthesizer.load(folders[0])
     speed = measure_speed(
         synthesizer, steps=[steps], solvers=["euler"], guidances=[1.0], batches=[16]
@@ -149,7 +149,7 @@ def main() -> None:
     for folder in folders["base"]:
         for solver, steps in SOLVERS.items():
             evaluate(folder, out, args.count, solver, steps)
-    rows = json.loads((out / "report.json").read_text())["rows"]
+    rows = json.loads((out / "report.json").read_text("utf-8"))["rows"]
     found = {
         "training": {"steps": args.steps, "seeds": args.seeds, "test_faces": args.count},
         "variants": {name: measured(x, out, args.solver_steps) for name, x in folders.items()},

@@ -129,7 +129,7 @@ def lock(path: Path) -> Iterator[None]:
       LockedError: if another process holds it.
       OSError: if the file cannot be made.
     """
-    path.open("a").close()
+    path.open("ab").close()
     holder = path.with_name(f"{path.name}.holder")
     # A lock in a file's mere existence, which the library offers instead, would outlive machines.
     held = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)

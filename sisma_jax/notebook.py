@@ -82,7 +82,7 @@ class LivePlot:
         self._points: dict[str, list[tuple[int, float]]] = {name: [] for name in CURVES}
         self._sheet: np.ndarray | None = None
         if self._run.metrics_file.exists():
-            for line in self._run.metrics_file.read_text().splitlines():
+            for line in self._run.metrics_file.read_text("utf-8").splitlines():
                 with contextlib.suppress(json.JSONDecodeError):  # a row cut short by a crash
                     row = json.loads(line)
                     self._add(row["step"], row)

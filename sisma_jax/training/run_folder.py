@@ -155,7 +155,8 @@ class RunFolder:
 
     def report(self) -> dict[str, Any] | None:
         """Read the report, or None where there is none."""
-        return json.loads(self.report_file.read_text()) if self.report_file.exists() else None
+        file = self.report_file
+        return json.loads(file.read_text("utf-8")) if file.exists() else None
 
     def write_report(self, report: dict[str, Any]) -> None:
         write_json(self.report_file, report)

@@ -208,7 +208,7 @@ def keep_compiled_programs() -> None:
     kind = jax.default_backend()
     if kind == "cpu":
         info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
+        lines = info.read_text("utf-8").splitlines() if info.exists() else []
         abilities = next((x for x in lines if x.startswith(("flags", "Features"))), "")
         kind += "-" + hashlib.sha256(abilities.encode()).hexdigest()[:8]
     jax.config.update("jax_compilation_cache_dir", str(cache / "sisma_jax" / kind))

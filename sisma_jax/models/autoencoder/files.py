@@ -162,7 +162,7 @@ def _published_file(folder: Path) -> Path:
 
 def _read_fields(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): copy or export it again") from error
     if not isinstance(fields, dict):

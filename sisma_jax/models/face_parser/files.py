@@ -106,7 +106,7 @@ def _load_folder(folder: Path) -> FaceParser:
 def _read_fields(path: Path) -> dict[str, Any]:
     """What `save_parser` wrote, without the model's name."""
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): copy the parser again") from error
     model = fields.pop("model", None) if isinstance(fields, dict) else None
