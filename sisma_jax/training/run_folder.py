@@ -193,13 +193,11 @@ class RunFolder:
                 f"and --config.train.init_from={self.path}"
             )
         if self.config_file.exists():
-            for key, before, after in changes(self.config(), config):
-                older = before is None and key in ADDED and ADDED[key] in (None, after)
-                if not older and not key.startswith(CHANGEABLE):
-                    raise InputError(
-                        f"{self.config_file} has {key} = {before!r} where this run has {after!r}: "
-                        "continue with the old value, or give --workdir a new folder"
-                    )
+            for key, before, after in fixed_changes(self.config(), config):
+                raise InputError(
+                    f"{self.config_file} has {key} = {before!r} where this run has {after!r}: "
+                    "continue with the old value, or give --workdir a new folder"
+                )
             self._refuse_other_data(data, classes)
         elif not is_new_or_empty(self.path, besides=LOCK_FILES):
             raise InputError(
@@ -239,6 +237,16 @@ class RunFolder:
                 f"and autoencoder.cache now have ({data[:8]}): continue with the data set it "
                 "was begun on, or give --workdir a new folder"
             )
+
+
+def fixed_changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """Those of `changes` that make `new` the config of another run."""
+    return [
+        (key, before, after)
+        for key, before, after in changes(old, new)
+        if not key.startswith(CHANGEABLE)
+        and not (before is None and key in ADDED and ADDED[key] in (None, after))
+    ]
 
 
 def changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
