@@ -64,7 +64,7 @@ def frequencies(source: Source) -> tuple[dict[str, float], float, int]:
     return *source.classes.shares(pixels), count
 
 
-def verify(path: str, description: dict) -> None:
+def verify(path: Path | str, description: dict) -> None:
     """Raises InputError at the first shard that is not what was written."""
     folder = prepared.folder(path)
     for split in description["splits"].values():

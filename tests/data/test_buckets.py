@@ -159,3 +159,10 @@ def test_a_bucket_that_may_not_be_read_is_one_sentence(monkeypatch):
 def test_other_addresses_are_refused(address):
     with pytest.raises(InputError, match=f"{address} is an address"):
         open_dataset(address, SIZE)
+
+
+def test_a_home_folder_is_found_where_no_shell_has_looked(data, monkeypatch):
+    monkeypatch.setenv("HOME", str(data.parent))
+    assert len(open_dataset("~/data", SIZE)) == len(
+        open_dataset("~/raw", SIZE, test_from=TEST_FROM)
+    )
