@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import report
 
+from sisma_jax import cli
+
 OPERATIONS = ("encode", "decode")
 OURS, PEER = "sisma_jax", "diffusers"
 SCRIPTS = {OURS: "autoencoder_ours.py", PEER: "autoencoder_peer.py"}
@@ -33,7 +35,7 @@ def parse() -> argparse.Namespace:
     add("--dtypes", nargs="+", default=["float32"], help="float32, bfloat16 (default: float32)")
     add("--seconds", type=float, default=10.0, help="of each measurement (default: 10)")
     add("--torch-python", default=sys.executable, help="a Python that has torch and diffusers")
-    add("--out", type=Path, default=report.RESULTS / "autoencoder_cpu.json", help="JSON file")
+    add("--out", type=cli.path, default=report.RESULTS / "autoencoder_cpu.json", help="JSON file")
     return parser.parse_args()
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import report
 from PIL import Image
 
-from sisma_jax import cache_latents
+from sisma_jax import cache_latents, cli
 from sisma_jax.data import label_maps, layouts, preparation, raw, raw_layout, records, synthetic
 from sisma_jax.data.input_pipeline import Source, mirror, open_dataset, training_stream
 from sisma_jax.data.label_maps import write_label_map
@@ -34,13 +34,13 @@ from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Autoenc
 def parse() -> argparse.Namespace:
     parser = report.parser("data_bench.py", __doc__)
     add = parser.add_argument
-    add("--source", type=Path, help="a raw CelebAMask-HQ folder (default: synthetic faces)")
+    add("--source", type=cli.path, help="a raw CelebAMask-HQ folder (default: synthetic faces)")
     add("--count", type=int, default=64, help="synthetic faces (default: 64)")
     add("--size", type=int, default=256, help="pixels of a side (default: 256)")
     add("--batch-size", type=int, default=16, help="(default: 16)")
     add("--seconds", type=float, default=4.0, help="of each measurement (default: 4)")
     add("--repeats", type=int, default=3, help="measurements, of which the median counts")
-    add("--out", type=Path, default=report.RESULTS / "data_cpu.json", help="JSON file")
+    add("--out", type=cli.path, default=report.RESULTS / "data_cpu.json", help="JSON file")
     return parser.parse_args()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import report
 from PIL import Image
 
-from sisma_jax import Synthesizer
+from sisma_jax import Synthesizer, cli
 from sisma_jax.config import section
 from sisma_jax.contact_sheet import tile
 from sisma_jax.data.classes import CLASSES
@@ -70,10 +70,10 @@ def measure(run: Path, count: int) -> tuple[dict[str, float], np.ndarray]:
 
 def main() -> None:
     parser = report.parser("edit_bench.py", __doc__)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"),
+    parser.add_argument("--workdir", type=cli.path, default=Path("runs/demo"),
         help="run on CelebAMask-HQ's classes (default: runs/demo)")  # fmt: skip
     parser.add_argument("--count", type=int, default=64, help="test faces (default: 64)")
-    parser.add_argument("--out", type=Path, default=report.RESULTS,
+    parser.add_argument("--out", type=cli.path, default=report.RESULTS,
         help="folder for edit_cpu.json and edit.png (default: benchmarks/results)")  # fmt: skip
     args = parser.parse_args()
     figures, sheet = measure(args.workdir, args.count)

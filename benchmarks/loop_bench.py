@@ -23,6 +23,7 @@ import report
 from data_bench import latent_cache, prepare
 from jax.sharding import Mesh
 
+from sisma_jax import cli
 from sisma_jax.data import layouts, synthetic
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.data.latents import LatentCache
@@ -49,7 +50,7 @@ def parse() -> argparse.Namespace:
     add("--threads", type=int, default=1, help="that read ahead (default: 1)")
     add("--log-every", type=int, default=50, help="steps (default: 50)")
     add("--save-every", type=int, default=200, help="steps (default: 200)")
-    add("--out", type=Path, default=report.RESULTS / "loop_cpu.json", help="JSON file")
+    add("--out", type=cli.path, default=report.RESULTS / "loop_cpu.json", help="JSON file")
     return parser.parse_args()
 
 

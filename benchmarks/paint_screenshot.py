@@ -21,6 +21,8 @@ from typing import Any
 
 from PIL import Image
 
+from sisma_jax import cli
+
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -100,8 +102,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="run folder")
-    parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
+    parser.add_argument("--workdir", type=cli.path, default=Path("runs/demo"), help="run folder")
+    parser.add_argument("--out", type=cli.path, required=True, help="PNG file to write")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser's file")
     parser.add_argument("--mask", type=int, default=4, help="number of the mask to begin with")
     args = parser.parse_args()

@@ -34,7 +34,7 @@ def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> Non
         "versions": {"python": platform.python_version(), **versions(packages)},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report | content, indent=1) + "\n")
+    path.write_text(json.dumps(report | content, indent=1) + "\n", "utf-8")
     print(f"wrote {path}")
 
 
@@ -61,5 +61,5 @@ def hardware() -> dict[str, Any]:
 
 def cpu() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
     return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")

@@ -34,7 +34,9 @@ def parse() -> argparse.Namespace:
     parser = report.parser("sample_bench.py", __doc__)
     add = parser.add_argument
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--workdir", type=Path, metavar="RUN", help="run folder of a trained model")
+    model.add_argument(
+        "--workdir", type=cli.path, metavar="RUN", help="run folder of a trained model"
+    )
     model.add_argument("--size", choices=SIZES, default=size,
         help=f"in its place random weights of this size (default: {size})")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16"),
@@ -52,7 +54,7 @@ def parse() -> argparse.Namespace:
     add("--skip-sdm", action="store_true", help="leave SDM out: 653 M parameters")
     add("--sdm-seconds", type=float, default=60.0,
         help="for its steps, guided and not; one of each at least (default: 60)")  # fmt: skip
-    add("--out", type=Path, help="JSON file (default: results/sample_<device>.json)")
+    add("--out", type=cli.path, help="JSON file (default: results/sample_<device>.json)")
     args = parser.parse_args()
     args.dtype = args.dtype or (None if args.workdir else dtype)
     for name in ("steps", "batches", "tokens", "seconds", "sdm_seconds"):

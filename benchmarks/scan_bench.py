@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import os
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ import scan_plot
 from hardware import bounds
 
 from kernels.selective_scan.api import IMPLEMENTATIONS
+from sisma_jax import cli
 
 CPU_SIZES = ("8,256,192,8", "2,1024,384,16")
 GPU_SIZES = (
@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
     add("--peer", choices=["mamba_ssm"],
         help="its CUDA scan too, where it can be imported (y compared, gradients timed only)",
     )  # fmt: skip
-    add("--out", type=Path, default=report.RESULTS,
+    add("--out", type=cli.path, default=report.RESULTS,
         help="folder for scan_<device>.json and .png (default: benchmarks/results)")  # fmt: skip
     args = parser.parse_args()
     try:

@@ -63,7 +63,7 @@ def evaluate(folder: Path, out: Path, count: int, solver: str, steps: Sequence[i
 
 def test_loss(folder: Path) -> float:
     """Of the run's last evaluation."""
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
     return [row["test_loss"] for row in rows if "test_loss" in row][-1]
 
 
@@ -75,7 +75,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def measured(folders: Sequence[Path], out: Path, steps: int) -> dict[str, Any]:
     """What is known of the runs of one variant, by different seeds."""
-    rows = json.loads((out / "report.json").read_text())["rows"]
+    rows = json.loads((out / "report.json").read_text("utf-8"))["rows"]
     synthesizer = Synthesizer.load(folders[0])
     speed = measure_speed(
         synthesizer, steps=[steps], solvers=["euler"], guidances=[1.0], batches=[16]
@@ -133,8 +133,8 @@ def main() -> None:
     add("--seeds", type=int, default=1, help="trainings of each variant (default: 1)")
     add("--count", type=int, default=512, help="test faces and masks (default: 512)")
     add("--solver-steps", type=int, default=25, help="Euler steps of the variants (default: 25)")
-    add("--workdir", type=Path, default=Path("runs/study"), help="default: runs/study")
-    add("--out", type=Path, default=RESULTS / "study_cpu.json", help="JSON file")
+    add("--workdir", type=cli.path, default=Path("runs/study"), help="default: runs/study")
+    add("--out", type=cli.path, default=RESULTS / "study_cpu.json", help="JSON file")
     args = arguments.parse_args()
 
     out = args.workdir / "report"
@@ -149,7 +149,7 @@ def main() -> None:
     for folder in folders["base"]:
         for solver, steps in SOLVERS.items():
             evaluate(folder, out, args.count, solver, steps)
-    rows = json.loads((out / "report.json").read_text())["rows"]
+    rows = json.loads((out / "report.json").read_text("utf-8"))["rows"]
     found = {
         "training": {"steps": args.steps, "seeds": args.seeds, "test_faces": args.count},
         "variants": {name: measured(x, out, args.solver_steps) for name, x in folders.items()},

@@ -12,7 +12,7 @@ from pathlib import Path
 import report
 from PIL import Image
 
-from sisma_jax import Synthesizer
+from sisma_jax import Synthesizer, cli
 from sisma_jax.config import section
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.evaluation.generation import Sampling
@@ -38,14 +38,14 @@ def measure(run: Path, count: int, sampling: Sampling) -> tuple[dict, dict]:
 
 def main() -> None:
     parser = report.parser("style_bench.py", __doc__)
-    parser.add_argument("--workdirs", type=Path, nargs="+", default=[Path("runs/demo-style")],
+    parser.add_argument("--workdirs", type=cli.path, nargs="+", default=[Path("runs/demo-style")],
         help="runs of models with a style (default: runs/demo-style)")  # fmt: skip
     parser.add_argument("--count", type=int, default=FACES,
         help=f"test faces (default: {FACES})")  # fmt: skip
     parser.add_argument("--steps", type=int, default=12, help="solver steps (default: 12)")
     parser.add_argument("--style-guidance", type=float, default=1.0,
         help="of faces in a style; 1 is the plain model (default: 1)")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=report.RESULTS,
+    parser.add_argument("--out", type=cli.path, default=report.RESULTS,
         help="folder for NAME_cpu.json and NAME_*.png (default: benchmarks/results)")  # fmt: skip
     parser.add_argument("--name", default="style", help="how files begin (default: style)")
     args = parser.parse_args()

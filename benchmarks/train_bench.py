@@ -26,6 +26,7 @@ from pathlib import Path
 import report
 
 from kernels.selective_scan.api import IMPLEMENTATIONS
+from sisma_jax import cli
 from sisma_jax.models.sisma_config import REMAT_POLICIES
 
 SIZES = ("tiny", "small", "base", "large", "xlarge")
@@ -53,7 +54,7 @@ def parse() -> argparse.Namespace:
     add("--fsdp", type=int, default=1, help="mesh.fsdp (default: 1)")
     add("--seconds", type=float, default=5.0, help="of each measurement (default: 5)")
     add("--compile-only", action="store_true", help="compile time and planned memory, no steps")
-    add("--out", type=Path, help="JSON file (default: results/train_<device>.json)")
+    add("--out", type=cli.path, help="JSON file (default: results/train_<device>.json)")
     args = parser.parse_args()
     for name in ("batches", "fsdp", "seconds"):
         values = getattr(args, name)

@@ -32,7 +32,7 @@
 # Needs: a slice that exists, this script makes none; an ssh key that gcloud can use without asking;
 # on the workers tmux and Python 3.11 or newer with venv (Ubuntu 22.04 has 3.10 only). Data and run
 # folder have to be on storage that all workers share: Filestore or other NFS, or a bucket mounted
-# by gcsfuse.
+# by gcsfuse; an address (gs://) as --workdir is refused.
 #
 # It has not been run on a real slice yet: only its dry run, and tests that stand in for gcloud.
 

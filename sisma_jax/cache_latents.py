@@ -8,6 +8,7 @@ import argparse
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sisma_jax.data import latents, prepared, shards
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.prepared import PreparedDataset
 from sisma_jax.data.shards import Folder, Shard
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, RunError
 from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_float
 from sisma_jax.processes import cores
 from sisma_jax.progress import bar
@@ -47,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", required=True, help="a folder that sisma_jax.prepare has written")
     add("--autoencoder", required=True, help="whatever autoencoder.path in a config may be")
-    add("--out", type=Path, required=True, help="folder for the shards, new or empty")
+    add("--out", type=cli.path, required=True, help="folder for the shards, new or empty")
     add("--batch-size", type=int, default=16, help="images at a time, over all devices")
     return parser.parse_args()
 
@@ -144,50 +145,65 @@ def cache(
     folder = Folder(out, shards.plan(settings, ids), latents.LATENTS_FILE)
     if (finished := folder.finished()) is not None:
         return finished
-    notes = folder.begin(tasks)
-    sources = {split: PreparedDataset(data, size, split=split) for split in splits}
-    batch_size = min(batch_size, max(len(task.items) for task in tasks))
-    batch_size = whole_batch(batch_size, local_mesh())
-    call = encoder(autoencoder, batch_size)
-    total = sum(len(task.items) for task in tasks)
-    done = sum(len(task.items) for task in tasks if task.file in notes)
-    with (
-        bar(total=total, initial=done, desc="encoding", unit="image") as progress,
-        ThreadPoolExecutor(cores()) as pool,
-    ):
-        for task in tasks:
-            if task.file in notes:
-                continue
-            with folder.writer(task) as writer:
-                for id, moments, labels in encoded(
-                    sources[task.split], task.items, batch_size, call, pool
-                ):
-                    if not np.isfinite(moments).all():
-                        raise InputError(
-                            f"the latents of image {id} are beyond float16: is {name} an "
-                            "autoencoder of such images?"
-                        )
-                    writer.write(latents.encode(id, moments, labels))
-                    progress.update()
-                writer.note["ids"] = ids[task.file]
-            notes[task.file] = writer.note
-    return folder.finish(
-        {
-            **settings,
-            "moments": [2, size // factor, size // factor, 2 * autoencoder.config.latent_channels],
-            "autoencoder_name": name,
-            **ClassSet.from_json(description).to_json(),
-            "splits": {
-                split: {
-                    "ids": content["ids"],
-                    "shards": [
-                        shards.entry(notes[task.file]) for task in tasks if task.split == split
-                    ],
-                }
-                for split, content in splits.items()
-            },
-        }
-    )
+    with folder.writing(), _memory_in_words(batch_size):
+        notes = folder.begin(tasks)
+        sources = {split: PreparedDataset(data, size, split=split) for split in splits}
+        batch_size = min(batch_size, max(len(task.items) for task in tasks))
+        batch_size = whole_batch(batch_size, local_mesh())
+        call = encoder(autoencoder, batch_size)
+        total = sum(len(task.items) for task in tasks)
+        done = sum(len(task.items) for task in tasks if task.file in notes)
+        side = size // factor
+        with (
+            bar(total=total, initial=done, desc="encoding", unit="image") as progress,
+            ThreadPoolExecutor(cores()) as pool,
+        ):
+            for task in tasks:
+                if task.file in notes:
+                    continue
+                with folder.writer(task) as writer:
+                    for id, moments, labels in encoded(
+                        sources[task.split], task.items, batch_size, call, pool
+                    ):
+                        if not np.isfinite(moments).all():
+                            raise InputError(
+                                f"the latents of image {id} are beyond float16: is {name} an "
+                                "autoencoder of such images?"
+                            )
+                        writer.write(latents.encode(id, moments, labels))
+                        progress.update()
+                    writer.note["ids"] = ids[task.file]
+                notes[task.file] = writer.note
+        return folder.finish(
+            {
+                **settings,
+                "moments": [2, side, side, 2 * autoencoder.config.latent_channels],
+                "autoencoder_name": name,
+                **ClassSet.from_json(description).to_json(),
+                "splits": {
+                    split: {
+                        "ids": content["ids"],
+                        "shards": [
+                            shards.entry(notes[task.file]) for task in tasks if task.split == split
+                        ],
+                    }
+                    for split, content in splits.items()
+                },
+            }
+        )
+
+
+@contextmanager
+def _memory_in_words(batch_size: int) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunError(
+            f"the devices' memory does not hold --batch-size {batch_size} "
+            f"({str(error).splitlines()[0][:200]}): give a smaller one, and the command continues"
+        ) from error
 
 
 def main() -> None:

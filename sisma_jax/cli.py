@@ -8,11 +8,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import logging
 
 from sisma_jax.commands import COMMANDS
 from sisma_jax.errors import InputError, RunError
+from sisma_jax.files import local_path
 
 _SIGPIPE = 13
 
@@ -42,6 +44,15 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         if action.default is None or action.const is True:
             return action.help
         return super()._get_help_string(action)
+
+
+def path(text: str) -> Path:
+    """The type of every option that is a path on this machine: `~` is expanded, also where no
+    shell does (`--out=~/x`); an address (`gs://`) is refused, which would become a folder."""
+    try:
+        return local_path(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(main: Callable[[], None]) -> None:

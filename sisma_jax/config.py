@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from sisma_jax.errors import InputError
+from sisma_jax.files import local_path
 
 T = TypeVar("T")
 
@@ -35,11 +36,16 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
       InputError: if the file, the variant or a key does not exist, or a value has another type
         than the one it replaces.
     """
-    path, _, variant = spec.partition(":")
-    config = _get_config(Path(path), variant)
+    config = _get_config(*split_spec(spec))
     for key, value in _pairs(overrides):
         _override(config, key, value)
     return config
+
+
+def split_spec(spec: str) -> tuple[Path, str]:
+    """The file and the variant (or "") of `file.py:variant`."""
+    path, colon, variant = str(local_path(spec)).partition(".py:")  # Windows' drives have a colon
+    return Path(f"{path}.py" if colon else path), variant
 
 
 def _get_config(path: Path, variant: str) -> ConfigDict:
@@ -162,7 +168,7 @@ def from_json(path: Path) -> ConfigDict:
       InputError: if the file is missing or not such a config.
     """
     try:
-        return ConfigDict(json.loads(path.read_text()))
+        return ConfigDict(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         raise InputError(
             f"{path.parent} is not a run folder, it has no {path.name}: "

@@ -26,6 +26,7 @@ from sisma_jax.data import synthetic
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.errors import InputError
+from sisma_jax.files import local_path
 from sisma_jax.metrics.regions import explained_variance, spread
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training import objective
@@ -40,7 +41,7 @@ LOSS_COUNT = 128
 
 def main() -> None:
     parser = cli.parser("sisma_jax.demo", __doc__, "python -m sisma_jax.demo --workdir runs/demo")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="run folder")
+    parser.add_argument("--workdir", type=cli.path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--steps", type=int, default=12, help="solver steps")
     parser.add_argument("--guidance", type=float, default=1.5, help="classifier-free guidance")
     args = parser.parse_args()
@@ -100,7 +101,7 @@ def regions(
 
 def renderings(data: DataConfig, ids: np.ndarray) -> UInt8[np.ndarray, "n k h w 3"]:
     """Other right answers to the masks of faces `ids` of the synthetic set."""
-    settings = synthetic.read_settings(Path(data.path))
+    settings = synthetic.read_settings(local_path(data.path))
     if settings is None:
         raise InputError(
             f"{data.path} is not a finished synthetic data set: the demo compares with renderings "

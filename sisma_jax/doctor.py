@@ -180,7 +180,7 @@ def show(title: str, rows: Iterator[tuple[str, str]]) -> None:
 def main() -> None:
     parser = cli.parser("sisma_jax.doctor", __doc__, "python -m sisma_jax.doctor")
     parser.add_argument(
-        "--weights", type=Path, default=DEFAULT_WEIGHTS, help="folder of published weights"
+        "--weights", type=cli.path, default=DEFAULT_WEIGHTS, help="folder of published weights"
     )
     args = parser.parse_args()
     if args.weights != DEFAULT_WEIGHTS and not args.weights.is_dir():

@@ -12,7 +12,6 @@ made or measured once is kept.
 import argparse
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -93,19 +92,23 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--workdir", type=Path, help="run folder (or export) of a trained model")
-    what.add_argument("--images", type=Path, help="folder of pictures to score in its place")
-    add("--out", type=Path, required=True, help="folder of the report, made or added to")
+    what.add_argument("--workdir", type=cli.path, help="run folder (or export) of a trained model")
+    what.add_argument("--images", type=cli.path, help="folder of pictures to score in its place")
+    add("--out", type=cli.path, required=True, help="folder of the report, made or added to")
     add("--data", help="data set whose test split is the reference (default: the run's)")
     add(
         "--reference",
-        type=Path,
+        type=cli.path,
         help="with --images: folder of real pictures, or their Inception statistics (.npz), in "
         "place of a data set",
     )
-    add("--masks", type=Path, help="with --reference: label maps, named as the images are")
+    add("--masks", type=cli.path, help="with --reference: label maps, named as the images are")
     add_mask_options(parser, "--masks")
-    add("--classes", type=Path, help="with --masks: their classes.json (default: CelebAMask-HQ's)")
+    add(
+        "--classes",
+        type=cli.path,
+        help="with --masks: their classes.json (default: CelebAMask-HQ's)",
+    )
     add("--name", help="what the table calls the model or the images (default: the folder's name)")
     add(
         "--metrics",
@@ -129,13 +132,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--diversity-samples", type=int, default=10, help="samples of each of them")
     add(
         "--parser",
-        type=Path,
+        type=cli.path,
         help="face parser: a run of sisma_jax.train_parser, or published weights (.safetensors) "
         f"(default: {DEFAULT_PARSER} where it exists)",
     )
     add(
         "--weights",
-        type=Path,
+        type=cli.path,
         help=f"folder of published weights (default: {DEFAULT_WEIGHTS} where it exists)",
     )
     add("--lpips-network", choices=BACKBONES, default="alex", help="backbone of LPIPS")
@@ -145,7 +148,7 @@ def parse_arguments() -> argparse.Namespace:
         help="how Inception's inputs are resized; half_pixel is pytorch-fid's way (default: "
         f"{DEFAULT_RESIZE}; statistics that do not say theirs need it)",
     )
-    add("--save-statistics", type=Path, metavar="FILE.npz", help="reference's for FID")
+    add("--save-statistics", type=cli.path, metavar="FILE.npz", help="reference's for FID")
     add("--test-from", type=int, help=f"raw data: first id of the test split (default: the run's, "
         f"or {TEST_FROM})")  # fmt: skip
     add("--batch-size", type=int, default=16, help="faces made at a time, over all devices")

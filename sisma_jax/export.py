@@ -33,8 +33,8 @@ def parse_arguments() -> argparse.Namespace:
         "python -m sisma_jax.export --workdir runs/demo --out sisma-demo",
     )
     add = parser.add_argument
-    add("--workdir", type=Path, required=True, help="a run folder")
-    add("--out", type=Path, required=True, help="folder to write, new or empty")
+    add("--workdir", type=cli.path, required=True, help="a run folder")
+    add("--out", type=cli.path, required=True, help="folder to write, new or empty")
     add(
         "--format",
         choices=FORMATS,
@@ -54,7 +54,7 @@ def export_sisma(run: RunFolder, out: Path) -> str:
     load_autoencoder(run.autoencoder)  # says what is wrong with it, before anything is written
     with whole_folder(out) as folder:
         written = RunFolder(folder)
-        written.config_file.write_text(to_json(config))
+        written.config_file.write_text(to_json(config), "utf-8")
         written.write_classes(run.classes())
         shutil.copytree(run.autoencoder, written.autoencoder)
         save_tree(written.weights_file, params, {"model": name, "step": str(step)})

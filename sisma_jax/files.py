@@ -2,9 +2,9 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
+import re
 import socket
 import tempfile
 import warnings
@@ -12,16 +12,53 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from sisma_jax.errors import InputError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of disks that can take no more."""
 
+LOCK = "lock"
+"""Name of the file that a process holds locked while it writes into a folder."""
+LOCK_FILES = (LOCK, f"{LOCK}.holder")
+"""The files of a lock, which a killed process leaves behind; they make no folder full."""
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, by way of a temporary file beside it."""
+# Two letters at least: Windows' drives have one. One slash: a `Path` drops the second.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def is_address(path: str | os.PathLike) -> bool:
+    """Whether `path` is an address, `scheme://`, which the operating system would take for a folder
+    of that name."""
+    return _ADDRESS.match(os.fspath(path)) is not None
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """`path` on this machine, with the home folder in place of `~`.
+
+    Raises:
+      InputError: it is an address.
+    """
+    if is_address(path):
+        raise InputError(
+            f"{os.fspath(path)} is an address, but this has to be a path on this machine: mount "
+            "the bucket (gcsfuse), or take a disk that stays and copy it (`gcloud storage rsync`); "
+            "prepared data and cached latents alone are read at gs://, autoencoders at hf://"
+        )
+    return Path(os.path.expanduser(path))
+
+
+def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
+    """Write `content` to `path`, by way of a temporary file beside it.
+
+    After a crash of the machine `path` has the old content or the new one, unless `flush` is False:
+    of many files, which `flush_all` brings to the disk together.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        put_in_place(temporary, path) if flush else os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -29,6 +66,37 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8; bytes of file names that are none are written as \\udcNN."""
     write_atomically(path, text.encode(errors="backslashreplace"))
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Name a written file (or folder) `path`, once what is in it is on the disk."""
+    _flush(temporary)
+    os.replace(temporary, path)
+    _flush(path.parent, whole=False)
+
+
+def _flush(path: Path, *, whole: bool = True) -> None:
+    """Bring a file, or a folder's entries (and the `whole` of what is in it), to the disk."""
+    if path.is_dir():
+        for entry in path.iterdir() if whole else ():
+            _flush(entry)
+        if os.name == "nt":  # which has no such thing for folders
+            return
+    # Windows flushes only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def flush_all() -> None:
+    """Bring everything that was written to the disk, where the system can be asked to."""
+    if hasattr(os, "sync"):
+        os.sync()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,33 +149,78 @@ class LockedError(Exception):
 def lock(path: Path) -> Iterator[None]:
     """Hold a lock that other processes see, on other machines too where they share the file system.
 
-    It ends with the process, however that ends; the file stays. Where the file system has no locks
-    nothing is locked, with a warning.
+    It ends with the process, however that ends. A file beside it, for the locked one itself cannot
+    be read on Windows, says who holds it; both go when it is given back. Where the file system has
+    no locks nothing is locked, with a warning.
 
     Raises:
       LockedError: if another process holds it.
+      OSError: if the file cannot be made.
     """
-    with path.open("a+") as file:
+    path.open("ab").close()
+    holder = path.with_name(f"{path.name}.holder")
+    # A lock in a file's mere existence, which the library offers instead, would outlive machines.
+    held = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
+    try:
+        held.acquire()
+    except Timeout:
+        known = ""
+        with contextlib.suppress(OSError):  # it has just been given back
+            known = holder.read_text("utf-8").strip()
+        raise LockedError(known or "another process") from None
+    except OSError as error:
+        warnings.warn(
+            f"{path} cannot be locked ({error.strerror}): a second process in this folder would "
+            "not be noticed",
+            stacklevel=3,
+        )
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
+        yield
+    finally:
+        # The lock last: whoever takes it next writes files of these names.
+        for file in (holder, path):
+            with contextlib.suppress(OSError):  # of Windows, where the library removes the latter
+                file.unlink()
+        held.release()
+
+
+@contextlib.contextmanager
+def writing(folder: Path, *, begun: bool) -> Iterator[None]:
+    """Make `folder` where there is none, and keep other processes from writing there meanwhile.
+
+    Args:
+      folder: of the output.
+      begun: whether it holds what the caller has begun to write; else it has to be empty.
+
+    Raises:
+      InputError: it is not empty, cannot be written, or another process writes there.
+    """
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise LockedError(file.read().strip() or "another process") from None
+            if not begun and not is_new_or_empty(folder, besides=LOCK_FILES):
+                raise InputError(f"{folder} is not an empty folder: name a new or an empty one")
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(folder / LOCK))
+        except LockedError as error:
+            raise InputError(
+                f"{folder} is being written by {error}: wait for its end, or name another folder"
+            ) from None
         except OSError as error:
-            warnings.warn(
-                f"{path} cannot be locked ({error.strerror}): a second run in this folder would "
-                "not be noticed",
-                stacklevel=3,
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+            raise InputError(
+                f"{folder} cannot be written ({error.strerror}): name another folder"
+            ) from error
         yield
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to write into, which becomes `path` at the end; after an error it is gone."""
+    """A new folder to write into, which becomes `path` at the end; after an error it is gone.
+
+    Raises:
+      InputError: `path` is an address.
+    """
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         new = Path(folder) / "new"
@@ -115,4 +228,4 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield new
         if path.exists():
             os.replace(path, Path(folder) / "old")
-        os.replace(new, path)
+        put_in_place(new, path)

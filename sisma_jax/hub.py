@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from sisma_jax import files
 from sisma_jax.errors import InputError
 
 SCHEME = "hf://"
@@ -29,12 +30,12 @@ def local_path(path: str | os.PathLike, config: str, weights: Sequence[str]) -> 
       weights: names of files of which it has to hold one; the first that is there is fetched.
 
     Raises:
-      InputError: if the address is malformed or cannot be reached and is not in the cache, or
-        huggingface_hub is not installed.
+      InputError: if the address is malformed or of another kind, or cannot be reached and is not in
+        the cache, or huggingface_hub is not installed.
     """
     text = os.fspath(path)
     if not text.startswith(SCHEME):
-        return Path(path)
+        return files.local_path(path)
     found = ADDRESS.fullmatch(text)
     if found is None:
         raise InputError(f"{text} is no address on the hub: write hf://owner/name or a local path")

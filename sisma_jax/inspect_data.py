@@ -12,6 +12,7 @@ from PIL import Image
 
 from sisma_jax import cli
 from sisma_jax.contact_sheet import tile, with_legend
+from sisma_jax.data import prepared
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import Source, open_dataset
 from sisma_jax.data.label_maps import colourise
@@ -32,8 +33,8 @@ def parse_arguments() -> argparse.Namespace:
         "python -m sisma_jax.inspect_data --data data/celeba-256 --out sheet.png",
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="a prepared data set, or a raw folder")
-    add("--out", type=Path, default=Path("data_sheet.png"), help="the sheet, a PNG file")
+    add("--data", required=True, help="a prepared data set (also at gs://), or a raw folder")
+    add("--out", type=cli.path, default=Path("data_sheet.png"), help="the sheet, a PNG file")
     add("--split", default="train", help="which one is shown")
     add("--count", type=int, default=16, help="items on the sheet, evenly spread")
     add("--size", type=int, help="pixels of a side; of raw folders only (default: 256)")
@@ -64,14 +65,16 @@ def frequencies(source: Source) -> tuple[dict[str, float], float, int]:
     return *source.classes.shares(pixels), count
 
 
-def verify(path: Path, description: dict) -> None:
+def verify(path: Path | str, description: dict) -> None:
     """Raises InputError at the first shard that is not what was written."""
+    folder = prepared.folder(path)
     for split in description["splits"].values():
         for shard in split["shards"]:
-            if file_checksum(path / shard["file"]) != shard["sha256"]:
+            file = folder / shard["file"]
+            if file_checksum(file) != shard["sha256"]:
                 raise InputError(
-                    f"{path / shard['file']} is not what was written (its checksum differs): copy "
-                    "it again, or prepare the data set again"
+                    f"{file} is not what was written (its checksum differs): copy it again, or "
+                    "prepare the data set again"
                 )
     print("all shards are as they were written")
 

@@ -53,7 +53,7 @@ def missing(checkout: Path | str, extras: Iterable[str]) -> list[str]:
     Of what it requires the extras are followed (a plugin has to be of JAX's version), and nothing
     else.
     """
-    project = tomllib.loads((Path(checkout) / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(checkout) / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = list(project["dependencies"])
     for extra in extras:
         wanted += project["optional-dependencies"][extra]
@@ -90,7 +90,7 @@ def install(checkout: Path | str) -> None:
 
 def _has_tpu() -> bool:
     """Google's network cards are on the PCI bus too, but have none of these devices."""
-    vendors = (file.read_text().strip() for file in PCI_DEVICES.glob("*/vendor"))
+    vendors = (file.read_text("utf-8").strip() for file in PCI_DEVICES.glob("*/vendor"))
     nodes = [*DEVICES.glob("accel*"), *DEVICES.glob("vfio/[0-9]*")]
     return bool(nodes) and GOOGLE in vendors
 

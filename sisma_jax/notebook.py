@@ -8,20 +8,24 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 from PIL import Image
 
 from kernels.selective_scan.api import choose
 from sisma_jax.errors import InputError
-from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.training.run_folder import RunFolder, fixed_changes
 
 REDRAWN_AFTER = 2.0
 """Seconds: a drawing takes a fifth of one, of a core that also prepares batches."""
+
+CONFIG_FILE = RunFolder(Path()).config_file.name
 
 CURVES = ("loss", "test_loss")
 
@@ -82,7 +86,7 @@ class LivePlot:
         self._points: dict[str, list[tuple[int, float]]] = {name: [] for name in CURVES}
         self._sheet: np.ndarray | None = None
         if self._run.metrics_file.exists():
-            for line in self._run.metrics_file.read_text().splitlines():
+            for line in self._run.metrics_file.read_text("utf-8").splitlines():
                 with contextlib.suppress(json.JSONDecodeError):  # a row cut short by a crash
                     row = json.loads(line)
                     self._add(row["step"], row)
@@ -166,22 +170,69 @@ class _LastLine(io.TextIOBase):
 
 
 def copy_folder(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Make `target` what `source` is: new and changed files are copied, others there deleted.
+    """Make `target` what `source`, a run folder or an export, is, and no longer run is lost by it.
 
-    Either may be a bucket (`gs://`), where the libraries can read it. Cut off, the same call goes
-    on; a run folder is copied between trainings.
+    New and changed files are copied, others there deleted. Either may be a bucket (`gs://`), where
+    the libraries can read it. Cut off, the same call goes on; a run folder is copied between
+    trainings.
 
     Raises:
-      InputError: there is no folder `source`.
+      InputError: there is no folder `source`, or `target` holds another run, one of more steps, or
+        other files.
     """
     source, target = epath.Path(source), epath.Path(target)
     if not source.is_dir():
         raise InputError(f"{source} is no folder: name one that was saved before")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        _refuse_loss(source, target)
+    _mirror(source, target)
+
+
+def _refuse_loss(source: epath.Path, target: epath.Path) -> None:
+    remedy = "name another folder, or delete what is there yourself"
+    ours, theirs = (_read_json(folder / CONFIG_FILE) for folder in (source, target))
+    if not isinstance(ours, dict) or not isinstance(theirs, dict):
+        raise InputError(f"{target} holds other files than a copy of {source}: {remedy}")
+    for key, before, after in fixed_changes(ConfigDict(theirs), ConfigDict(ours)):
+        raise InputError(
+            f"{target} holds another run than {source}, with {key} = {before!r} instead of "
+            f"{after!r}: {remedy}"
+        )
+    step, kept = _last_step(source), _last_step(target)
+    if kept > step:
+        raise InputError(
+            f"{target} holds step {kept} of this run, and {source} goes to step {step} only: "
+            f"{remedy}"
+        )
+
+
+def _last_step(folder: epath.Path) -> int:
+    """The newest step of a run folder, or that of an export; 0 where there is none."""
+    run, steps = RunFolder(Path()), [0]
+    if (checkpoints := folder / run.checkpoints.name).is_dir():
+        steps += [int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()]
+    if (weights := folder / run.weights_file.name).exists():
+        with contextlib.suppress(ValueError, KeyError), weights.open("rb") as file:  # cut short
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            steps.append(int(header["__metadata__"]["step"]))
+    return max(steps)
+
+
+def _read_json(path: epath.Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _mirror(source: epath.Path, target: epath.Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     wanted = {path.name: path for path in source.iterdir()}
-    for name, path in wanted.items():
+    # By its config a copy that was cut off is known as one.
+    for name in sorted(wanted, key=lambda name: name != CONFIG_FILE):
+        path = wanted[name]
         if path.is_dir():
-            copy_folder(path, target / name)
+            _mirror(path, target / name)
         elif _changed(path, target / name):
             path.copy(target / name, overwrite=True)
     for path in target.iterdir():

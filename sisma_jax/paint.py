@@ -7,7 +7,6 @@ import signal
 import socket
 import threading
 import time
-from pathlib import Path
 
 from sisma_jax import cli
 from sisma_jax.data.label_values import Reading
@@ -21,11 +20,11 @@ def parse_arguments() -> argparse.Namespace:
         "sisma_jax.paint", __doc__, "python -m sisma_jax.paint --workdir runs/demo --port 7861"
     )
     parser.add_argument(
-        "--workdir", type=Path, required=True, help="run folder (or export) of a trained model"
+        "--workdir", type=cli.path, required=True, help="run folder (or export) of a trained model"
     )
     parser.add_argument(
         "--parser",
-        type=Path,
+        type=cli.path,
         help="face parser that finds the masks of photos (default: runs/parser where it fits)",
     )
     parser.add_argument(
@@ -36,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7860, help="port to serve on")
     parser.add_argument(
         "--auth",
-        type=Path,
+        type=cli.path,
         metavar="FILE",
         help="ask visitors for a password: lines user:password, in a file that only you can read",
     )

@@ -26,8 +26,8 @@ def parse_arguments() -> argparse.Namespace:
         "python -m sisma_jax.prepare --source CelebAMask-HQ --out data/celeba-256 --size 256",
     )
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="the data set's folder")
-    add("--out", type=Path, required=True, help="folder for the shards, new or empty")
+    add("--source", type=cli.path, required=True, help="the data set's folder")
+    add("--out", type=cli.path, required=True, help="folder for the shards, new or empty")
     add("--size", type=int, default=256, help="pixels of a side")
     add(
         "--split",
@@ -41,7 +41,11 @@ def parse_arguments() -> argparse.Namespace:
         help="where the source brings no test split: its first id, or of folder pairs its place "
         f"(default: {TEST_FROM} of a raw folder that has so many, else the last tenth is held out)",
     )
-    add("--classes", type=Path, help="JSON list of classes (default: classes.json in the source)")
+    add(
+        "--classes",
+        type=cli.path,
+        help="JSON list of classes (default: classes.json in the source)",
+    )
     add_mask_options(parser, "label maps")
     add("--crop", action="store_true", help="take the middle of images that are no squares")
     add("--workers", type=int, help="processes, no matter for the result (default: one per core)")

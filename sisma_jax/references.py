@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from sisma_jax import cli
 from sisma_jax.data.image_files import read_picture
 from sisma_jax.errors import InputError
+from sisma_jax.files import local_path
 from sisma_jax.styles import Style, chosen_classes
 from sisma_jax.synthesizer import Synthesizer
 
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "style of reference faces, for models with a style (README.md, 'Styles')"
     )
     add = group.add_argument
-    pair = {"type": Path, "nargs": "+", "metavar": ("FACE", "MASK")}
+    pair = {"type": cli.path, "nargs": "+", "metavar": ("FACE", "MASK")}
     add("--reference", help="a face whose style all parts take, and its mask", **pair)
     add(
         "--part",
@@ -73,7 +75,7 @@ def styles_from(
     for words in args.part or ():
         names = words[0].split(",")
         chosen_classes(synthesizer.classes, names)
-        face = read([Path(word) for word in words[1:]], f"--part {words[0]}")
+        face = read([local_path(word) for word in words[1:]], f"--part {words[0]}")
         for name in names:
             if name in face.missing():
                 print(f"note: {words[1]} shows no {name}, which is then left to noise")

@@ -32,10 +32,12 @@ def parse_arguments() -> argparse.Namespace:
         __doc__,
         "python -m sisma_jax.sample --workdir runs/demo --masks masks/ --out faces/ --per-mask 4",
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="run folder of a trained model")
+    parser.add_argument(
+        "--workdir", type=cli.path, required=True, help="run folder of a trained model"
+    )
     parser.add_argument(
         "--masks",
-        type=Path,
+        type=cli.path,
         nargs="+",
         required=True,
         metavar="PATH",
@@ -43,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         "or in the classes' colours",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the faces, new or empty"
+        "--out", type=cli.path, required=True, help="folder for the faces, new or empty"
     )
     parser.add_argument("--per-mask", type=int, default=1, help="faces for every mask")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")

@@ -18,7 +18,7 @@ from sisma_jax.config import load_config, section
 from sisma_jax.data.input_pipeline import training_stream
 from sisma_jax.data.latents import LatentCache
 from sisma_jax.data.prepared import PreparedDataset
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, RunError
 from sisma_jax.models.autoencoder import (
     load_autoencoder,
     sample_latent,
@@ -301,3 +301,15 @@ def test_kills_leave_nothing_half_written(folder, inputs_folder, tmp_path):
         assert again.ids == once.ids
         for index in range(len(once)):
             np.testing.assert_allclose(again[index]["moments"], once[index]["moments"], **HALF)
+
+
+def test_memory_that_does_not_suffice_is_no_full_disk(folder, inputs_folder, tmp_path, monkeypatch):
+    def too_large(images):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_latents, "encoder", lambda autoencoder, batch_size: too_large)
+        with pytest.raises(RunError, match=r"memory does not hold --batch-size 4 .*a smaller one"):
+            write_cache(folder / "data", inputs_folder / "autoencoder", tmp_path / "out")
+    write_cache(folder / "data", inputs_folder / "autoencoder", tmp_path / "out")
+    assert len(LatentCache(tmp_path / "out", split="test")) == COUNT - TEST_FROM

@@ -1,6 +1,7 @@
 """What every command does with wrong input and with --help."""
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -111,6 +112,31 @@ def test_commands_end_with_a_sentence_and_status_two(
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert error.endswith(f" (README.md, '{COMMANDS[f'sisma_jax.{name}'].section}')\n")
     assert not list(tmp_path.iterdir())
+
+
+def path_options():
+    """(command, option) of every option whose type is `cli.path`."""
+    package = Path(cli.__file__).parent
+    shared = {"parse_training_command(": "training/setup.py", "references.": "references.py"}
+    for module in COMMANDS:
+        file = package.joinpath(*module.split(".")[1:])
+        text = (file / "__main__.py" if file.is_dir() else file.with_suffix(".py")).read_text()
+        text += "".join((package / of).read_text() for mark, of in shared.items() if mark in text)
+        assert "type=Path" not in text, module
+        for option in re.findall(r'"(--[a-z-]+)",\s*(?:type=cli\.path|\*\*pair)', text):
+            yield module, option
+
+
+@pytest.mark.parametrize(("name", "option"), [*path_options()])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_addresses_are_refused_by_every_command(name, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run_module(name, option, "gs://bucket/folder")
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: argument {option}: gs://bucket/folder is an address" in said
+    assert "`gcloud storage rsync`" in said and not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")

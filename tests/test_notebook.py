@@ -11,8 +11,10 @@ import fsspec
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from etils.epath import backend
 from PIL import Image
+from safetensors.numpy import save
 
 from sisma_jax import notebook
 from sisma_jax.errors import InputError
@@ -161,28 +163,32 @@ def write(folder, **files):
     for name, text in files.items():
         path = folder / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="latin-1")
+
+
+CONFIG = {"config.json": '{"seed": 1, "train": {"steps": 4}}'}
+"""Of a run; of `train.steps` a run is continued with other values."""
 
 
 def test_a_folder_becomes_a_copy(tmp_path):
     run, store = tmp_path / "run", tmp_path / "a" / "store"
-    write(run, config="1", checkpoints__4__state="four", samples__x="x")
+    write(run, **CONFIG, checkpoints__4__state="four", samples__x="x")
     copy_folder(run, store)
     assert tree(store) == tree(run)
     (run / "checkpoints" / "4" / "state").unlink()
     (run / "checkpoints" / "4").rmdir()
-    write(run, config="2", checkpoints__8__state="eight")
+    write(run, **CONFIG, checkpoints__8__state="eight")
     copy_folder(str(run), str(store))
     assert tree(store) == tree(run) and not (store / "checkpoints" / "4").exists()
 
 
 def test_what_is_there_is_not_copied_twice(tmp_path):
-    write(tmp_path / "run", old="x", new="x")
+    write(tmp_path / "run", **CONFIG, old="x", new="x")
     os.utime(tmp_path / "run" / "old", (1e9, 1e9))
     copy_folder(tmp_path / "run", tmp_path / "store")
     write(tmp_path / "store", old="y", new="y")
     copy_folder(tmp_path / "run", tmp_path / "store")
-    assert tree(tmp_path / "store") == {"old": b"y", "new": b"x"}
+    assert tree(tmp_path / "store") == tree(tmp_path / "run") | {"old": b"y"}
 
 
 def test_there_and_back_by_a_bucket(tmp_path, monkeypatch):
@@ -192,10 +198,58 @@ def test_there_and_back_by_a_bucket(tmp_path, monkeypatch):
     monkeypatch.setattr(
         backend.fsspec_backend, "fs", lambda path: memory if is_bucket(path) else real(path)
     )
-    write(tmp_path / "run", config="1", checkpoints__4__state="four")
+    write(tmp_path / "run", **CONFIG, checkpoints__4__state="four")
     copy_folder(tmp_path / "run", "gs://bucket/run")
     copy_folder("gs://bucket/run", tmp_path / "back")
     assert tree(tmp_path / "back") == tree(tmp_path / "run")
+
+
+def export(step):
+    return {"model.safetensors": save({"w": np.ones(2)}, {"step": str(step)}).decode("latin-1")}
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ({"letter": "dear"}, "store holds other files than a copy of .*run: name another folder"),
+        ({"config.json": '{"seed": 2}'}, "holds another run than .* seed = 2 instead of 1"),
+        ({"config.json": "{"}, "holds other files"),
+        (CONFIG | {"checkpoints__12__state": "x"}, "holds step 12 of this run, .* to step 8 only"),
+        (CONFIG | export(12), "holds step 12 of this run, .* to step 8 only"),
+    ],
+)
+def test_a_copy_takes_the_place_of_no_other_and_of_no_longer_run(there, message, tmp_path):
+    write(tmp_path / "run", **CONFIG, checkpoints__8__state="eight")
+    write(tmp_path / "store", **there)
+    before = tree(tmp_path / "store")
+    with pytest.raises(InputError, match=message):
+        copy_folder(tmp_path / "run", tmp_path / "store")
+    assert tree(tmp_path / "store") == before
+
+
+def test_a_run_that_was_continued_takes_the_place_of_its_copy(tmp_path):
+    write(tmp_path / "run", **{"config.json": '{"seed": 1, "train": {"steps": 9}}'}, **export(9))
+    write(tmp_path / "store", **CONFIG, **export(4))
+    copy_folder(tmp_path / "run", tmp_path / "store")
+    assert tree(tmp_path / "store") == tree(tmp_path / "run")
+
+
+def test_a_copy_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    write(tmp_path / "run", **CONFIG, a="a", checkpoints__8__state="eight")
+    copies, copy = [], type(epath.Path(tmp_path)).copy
+
+    def cut_off(path, *place, **options):
+        copies.append(path)
+        if len(copies) == 2:
+            raise OSError("the network is gone")
+        return copy(path, *place, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(tmp_path)), "copy", cut_off)
+        with pytest.raises(OSError, match="gone"):
+            copy_folder(tmp_path / "run", tmp_path / "store")
+    copy_folder(tmp_path / "run", tmp_path / "store")
+    assert tree(tmp_path / "store") == tree(tmp_path / "run")
 
 
 def test_no_folder_to_copy_is_one_sentence(tmp_path):

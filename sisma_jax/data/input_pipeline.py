@@ -34,7 +34,7 @@ class Source(Protocol):
     classes: ClassSet
     """What labels are ids of."""
     checksum: str | None
-    """Of the data set that items are of; None where it has none, as a raw folder."""
+    """Of the data set that items are of (`checksums`); None where it has none."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:

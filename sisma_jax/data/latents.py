@@ -8,7 +8,6 @@ and by which autoencoder, is said by checksums in `latents.json`.
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float16, UInt8
 
 from sisma_jax.data import prepared, records
@@ -29,7 +28,8 @@ def encode(
 
 
 def is_latent_cache(path: Path | str) -> bool:
-    return (epath.Path(path) / LATENTS_FILE).exists()
+    with prepared.reading(path):
+        return (prepared.folder(path) / LATENTS_FILE).exists()
 
 
 class LatentCache:

@@ -71,7 +71,21 @@ def prepare(
     folder = Folder(out, _plan(layout, reader, split_name, tasks), DATASET_FILE)
     if (finished := folder.finished()) is not None:
         return finished
+    with folder.writing():
+        return _write(layout, reader, folder, split_name, tasks, workers, limit)
+
+
+def _write(
+    layout: Layout,
+    reader: Reader,
+    folder: Folder,
+    split_name: str,
+    tasks: list[Shard],
+    workers: int | None,
+    limit: "_Limit",
+) -> dict[str, Any]:
     notes = folder.begin(tasks)
+    total = sum(len(shard.items) for shard in tasks)
     missing = [shard for shard in tasks if shard.file not in notes]
     for note in notes.values():
         limit.count([Rejected(**one) for one in note["rejected"]])
@@ -79,7 +93,7 @@ def prepare(
     work = partial(_write_shard, reader, folder)
     with (
         bar(total=total, initial=done, desc="preparing", unit="image") as progress,
-        contextlib.closing(processes.run(work, missing, workers, str(out))) as messages,
+        contextlib.closing(processes.run(work, missing, workers, str(folder.path))) as messages,
     ):
         for read, rejected, note in messages:
             progress.update(read)

@@ -1,12 +1,14 @@
 """A prepared data set: ArrayRecord shards of `records`, and `dataset.json` that says what they are.
 
-`sisma_jax.prepare` writes it. The folder may be a local path or, where the libraries can read it, a
-bucket (`gs://`).
+`sisma_jax.prepare` writes it. The folder may be a local path or one in a bucket, `gs://`, which
+epath (by gcsfs, the extra `bucket`) and array_record itself read.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,50 @@ from etils import epath
 from sisma_jax.data import records
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.errors import InputError
+from sisma_jax.files import is_address, local_path
 
 DATASET_FILE = "dataset.json"
 VERSION = 1
 """Grows when older software could not read the records."""
 
 
+BUCKET = "gs://"
+
+
+def folder(path: Path | str) -> epath.Path:
+    """Where a prepared data set, or a latent cache, lies: on this machine or in a bucket.
+
+    Raises:
+      InputError: `path` is another address.
+    """
+    return epath.Path(path if os.fspath(path).startswith(BUCKET) else local_path(path))
+
+
+@contextlib.contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """What buckets and their client say, of many kinds, in one sentence."""
+    try:
+        yield
+    except (InputError, FileNotFoundError):
+        raise
+    except Exception as error:
+        if not is_address(path):
+            raise
+        if isinstance(error, ImportError):
+            raise InputError(
+                f"{path} is in a bucket, for which gcsfs is missing: install the extra `bucket`, "
+                "or copy the folder to a disk"
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"{path} cannot be read ({reason}): check the address, and that this machine may read "
+            "the bucket"
+        ) from error
+
+
 def is_prepared(path: Path | str) -> bool:
-    return (epath.Path(path) / DATASET_FILE).exists()
+    with reading(path):
+        return (folder(path) / DATASET_FILE).exists()
 
 
 def read_description(path: Path | str) -> dict[str, Any]:
@@ -45,9 +83,11 @@ def read_versioned(
     Raises:
       InputError: it is missing, damaged or of another version.
     """
-    file = epath.Path(path) / name
+    file = folder(path) / name
     try:
-        description = json.loads(file.read_text())
+        with reading(path):
+            content = file.read_bytes()
+        description = json.loads(content)
         found = description["version"]
     except OSError as error:
         raise InputError(
@@ -86,10 +126,11 @@ def open_split(path: Path | str, description: dict[str, Any], split: str) -> tup
     ids: list[str] = chosen["ids"]
     if not ids:
         raise InputError(f"split {split!r} of {path} is empty: write it with another split")
-    files = [epath.Path(path) / shard["file"] for shard in chosen["shards"]]
-    for file in files:
-        if not file.exists():
-            raise InputError(f"{file} is missing: write {path} again")
+    files = [folder(path) / shard["file"] for shard in chosen["shards"]]
+    with reading(path):
+        for file in files:
+            if not file.exists():
+                raise InputError(f"{file} is missing: write {path} again")
     try:
         stored = grain.sources.ArrayRecordDataSource([str(file) for file in files])
         count = len(stored)

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from sisma_jax.data import image_files, raw_layout
+from sisma_jax.data import checksums, image_files, raw_layout
 from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.label_maps import resize_nearest
 from sisma_jax.errors import InputError
+from sisma_jax.files import local_path
 
 FIELDS = ("image", "labels")
 TEST_FROM = 28_000
@@ -36,12 +37,11 @@ class RawFaces:
     Attributes:
       ids: int32 (len,), the data set's own number of each item.
       classes: CelebAMask-HQ's.
+      checksum: of the whole folder's listing, the same for every split (`checksums.of_listing`):
+        of its ids, and of the parts of each face where labels are asked for.
     """
 
     classes = CELEBAMASK
-
-    checksum = None
-    """Reading every file would take long; a prepared data set has one."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class RawFaces:
           InputError: a folder is missing or empty, a file is misnamed, images and masks do not
             belong to the same ids, the split is empty, or its first face cannot be read.
         """
-        self._root = Path(path)
+        self._root = local_path(path)
         self._masks = raw_layout.mask_folder(self._root)
         self._size = size
         self._fields = tuple(fields)
@@ -77,6 +77,7 @@ class RawFaces:
             raw_layout.check_pairs(self._root, images.keys(), parts.keys())
 
         ids = np.array(sorted(images or parts), np.int32)
+        self.checksum = checksums.of_listing(ids.tolist(), parts)
         self.ids = ids[_in_split(ids, split, test_from)]
         if not len(self.ids):
             raise InputError(

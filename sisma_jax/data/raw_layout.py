@@ -10,18 +10,23 @@ Source: the release of Lee et al., "MaskGAN", CVPR 2020.
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sisma_jax.data.classes import CLASSES
 from sisma_jax.data.image_files import FORMAT_NAMES, FORMATS, LOSSLESS, LOSSLESS_NAMES
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_content
+from sisma_jax.files import is_content, read_json
 
 IMAGE_FOLDER = "CelebA-HQ-img"
 MASK_FOLDER = "CelebAMask-HQ-mask-anno"
 MAPPING_FILE = "CelebA-HQ-to-CelebA-mapping.txt"
 FACES_PER_MASK_FOLDER = 2000
+SYNTHETIC_FILE = "synthetic.json"
+"""Settings of a synthetic set, beside its folders."""
+UNFINISHED_FILE = "synthetic.unfinished.json"
+"""The same while it is being written."""
 
 _MISSPELT_MASK_FOLDER = "CelebAMaskHQ-mask-anno"
 _LABEL_OF_PART = {part: label for label, part in enumerate(CLASSES) if label}
@@ -59,11 +64,23 @@ def mask_folder(root: Path) -> Path:
 
 
 def check_root(root: Path) -> None:
-    """Raises `InputError`, saying how to make a data set, where there is no folder at all."""
+    """Raises `InputError`, saying how to make a data set, where there is no folder at all or a
+    synthetic one that is not finished."""
     if not root.is_dir():
         raise InputError(
             f"{root} is not a folder: name a raw CelebAMask-HQ folder, or make one with "
             f"{_HOW_TO_MAKE_ONE.format(root)}"
+        )
+    if (root / UNFINISHED_FILE).exists() and not (root / SYNTHETIC_FILE).exists():
+        settings = read_json(root / UNFINISHED_FILE) or {}
+        options = "".join(
+            f" --{name.replace('_', '-')} {value}"
+            for name, value in settings.items()
+            if name != "version"
+        )
+        raise InputError(
+            f"{root} is a synthetic data set that is not finished: finish it with `python -m "
+            f"sisma_jax.data.synthetic --out {shlex.quote(str(root))}{options}`"
         )
 
 

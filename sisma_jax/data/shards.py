@@ -1,4 +1,4 @@
-"""Writing a folder of ArrayRecord shards: resumable, every file whole or not there.
+"""Writing a folder of ArrayRecord shards: resumable, every file whole or not there, one writer.
 
 A shard is the unit of work: its items are known beforehand, its file appears whole, and then a note
 of what is in it (under `.unfinished`), so an interrupted run redoes unfinished shards only and ends
@@ -11,14 +11,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, read_json, write_json
+from sisma_jax.files import local_path, put_in_place, read_json, write_json, writing
 
 _UNFINISHED = ".unfinished"
 _PLAN = "plan.json"
@@ -54,9 +55,9 @@ class Folder:
     """A folder that shards are written into, for one plan."""
 
     def __init__(self, path: Path, plan: dict[str, Any], description_file: str) -> None:
-        self.path, self._plan = path, plan
-        self._description = path / description_file
-        self._unfinished = path / _UNFINISHED
+        self.path, self._plan = local_path(path), plan
+        self._description = self.path / description_file
+        self._unfinished = self.path / _UNFINISHED
 
     def finished(self) -> dict[str, Any] | None:
         """The description, where the folder is finished.
@@ -74,15 +75,28 @@ class Folder:
             raise InputError(
                 f"{self.path} is finished and of {what}: name another folder or delete it"
             )
-        shutil.rmtree(self._unfinished, ignore_errors=True)  # where a kill has kept it
+        shutil.rmtree(self._unfinished, ignore_errors=True)  # where it was kept
         return description
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes from writing here while anything but `finished` is called.
+
+        Raises:
+          InputError: it holds anything but a plan's shards, cannot be written, or another process
+            writes here.
+        """
+        return writing(self.path, begun=read_json(self._unfinished / _PLAN) is not None)
 
     def begin(self, shards: Sequence[Shard]) -> dict[str, dict]:
         """Make the folder ready to be written; return the notes of finished shards, by file.
 
         Raises:
-          InputError: it holds anything but what this plan has begun, or cannot be written.
+          InputError: it holds what another plan has begun, or cannot be written.
         """
+        if self._description.exists():  # since the caller looked
+            raise InputError(
+                f"{self.path} has just been finished by another process: give the command again"
+            )
         found = read_json(self._unfinished / _PLAN)
         if found is not None and found != self._plan:
             what = _different(self._plan["settings"], found["settings"]) or "other items"
@@ -90,12 +104,10 @@ class Folder:
                 f"{self.path} is unfinished and of {what}: name another folder or delete it"
             )
         try:
-            if found is None and not is_new_or_empty(self.path):
-                raise InputError(f"{self.path} is not an empty folder: name a new or an empty one")
             self._unfinished.mkdir(parents=True, exist_ok=True)
             write_json(self._unfinished / _PLAN, self._plan)
             for stale in self._unfinished.glob("*.tmp"):
-                stale.unlink()
+                stale.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be written ({error.strerror}): name another folder"
@@ -107,7 +119,7 @@ class Folder:
         """Write the description, with the plan's checksum, and tidy up."""
         description = description | {"plan": self._plan["checksum"]}
         write_json(self._description, description)
-        shutil.rmtree(self._unfinished)
+        shutil.rmtree(self._unfinished, ignore_errors=True)  # `finished` tries again
         return description
 
     def _note(self, shard: Shard) -> Path:
@@ -122,23 +134,36 @@ class Folder:
         """
         temporary = self._unfinished / f"{shard.file}.{os.getpid()}.tmp"
         try:
-            writer = ArrayRecordWriter(str(temporary), "group_size:1")
-            shard_writer = Writer(writer, {"file": shard.file, "split": shard.split})
+            with self._on_the_disk():
+                writer = ArrayRecordWriter(str(temporary), "group_size:1")
+            shard_writer = Writer(
+                writer, {"file": shard.file, "split": shard.split}, self._on_the_disk
+            )
             try:
                 yield shard_writer
-            finally:
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # it would hide what went wrong
+                    writer.close()
+                raise
+            with self._on_the_disk():
                 writer.close()
-            shard_writer.note["sha256"] = file_checksum(temporary)
-            os.replace(temporary, self.path / shard.file)
-            write_json(self._note(shard), shard_writer.note)
+                shard_writer.note["sha256"] = file_checksum(temporary)
+                put_in_place(temporary, self.path / shard.file)
+                write_json(self._note(shard), shard_writer.note)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _on_the_disk(self) -> Iterator[None]:
+        """What a disk says of being written to, in one sentence; nothing else may be in it."""
+        try:
+            yield
         except (OSError, RuntimeError) as error:  # the writer's own errors are of the latter kind
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["unknown"])[0]
             raise InputError(
                 f"{self.path} cannot be written ({reason}): make room, and the same command "
                 "continues"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass
@@ -147,9 +172,11 @@ class Writer:
 
     _writer: ArrayRecordWriter
     note: dict[str, Any]
+    _in_words: Callable[[], contextlib.AbstractContextManager[None]]
 
     def write(self, record: bytes) -> None:
-        self._writer.write(record)
+        with self._in_words():
+            self._writer.write(record)
 
 
 def _different(settings: dict[str, Any], found: dict[str, Any]) -> str:
@@ -162,7 +189,7 @@ def entry(note: Mapping[str, Any]) -> dict[str, Any]:
     return {"file": note["file"], "count": len(note["ids"]), "sha256": note["sha256"]}
 
 
-def file_checksum(path: Path) -> str:
+def file_checksum(path: epath.Path | Path) -> str:
     """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from sisma_jax.data.checksums import is_of_listing
 from sisma_jax.data.image_files import FORMAT_NAMES, FORMATS, picture_size, read_picture
 from sisma_jax.data.input_pipeline import Source
 from sisma_jax.errors import InputError
@@ -23,7 +24,7 @@ from sisma_jax.training.sharding import (
 
 BATCH = 16
 LOOKED_AT = 64
-"""Images that tell data sets without a checksum apart."""
+"""Images that tell data sets apart whose checksums are not of images."""
 
 
 @runtime_checkable
@@ -69,8 +70,8 @@ class SourcePictures:
         self.key = digest("images", source.checksum, *self.names, *self._looked_at())
 
     def _looked_at(self) -> Iterator[np.ndarray]:
-        """Some of the images of a data set without a checksum; to read all would take long."""
-        if self.source.checksum is None:
+        """Some of the images of a data set whose checksum is not of them; all would take long."""
+        if is_of_listing(self.source.checksum):
             places = np.linspace(0, self.count - 1, min(self.count, LOOKED_AT)).astype(int)
             yield from (self.source[int(place)]["image"] for place in places)
 

@@ -26,6 +26,8 @@ from sisma_jax.evaluation.plots import quality_plots
 from sisma_jax.evaluation.scoring import Row
 from sisma_jax.evaluation.tables import Table, class_table, score_table
 from sisma_jax.files import (
+    LOCK,
+    LOCK_FILES,
     LockedError,
     is_new_or_empty,
     lock,
@@ -34,7 +36,6 @@ from sisma_jax.files import (
     write_text,
 )
 
-LOCK = "lock"
 FINDINGS = ("memorisation", "styles", "speed", "peers")
 """Kinds of findings, as `report.json` has them."""
 KINDS = ("real", "reconstruction", "synthesis", "pictures")
@@ -114,7 +115,7 @@ class ReportFolder:
             scored otherwise, or another command writes there.
         """
         before = read_json(self.protocol_file)
-        if before is None and not is_new_or_empty(self.path, besides=(LOCK,)):
+        if before is None and not is_new_or_empty(self.path, besides=LOCK_FILES):
             raise InputError(
                 f"{self.path} is not empty and holds no report: give --out a new or empty folder"
             )

@@ -12,8 +12,8 @@ MONO = ("ui-monospace", "monospace")
 """Fonts of the reader's own machine: the page loads nothing from elsewhere."""
 
 _HERE = Path(__file__).parent
-STYLE = (_HERE / "page.css").read_text()
-EASEL = (_HERE / "easel.js").read_text()
+STYLE = (_HERE / "page.css").read_text("utf-8")
+EASEL = (_HERE / "easel.js").read_text("utf-8")
 
 FETCH = "() => setTimeout(() => document.querySelector('#download').click(), 200)"
 """Fetch the file that the hidden button holds by then."""

@@ -12,6 +12,7 @@ restored onto whatever mesh it is asked for.
 
 import contextlib
 import dataclasses
+import operator
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from sisma_jax.data.checksums import differ
 from sisma_jax.errors import InputError, RunError
 from sisma_jax.models.weights import load_tree, read_metadata
 from sisma_jax.training.hosts import all_true, is_first, many, wait_for_all
@@ -164,9 +166,9 @@ class Checkpoints:
         if found is None:
             return None
         step, items, damaged = found
-        for name in ("seed", "data"):
+        for name, other in (("seed", operator.ne), ("data", differ)):
             now, then = self.record.get(name), items.run.get(name)
-            if None not in (now, then) and now != then:
+            if None not in (now, then) and other(then, now):
                 raise InputError(
                     f"checkpoint {self._path / str(step)} is of {name} {then!r} where this run has "
                     f"{now!r}: continue with that, or give --workdir a new folder",

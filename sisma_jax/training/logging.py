@@ -42,7 +42,7 @@ class MetricsLog:
 
     def __init__(self, run: RunFolder, start: int) -> None:
         _drop_rows_after(run.metrics_file, start)
-        self._file = run.metrics_file.open("a")
+        self._file = run.metrics_file.open("a", encoding="utf-8")
         self._events = EventsWriter(str(run.path / "events"))
         # TensorBoard hides events of earlier files from this step on.
         self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
@@ -96,7 +96,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text("utf-8").splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
@@ -107,7 +107,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
 
 def evaluated_at(path: Path, step: int) -> bool:
     """Whether there is a row of an evaluation at `step`: rows of training have a learning rate."""
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError, KeyError, TypeError):  # a row cut short by a crash
             row = json.loads(line)
             if row["step"] == step and "learning_rate" not in row:

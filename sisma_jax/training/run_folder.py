@@ -2,7 +2,7 @@
 
 config.json     the resolved config
 classes.json    the classes of its label maps
-data.json       the checksum of the data set, of prepared ones
+data.json       the checksum of the data set; of raw ones that of their listing
 checkpoints/    Orbax steps: state, ema and position
 damaged/        steps that could not be restored, out of the way
 autoencoder/    a copy of the first stage, so that a moved run still loads
@@ -13,7 +13,7 @@ samples/        sample grids by step
 profile/        traces, where train.profile_at asks for one
 diverged/       by step: the state before numbers stopped being finite, a run folder of its own with
                 the batches' ids in batches.json
-lock            held by the process that trains here
+lock            held by the process that trains here, whose name is in lock.holder
 report.json     what the finished run was measured to do
 events.*        TensorBoard
 
@@ -33,11 +33,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sisma_jax.config import flatten, from_json, to_json
+from sisma_jax.data.checksums import differ
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.errors import InputError
 from sisma_jax.files import (
+    LOCK,
+    LOCK_FILES,
     LockedError,
     is_new_or_empty,
+    local_path,
     lock,
     read_json,
     write_atomically,
@@ -83,9 +87,12 @@ any, where the value means nothing there."""
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run folder."""
+    """Paths inside one run folder; raises InputError where it is an address."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", local_path(self.path))
 
     @property
     def config_file(self) -> Path:
@@ -140,7 +147,7 @@ class RunFolder:
 
     @property
     def lock_file(self) -> Path:
-        return self.path / "lock"
+        return self.path / LOCK
 
     @property
     def report_file(self) -> Path:
@@ -148,7 +155,8 @@ class RunFolder:
 
     def report(self) -> dict[str, Any] | None:
         """Read the report, or None where there is none."""
-        return json.loads(self.report_file.read_text()) if self.report_file.exists() else None
+        file = self.report_file
+        return json.loads(file.read_text("utf-8")) if file.exists() else None
 
     def write_report(self, report: dict[str, Any]) -> None:
         write_json(self.report_file, report)
@@ -172,7 +180,7 @@ class RunFolder:
 
         Args:
           config: resolved.
-          data: checksum of the data set, where it has one.
+          data: checksum of the data set, where it has one (`data.checksums`).
           classes: of its label maps, where they are used.
 
         Raises:
@@ -185,15 +193,13 @@ class RunFolder:
                 f"and --config.train.init_from={self.path}"
             )
         if self.config_file.exists():
-            for key, before, after in changes(self.config(), config):
-                older = before is None and key in ADDED and ADDED[key] in (None, after)
-                if not older and not key.startswith(CHANGEABLE):
-                    raise InputError(
-                        f"{self.config_file} has {key} = {before!r} where this run has {after!r}: "
-                        "continue with the old value, or give --workdir a new folder"
-                    )
+            for key, before, after in fixed_changes(self.config(), config):
+                raise InputError(
+                    f"{self.config_file} has {key} = {before!r} where this run has {after!r}: "
+                    "continue with the old value, or give --workdir a new folder"
+                )
             self._refuse_other_data(data, classes)
-        elif not is_new_or_empty(self.path, besides=(self.lock_file.name,)):
+        elif not is_new_or_empty(self.path, besides=LOCK_FILES):
             raise InputError(
                 f"{self.path} is not empty and holds no run: give --workdir a new or empty folder"
             )
@@ -225,12 +231,22 @@ class RunFolder:
                 f"than the data set has ({', '.join(classes.names)}): give --workdir a new folder"
             )
         begun = read_json(self.data_file)
-        if begun and data not in (None, begun["checksum"]):
+        if begun and differ(begun["checksum"], data):
             raise InputError(
                 f"{self.path} was trained on other data ({begun['checksum'][:8]}) than data.path "
                 f"and autoencoder.cache now have ({data[:8]}): continue with the data set it "
                 "was begun on, or give --workdir a new folder"
             )
+
+
+def fixed_changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """Those of `changes` that make `new` the config of another run."""
+    return [
+        (key, before, after)
+        for key, before, after in changes(old, new)
+        if not key.startswith(CHANGEABLE)
+        and not (before is None and key in ADDED and ADDED[key] in (None, after))
+    ]
 
 
 def changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:

@@ -15,11 +15,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sisma_jax import cli
-from sisma_jax.config import load_config, section
+from sisma_jax.config import load_config, section, split_spec
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.input_pipeline import Source, batch_ids, open_dataset, training_stream
+from sisma_jax.data.prepared import is_prepared
 from sisma_jax.errors import InputError
+from sisma_jax.files import LOCK_FILES, is_new_or_empty, local_path
 from sisma_jax.training import hosts
 from sisma_jax.training.checkpoint import CheckpointConfig
 from sisma_jax.training.hosts import is_first, say, together
@@ -81,20 +83,30 @@ class DataConfig:
         return Feed(open_stream, ids)
 
     def make_if_synthetic(self) -> None:
-        """Write the synthetic set if the config asks for one and it is not there.
+        """Write the synthetic set if the config asks for one and it is not there, or not whole.
 
         Only the first process writes; the others wait.
+
+        Raises:
+          InputError: `path` cannot be written.
         """
         with together():
             if is_first():
                 self._make_if_synthetic()
 
     def _make_if_synthetic(self) -> None:
-        if self.synthetic_count and not Path(self.path).exists():
-            print(f"{self.path} does not exist: writing {self.synthetic_count} synthetic faces")
-            synthetic.write_dataset(
-                Path(self.path), count=self.synthetic_count, size=self.size, seed=0
-            )
+        if not self.synthetic_count or is_prepared(self.path):
+            return
+        path = local_path(self.path)
+        wanted = {"count": self.synthetic_count, "size": self.size, "seed": 0}
+        begun = synthetic.read_unfinished_settings(path)
+        if is_new_or_empty(path, besides=LOCK_FILES):
+            print(f"{path} has no faces: writing {self.synthetic_count} synthetic ones")
+        elif begun and all(begun[name] == value for name, value in wanted.items()):
+            print(f"{path} is not finished: going on to {self.synthetic_count} synthetic faces")
+        else:  # whatever it is, it is read, or refused
+            return
+        synthetic.write_dataset(path, **wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +161,7 @@ def parse_training_command(module: str, description: str, example: str) -> tuple
     )
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=cli.path,
         help="run folder, made or continued (default: runs/ and the config's name)",
     )
     hosts.add_arguments(parser)
@@ -196,7 +208,7 @@ def keep_compiled_programs() -> None:
     kind = jax.default_backend()
     if kind == "cpu":
         info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
+        lines = info.read_text("utf-8").splitlines() if info.exists() else []
         abilities = next((x for x in lines if x.startswith(("flags", "Features"))), "")
         kind += "-" + hashlib.sha256(abilities.encode()).hexdigest()[:8]
     jax.config.update("jax_compilation_cache_dir", str(cache / "sisma_jax" / kind))
@@ -209,8 +221,8 @@ def _check_seed(config: ConfigDict) -> None:
 
 
 def _name(spec: str) -> str:
-    path, _, variant = spec.partition(":")
-    return "-".join(filter(None, (Path(path).stem, variant)))
+    path, variant = split_spec(spec)
+    return "-".join(filter(None, (path.stem, variant)))
 
 
 def check_image_size(data: DataConfig, factor: int) -> None:

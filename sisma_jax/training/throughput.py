@@ -7,7 +7,6 @@ read from a data sheet: operations per second of large matrix products in the co
 devices at once.
 """
 
-import resource
 import sys
 import time
 
@@ -59,9 +58,13 @@ def mfu(macs: int, images_per_second: float, peak: float) -> float:
 
 
 def peak_memory() -> int:
-    """Bytes of a device at their most so far; of this process on a CPU."""
+    """Bytes of a device at their most so far; of this process on a CPU, 0 on Windows."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
+    if sys.platform == "win32":
+        return 0
+    import resource  # which Windows has not
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

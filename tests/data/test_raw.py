@@ -1,6 +1,7 @@
 """Reading a raw CelebAMask-HQ folder: what an item holds, which ids there are, what is refused."""
 
 import os
+import shutil
 from pathlib import Path
 
 import grain
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sisma_jax.data import checksums
 from sisma_jax.data.classes import CLASSES
 from sisma_jax.data.raw import RawFaces
 from sisma_jax.errors import InputError
+from sisma_jax.evaluation.pictures import SourcePictures
 
 SIZE = 16
 
@@ -345,3 +348,42 @@ def test_a_face_whose_parts_are_all_black_is_refused(root):
     for part in ("skin", "hair"):
         write_part(root, 2, part, np.zeros((SIZE, SIZE), bool))
     assert "all 2 part masks of face 2" in refusal(root)
+
+
+# ---- the checksum ----
+
+
+def test_the_checksum_is_of_the_listing_and_of_both_splits(root, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    opened = lambda split: RawFaces(copy, SIZE, split=split, test_from=11).checksum
+    before = opened("train")
+    assert before == opened("test") == RawFaces(root, SIZE, split="all").checksum
+    face = int(RawFaces(copy, SIZE, split="all").ids[-1])
+    part = next(copy.glob(f"*/{face // 2000}/{face:05d}_hair.png"))
+    part.rename(tmp_path / "hair.png")
+    without_hair = opened("train")
+    (tmp_path / "hair.png").rename(part)
+    assert opened("train") == before
+    for path in (copy / f"CelebA-HQ-img/{face}.jpg", *copy.glob(f"*/*/{face:05d}_*.png")):
+        path.unlink()
+    assert len({before, without_hair, opened("train")}) == 3
+
+
+def test_pictures_of_one_listing_are_told_apart_by_looking(root, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    faces = lambda: RawFaces(copy, SIZE, split="all", fields=("image",))
+    key, checksum = SourcePictures(faces(), 2).key, faces().checksum
+    assert SourcePictures(faces(), 2).key == key
+    first, second = (copy / f"CelebA-HQ-img/{face}.jpg" for face in faces().ids[:2])
+    first.write_bytes(second.read_bytes())
+    assert faces().checksum == checksum and SourcePictures(faces(), 2).key != key
+
+
+def test_checksums_of_different_kinds_tell_nothing():
+    listed, whole = checksums.of_listing([1, 2], {}), "ab" * 32
+    assert checksums.differ(listed, checksums.of_listing([1, 3], {}))
+    assert checksums.differ(whole, "cd" * 32)
+    for before, now in ((listed, whole), (whole, listed), (None, listed), (listed, listed)):
+        assert not checksums.differ(before, now)

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,9 +14,14 @@ import pytest
 from PIL import Image
 
 from sisma_jax.data.classes import CLASSES
-from sisma_jax.data.synthetic import face, face_parts, read_settings, write_dataset
+from sisma_jax.data.input_pipeline import open_dataset
+from sisma_jax.data.layouts import survey
+from sisma_jax.data.raw import RawFaces
+from sisma_jax.data.synthetic import face, face_parts, read_settings, write_dataset, writer
 from sisma_jax.data.synthetic.figure import majority, sample_figure
 from sisma_jax.errors import InputError
+from sisma_jax.files import LOCK, lock
+from sisma_jax.training.setup import DataConfig
 
 SIZE = 64
 COUNT = 160
@@ -317,6 +324,84 @@ def test_other_settings_are_refused(tmp_path, mark):
     (folder / "synthetic.json").rename(folder / mark)
     with pytest.raises(InputError, match="seed 0 instead of 1"):
         write_dataset(folder, count=2, size=32, seed=1, workers=1)
+
+
+def interrupted(folder, **settings):
+    """A set of which the last face is missing, as a kill leaves it."""
+    write_dataset(folder, workers=1, **settings)
+    (folder / "synthetic.json").rename(folder / "synthetic.unfinished.json")
+    last = settings["count"] - 1
+    (folder / f"CelebA-HQ-img/{last}.jpg").unlink()
+    for path in folder.glob(f"*/0/{last:05d}_*.png"):
+        path.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda folder: RawFaces(folder, 32, split="all"),
+        lambda folder: open_dataset(folder, 32),
+        lambda folder: survey(folder, test_from=2),
+    ],
+)
+def test_an_unfinished_set_is_read_by_nobody_and_the_command_that_goes_on_is_named(read, tmp_path):
+    folder = interrupted(tmp_path / "a set", count=3, size=32, mask_size=48, seed=7)
+    with pytest.raises(InputError, match="is a synthetic data set that is not finished") as caught:
+        read(folder)
+    command = re.search("`python -m sisma_jax.data.synthetic (.*)`", str(caught.value))[1]
+    assert run(*shlex.split(command)).returncode == 0
+    read(folder)
+
+
+def test_two_writers_of_one_set_are_refused(tmp_path):
+    folder = interrupted(tmp_path / "set", count=3, size=32, seed=7)
+    with (
+        lock(folder / LOCK),
+        pytest.raises(InputError, match=r"set is being written by process \d+ on"),
+    ):
+        write_dataset(folder, count=3, size=32, seed=7, workers=1)
+    assert write_dataset(folder, count=3, size=32, seed=7, workers=1)
+    assert not list(folder.glob("lock*"))
+
+
+def test_faces_of_files_that_a_crash_has_emptied_are_made_again(dataset, tmp_path):
+    folder = tmp_path / "set"
+    write_dataset(folder, **SMALL, workers=1)
+    (folder / "synthetic.json").rename(folder / "synthetic.unfinished.json")
+    for name in ("CelebA-HQ-img/4.jpg", "CelebAMask-HQ-mask-anno/0/00007_skin.png"):
+        (folder / name).write_bytes(b"")
+    assert write_dataset(folder, **SMALL, workers=1)
+    assert contents(folder) == contents(dataset)
+
+
+def test_the_set_is_on_the_disk_before_it_is_called_finished(tmp_path, monkeypatch):
+    marks = []
+    monkeypatch.setattr(
+        writer, "flush_all", lambda: marks.append([path.name for path in tmp_path.glob("*.json")])
+    )
+    write_dataset(tmp_path, count=2, size=32, seed=0, workers=1)
+    assert marks == [["synthetic.unfinished.json"]]
+
+
+def test_a_config_that_asks_for_the_set_completes_it(tmp_path, capsys):
+    folder = interrupted(tmp_path / "set", count=3, size=32, seed=0)
+    data = DataConfig(
+        path=str(folder), size=32, test_from=2, flip=False, threads=0, synthetic_count=3
+    )
+    data.make_if_synthetic()
+    assert "is not finished: going on to 3 synthetic faces" in capsys.readouterr().out
+    assert len(data.open("train", ("image", "labels"))) == 2
+
+
+def test_a_config_that_asks_for_another_set_completes_none(tmp_path):
+    folder = interrupted(tmp_path / "set", count=3, size=32, seed=0)
+    data = DataConfig(
+        path=str(folder), size=32, test_from=2, flip=False, threads=0, synthetic_count=4
+    )
+    data.make_if_synthetic()
+    with pytest.raises(InputError, match="--count 3 --size 32 --mask-size 32 --seed 0`"):
+        data.open("train", ("image", "labels"))
 
 
 def test_a_folder_with_other_files_is_refused_and_kept(tmp_path):

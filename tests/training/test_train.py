@@ -323,6 +323,23 @@ def test_a_hook_that_fails_loses_no_step_and_is_asked_again(inputs_folder, tmp_p
     assert [row["step"] for row in rows(run) if "faces" in row] == [2, 3]
 
 
+def test_a_raw_set_that_has_changed_is_noticed(tiny_run, inputs_folder, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(inputs_folder / "data", tmp_path / "data")
+    changed = dict(data__path=tmp_path / "data", train__steps=7)
+    for path in tmp_path.glob("data/*/3.jpg"), tmp_path.glob("data/*/0/00003_*.png"):
+        for file in path:
+            file.unlink()
+    with pytest.raises(InputError, match=r"was trained on other data .* than data.path"):
+        train_tiny(inputs_folder, tmp_path / "run", **changed)
+    # A run of before raw sets had a checksum goes on, and has one from then on.
+    (tmp_path / "run/data.json").unlink()
+    for said in tmp_path.glob("run/checkpoints/*/run/metadata"):
+        said.write_text(json.dumps(json.loads(said.read_text()) | {"data": None}))
+    train_tiny(inputs_folder, tmp_path / "run", **changed)
+    assert (tmp_path / "run/data.json").exists() and rows(tmp_path / "run")[-1]["step"] == 7
+
+
 def test_a_run_of_another_config_is_refused(tiny_run, inputs_folder):
     with pytest.raises(InputError, match=r"model.width = 16 where this run has 24"):
         train_tiny(inputs_folder, tiny_run, model__width=24)

@@ -15,6 +15,10 @@ so that workers start quickly.
 """
 
 from sisma_jax.data.synthetic.faces import face, face_parts
-from sisma_jax.data.synthetic.writer import read_settings, write_dataset
+from sisma_jax.data.synthetic.writer import (
+    read_settings,
+    read_unfinished_settings,
+    write_dataset,
+)
 
-__all__ = ["face", "face_parts", "read_settings", "write_dataset"]
+__all__ = ["face", "face_parts", "read_settings", "read_unfinished_settings", "write_dataset"]

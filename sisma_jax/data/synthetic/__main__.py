@@ -3,8 +3,6 @@
 The same command continues a run that was interrupted and does nothing once it is finished.
 """
 
-from pathlib import Path
-
 from sisma_jax import cli
 from sisma_jax.data.synthetic.writer import write_dataset
 
@@ -16,7 +14,7 @@ def main() -> None:
         "python -m sisma_jax.data.synthetic --out data/synthetic --count 2000 --size 64 --seed 0",
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="new or empty folder for the data set")
+    add("--out", type=cli.path, required=True, help="new or empty folder for the data set")
     add("--count", type=int, default=2000, help="number of faces")
     add("--size", type=int, default=64, help="pixels of an image, 32 to 1024")
     add("--mask-size", type=int, help="pixels of a mask (default: the image size)")

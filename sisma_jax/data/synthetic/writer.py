@@ -22,13 +22,19 @@ from sisma_jax.data.synthetic.appearance import sample_look
 from sisma_jax.data.synthetic.figure import APPEARANCE, generator, part_masks, sample_figure
 from sisma_jax.data.synthetic.render import render
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, read_json, write_atomically, write_json
+from sisma_jax.files import (
+    flush_all,
+    local_path,
+    read_json,
+    write_atomically,
+    write_json,
+    writing,
+)
 from sisma_jax.progress import bar
 
 VERSION = 1
 """Grows when the same settings give other pixels."""
 
-_FINISHED, _UNFINISHED = "synthetic.json", "synthetic.unfinished.json"
 _CELEBA_IMAGES = 202_599
 
 
@@ -62,7 +68,12 @@ def read_settings(folder: Path) -> dict[str, int] | None:
 
     None where `folder` holds no such set.
     """
-    return read_json(folder / _FINISHED)
+    return read_json(folder / raw_layout.SYNTHETIC_FILE)
+
+
+def read_unfinished_settings(folder: Path) -> dict[str, int] | None:
+    """The same of a set that an earlier run has begun and not finished."""
+    return None if read_settings(folder) else read_json(folder / raw_layout.UNFINISHED_FILE)
 
 
 def write_dataset(
@@ -86,30 +97,35 @@ def write_dataset(
       workers: number of processes, one per core by default; the files do not depend on it.
 
     Raises:
-      InputError: a value is out of range, or `out` holds anything else or cannot be written.
+      InputError: a value is out of range, `out` holds anything else or cannot be written, or
+        another process writes there.
     """
+    out = local_path(out)
     settings = Settings(count, size, size if mask_size is None else mask_size, seed)
     workers = processes.cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"number of workers is {workers}: give at least 1")
     if read_settings(out) == asdict(settings):
         return False
-    _open_folder(out, settings)
-    done = {int(path.stem) for path in (out / raw_layout.IMAGE_FOLDER).glob("*.jpg")}
-    missing = [index for index in range(count) if index not in done]
-    with bar(total=count, initial=len(done), desc="faces", unit="face") as progress:
-        for written in _write_all(out, settings, missing, workers):
-            progress.update(written)
-    write_atomically(out / raw_layout.MAPPING_FILE, _mapping(count).encode())
-    write_json(out / _FINISHED, asdict(settings))
-    (out / _UNFINISHED).unlink()
+    begun = read_settings(out) or read_unfinished_settings(out)
+    with writing(out, begun=begun is not None):
+        _open_folder(out, settings)
+        done = {int(path.stem) for path in (out / raw_layout.IMAGE_FOLDER).glob("*.jpg")}
+        missing = [index for index in range(count) if index not in done]
+        with bar(total=count, initial=len(done), desc="faces", unit="face") as progress:
+            for written in _write_all(out, settings, missing, workers):
+                progress.update(written)
+        flush_all()  # what is below says that the faces are there
+        write_atomically(out / raw_layout.MAPPING_FILE, _mapping(count).encode())
+        write_json(out / raw_layout.SYNTHETIC_FILE, asdict(settings))
+        (out / raw_layout.UNFINISHED_FILE).unlink()
     return True
 
 
 def _open_folder(out: Path, settings: Settings) -> None:
     """Makes `out` ready to be written."""
     wanted = asdict(settings)
-    found = read_settings(out) or read_json(out / _UNFINISHED)
+    found = read_settings(out) or read_unfinished_settings(out)
     if found not in (None, wanted):
         different = " and ".join(
             f"{key} {found.get(key)} instead of {value}"
@@ -120,20 +136,29 @@ def _open_folder(out: Path, settings: Settings) -> None:
             f"{out} holds a synthetic data set with {different}: name another folder or delete it"
         )
     try:
-        if found is None and not is_new_or_empty(out):
-            raise InputError(f"{out} is not an empty folder: name a new or an empty one")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / _UNFINISHED, wanted)
+        write_json(out / raw_layout.UNFINISHED_FILE, wanted)
         (out / raw_layout.IMAGE_FOLDER).mkdir(exist_ok=True)
         masks = out / raw_layout.MASK_FOLDER
         for index in range(0, settings.count, raw_layout.FACES_PER_MASK_FOLDER):
             raw_layout.part_path(masks, index, "skin").parent.mkdir(parents=True, exist_ok=True)
         for stale in out.rglob("*.tmp"):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
+        _remove_empty_files(out, masks)
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror}): name another folder"
         ) from error
+
+
+def _remove_empty_files(out: Path, masks: Path) -> None:
+    """Where the machine went down, a file may have its name without its content; a face of which
+    one is gone is made again."""
+    for folder in (out / raw_layout.IMAGE_FOLDER, masks):
+        for file in folder.rglob("[0-9]*.*"):
+            if not file.stat().st_size:
+                file.unlink()
+                face = int(file.stem.partition("_")[0])
+                raw_layout.image_path(out, face).unlink(missing_ok=True)
 
 
 def _write_all(out: Path, settings: Settings, missing: list[int], workers: int) -> Iterator[int]:
@@ -162,9 +187,10 @@ def _write_faces(out: Path, settings: Settings, indices: list[int]) -> int:
         for part, mask in part_masks(figure, samples).items():
             image = Image.fromarray(mask.view(np.uint8) * np.uint8(255))
             path = raw_layout.part_path(masks, index, part)
-            write_atomically(path, _encoded(image, format="PNG", compress_level=1))
+            content = _encoded(image, format="PNG", compress_level=1)
+            write_atomically(path, content, flush=False)  # of that many it would take minutes
         image = _encoded(Image.fromarray(pixels), format="JPEG", quality=95, subsampling=0)
-        write_atomically(raw_layout.image_path(out, index), image)
+        write_atomically(raw_layout.image_path(out, index), image, flush=False)
     return len(indices)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from sisma_jax import hub
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, whole_folder, write_json
+from sisma_jax.files import is_new_or_empty, local_path, whole_folder, write_json
 from sisma_jax.models.autoencoder import published
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.autoencoder.model import Autoencoder, AutoencoderKL, parameter_shapes
@@ -40,7 +40,7 @@ def save_autoencoder(
     Raises:
       InputError: if `path` exists and is anything but an autoencoder's folder.
     """
-    with _folder(Path(path)) as folder:
+    with _folder(local_path(path)) as folder:
         fields = {"model": AutoencoderKL.__name__} | dataclasses.asdict(config)
         write_json(folder / CONFIG_FILE, fields)
         save_tree(folder / WEIGHT_FILE, params, {"model": AutoencoderKL.__name__})
@@ -57,7 +57,7 @@ def save_diffusers(
       InputError: if diffusers' architecture cannot be this one, or as `save_autoencoder` does.
     """
     fields, tensors = published.to_pytorch(config, params)
-    with _folder(Path(path)) as folder:
+    with _folder(local_path(path)) as folder:
         write_json(folder / CONFIG_FILE, fields)
         save_tensors(folder / DIFFUSERS_WEIGHT_FILE, tensors, {"format": "pt"})
 
@@ -162,7 +162,7 @@ def _published_file(folder: Path) -> Path:
 
 def _read_fields(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): copy or export it again") from error
     if not isinstance(fields, dict):

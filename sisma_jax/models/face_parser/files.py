@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, whole_folder, write_json
+from sisma_jax.files import is_new_or_empty, local_path, whole_folder, write_json
 from sisma_jax.models.face_parser.config import FaceParserConfig
 from sisma_jax.models.face_parser.parser import FaceParser, parameter_shapes
 from sisma_jax.models.face_parser.published import load_published
@@ -47,7 +47,7 @@ def save_parser(
       InputError: if these do not fit the configuration, or `path` exists and is anything but a face
         parser's folder.
     """
-    path = Path(path)
+    path = local_path(path)
     FaceParser.trained(config, params, classes=classes, size=size, quality=quality)
     ours = path.is_dir() and {x.name for x in path.iterdir()} <= {CONFIG_FILE, WEIGHT_FILE}
     if not ours and not is_new_or_empty(path):
@@ -74,7 +74,7 @@ def load_parser(path: str | os.PathLike) -> FaceParser:
     Raises:
       InputError: if there is none, if it is pickled, damaged or of another architecture.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.is_dir() and (path.suffix or path.is_file()):
         check_weight_file(path)
         if (path.parent / CONFIG_FILE).is_file() and path.name == WEIGHT_FILE:
@@ -106,7 +106,7 @@ def _load_folder(folder: Path) -> FaceParser:
 def _read_fields(path: Path) -> dict[str, Any]:
     """What `save_parser` wrote, without the model's name."""
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): copy the parser again") from error
     model = fields.pop("model", None) if isinstance(fields, dict) else None
