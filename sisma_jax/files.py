@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sisma_jax.errors import InputError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of disks that can take no more."""
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that git-lfs keeps in place of a large one (its specification, version 1)."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -36,6 +40,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def refuse_lfs_pointer(path: str | os.PathLike) -> None:
+    """Raises InputError if git-lfs has left a pointer in place of the file, as a clone without
+    git-lfs does; what cannot be opened is left to whoever reads it."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise InputError(
+                f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` there"
+            )
 
 
 def is_new_or_empty(folder: Path, besides: tuple[str, ...] = ()) -> bool:
