@@ -68,6 +68,9 @@ def main() -> None:
     # Shells start what runs in the background without Ctrl-C.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
+    hangup = getattr(signal, "SIGHUP", None)  # of a closed terminal; not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(hangup, signal.default_int_handler)
     try:
         with app.temporary_files() as folder:
             page = app.build(studio, folder)
