@@ -59,6 +59,15 @@ def is_new_or_empty(folder: Path, besides: tuple[str, ...] = ()) -> bool:
     return folder.is_dir() and all(path.name in besides for path in folder.iterdir())
 
 
+def why_unwritable(folder: Path) -> str | None:
+    """Why a folder that may not be there yet cannot be written, as far as one can tell without
+    writing; None where nothing speaks against it."""
+    place = next((x for x in (folder, *folder.parents) if x.exists()), folder)
+    if not place.is_dir():
+        return os.strerror(errno.ENOTDIR)
+    return None if os.access(place, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+
+
 class LockedError(Exception):
     """Says which process holds a lock."""
 

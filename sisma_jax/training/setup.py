@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from sisma_jax import cli
 from sisma_jax.config import load_config, section
 from sisma_jax.data import synthetic
-from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source, batch_ids, open_dataset, training_stream
 from sisma_jax.errors import InputError
 from sisma_jax.training import hosts
@@ -80,6 +80,37 @@ class DataConfig:
         ids = lambda batch: batch_ids(source, batch_size=batch_size, seed=seed, batch=batch)
         return Feed(open_stream, ids)
 
+    def is_to_be_made(self) -> bool:
+        """Whether `make_if_synthetic` has faces to write."""
+        return bool(self.synthetic_count) and not Path(self.path).exists()
+
+    def check_split(self) -> None:
+        """Raises InputError if of the faces that are to be made one split would be empty."""
+        if not 0 < self.test_from < self.synthetic_count:
+            raise InputError(
+                f"data.test_from is {self.test_from} of data.synthetic_count "
+                f"{self.synthetic_count} faces, which leaves the "
+                f"{'train' if self.test_from < 1 else 'test'} split empty: choose one between"
+            )
+
+    def open_if_there(self, train: Sequence[str], test: Sequence[str]) -> list[Source]:
+        """Open the training and the test split; of faces that are to be made none, yet.
+
+        Args:
+          train, test: the fields of their items.
+
+        Raises:
+          InputError: if there is no such data, or there would be none.
+        """
+        if self.is_to_be_made():
+            self.check_split()
+            return []
+        return self.open_both(train, test)
+
+    def open_both(self, train: Sequence[str], test: Sequence[str]) -> list[Source]:
+        """Open the training and the test split, items of these fields, as `open` does."""
+        return [self.open("train", train), self.open("test", test)]
+
     def make_if_synthetic(self) -> None:
         """Write the synthetic set if the config asks for one and it is not there.
 
@@ -90,7 +121,7 @@ class DataConfig:
                 self._make_if_synthetic()
 
     def _make_if_synthetic(self) -> None:
-        if self.synthetic_count and not Path(self.path).exists():
+        if self.is_to_be_made():
             print(f"{self.path} does not exist: writing {self.synthetic_count} synthetic faces")
             synthetic.write_dataset(
                 Path(self.path), count=self.synthetic_count, size=self.size, seed=0
@@ -180,7 +211,9 @@ def run_claimed(
             if is_first():
                 held.enter_context(run.claim(config, data=data, classes=classes))
         for key, before, after in changes(begun, config):
-            say(f"changed in this run: {key} from {before!r} to {after!r}")
+            ignored = run.not_read(key, after)
+            said = f"; {ignored}" if ignored else ""
+            say(f"changed in this run: {key} from {before!r} to {after!r}{said}")
         yield {"seed": config.seed, "config": config.to_dict(), "data": data}
 
 
@@ -211,6 +244,31 @@ def _check_seed(config: ConfigDict) -> None:
 def _name(spec: str) -> str:
     path, _, variant = spec.partition(":")
     return "-".join(filter(None, (Path(path).stem, variant)))
+
+
+def check_classes(section: str, count: int, sources: Sequence[Source]) -> None:
+    """Raises InputError unless a model has as many classes as its data, the synthetic faces that
+    are still to be made where there are no sources."""
+    classes = sources[0].classes if sources else CELEBAMASK
+    if len(classes) != count:
+        whose = f"{sources[0]!r} has" if sources else "synthetic faces have"
+        raise InputError(
+            f"{section}.num_classes is {count}, but {whose} {len(classes)} classes: set "
+            f"--config.{section}.num_classes={len(classes)}"
+        )
+
+
+def check_start(run: RunFolder, init_from: str) -> None:
+    """Raises InputError if a run begins with weights of another one that has none."""
+    if not init_from or run.newest_step() is not None:  # a begun run does not read them again
+        return
+    other = RunFolder(Path(init_from))
+    other.config()
+    if not other.weights_file.exists() and other.newest_step() is None:
+        raise InputError(
+            f"train.init_from is {init_from}, which holds no finished checkpoint: give a run or an "
+            "export that has weights"
+        )
 
 
 def check_image_size(data: DataConfig, factor: int) -> None:
