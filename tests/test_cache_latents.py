@@ -253,7 +253,7 @@ class TestTraining:
         refuse("are of other data", data__path=changed)
         # Data is looked at before the autoencoder, which may have to be downloaded.
         refuse("are of other data", autoencoder__path="hf://owner/name", data__path=changed)
-        with pytest.raises(InputError, match="of another autoencoder .* and of other data"):
+        with pytest.raises(InputError, match=r"of another autoencoder .* and of other data"):
             LatentCache(folder / "latents").check(size=SIZE, autoencoder="a" * 64, data="b" * 64)
         refuse("raw is no prepared data set", data__path=raw)
         refuse("is no latent cache", autoencoder__cache=folder / "data")
