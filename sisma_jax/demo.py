@@ -45,7 +45,11 @@ def main() -> None:
     parser = cli.parser("sisma_jax.demo", __doc__, "python -m sisma_jax.demo --workdir runs/demo")
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--steps", type=int, default=12, help="solver steps")
-    parser.add_argument("--guidance", type=float, default=1.5, help="classifier-free guidance")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="classifier-free guidance (default: 1.5, or 1 where training dropped no mask)",
+    )
     args = parser.parse_args()
 
     run = RunFolder(args.workdir)
@@ -60,7 +64,10 @@ def main() -> None:
     seed = seed_of(data)
 
     synthesizer = Synthesizer.load(args.workdir, batch_size=24)
-    settings = {"step": synthesizer.step, "steps": args.steps, "guidance": args.guidance}
+    guidance = args.guidance
+    if guidance is None:
+        guidance = 1.5 if synthesizer.knows_no_mask else 1.0
+    settings = {"step": synthesizer.step, "steps": args.steps, "guidance": guidance}
     report = run.report()
     if report is not None and report["settings"] == settings:
         show(report)
@@ -70,7 +77,7 @@ def main() -> None:
     faces = fixed_batch(test, LOSS_COUNT)
     labels = faces["labels"][:MASKS]
     samples = synthesizer(
-        np.repeat(labels, PER_MASK, axis=0), steps=args.steps, guidance=args.guidance
+        np.repeat(labels, PER_MASK, axis=0), steps=args.steps, guidance=guidance
     ).reshape(MASKS, PER_MASK, data.size, data.size, 3)
     report = {
         "settings": settings,
