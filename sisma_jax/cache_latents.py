@@ -206,8 +206,24 @@ def _memory_in_words(batch_size: int) -> Iterator[None]:
         ) from error
 
 
+def check(args: argparse.Namespace) -> None:
+    """Look at the data and the folder before the autoencoder, which may have to be downloaded.
+
+    Raises:
+      InputError: as `cache`.
+    """
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size is {args.batch_size}: give at least 1")
+    description = prepared.read_description(args.data)
+    for split, content in description["splits"].items():
+        if content["ids"]:
+            prepared.open_split(args.data, description, split)
+    shards.check_folder(args.out, latents.LATENTS_FILE)
+
+
 def main() -> None:
     args = parse_arguments()
+    check(args)
     autoencoder = load_autoencoder(args.autoencoder, dtype="float32")
     cached = cache(args.data, autoencoder, args.out, args.batch_size, args.autoencoder)
     counts = ", ".join(f"{name} {len(split['ids'])}" for name, split in cached["splits"].items())

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from sisma_jax.errors import InputError
-from sisma_jax.files import local_path
+from sisma_jax.files import local_path, refuse_lfs_pointer
 
 T = TypeVar("T")
 
@@ -175,6 +175,7 @@ def from_json(path: Path) -> ConfigDict:
             "give the --workdir of a training run"
         ) from None
     except (json.JSONDecodeError, AttributeError, TypeError, UnicodeDecodeError):
+        refuse_lfs_pointer(path)
         raise InputError(
             f"{path} is not a run's config: restore the file, or train into a new folder"
         ) from None

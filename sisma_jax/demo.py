@@ -7,7 +7,9 @@ the run folder, and prints:
   regions   share of the pixel variance that the regions of the mask explain: of the samples, of
             faces rendered from the same masks, and of the samples with another face's mask
   spread    how much faces of one mask differ: samples, and renderings of the same mask
-  loss      flow-matching loss on the test split with the right masks and with shuffled ones
+  loss      the training's loss on the test split with the right masks and with shuffled ones
+
+A model with a style is shown without references: of its own, it draws the style from noise.
 """
 
 from functools import partial
@@ -27,10 +29,11 @@ from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.errors import InputError
 from sisma_jax.files import local_path
+from sisma_jax.generators import model_config
 from sisma_jax.metrics.regions import explained_variance, spread
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training import objective
-from sisma_jax.training.objective import latent_noise
+from sisma_jax.training.objective import latent_noise, nothing_dropped
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import DataConfig
 
@@ -43,35 +46,46 @@ def main() -> None:
     parser = cli.parser("sisma_jax.demo", __doc__, "python -m sisma_jax.demo --workdir runs/demo")
     parser.add_argument("--workdir", type=cli.path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--steps", type=int, default=12, help="solver steps")
-    parser.add_argument("--guidance", type=float, default=1.5, help="classifier-free guidance")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="classifier-free guidance (default: 1.5, or 1 where training dropped no mask)",
+    )
     args = parser.parse_args()
 
-    synthesizer = Synthesizer.load(args.workdir, batch_size=24)
     run = RunFolder(args.workdir)
-    settings = {"step": synthesizer.step, "steps": args.steps, "guidance": args.guidance}
+    model_config(run.config())  # says what else it may be a run of
+    data = section(DataConfig, run.config(), "data")
+    test = data.open("test", ("image", "labels"))
+    if len(test) < LOSS_COUNT:
+        raise InputError(
+            f"the test split of {data.path} has {len(test)} faces: the demo needs {LOSS_COUNT}, "
+            "use sisma_jax.sample and sisma_jax.evaluate for smaller sets"
+        )
+    seed = seed_of(data)
+
+    synthesizer = Synthesizer.load(args.workdir, batch_size=24)
+    guidance = args.guidance
+    if guidance is None:
+        guidance = 1.5 if synthesizer.knows_no_mask else 1.0
+    settings = {"step": synthesizer.step, "steps": args.steps, "guidance": guidance}
     report = run.report()
     if report is not None and report["settings"] == settings:
         show(report)
         print(f"{args.workdir / 'samples.png'} is up to date")
         return
 
-    data = section(DataConfig, run.config(), "data")
-    test = data.open("test", ("image", "labels"))
-    if len(test) < LOSS_COUNT:
-        raise InputError(
-            f"the test split of {data.path} has {len(test)} faces: the demo needs {LOSS_COUNT}"
-        )
     faces = fixed_batch(test, LOSS_COUNT)
     labels = faces["labels"][:MASKS]
     samples = synthesizer(
-        np.repeat(labels, PER_MASK, axis=0), steps=args.steps, guidance=args.guidance
+        np.repeat(labels, PER_MASK, axis=0), steps=args.steps, guidance=guidance
     ).reshape(MASKS, PER_MASK, data.size, data.size, 3)
     report = {
         "settings": settings,
         "regions": regions(samples, labels, faces["image"][:MASKS]),
         "spread": {
             "samples": float(spread(samples).mean()),
-            "renderings": float(spread(renderings(data, test.ids[:MASKS])).mean()),
+            "renderings": float(spread(renderings(seed, data.size, test.ids[:MASKS])).mean()),
         },
         "loss": held_out_loss(synthesizer, faces["image"], faces["labels"]),
     }
@@ -99,34 +113,39 @@ def regions(
     }
 
 
-def renderings(data: DataConfig, ids: np.ndarray) -> UInt8[np.ndarray, "n k h w 3"]:
-    """Other right answers to the masks of faces `ids` of the synthetic set."""
+def seed_of(data: DataConfig) -> int:
+    """That of the synthetic set; raises InputError for other data."""
     settings = synthetic.read_settings(local_path(data.path))
     if settings is None:
         raise InputError(
             f"{data.path} is not a finished synthetic data set: the demo compares with renderings "
             "of its masks, use sisma_jax.sample for other data"
         )
-    seed = settings["seed"]
+    return settings["seed"]
+
+
+def renderings(seed: int, size: int, ids: np.ndarray) -> UInt8[np.ndarray, "n k h w 3"]:
+    """Other right answers to the masks of faces `ids` of a synthetic set."""
     return np.stack(
-        [[synthetic.face(seed, int(i), data.size, look=k)[0] for k in range(PER_MASK)] for i in ids]
+        [[synthetic.face(seed, int(i), size, look=k)[0] for k in range(PER_MASK)] for i in ids]
     )
 
 
 def held_out_loss(
     synthesizer: Synthesizer, images: UInt8[np.ndarray, "n h w 3"], labels: np.ndarray
 ) -> dict[str, float]:
-    """Loss at fixed noise and evenly spread times, with right and with shuffled masks."""
+    """Loss at fixed noise and evenly spread times, with right and with shuffled masks; of a model
+    with a style without one, as samples are made."""
     config, autoencoder = synthesizer.config, synthesizer.autoencoder
 
     @jax.jit
     def losses(params: dict, autoencoder, images: Array, labels: Array, key: Array, t: Array):
-        batch = {"image": images, "labels": labels, "time": t, "dropped": jnp.zeros(t.shape, bool)}
-        batch |= latent_noise(config, key, len(t))
+        batch = {"image": images, "labels": labels, "time": t}
+        batch |= latent_noise(config, key, len(t)) | nothing_dropped(config, len(t), style=False)
         latents = objective.latents_of(batch, autoencoder)
         return objective.losses(params, latents, batch, config=config)
 
-    batch = 32
+    batch = min(32, len(images))
     quantiles = (np.arange(batch) + 0.5) / batch
     t = jax.nn.sigmoid(jax.scipy.stats.norm.ppf(jnp.asarray(quantiles, jnp.float32)))
     run = partial(losses, synthesizer.params, autoencoder)
@@ -156,7 +175,7 @@ def show(report: dict) -> None:
     print("spread over faces of one mask (mean standard deviation of a pixel)")
     print(f"  samples    {s['samples']:.3f}")
     print(f"  renderings {s['renderings']:.3f}")
-    print("flow-matching loss on the test split")
+    print("loss on the test split")
     print(f"  right masks    {loss['right_masks']:.3f}")
     print(f"  shuffled masks {loss['shuffled_masks']:.3f}  (ratio {loss['ratio']:.2f})")
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from sisma_jax import flow
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, whole_number
 from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.synthesis import velocity_under
 from sisma_jax.synthesizer import Synthesizer
@@ -70,10 +70,10 @@ def edit(
     follow = partial(
         under_mesh(mesh, _edit),
         synthesizer.config,
-        steps=steps,
+        steps=whole_number(steps, "steps"),
         solver=solver,
         guided=guidance != 1.0,
-        margin=margin,
+        margin=None if margin is None else whole_number(margin, "margin"),
     )
     size = whole_batch(max(min(synthesizer.batch_size, len(images)), 1), mesh)
     faces = [np.empty((0, *images.shape[1:]), np.uint8)]

@@ -1,5 +1,8 @@
 """What a command tells its user when it cannot go on."""
 
+import operator
+from typing import Any
+
 
 class InputError(ValueError):
     """The user's input cannot be used.
@@ -15,6 +18,19 @@ class InputError(ValueError):
     def __init__(self, message: str, *, shared: bool = False) -> None:
         super().__init__(message)
         self.shared = shared
+
+
+def whole_number(value: Any, name: str) -> int:
+    """A count, a number of steps or a seed as Python's int; NumPy's and JAX's, alone or as an array
+    without axes, are as good.
+
+    Raises:
+      InputError: if it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}: give a whole number") from None
 
 
 class RunError(RuntimeError):

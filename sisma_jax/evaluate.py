@@ -33,12 +33,16 @@ from sisma_jax.evaluation.networks import (
     BACKBONES,
     DEFAULT_PARSER,
     DEFAULT_WEIGHTS,
+    check_weight_folder,
     load_networks,
 )
 from sisma_jax.evaluation.pictures import PictureFolder, SplitPictures
 from sisma_jax.evaluation.report import ReportFolder
+from sisma_jax.files import why_unwritable
+from sisma_jax.generators import generator, model_config
 from sisma_jax.mask_options import add_mask_options
 from sisma_jax.metrics.frechet import Statistics, load_statistics
+from sisma_jax.models.face_parser import load_parser
 from sisma_jax.models.inception import SCALINGS
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.run_folder import RunFolder
@@ -232,6 +236,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.masks is not None and args.reference is None:
         raise InputError("--masks goes with --reference; a data set has its own: leave it out")
+    check_weight_folder(args.weights)
+    if args.parser is not None and not args.parser.exists():
+        load_parser(args.parser)  # says so
+    if args.masks is not None and not args.masks.is_dir():
+        raise InputError(f"--masks {args.masks} is not a folder: give one of label maps")
+    if (reason := why_unwritable(args.out)) is not None:
+        raise InputError(f"--out {args.out} cannot be written ({reason}): give a folder that can")
 
 
 def open_split(
@@ -284,10 +295,11 @@ def main() -> None:
     if args.images is not None:
         scores -= {"lpips_diversity"}  # it is of several samples of a mask
     keep_compiled_programs()
-    networks = load_networks(scores, args.weights, args.parser, args.lpips_network)
-    networks.check_asked(asked)
 
     def evaluation(classes: ClassSet, size: int | None, **about: Any) -> Evaluation:
+        # Called once data and pictures have been looked at: it may take long.
+        networks = load_networks(scores, args.weights, args.parser, args.lpips_network)
+        networks.check_asked(asked)
         fitting = networks.fitting(classes.names, size)
         fitting.check_asked(asked)
         return Evaluation(
@@ -307,26 +319,27 @@ def main() -> None:
 
 
 def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
-    synthesizer = Synthesizer.load(args.workdir, batch_size=args.batch_size)
-    if "style" in args.asked and not synthesizer.has_style:
+    config = RunFolder(args.workdir).config()
+    model = model_config(config)
+    has_style = generator(model).has_style
+    if "style" in args.asked and not has_style:
         raise InputError(
             f"--metrics asks for style, but the model in {args.workdir} has none: leave it out"
         )
-    if args.style_guidance != 1 and not (synthesizer.has_style and "style" in args.metrics):
+    if args.style_guidance != 1 and not (has_style and "style" in args.metrics):
         raise InputError(
             f"--style-guidance is {args.style_guidance}, but no face is made in a style: leave it "
             "out, or take a model with a style and the metric 'style'"
         )
-    config = RunFolder(args.workdir).config()
     path = args.data or config.data.path
     if not path:
         raise InputError(f"{args.workdir} was trained on cached latents alone: give --data")
     test_from = config.data.test_from if args.test_from is None else args.test_from
-    size, classes = synthesizer.config.image_size, synthesizer.classes
+    size, classes = model.image_size, RunFolder(args.workdir).classes()
     test = open_split(path, size, "test", test_from, classes=classes)
     evaluate_run(
         evaluation(classes, size, reference=first_of(test, args.count), data=path),
-        synthesizer,
+        Synthesizer.load(args.workdir, batch_size=args.batch_size),
         training_faces(config.data, size, classes),
         name=args.name or args.workdir.resolve().name,
         samplings=[

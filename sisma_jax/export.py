@@ -14,7 +14,7 @@ import jax
 from sisma_jax import cli
 from sisma_jax.config import to_json
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, whole_folder
+from sisma_jax.files import is_new_or_empty, whole_folder, why_unwritable
 from sisma_jax.generators import generator, model_config, parameter_shapes
 from sisma_jax.models.autoencoder import load_autoencoder, save_autoencoder
 from sisma_jax.models.autoencoder.files import save_diffusers
@@ -92,6 +92,8 @@ def main() -> None:
         )
     if not is_new_or_empty(args.out):
         raise InputError(f"{args.out} is not empty: give --out a new or empty folder")
+    if (reason := why_unwritable(args.out)) is not None:
+        raise InputError(f"--out {args.out} cannot be written ({reason}): give a folder that can")
     if is_sisma:
         what = export_sisma(run, args.out)
     else:

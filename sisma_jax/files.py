@@ -18,6 +18,8 @@ from sisma_jax.errors import InputError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of disks that can take no more."""
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that git-lfs keeps in place of a large one (its specification, version 1)."""
 
 LOCK = "lock"
 """Name of the file that a process holds locked while it writes into a folder."""
@@ -131,6 +133,16 @@ def is_content(name: str) -> bool:
     return not name.startswith(".") and not is_left_by_system(name)
 
 
+def refuse_lfs_pointer(path: str | os.PathLike) -> None:
+    """Raises InputError if git-lfs has left a pointer in place of the file, as a clone without
+    git-lfs does; what cannot be opened is left to whoever reads it."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise InputError(
+                f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` there"
+            )
+
+
 def is_new_or_empty(folder: Path, besides: tuple[str, ...] = ()) -> bool:
     """Whether a command may write its output there; files named `besides`, and what operating
     systems leave, do not count."""
@@ -139,6 +151,15 @@ def is_new_or_empty(folder: Path, besides: tuple[str, ...] = ()) -> bool:
     return folder.is_dir() and all(
         path.name in besides or is_left_by_system(path.name) for path in folder.iterdir()
     )
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why a folder that may not be there yet cannot be written, as far as one can tell without
+    writing; None where nothing speaks against it."""
+    place = next((x for x in (folder, *folder.parents) if x.exists()), folder)
+    if not place.is_dir():
+        return os.strerror(errno.ENOTDIR)
+    return None if os.access(place, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
 
 
 class LockedError(Exception):

@@ -78,11 +78,14 @@ def main() -> None:
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs gradio, which is not installed: pip install -e '.[paint]'")
     # These take seconds to import.
+    from sisma_jax.models.face_parser import load_parser
     from sisma_jax.painting import app
     from sisma_jax.painting.studio import Studio
     from sisma_jax.painting.temporary import temporary_files
     from sisma_jax.training.setup import keep_compiled_programs
 
+    if args.parser is not None and not args.parser.exists():
+        load_parser(args.parser)  # says so, before the model is read
     keep_compiled_programs()
     studio = Studio.open(args.workdir, args.parser, reading)
     classes, size = len(studio.classes), studio.size
@@ -96,6 +99,9 @@ def main() -> None:
     # Shells start what runs in the background without Ctrl-C.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
+    hangup = getattr(signal, "SIGHUP", None)  # of a closed terminal; not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(hangup, signal.default_int_handler)
     try:
         with temporary_files() as files:
             page = app.build(studio, files)

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Array, Bool, Float32
 
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.errors import InputError
@@ -34,9 +34,12 @@ class Style:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, rows: int | slice | list[int]) -> "Style":
+    def __getitem__(
+        self, rows: int | np.integer | slice | list[int] | np.ndarray | Array
+    ) -> "Style":
         """Those of some faces; of one, too, as n = 1."""
-        rows = [rows] if isinstance(rows, int) else rows
+        if not isinstance(rows, slice) and np.ndim(rows) == 0:
+            rows = [rows]
         return dataclasses.replace(self, tokens=self.tokens[rows], given=self.given[rows])
 
     def repeat(self, count: int) -> "Style":

@@ -3,13 +3,12 @@
 `Synthesizer` calls them in batches, with arguments that have been checked.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key, UInt8, UInt32
 
 from sisma_jax import flow
 from sisma_jax.data.classes import UNLABELLED
@@ -17,13 +16,13 @@ from sisma_jax.generators import Config, Params, generator
 from sisma_jax.models.autoencoder import to_float, to_uint8
 
 
-def noise_keys(seed: int | Sequence[int], start: int, count: int) -> Key[Array, " b"]:
+def noise_keys(seed: int | UInt32[np.ndarray, "..."], start: int, count: int) -> Key[Array, " b"]:
     """Return the key of each image's noise.
 
     With one seed, image i of a set has the noise (seed, i), where i counts from `start`. With one
     seed per image it has the noise (its seed, 0): that of a lone image with this seed.
     """
-    if isinstance(seed, int | np.integer):
+    if np.ndim(seed) == 0:
         seeds, indices = np.full(count, seed, np.uint32), np.arange(start, start + count)
     else:
         seeds, indices = np.asarray(seed, np.uint32)[start : start + count], np.zeros(count)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt32
 
 from sisma_jax import flow
 from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
-from sisma_jax.errors import InputError
+from sisma_jax.errors import InputError, whole_number
 from sisma_jax.generators import Config, generator, model_config, parameter_shapes
 from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder
 from sisma_jax.styles import Style
@@ -100,6 +100,7 @@ class Synthesizer:
 
     def __post_init__(self) -> None:
         check_autoencoder(self.config, self.autoencoder)
+        object.__setattr__(self, "batch_size", whole_number(self.batch_size, "batch size"))
         if self.batch_size < 1:
             raise InputError(f"batch size {self.batch_size} makes no image: use at least 1")
 
@@ -170,14 +171,17 @@ class Synthesizer:
         """Yield what a call returns, `batch_size` images at a time."""
         self.check(labels, seed, steps, solver, guidance)
         self.check_style(len(labels), style, style_guidance)
+        steps = whole_number(steps, "steps")
         if style is not None and len(style) != len(labels):
             style = style.repeat(len(labels))
-        return self._batches(labels, seed, steps, solver, guidance, style, style_guidance)
+        return self._batches(
+            labels, np.asarray(seed, np.uint32), steps, solver, guidance, style, style_guidance
+        )
 
     def _batches(
         self,
         labels: UInt8[np.ndarray, "batch H W"],
-        seed: int | Sequence[int],
+        seed: UInt32[np.ndarray, "..."],
         steps: int,
         solver: str,
         guidance: float,
@@ -354,6 +358,7 @@ class Synthesizer:
             "temporary": analysis.temp_size_in_bytes,
         }
 
+    @no_type_check
     def check(
         self,
         labels: np.ndarray,
@@ -376,14 +381,15 @@ class Synthesizer:
                 f"label {labels[image, y, x]} of map {image} at pixel ({x}, {y}) is no class: use "
                 f"0..{self.config.num_classes - 1}, or {UNLABELLED} for unlabelled"
             )
-        if not isinstance(seed, int | np.integer) and len(seed) != len(labels):
+        seeds = [whole_number(x, "seed") for x in np.atleast_1d(seed).tolist()]
+        if np.ndim(seed) and len(seeds) != len(labels):
             raise InputError(
-                f"{len(seed)} seeds do not fit {len(labels)} label maps: give one for all, or one "
+                f"{len(seeds)} seeds do not fit {len(labels)} label maps: give one for all, or one "
                 "each"
             )
-        if np.min(seed, initial=0) < 0 or np.max(seed, initial=0) >= 2**32:
+        if min(seeds, default=0) < 0 or max(seeds, default=0) >= 2**32:
             raise InputError(f"seed {seed} is out of range: use 0..{2**32 - 1}")
-        if steps < 1:
+        if whole_number(steps, "steps") < 1:
             raise InputError(f"steps is {steps}: use at least 1")
         model = generator(self.config)
         if model.most_steps is not None and steps > model.most_steps:

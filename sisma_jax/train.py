@@ -20,6 +20,7 @@ from sisma_jax.contact_sheet import mask_sheet
 from sisma_jax.data import prepared
 from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.data.latents import LatentCache
+from sisma_jax.data.raw import FIELDS
 from sisma_jax.errors import InputError, RunError
 from sisma_jax.generators import Config, generator, model_config, parameter_shapes
 from sisma_jax.models.autoencoder import (
@@ -38,7 +39,9 @@ from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import (
     DataConfig,
     Sections,
+    check_classes,
     check_image_size,
+    check_start,
     parse_training_command,
     run_claimed,
 )
@@ -67,18 +70,23 @@ class FirstStageConfig:
             self.path, scaling_factor=self.scaling_factor or None, dtype=self.dtype or None
         )
 
-    def open(self, data: DataConfig, autoencoder: Autoencoder) -> tuple[Source, Source]:
-        """The training and the test split: cached latents, or images.
+    def open(self, data: DataConfig) -> list[Source]:
+        """The training and the test split: cached latents, or images; none where the faces are
+        still to be made.
 
         Raises:
-          InputError: where there are none, or the cache is of another autoencoder, size or data.
+          InputError: where there are none, or the cache is of another size or data.
         """
         if not self.cache:
-            return tuple(data.open(split, ("image", "labels")) for split in ("train", "test"))
-        train, test = (LatentCache(self.cache, split=split) for split in ("train", "test"))
+            return data.open_if_there(FIELDS, FIELDS)
+        sources = [LatentCache(self.cache, split=split) for split in ("train", "test")]
+        self.check(sources[0], data)
+        return sources
+
+    def check(self, cache: LatentCache, data: DataConfig, autoencoder: str | None = None) -> None:
+        """Raises InputError if the cache is of another size, data, or autoencoder, by checksum."""
         checksum = prepared.checksum(prepared.read_description(data.path)) if data.path else None
-        train.check(size=data.size, autoencoder=autoencoder.checksum(), data=checksum)
-        return train, test
+        cache.check(size=data.size, autoencoder=autoencoder, data=checksum)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,26 +188,33 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
             )
         check_scan(model)
         hook = load_hook(evaluation.hook)
-        if settings.init_from:
-            RunFolder(Path(settings.init_from)).config()
+        if hook is not None and not evaluation.every:
+            raise InputError(
+                f"evaluation.hook is {evaluation.hook!r}, but with evaluation.every 0 it is never "
+                "asked: set the steps between two evaluations"
+            )
         if data.size != model.image_size:
             raise InputError(
                 f"data.size is {data.size} where model.latent_size x model.factor is "
                 f"{model.latent_size} x {model.factor}: make them agree"
             )
+        if is_first():  # who looks at the lock holds it for a moment
+            run.check(config)
+        check_start(run, settings.init_from)
+        # What is on this machine comes first: an autoencoder may have to be downloaded.
+        sources = first_stage.open(data)
+        check_classes("model", model.num_classes, sources)
         has_copy = run.autoencoder.exists()
         autoencoder = load_autoencoder(run.autoencoder) if has_copy else first_stage.load()
         check_autoencoder(model, autoencoder)
+        if first_stage.cache:
+            first_stage.check(sources[0], data, autoencoder.checksum())
     if not first_stage.cache:
         data.make_if_synthetic()
     with together():
-        train_source, test_source = first_stage.open(data, autoencoder)
+        train_source, test_source = sources or data.open_both(FIELDS, FIELDS)
+        check_classes("model", model.num_classes, [train_source])
         classes = train_source.classes
-        if len(classes) != model.num_classes:
-            raise InputError(
-                f"model.num_classes is {model.num_classes}, but {train_source!r} has "
-                f"{len(classes)} classes: set --config.model.num_classes={len(classes)}"
-            )
 
     with run_claimed(run, config, data=train_source.checksum, classes=classes) as record:
         if is_first() and not run.autoencoder.exists():

@@ -43,6 +43,7 @@ from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import (
     Sections,
     check_image_size,
+    check_start,
     parse_training_command,
     run_claimed,
 )
@@ -86,11 +87,14 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
             raise InputError(
                 f"data.size is {data.size}, but SSIM needs {WINDOW} pixels: choose a larger size"
             )
+        parts = (("image", "labels") if loss.class_balance else ("image",)), ("image",)
+        if is_first():  # who looks at the lock holds it for a moment
+            run.check(config)
+        check_start(run, settings.init_from)
+        sources = data.open_if_there(*parts)
     data.make_if_synthetic()
     with together():
-        parts = ("image", "labels") if loss.class_balance else ("image",)
-        train_source = data.open("train", parts)
-        test_source = data.open("test", ("image",))
+        train_source, test_source = sources or data.open_both(*parts)
         classes = len(train_source.classes)
 
     with run_claimed(run, config, data=train_source.checksum) as record:

@@ -21,6 +21,7 @@ from sisma_jax.contact_sheet import tile
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.data.input_pipeline import Source, fixed_batch, items
 from sisma_jax.data.label_maps import colourise
+from sisma_jax.data.raw import FIELDS
 from sisma_jax.errors import InputError
 from sisma_jax.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from sisma_jax.models.autoencoder import to_float
@@ -36,7 +37,13 @@ from sisma_jax.training.hosts import is_first, together
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
 from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.setup import Sections, parse_training_command, run_claimed
+from sisma_jax.training.setup import (
+    Sections,
+    check_classes,
+    check_start,
+    parse_training_command,
+    run_claimed,
+)
 from sisma_jax.training.sharding import fill_up, local_copy
 from sisma_jax.training.state import kernel_axes, make_optimizer
 
@@ -68,16 +75,16 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
                 f"data.size {data.size} is not a multiple of {model.factor}, which "
                 f"{len(model.channels)} entries of parser.channels need: choose one that is"
             )
+        if is_first():  # who looks at the lock holds it for a moment
+            run.check(config)
+        check_start(run, settings.init_from)
+        sources = data.open_if_there(FIELDS, FIELDS)
+        check_classes("parser", model.num_classes, sources)
     data.make_if_synthetic()
     with together():
-        train_source = data.open("train", ("image", "labels"))
-        test_source = data.open("test", ("image", "labels"))
+        train_source, test_source = sources or data.open_both(FIELDS, FIELDS)
         classes = train_source.classes
-        if len(classes) != model.num_classes:
-            raise InputError(
-                f"parser.num_classes is {model.num_classes}, but {train_source!r} has "
-                f"{len(classes)} classes: set --config.parser.num_classes={len(classes)}"
-            )
+        check_classes("parser", model.num_classes, [train_source])
 
     with run_claimed(run, config, data=train_source.checksum, classes=classes) as record:
         report = run.report()

@@ -251,11 +251,10 @@ class TestTraining:
         raw = other_faces(tmp_path / "raw")
         changed = prepared_set(raw, tmp_path / "changed")
         refuse("are of other data", data__path=changed)
-        refuse(
-            "of another autoencoder .* and of other data",
-            autoencoder__path=tmp_path / "other",
-            data__path=changed,
-        )
+        # Data is looked at before the autoencoder, which may have to be downloaded.
+        refuse("are of other data", autoencoder__path="hf://owner/name", data__path=changed)
+        with pytest.raises(InputError, match=r"of another autoencoder .* and of other data"):
+            LatentCache(folder / "latents").check(size=SIZE, autoencoder="a" * 64, data="b" * 64)
         refuse("raw is no prepared data set", data__path=raw)
         refuse("is no latent cache", autoencoder__cache=folder / "data")
         latents = dict(autoencoder__cache='""', data__path=folder / "latents")
@@ -273,7 +272,8 @@ class TestTraining:
         config = load_config(str(CONFIGS / "synthetic.py"), [f"--config.data.size={SIZE}"])
         config.data.path = str(folder / "data")
         data = section(DataConfig, config, "data")
-        train_source, test_source = first_stage.open(data, autoencoder)
+        train_source, test_source = first_stage.open(data)
+        first_stage.check(train_source, data, autoencoder.checksum())
         assert len(train_source) == TEST_FROM and len(test_source) == COUNT - TEST_FROM
 
 

@@ -104,6 +104,34 @@ def test_a_run_folder_refuses_another_config(tmp_path):
     assert run.config().train.steps == 7
 
 
+def test_what_a_continued_run_would_not_read_is_refused_or_said(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    config = lambda *overrides: load_config(
+        str(CONFIGS / "synthetic.py"), [f"--config.{override}" for override in overrides]
+    )
+    with run.claim(config("train.init_from=a")):
+        pass
+    with run.claim(config("train.init_from=b")):  # nothing is trained yet: it is read
+        assert not run.not_read("train.init_from", "b") + run.not_read("train.profile_at", 2)
+        assert not run.not_read("autoencoder.path", "b")
+    (run.checkpoints / "6").mkdir(parents=True)
+    (run.checkpoints / "12").mkdir()
+    (run.checkpoints / "18.orbax-checkpoint-tmp").mkdir()
+    run.autoencoder.mkdir()
+    with pytest.raises(
+        InputError, match=r"init_from is now c, but .* its own step 12: leave .*'b'"
+    ):
+        run.check(config("train.init_from=c"))
+    run.check(config("train.init_from=b"))
+    run.check(config())
+    assert run.not_read("train.init_from", "").endswith("the run goes on from its own step 12")
+    assert run.not_read("train.profile_at", 12) == (
+        "nothing is traced: the run goes on from step 12"
+    )
+    assert not run.not_read("train.profile_at", 13) + run.not_read("train.profile_at", 0)
+    assert run.not_read("autoencoder.path", "b").endswith(f"its own copy, {run.autoencoder}")
+
+
 def test_a_folder_of_other_things_is_not_taken(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with (

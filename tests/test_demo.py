@@ -5,17 +5,26 @@ The slow tests share one run folder: `make test-slow` runs a file's tests in one
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sisma_jax import Synthesizer, demo
+from sisma_jax.config import from_json, to_json
 from sisma_jax.contact_sheet import GAP, mask_sheet, tile, with_legend
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import PALETTE
+from sisma_jax.errors import InputError
 from sisma_jax.metrics.regions import explained_variance, spread
+from sisma_jax.training import objective
+from tests.runs import call
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,6 +79,61 @@ def test_a_sheet_shows_every_picture_where_it_belongs(faces):
     legend = with_legend(sheet)[len(sheet) :]
     for colour in PALETTE:
         assert (legend == colour).all(-1).any()
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """The demo of a few faces, as many as the tests' set has."""
+    for name, count in {"MASKS": 2, "PER_MASK": 2, "LOSS_COUNT": 4}.items():
+        monkeypatch.setattr(demo, name, count)
+
+
+def test_the_demo_shows_a_model_with_a_style(few, tiny_style_run, tmp_path, monkeypatch):
+    """Sampling and the loss are replaced where they would compile: others test them."""
+
+    def noise(synthesizer, labels, **options):
+        random = np.random.default_rng(0)
+        return random.integers(0, 256, (*labels.shape, 3)).astype(np.uint8)
+
+    def traced(params, latents, batch, **options):
+        jax.eval_shape(partial(losses, **options), params, latents, batch)
+        return jnp.where(batch["styleless"].all(1) & ~batch["dropped"], 2.0, jnp.inf)
+
+    losses = objective.losses
+    monkeypatch.setattr(objective, "latents_of", lambda batch, autoencoder: batch["noise"])
+    monkeypatch.setattr(objective, "losses", traced)
+    monkeypatch.setattr(Synthesizer, "__call__", noise)
+    workdir = tmp_path / "style"
+    shutil.copytree(tiny_style_run, workdir)
+    call(demo.main, "--workdir", workdir)
+    report = json.loads((workdir / "report.json").read_text())
+    assert report["loss"] == {"right_masks": 2, "shuffled_masks": 2, "ratio": 1}
+    assert report["spread"]["samples"] > 0
+    assert (workdir / "samples.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, r"has 4 faces: the demo needs 128"),
+        ({"test_from": 16}, "split 'test' of .* is empty"),
+        ({"path": "other"}, "is not a finished synthetic data set"),
+    ],
+)
+def test_what_the_demo_cannot_do_is_said_before_a_model_is_read(
+    data, said, tiny_style_run, tmp_path, monkeypatch
+):
+    config = from_json(tiny_style_run / "config.json")
+    if "path" in data:
+        monkeypatch.setattr(demo, "LOSS_COUNT", 4)
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(config.data.path, "other")
+        Path("other", "synthetic.json").unlink()
+    config.data.update(data)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(to_json(config))
+    with pytest.raises(InputError, match=said):
+        call(demo.main, "--workdir", tmp_path / "run")
 
 
 def json_of(*path):

@@ -1,5 +1,6 @@
 """PSNR and SSIM against their definitions, written out in NumPy."""
 
+import jax
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -44,6 +45,18 @@ def test_ssim_is_wangs():
     np.testing.assert_allclose(ssim(a, b, 255), expected, atol=1e-12)
     np.testing.assert_allclose(ssim(a / 255, b / 255, 1), expected, atol=1e-6)
     np.testing.assert_allclose(ssim(a, a, 255), 1, atol=1e-12)
+
+
+def test_scores_need_no_device_of_jax(monkeypatch):
+    """As where JAX_PLATFORMS is "cuda" or "tpu", without "cpu"."""
+
+    def refuse(*arguments, **options):
+        raise RuntimeError("Unknown backend: 'cpu' requested, but no platforms that are instances")
+
+    for name in ("devices", "local_devices", "default_device", "device_put"):
+        monkeypatch.setattr(jax, name, refuse)
+    a, b = pictures(0), pictures(1)
+    assert ssim(a, b, 255).shape == psnr(a, b, 255).shape == (2,)
 
 
 def test_lone_pictures_score_as_scikit_image_has_it():

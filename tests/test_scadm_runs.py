@@ -1,12 +1,13 @@
 """SCA-DM through the same commands as SISMA: trained, exported, sampled."""
 
 import json
+import shutil
 from functools import partial
 
 import numpy as np
 import pytest
 
-from sisma_jax import Synthesizer, export, train
+from sisma_jax import Synthesizer, demo, export, train
 from sisma_jax.data import synthetic
 from sisma_jax.errors import InputError
 from sisma_jax.models.scadm_config import SCADMConfig
@@ -51,6 +52,15 @@ def test_a_run_says_what_it_is(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [2, 4]
     assert (workdir / "samples" / "step_0000004.png").exists()
+
+
+def test_the_demo_shows_it_too(workdir, tmp_path, monkeypatch):
+    for name, count in {"MASKS": 2, "PER_MASK": 2, "LOSS_COUNT": 4}.items():
+        monkeypatch.setattr(demo, name, count)
+    shutil.copytree(workdir, tmp_path / "run")
+    call(demo.main, "--workdir", tmp_path / "run", "--steps", 2)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert 0 < report["loss"]["right_masks"] < 10 and report["spread"]["samples"] > 0
 
 
 def test_faces_take_the_style_they_are_given(workdir, faces, tmp_path):

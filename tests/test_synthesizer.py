@@ -49,6 +49,16 @@ def test_batch_size_changes_a_picture_by_at_most_one_level(tiny_run, synthesizer
     assert largest_difference(synthesizer(labels, steps=4), other(labels, steps=4)) <= 1
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, jnp.int32])
+def test_whole_numbers_may_be_of_any_kind(kind, synthesizer, labels):
+    expected = synthesizer(labels, seed=3, steps=2)
+    np.testing.assert_array_equal(synthesizer(labels, seed=kind(3), steps=kind(2)), expected)
+    seeds = np.array([3] * 5)
+    np.testing.assert_array_equal(
+        synthesizer(labels, seed=seeds, steps=2), synthesizer(labels, seed=[3] * 5, steps=2)
+    )
+
+
 def test_an_image_depends_on_its_own_seed_and_index_only(synthesizer, labels):
     images = synthesizer(labels, seed=3, steps=2)
     assert largest_difference(synthesizer(labels[:2], seed=3, steps=2), images[:2]) <= 1
@@ -126,6 +136,10 @@ def test_bytes_cover_the_range():
         ({"solver": "rk4"}, "solver 'rk4' is unknown: use one of euler"),
         ({"seed": [1, 2]}, "2 seeds do not fit 5 label maps"),
         ({"seed": -1}, "seed -1 is out of range"),
+        ({"seed": 2**70}, "seed 1180591620717411303424 is out of range"),
+        ({"seed": 1.5}, "seed is 1.5: give a whole number"),
+        ({"seed": [1, 2, 3, 4, 0.5]}, "seed is 1.0: give a whole number"),
+        ({"steps": 2.5}, "steps is 2.5: give a whole number"),
     ],
 )
 def test_wrong_arguments_are_refused(synthesizer, labels, arguments, message):

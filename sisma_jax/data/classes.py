@@ -19,6 +19,7 @@ from jaxtyping import Int, UInt8
 
 from sisma_jax.class_names import CANONICAL
 from sisma_jax.errors import InputError
+from sisma_jax.files import refuse_lfs_pointer
 
 UNLABELLED: int = 255
 """Label of a pixel without a class; losses and metrics leave such pixels out."""
@@ -134,6 +135,7 @@ class ClassSet:
                 f"class list {path} cannot be read ({error.strerror}): give a JSON file"
             ) from error
         except ValueError as error:  # InputError is one
+            refuse_lfs_pointer(path)
             reason = str(error) if isinstance(error, InputError) else f"no JSON: {error}"
             raise InputError(f"class list {path} cannot be used: {reason}") from error
 

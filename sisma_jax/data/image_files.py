@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from sisma_jax.errors import InputError
-from sisma_jax.files import write_atomically
+from sisma_jax.files import refuse_lfs_pointer, write_atomically
 
 FORMATS = {
     ".png": "PNG",
@@ -181,6 +181,7 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
         ) from error
     # Pillow's decoders raise whatever their parsing trips over: struct.error, KeyError, TypeError.
     except Exception as error:
+        refuse_lfs_pointer(path)
         reason = getattr(error, "strerror", None) or "damaged, cut short or of another format"
         raise InputError(
             f"{path} cannot be read as {_kind(path, content)} ({reason}): replace the file by an "

@@ -62,12 +62,12 @@ class LatentCache:
         self._size = self._description["size"]
         self.ids, self._records = prepared.open_split(path, self._description, split)
 
-    def check(self, *, size: int, autoencoder: str, data: str | None) -> None:
+    def check(self, *, size: int, autoencoder: str | None, data: str | None) -> None:
         """Compare what was encoded with what is asked for.
 
         Args:
           size: pixels of the images.
-          autoencoder: checksum of the autoencoder.
+          autoencoder: checksum of the autoencoder; None where it is not yet known.
           data: checksum of the data set; None where there is none to compare with.
 
         Raises:
@@ -77,7 +77,7 @@ class LatentCache:
         differences = []
         if self._size != size:
             differences.append(f"of images of {self._size} pixels instead of {size}")
-        if made_of["autoencoder"] != autoencoder:
+        if autoencoder not in (None, made_of["autoencoder"]):
             differences.append(
                 f"of another autoencoder ({made_of['autoencoder'][:8]} instead of "
                 f"{autoencoder[:8]})"

@@ -18,7 +18,7 @@ from etils import epath
 from sisma_jax.data import records
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_address, local_path
+from sisma_jax.files import is_address, local_path, refuse_lfs_pointer
 
 DATASET_FILE = "dataset.json"
 VERSION = 1
@@ -94,6 +94,7 @@ def read_versioned(
             f"{path} is no {what}, it has no {name}: write one with `python -m {command}`"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
+        refuse_lfs_pointer(file)
         raise InputError(f"{file} is damaged: write {path} again") from error
     if found != version:
         raise InputError(
@@ -135,6 +136,8 @@ def open_split(path: Path | str, description: dict[str, Any], split: str) -> tup
         stored = grain.sources.ArrayRecordDataSource([str(file) for file in files])
         count = len(stored)
     except (RuntimeError, ValueError) as error:
+        for file in files:
+            refuse_lfs_pointer(file)
         raise InputError(
             f"the shards of {path} cannot be opened ({str(error).splitlines()[0]}): write it again"
         ) from error

@@ -19,7 +19,16 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from sisma_jax.errors import InputError
-from sisma_jax.files import local_path, put_in_place, read_json, write_json, writing
+from sisma_jax.files import (
+    LOCK_FILES,
+    is_new_or_empty,
+    local_path,
+    put_in_place,
+    read_json,
+    why_unwritable,
+    write_json,
+    writing,
+)
 
 _UNFINISHED = ".unfinished"
 _PLAN = "plan.json"
@@ -49,6 +58,19 @@ def plan(settings: dict[str, Any], items: dict[str, list[str]]) -> dict[str, Any
     """What decides the records: settings, and ids by file; `checksum` is that of it all."""
     text = json.dumps([settings, items], sort_keys=True)
     return {"settings": settings, "checksum": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def check_folder(path: Path, description_file: str) -> None:
+    """Look ahead at whether shards may be written into a folder, whatever their plan.
+
+    Raises:
+      InputError: it holds other things, or cannot be written.
+    """
+    if (reason := why_unwritable(path)) is not None:
+        raise InputError(f"{path} cannot be written ({reason}): name another folder")
+    ours = (path / description_file).exists() or (path / _UNFINISHED).exists()
+    if not ours and not is_new_or_empty(path, besides=LOCK_FILES):
+        raise InputError(f"{path} is not an empty folder: name a new or an empty one")
 
 
 class Folder:

@@ -98,6 +98,12 @@ def check_parser(
         )
 
 
+def check_weight_folder(weights: Path | None) -> None:
+    """Raises InputError if the folder of published weights that is named is none."""
+    if weights is not None and not weights.is_dir():
+        raise InputError(f"--weights {weights} is no folder: give one of published weights")
+
+
 def load_networks(
     metrics: frozenset[str], weights: Path | None, parser: Path | None, lpips_network: str
 ) -> Networks:
@@ -114,8 +120,7 @@ def load_networks(
     Raises:
       InputError: if a folder that is named does not exist, or a file cannot be used.
     """
-    if weights is not None and not weights.is_dir():
-        raise InputError(f"--weights {weights} is no folder: give one of published weights")
+    check_weight_folder(weights)
     weights = weights or DEFAULT_WEIGHTS
     missing: dict[str, str] = {}
     found_parser = inception = lpips = None

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from sisma_jax.errors import InputError
-from sisma_jax.files import write_atomically
+from sisma_jax.files import refuse_lfs_pointer, write_atomically
 
 ASYMMETRY = 1e-6
 """What a covariance may differ from its transpose, of its largest value: float32's rounding."""
@@ -220,6 +220,7 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     except FileNotFoundError:
         raise InputError(f"there are no statistics {path}: check the path") from None
     except DAMAGED as error:
+        refuse_lfs_pointer(path)
         raise InputError(
             f"{path} cannot be read as .npz ({error}): compute the statistics again"
         ) from error

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from sisma_jax.errors import InputError
-from sisma_jax.files import write_atomically
+from sisma_jax.files import refuse_lfs_pointer, write_atomically
 
 PICKLED = (".bin", ".ckpt", ".pth", ".pt")
 RECIPE = (
@@ -37,8 +37,9 @@ def check_weight_file(path: Path) -> None:
     """Refuse what cannot be a weight file before anything is opened.
 
     Raises:
-      InputError: if `path` is missing, pickled, or not named .safetensors.
+      InputError: if `path` is missing, pickled, a git-lfs pointer, or not named .safetensors.
     """
+    refuse_lfs_pointer(path)
     if path.suffix in PICKLED:
         recipe = RECIPE.replace("OLD", str(path)).replace(
             "NEW", str(path.with_suffix(".safetensors"))

@@ -27,6 +27,7 @@ from absl import logging
 
 from sisma_jax.data.checksums import differ
 from sisma_jax.errors import InputError, RunError
+from sisma_jax.files import refuse_lfs_pointer
 from sisma_jax.models.weights import load_tree, read_metadata
 from sisma_jax.training.hosts import all_true, is_first, many, wait_for_all
 from sisma_jax.training.run_folder import RunFolder
@@ -238,6 +239,9 @@ class _Reader:
         for step in sorted(self._manager.all_steps(), reverse=True):
             restored, failure = None, None
             try:
+                # Orbax reports a pointer by many lines, from threads of its own.
+                for file in (self._path / str(step)).rglob("*"):
+                    refuse_lfs_pointer(file)
                 restored = self._manager.restore(step, args=ocp.args.Composite(**items))
                 if "run" in items and restored.run["batch"] != step:
                     failure = f"it says that {restored.run['batch']} batches were read"

@@ -17,9 +17,9 @@ from jaxtyping import Array
 
 from sisma_jax.data.input_pipeline import Source, items
 from sisma_jax.errors import InputError
-from sisma_jax.generators import Config, generator
+from sisma_jax.generators import Config
 from sisma_jax.models.autoencoder import Autoencoder
-from sisma_jax.training.objective import latent_noise, latents_of, losses
+from sisma_jax.training.objective import latent_noise, latents_of, losses, nothing_dropped
 from sisma_jax.training.sharding import put_batch, replicated, row_share, under_mesh
 from sisma_jax.training.state import Params
 
@@ -78,9 +78,7 @@ def held_out_loss(
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(index)
         noise = jax.vmap(lambda key: latent_noise(config, key, 1))(keys)
         batch |= {name: x[:, 0] for name, x in noise.items()}
-        batch["dropped"] = jnp.zeros(len(index), bool)
-        if generator(config).has_style:
-            batch["styleless"] = jnp.zeros((len(index), config.num_classes), bool)
+        batch |= nothing_dropped(config, len(index))
         latents = latents_of(batch, autoencoder)
         within = index.astype(jnp.float32) * GOLDEN % 1.0
 

@@ -81,9 +81,16 @@ def is_first() -> bool:
 
 
 def say(text: str) -> None:
-    """Print, on one process."""
-    if is_first():
+    """Print, on one process. Where nobody listens any more, since the terminal or the pipe is gone,
+    training goes on unheard: no print may cost a save."""
+    if not is_first():
+        return
+    try:
         print(text, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 @contextmanager
@@ -128,26 +135,36 @@ def _everyones(words: str) -> list[str]:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Yield (step) -> whether to save and stop after it, because of SIGTERM or SIGINT.
+    """Yield (step) -> whether to save and stop after it, because of SIGTERM, SIGINT or SIGHUP.
 
     Alone, a process stops after the step at hand, and a second signal acts as it always does. With
     others, a signal to any of them stops all, after a step that JAX's preemption service agrees on;
-    SIGTERM is its own, so that notices by clusters take the same way.
+    SIGTERM is its own, so that notices by clusters take the same way. SIGHUP, of a terminal that is
+    closed, is left alone where it is ignored, as nohup has it; it often comes twice, and the second
+    changes nothing.
     """
     received: list[int] = []
     shared = many()
 
     def handle(number: int, frame: Any) -> None:
+        # It may come amidst a print, or from a terminal that takes no more: `stop` speaks.
         received.append(number)
-        signal.signal(number, previous[number])
+        if number != hangup:
+            signal.signal(number, previous[number])
         if shared:
             os.kill(os.getpid(), signal.SIGTERM)
-        print(f"{signal.Signals(number).name}: saving after this step", flush=True)
 
     def stop(step: int) -> bool:
-        return multihost_utils.reached_preemption_sync_point(step) if shared else bool(received)
+        asked = multihost_utils.reached_preemption_sync_point(step) if shared else bool(received)
+        if asked:
+            names = [signal.Signals(number).name for number in received] or ["asked to stop"]
+            say(f"{names[0]}: saving step {step}, then stopping")
+        return asked
 
-    numbers = (signal.SIGINT,) if shared else (signal.SIGTERM, signal.SIGINT)
+    numbers = [signal.SIGINT] if shared else [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.append(hangup)
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop

@@ -1,7 +1,8 @@
 """The loop that trains any of the project's models: restore, step, log, evaluate, sample, save.
 
 A run is continued by running it again: state and data position come from the newest checkpoint, and
-what follows equals an undisturbed run. SIGTERM and Ctrl-C finish the step at hand, save and return.
+what follows equals an undisturbed run. SIGTERM, Ctrl-C and a closed terminal (SIGHUP) finish the
+step at hand, save and return.
 """
 
 import dataclasses
@@ -221,6 +222,7 @@ class _Loop:
             if last:
                 break
         self._profile(None, state)
+        self.checkpoints.wait()  # while signals are still heard
         return state
 
     def _read(self, unread: int, state: TrainState) -> None:

@@ -78,6 +78,15 @@ def draw(
     }
 
 
+def nothing_dropped(config: Config, count: int, *, style: bool = True) -> dict[str, Array]:
+    """What `draw` gives beside noise and time where every row has its mask, and its face's style;
+    without `style` no row has one."""
+    given = {"dropped": jnp.zeros(count, bool)}
+    if generator(config).has_style:
+        given["styleless"] = jnp.full((count, config.num_classes), not style)
+    return given
+
+
 def latents_of(batch: dict[str, Array], autoencoder: Autoencoder) -> Float[Array, "b h w c"]:
     """Scaled latents of a batch at its "posterior" noise.
 

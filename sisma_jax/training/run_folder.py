@@ -44,6 +44,7 @@ from sisma_jax.files import (
     local_path,
     lock,
     read_json,
+    why_unwritable,
     write_atomically,
     write_json,
 )
@@ -172,6 +173,75 @@ class RunFolder:
         """Read the resolved config; raises InputError where there is none."""
         return from_json(self.config_file)
 
+    def newest_step(self) -> int | None:
+        """Of the checkpoints, as their names say it; None where there are none."""
+        if not self.checkpoints.is_dir():
+            return None
+        names = [path.name for path in self.checkpoints.iterdir()]
+        return max((int(name) for name in names if name.isdecimal()), default=None)
+
+    def check(self, config: ConfigDict) -> None:
+        """Look ahead at what `claim` would say, but of the data, and write nothing.
+
+        Raises:
+          InputError: as `claim`.
+        """
+        if self.weights_file.exists():
+            raise InputError(
+                f"{self.path} is an export, which cannot be continued: give --workdir a new folder "
+                f"and --config.train.init_from={self.path}"
+            )
+        if (reason := why_unwritable(self.path)) is not None:
+            raise self._unwritable(reason)
+        if self.config_file.exists():
+            for key, before, after in fixed_changes(self.config(), config):
+                raise InputError(
+                    f"{self.config_file} has {key} = {before!r} where this run has {after!r}: "
+                    "continue with the old value, or give --workdir a new folder"
+                )
+            step = self.newest_step()
+            for key, before, after in changes(self.config(), config):
+                if key == "train.init_from" and after and step is not None:
+                    raise InputError(
+                        f"train.init_from is now {after}, but {self.path} goes on from its own "
+                        f"step {step}: leave it at {before!r}, or give --workdir a new folder"
+                    )
+        elif not is_new_or_empty(self.path, besides=LOCK_FILES):
+            raise InputError(
+                f"{self.path} is not empty and holds no run: give --workdir a new or empty folder"
+            )
+        if self.lock_file.exists():
+            with self._locked():
+                pass
+
+    def not_read(self, key: str, value: Any) -> str:
+        """Why a continued run does not read the new value of a key; "" where it does."""
+        step = self.newest_step()
+        if key == "autoencoder.path" and self.autoencoder.exists():
+            return f"it is not read: the run keeps to its own copy, {self.autoencoder}"
+        if key == "train.init_from" and step is not None:
+            return f"it is not read: the run goes on from its own step {step}"
+        if key == "train.profile_at" and step is not None and 0 < value <= step:
+            return f"nothing is traced: the run goes on from step {step}"
+        return ""
+
+    def _unwritable(self, reason: str | None) -> InputError:
+        return InputError(
+            f"run folder {self.path} cannot be written ({reason}): give --workdir a folder that can"
+        )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock(self.lock_file))
+            except LockedError as error:
+                raise InputError(
+                    f"{self.path} is being trained in by {error}: wait for its end, or give "
+                    "--workdir another folder"
+                ) from None
+            yield
+
     @contextmanager
     def claim(
         self, config: ConfigDict, *, data: str | None = None, classes: ClassSet | None = None
@@ -187,41 +257,20 @@ class RunFolder:
           InputError: if it holds a run of another config, data set or classes, an export or other
             files, cannot be written, or another process trains in it.
         """
-        if self.weights_file.exists():
-            raise InputError(
-                f"{self.path} is an export, which cannot be continued: give --workdir a new folder "
-                f"and --config.train.init_from={self.path}"
-            )
+        self.check(config)
         if self.config_file.exists():
-            for key, before, after in fixed_changes(self.config(), config):
-                raise InputError(
-                    f"{self.config_file} has {key} = {before!r} where this run has {after!r}: "
-                    "continue with the old value, or give --workdir a new folder"
-                )
             self._refuse_other_data(data, classes)
-        elif not is_new_or_empty(self.path, besides=LOCK_FILES):
-            raise InputError(
-                f"{self.path} is not empty and holds no run: give --workdir a new or empty folder"
-            )
         with ExitStack() as held:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                held.enter_context(lock(self.lock_file))
+                held.enter_context(self._locked())
                 write_atomically(self.config_file, to_json(config).encode())
                 if classes is not None:
                     self.write_classes(classes)
                 if data is not None:
                     write_json(self.data_file, {"checksum": data})
-            except LockedError as error:
-                raise InputError(
-                    f"{self.path} is being trained in by {error}: wait for its end, or give "
-                    "--workdir another folder"
-                ) from None
             except OSError as error:
-                raise InputError(
-                    f"run folder {self.path} cannot be written ({error.strerror}): give --workdir "
-                    "a folder that can"
-                ) from error
+                raise self._unwritable(error.strerror) from error
             yield
 
     def _refuse_other_data(self, data: str | None, classes: ClassSet | None) -> None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from sisma_jax import cli
 from sisma_jax.config import load_config, section, split_spec
 from sisma_jax.data import synthetic
-from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source, batch_ids, open_dataset, training_stream
 from sisma_jax.data.prepared import is_prepared
 from sisma_jax.errors import InputError
@@ -82,6 +82,52 @@ class DataConfig:
         ids = lambda batch: batch_ids(source, batch_size=batch_size, seed=seed, batch=batch)
         return Feed(open_stream, ids)
 
+    def is_to_be_made(self) -> bool:
+        """Whether `make_if_synthetic` has faces to write: all, or the rest of an unfinished set.
+
+        Whatever else is there is read, or refused.
+
+        Raises:
+          InputError: `path` cannot be written.
+        """
+        if not self.synthetic_count or is_prepared(self.path):
+            return False
+        path = local_path(self.path)
+        if is_new_or_empty(path, besides=LOCK_FILES):
+            return True
+        begun = synthetic.read_unfinished_settings(path) or {}
+        return all(begun.get(name) == x for name, x in self._synthetic_settings().items())
+
+    def _synthetic_settings(self) -> dict[str, int]:
+        return {"count": self.synthetic_count, "size": self.size, "seed": 0}
+
+    def check_split(self) -> None:
+        """Raises InputError if of the faces that are to be made one split would be empty."""
+        if not 0 < self.test_from < self.synthetic_count:
+            raise InputError(
+                f"data.test_from is {self.test_from} of data.synthetic_count "
+                f"{self.synthetic_count} faces, which leaves the "
+                f"{'train' if self.test_from < 1 else 'test'} split empty: choose one between"
+            )
+
+    def open_if_there(self, train: Sequence[str], test: Sequence[str]) -> list[Source]:
+        """Open the training and the test split; of faces that are to be made none, yet.
+
+        Args:
+          train, test: the fields of their items.
+
+        Raises:
+          InputError: if there is no such data, or there would be none.
+        """
+        if self.is_to_be_made():
+            self.check_split()
+            return []
+        return self.open_both(train, test)
+
+    def open_both(self, train: Sequence[str], test: Sequence[str]) -> list[Source]:
+        """Open the training and the test split, items of these fields, as `open` does."""
+        return [self.open("train", train), self.open("test", test)]
+
     def make_if_synthetic(self) -> None:
         """Write the synthetic set if the config asks for one and it is not there, or not whole.
 
@@ -95,18 +141,13 @@ class DataConfig:
                 self._make_if_synthetic()
 
     def _make_if_synthetic(self) -> None:
-        if not self.synthetic_count or is_prepared(self.path):
+        if not self.is_to_be_made():
             return
         path = local_path(self.path)
-        wanted = {"count": self.synthetic_count, "size": self.size, "seed": 0}
         begun = synthetic.read_unfinished_settings(path)
-        if is_new_or_empty(path, besides=LOCK_FILES):
-            print(f"{path} has no faces: writing {self.synthetic_count} synthetic ones")
-        elif begun and all(begun[name] == value for name, value in wanted.items()):
-            print(f"{path} is not finished: going on to {self.synthetic_count} synthetic faces")
-        else:  # whatever it is, it is read, or refused
-            return
-        synthetic.write_dataset(path, **wanted)
+        how = "is not finished: going on to" if begun else "has no faces yet: writing"
+        print(f"{path} {how} {self.synthetic_count} synthetic ones")
+        synthetic.write_dataset(path, **self._synthetic_settings())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +233,9 @@ def run_claimed(
             if is_first():
                 held.enter_context(run.claim(config, data=data, classes=classes))
         for key, before, after in changes(begun, config):
-            say(f"changed in this run: {key} from {before!r} to {after!r}")
+            ignored = run.not_read(key, after)
+            said = f"; {ignored}" if ignored else ""
+            say(f"changed in this run: {key} from {before!r} to {after!r}{said}")
         yield {"seed": config.seed, "config": config.to_dict(), "data": data}
 
 
@@ -223,6 +266,31 @@ def _check_seed(config: ConfigDict) -> None:
 def _name(spec: str) -> str:
     path, variant = split_spec(spec)
     return "-".join(filter(None, (path.stem, variant)))
+
+
+def check_classes(section: str, count: int, sources: Sequence[Source]) -> None:
+    """Raises InputError unless a model has as many classes as its data, the synthetic faces that
+    are still to be made where there are no sources."""
+    classes = sources[0].classes if sources else CELEBAMASK
+    if len(classes) != count:
+        whose = f"{sources[0]!r} has" if sources else "synthetic faces have"
+        raise InputError(
+            f"{section}.num_classes is {count}, but {whose} {len(classes)} classes: set "
+            f"--config.{section}.num_classes={len(classes)}"
+        )
+
+
+def check_start(run: RunFolder, init_from: str) -> None:
+    """Raises InputError if a run begins with weights of another one that has none."""
+    if not init_from or run.newest_step() is not None:  # a begun run does not read them again
+        return
+    other = RunFolder(Path(init_from))
+    other.config()
+    if not other.weights_file.exists() and other.newest_step() is None:
+        raise InputError(
+            f"train.init_from is {init_from}, which holds no finished checkpoint: give a run or an "
+            "export that has weights"
+        )
 
 
 def check_image_size(data: DataConfig, factor: int) -> None:

@@ -80,6 +80,11 @@ class TrainConfig:
             raise InputError(
                 f"train.profile_at is {self.profile_at}: give a step, or 0 for no trace"
             )
+        if self.profile_at > self.steps:
+            raise InputError(
+                f"train.profile_at is {self.profile_at}, but training ends at step {self.steps}: "
+                "give an earlier step, or 0 for no trace"
+            )
         if self.optimizer not in ("adamw", "muon"):
             raise InputError(f"train.optimizer is {self.optimizer!r}: choose 'adamw' or 'muon'")
         if self.schedule not in ("constant", "cosine"):

@@ -273,6 +273,11 @@ def test_other_files_are_refused_in_a_sentence(tmp_path, content, message):
     assert message in refusal(tmp_path / "a.png")
 
 
+def test_a_git_lfs_pointer_is_told(tmp_path):
+    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "git lfs pull" in refusal(tmp_path / "a.png")
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     assert "No such file" in refusal(tmp_path / "a.png")
     assert "directory" in refusal(tmp_path)

@@ -1,6 +1,10 @@
 """How processes meet and agree, as far as one can tell alone; the rest is in test_processes.py."""
 
 import argparse
+import io
+import os
+import signal
+import sys
 
 import jax
 import pytest
@@ -76,3 +80,39 @@ def test_alone_one_agrees_with_oneself():
     assert hosts.all_true(True) is True
     assert hosts.all_true(False) is False
     assert hosts.is_first() and not hosts.many()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_said_by_the_loop_and_not_amidst_whatever_it_interrupts(number, capsys):
+    before = signal.getsignal(number)
+    with hosts.stop_requests() as stop:
+        assert not stop(1)
+        os.kill(os.getpid(), number)
+        assert capsys.readouterr().out == ""
+        assert stop(2)
+        assert capsys.readouterr().out == f"{number.name}: saving step 2, then stopping\n"
+    assert signal.getsignal(number) == before
+
+
+def test_a_terminal_that_closes_says_so_twice_and_nohup_keeps_its_word():
+    before = signal.getsignal(signal.SIGHUP)
+    with hosts.stop_requests() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop(1)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with hosts.stop_requests() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_where_nobody_listens_nothing_is_raised(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with io.TextIOWrapper(os.fdopen(writer, "wb")) as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        for _ in range(2):
+            hosts.say("step 1")

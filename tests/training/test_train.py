@@ -132,12 +132,17 @@ def test_rows_past_the_restored_step_are_dropped(tiny_run, inputs_folder, tmp_pa
     assert_same_run(run, tiny_run)
 
 
-def test_a_moved_run_continues_without_its_first_autoencoder(tiny_run, inputs_folder, tmp_path):
+def test_a_moved_run_continues_without_its_first_autoencoder_and_says_so(
+    tiny_run, inputs_folder, tmp_path, capsys
+):
     shutil.copytree(tiny_run, tmp_path / "moved")
     train_tiny(
         inputs_folder, tmp_path / "moved", train__steps=7, autoencoder__path=tmp_path / "gone"
     )
     assert Synthesizer.load(tmp_path / "moved").step == 7
+    copy = tmp_path / "moved" / "autoencoder"
+    said = f"autoencoder' to '{tmp_path / 'gone'}'; it is not read: the run keeps to its own copy"
+    assert f"{said}, {copy}\n" in capsys.readouterr().out
 
 
 def test_init_from_starts_with_the_other_runs_averaged_weights(tiny_run, inputs_folder, tmp_path):

@@ -11,7 +11,13 @@ import numpy as np
 
 from sisma_jax import hub
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, local_path, whole_folder, write_json
+from sisma_jax.files import (
+    is_new_or_empty,
+    local_path,
+    refuse_lfs_pointer,
+    whole_folder,
+    write_json,
+)
 from sisma_jax.models.autoencoder import published
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.autoencoder.model import Autoencoder, AutoencoderKL, parameter_shapes
@@ -164,6 +170,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text("utf-8"))
     except ValueError as error:
+        refuse_lfs_pointer(path)
         raise InputError(f"{path} is not JSON ({error}): copy or export it again") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds no configuration: copy or export it again")

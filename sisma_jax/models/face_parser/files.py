@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, local_path, whole_folder, write_json
+from sisma_jax.files import (
+    is_new_or_empty,
+    local_path,
+    refuse_lfs_pointer,
+    whole_folder,
+    write_json,
+)
 from sisma_jax.models.face_parser.config import FaceParserConfig
 from sisma_jax.models.face_parser.parser import FaceParser, parameter_shapes
 from sisma_jax.models.face_parser.published import load_published
@@ -108,6 +114,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text("utf-8"))
     except ValueError as error:
+        refuse_lfs_pointer(path)
         raise InputError(f"{path} is not JSON ({error}): copy the parser again") from error
     model = fields.pop("model", None) if isinstance(fields, dict) else None
     if model != FaceParserUNet.__name__:
