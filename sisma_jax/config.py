@@ -168,7 +168,7 @@ def from_json(path: Path) -> ConfigDict:
       InputError: if the file is missing or not such a config.
     """
     try:
-        return ConfigDict(json.loads(path.read_text("utf-8")))
+        return ConfigDict(json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise InputError(
             f"{path.parent} is not a run folder, it has no {path.name}: "

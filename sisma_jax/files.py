@@ -51,6 +51,23 @@ def local_path(path: str | os.PathLike) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def library_path(path: str | os.PathLike) -> Path:
+    """`local_path` of what ArrayRecord or TensorStore opens, which know names in UTF-8 only.
+
+    Raises:
+      InputError: it is an address, or its name (or that of a folder that it is in) is no UTF-8.
+    """
+    found = local_path(path)
+    try:
+        os.path.abspath(found).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{found} has bytes in its name that are no UTF-8, which the libraries that read and "
+            "write there cannot use: rename it"
+        ) from None
+    return found
+
+
 def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
     """Write `content` to `path`, by way of a temporary file beside it.
 

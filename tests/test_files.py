@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from sisma_jax import files
+from sisma_jax.data.prepared import PreparedDataset
+from sisma_jax.data.shards import Folder
 from sisma_jax.errors import InputError
 from sisma_jax.files import LOCK, LockedError, local_path, lock, whole_folder, write_atomically
 from sisma_jax.hub import local_path as autoencoder_path
@@ -147,3 +149,17 @@ def test_where_python_is_given_an_address_it_makes_no_folder_of_it(use, tmp_path
     with pytest.raises(InputError, match="is an address"):
         use("gs://bucket/run")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "open_folder",
+    [
+        lambda path: Folder(path, {}, "dataset.json"),
+        RunFolder,
+        lambda path: PreparedDataset(path, 32),
+        lambda path: RunFolder(path / "inside"),
+    ],
+)
+def test_a_folder_that_libraries_cannot_name_is_told(open_folder, tmp_path):
+    with pytest.raises(InputError, match="no UTF-8.*: rename it"):
+        open_folder(tmp_path / os.fsdecode(b"v\xe9lo"))

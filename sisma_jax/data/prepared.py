@@ -18,7 +18,7 @@ from etils import epath
 from sisma_jax.data import records
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_address, local_path, refuse_lfs_pointer
+from sisma_jax.files import is_address, library_path, refuse_lfs_pointer
 
 DATASET_FILE = "dataset.json"
 VERSION = 1
@@ -34,7 +34,7 @@ def folder(path: Path | str) -> epath.Path:
     Raises:
       InputError: `path` is another address.
     """
-    return epath.Path(path if os.fspath(path).startswith(BUCKET) else local_path(path))
+    return epath.Path(path if os.fspath(path).startswith(BUCKET) else library_path(path))
 
 
 @contextlib.contextmanager

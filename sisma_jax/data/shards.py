@@ -22,7 +22,7 @@ from sisma_jax.errors import InputError
 from sisma_jax.files import (
     LOCK_FILES,
     is_new_or_empty,
-    local_path,
+    library_path,
     put_in_place,
     read_json,
     why_unwritable,
@@ -77,7 +77,7 @@ class Folder:
     """A folder that shards are written into, for one plan."""
 
     def __init__(self, path: Path, plan: dict[str, Any], description_file: str) -> None:
-        self.path, self._plan = local_path(path), plan
+        self.path, self._plan = library_path(path), plan
         self._description = self.path / description_file
         self._unfinished = self.path / _UNFINISHED
 

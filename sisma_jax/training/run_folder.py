@@ -41,7 +41,7 @@ from sisma_jax.files import (
     LOCK_FILES,
     LockedError,
     is_new_or_empty,
-    local_path,
+    library_path,
     lock,
     read_json,
     why_unwritable,
@@ -93,7 +93,7 @@ class RunFolder:
     path: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", local_path(self.path))
+        object.__setattr__(self, "path", library_path(self.path))
 
     @property
     def config_file(self) -> Path:

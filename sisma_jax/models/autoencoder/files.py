@@ -70,9 +70,7 @@ def save_diffusers(
 
 def _folder(path: Path) -> Any:
     """A folder that replaces an autoencoder at `path`, and nothing else."""
-    ours = {CONFIG_FILE, WEIGHT_FILE, DIFFUSERS_WEIGHT_FILE}
-    replaceable = path.is_dir() and {child.name for child in path.iterdir()} <= ours
-    if not replaceable and not is_new_or_empty(path):
+    if not is_new_or_empty(path, besides=(CONFIG_FILE, WEIGHT_FILE, DIFFUSERS_WEIGHT_FILE)):
         raise InputError(
             f"{path} exists and holds other things than an autoencoder: give a new folder"
         )
@@ -168,7 +166,7 @@ def _published_file(folder: Path) -> Path:
 
 def _read_fields(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text("utf-8"))
+        fields = json.loads(path.read_bytes())
     except ValueError as error:
         refuse_lfs_pointer(path)
         raise InputError(f"{path} is not JSON ({error}): copy or export it again") from error

@@ -55,8 +55,7 @@ def save_parser(
     """
     path = local_path(path)
     FaceParser.trained(config, params, classes=classes, size=size, quality=quality)
-    ours = path.is_dir() and {x.name for x in path.iterdir()} <= {CONFIG_FILE, WEIGHT_FILE}
-    if not ours and not is_new_or_empty(path):
+    if not is_new_or_empty(path, besides=(CONFIG_FILE, WEIGHT_FILE)):
         raise InputError(
             f"{path} exists and holds other things than a face parser: give a new folder"
         )
@@ -112,7 +111,7 @@ def _load_folder(folder: Path) -> FaceParser:
 def _read_fields(path: Path) -> dict[str, Any]:
     """What `save_parser` wrote, without the model's name."""
     try:
-        fields = json.loads(path.read_text("utf-8"))
+        fields = json.loads(path.read_bytes())
     except ValueError as error:
         refuse_lfs_pointer(path)
         raise InputError(f"{path} is not JSON ({error}): copy the parser again") from error
