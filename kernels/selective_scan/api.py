@@ -6,6 +6,8 @@ cannot run. To add one: write its file, and enter it in IMPLEMENTATIONS.
 """
 
 from collections.abc import Callable
+from functools import partial
+from types import ModuleType
 from typing import no_type_check
 
 import jax
@@ -15,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels.selective_scan import (
     associative,
+    automatic,
     chunked,
     device,
     pallas_mosaic,
@@ -33,7 +36,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 
 
 def best_implementation(state: int) -> str:
-    """The name which `implementation=None` stands for, given the number of states.
+    """The name which `implementation=None` stands for on JAX's default device, by the states.
 
     On NVIDIA GPUs from sm_80 on a Pallas kernel if it takes that many states: "pallas_triton"
     while jax has it, then "pallas_mosaic". Anywhere else (CPUs, older GPUs, TPUs) "chunked".
@@ -43,21 +46,32 @@ def best_implementation(state: int) -> str:
 
 def choose(state: int) -> tuple[str, str]:
     """`best_implementation`, and why it is that one, in a few words."""
+    platform = device.platform()
+    if platform != "cuda":
+        return "chunked", f"no NVIDIA GPU: JAX computes on {platform}"
+    kernel, reason = kernel_for_gpus(state)
+    return "chunked" if kernel is None else kernel.BACKEND.name, reason
+
+
+def kernel_for_gpus(state: int) -> tuple[ModuleType | None, str]:
+    """The kernel in programs for NVIDIA GPUs, None for "chunked"; and why it is that one.
+
+    It is chosen for the GPU at hand. Where there is none (a program is lowered to be run elsewhere)
+    one from sm_80 on is meant.
+    """
     capability = device.compute_capability()
-    if capability is None:
-        return "chunked", f"no NVIDIA GPU: JAX computes on {jax.default_backend()}"
-    architecture = "sm_{}{}".format(*capability)
-    if capability < (8, 0):
-        return "chunked", f"the kernels are for sm_80 and later, this GPU is {architecture}"
+    architecture = "sm_80 or later" if capability is None else "sm_{}{}".format(*capability)
+    if capability is not None and capability < (8, 0):
+        return None, f"the kernels are for sm_80 and later, this GPU is {architecture}"
     reasons = []
-    for name, kernel in (("pallas_triton", pallas_triton), ("pallas_mosaic", pallas_mosaic)):
+    for kernel in (pallas_triton, pallas_mosaic):
         try:
-            kernel.check(state)
+            kernel.check_kernel(state)
         except NotImplementedError as error:
             reasons.append(str(error).removeprefix("selective_scan: "))
         else:
-            return name, "; ".join([f"a kernel for this GPU, {architecture}", *reasons])
-    return "chunked", "; ".join(reasons)
+            return kernel, "; ".join([f"a kernel for this GPU, {architecture}", *reasons])
+    return None, "; ".join(reasons)
 
 
 @no_type_check  # a wrong shape is answered by `validation`, in words
@@ -110,8 +124,10 @@ def selective_scan(
         reverse: visit from the last step to the first (with `order`, from its last entry).
         return_last_state: also return the state after the last step visited.
         implementation: "sequential", "associative", "chunked", "pallas_triton" or
-            "pallas_mosaic"; None takes the best that works here (`best_implementation`). A named
-            one never falls back; on a CPU a Pallas kernel is interpreted, which is slow.
+            "pallas_mosaic"; None takes the best for the platform that the program is lowered for,
+            which is where the arrays are: a Pallas kernel on NVIDIA GPUs (`kernel_for_gpus`), on
+            others "chunked". A named one never falls back; on a CPU a Pallas kernel is
+            interpreted, which is slow.
 
     Returns:
         y, shaped like u and in its dtype; or (y, last_state) with last_state float32
@@ -121,20 +137,24 @@ def selective_scan(
         ValueError: shapes which disagree, an order which is no permutation, an unknown
             implementation.
         TypeError: something else than a floating array, an order which is not int32.
-        NotImplementedError: the named implementation cannot run here.
+        NotImplementedError: the named implementation cannot run here; of a Pallas kernel on a
+            platform that has none, when the program is lowered for it.
     """
     if implementation is not None:
         check_implementation(implementation, IMPLEMENTATIONS)
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
     check_arguments(arrays, order)
-    name = implementation or best_implementation(A.shape[1])
+    kernel = kernel_for_gpus(A.shape[1])[0] if implementation is None else None
+    if kernel is None:
+        name = implementation or best_implementation(A.shape[1])
+        scan = IMPLEMENTATIONS[name]
+    else:
+        name, scan = "chunked", partial(automatic.scan, kernel)
     arrays = jax.tree.map(jnp.asarray, arrays)
     if order is not None:
         order = jnp.array(order)  # a copy: nested vmaps of a NumPy table fail in custom_vjp
     try:
-        y, last_state = IMPLEMENTATIONS[name](
-            **arrays, delta_softplus=delta_softplus, order=order, reverse=reverse
-        )
+        y, last_state = scan(**arrays, delta_softplus=delta_softplus, order=order, reverse=reverse)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
