@@ -7,13 +7,13 @@ it elsewhere. So here only the default is traced; another platform's function is
 as the default was, when a program is lowered for that platform.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -55,7 +55,9 @@ def by_platform(default: Callable, **others: Callable) -> Callable:
     return function
 
 
-def _transformed(transform: Callable, arguments: list, default: Any, others: tuple) -> dict:
+def _transformed(
+    transform: Callable, arguments: Sequence, default: ClosedJaxpr, others: tuple
+) -> dict:
     """Parameters of the choice between the functions that `transform` makes of these."""
     return {
         "default": jax.make_jaxpr(transform(jaxpr_as_fun(default)))(*arguments),
