@@ -56,13 +56,17 @@ def choose(state: int) -> tuple[str, str]:
 def kernel_for_gpus(state: int) -> tuple[ModuleType | None, str]:
     """The kernel in programs for NVIDIA GPUs, None for "chunked"; and why it is that one.
 
-    It is chosen for the GPU at hand. Where there is none (a program is lowered to be run elsewhere)
-    one from sm_80 on is meant.
+    It is chosen for the GPU at hand. Where there is none, because a program is lowered to run
+    elsewhere, one from sm_80 on is meant; but jax from 0.11 on lowers no kernel then unless a mesh
+    names the GPU (`jax.sharding.AbstractDevice`), so there it is "chunked".
     """
     capability = device.compute_capability()
-    architecture = "sm_80 or later" if capability is None else "sm_{}{}".format(*capability)
-    if capability is not None and capability < (8, 0):
+    if capability is None and jax.__version_info__ >= (0, 11) and device.gpu() is None:
+        return None, "no NVIDIA GPU is at hand, and no mesh names one"
+    if capability is not None and capability < pallas_triton.LEAST:
+        architecture = "sm_{}{}".format(*capability)
         return None, f"the kernels are for sm_80 and later, this GPU is {architecture}"
+    architecture = "sm_80 or later" if capability is None else "sm_{}{}".format(*capability)
     reasons = []
     for kernel in (pallas_triton, pallas_mosaic):
         try:
@@ -72,6 +76,13 @@ def kernel_for_gpus(state: int) -> tuple[ModuleType | None, str]:
         else:
             return kernel, "; ".join([f"a kernel for this GPU, {architecture}", *reasons])
     return None, "; ".join(reasons)
+
+
+def check_here(name: str, state: int) -> None:
+    """Raises NotImplementedError with the reason where JAX's default device cannot run `name`."""
+    for kernel in (pallas_triton, pallas_mosaic):
+        if kernel.BACKEND.name == name:
+            kernel.check(state)
 
 
 @no_type_check  # a wrong shape is answered by `validation`, in words
@@ -146,10 +157,9 @@ def selective_scan(
     check_arguments(arrays, order)
     kernel = kernel_for_gpus(A.shape[1])[0] if implementation is None else None
     if kernel is None:
-        name = implementation or best_implementation(A.shape[1])
-        scan = IMPLEMENTATIONS[name]
+        scan = IMPLEMENTATIONS[implementation or best_implementation(A.shape[1])]
     else:
-        name, scan = "chunked", partial(automatic.scan, kernel)
+        scan = partial(automatic.scan, kernel)
     arrays = jax.tree.map(jnp.asarray, arrays)
     if order is not None:
         order = jnp.array(order)  # a copy: nested vmaps of a NumPy table fail in custom_vjp
@@ -159,7 +169,7 @@ def selective_scan(
         if "forward-mode" not in str(error):
             raise
         raise NotImplementedError(
-            f"selective_scan: {name!r} has no forward-mode derivative; name 'sequential' or "
-            "'associative', which have"
+            f"selective_scan: {repr(implementation) if implementation else 'the default'} has no "
+            "forward-mode derivative; name 'sequential' or 'associative', which have"
         ) from error
     return (y, last_state) if return_last_state else y

@@ -1,7 +1,10 @@
 """The devices at hand, as far as choosing and planning a kernel needs to know them."""
 
+from typing import Any
+
 import jax
 
+from kernels.selective_scan.chips import CHIPS
 from kernels.selective_scan.launch_plan import MULTIPROCESSORS
 
 
@@ -14,13 +17,13 @@ def platform() -> str:
     return "rocm" if compute_capability() is None else "cuda"
 
 
-def gpu():
+def gpu() -> Any:
     """The first NVIDIA GPU of this process, whether or not it is the default, or None.
 
-    Where a mesh says which device programs are lowered for (from jax 0.11 on), that one.
+    Where a mesh says for which device programs are lowered (from jax 0.11 on), that one.
     """
     meant = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    if meant is not None and hasattr(meant, "compute_capability"):
+    if getattr(meant, "platform", None) == "gpu":
         return meant
     try:
         return jax.local_devices(backend="cuda")[0]
@@ -30,9 +33,13 @@ def gpu():
 
 def compute_capability() -> tuple[int, int] | None:
     """(major, minor) of that GPU, or None."""
-    text = getattr(gpu(), "compute_capability", "")
+    found = gpu()
+    text = getattr(found, "compute_capability", "")
     major, point, minor = text.partition(".")
-    return (int(major), int(minor)) if point and (major + minor).isdigit() else None
+    if point and (major + minor).isdigit():
+        return int(major), int(minor)
+    kind = getattr(found, "device_kind", "")
+    return next((chip.capability for name, chip in CHIPS.items() if name in kind), None)
 
 
 def multiprocessors() -> int:
