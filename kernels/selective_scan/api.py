@@ -7,7 +7,6 @@ cannot run. To add one: write its file, and enter it in IMPLEMENTATIONS.
 
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import no_type_check
 
 import jax
@@ -24,6 +23,7 @@ from kernels.selective_scan import (
     pallas_triton,
     reference,
 )
+from kernels.selective_scan.automatic import kernel_for_gpus, kernel_in_jax
 from kernels.selective_scan.validation import check_arguments, check_implementation
 
 IMPLEMENTATIONS: dict[str, Callable] = {
@@ -51,31 +51,6 @@ def choose(state: int) -> tuple[str, str]:
         return "chunked", f"no NVIDIA GPU: JAX computes on {platform}"
     kernel, reason = kernel_for_gpus(state)
     return "chunked" if kernel is None else kernel.BACKEND.name, reason
-
-
-def kernel_for_gpus(state: int) -> tuple[ModuleType | None, str]:
-    """The kernel in programs for NVIDIA GPUs, None for "chunked"; and why it is that one.
-
-    It is chosen for the GPU at hand. Where there is none, because a program is lowered to run
-    elsewhere, one from sm_80 on is meant; but jax from 0.11 on lowers no kernel then unless a mesh
-    names the GPU (`jax.sharding.AbstractDevice`), so there it is "chunked".
-    """
-    capability = device.compute_capability()
-    if capability is None and jax.__version_info__ >= (0, 11) and device.gpu() is None:
-        return None, "no NVIDIA GPU is at hand, and no mesh names one"
-    if capability is not None and capability < pallas_triton.LEAST:
-        architecture = "sm_{}{}".format(*capability)
-        return None, f"the kernels are for sm_80 and later, this GPU is {architecture}"
-    architecture = "sm_80 or later" if capability is None else "sm_{}{}".format(*capability)
-    reasons = []
-    for kernel in (pallas_triton, pallas_mosaic):
-        try:
-            kernel.check_kernel(state)
-        except NotImplementedError as error:
-            reasons.append(str(error).removeprefix("selective_scan: "))
-        else:
-            return kernel, "; ".join([f"a kernel for this GPU, {architecture}", *reasons])
-    return None, "; ".join(reasons)
 
 
 def check_here(name: str, state: int) -> None:
@@ -155,7 +130,7 @@ def selective_scan(
         check_implementation(implementation, IMPLEMENTATIONS)
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
     check_arguments(arrays, order)
-    kernel = kernel_for_gpus(A.shape[1])[0] if implementation is None else None
+    kernel = kernel_in_jax(A.shape[1])[0] if implementation is None else None
     if kernel is None:
         scan = IMPLEMENTATIONS[implementation or best_implementation(A.shape[1])]
     else:

@@ -99,8 +99,8 @@ def check_platform(name: str, platform: str, least: tuple[int, int]) -> None:
     """
     if platform not in ("cpu", "cuda"):
         raise NotImplementedError(
-            f"selective_scan: {name!r} is for NVIDIA GPUs, but JAX runs on {platform}, no NVIDIA GPU; "
-            " name 'chunked', which runs everywhere"
+            f"selective_scan: {name!r} is for NVIDIA GPUs, but JAX runs on {platform}, no "
+            "NVIDIA GPU; name 'chunked', which runs everywhere"
         )
     capability = device.compute_capability()
     if platform == "cuda" and capability is not None and capability < least:
