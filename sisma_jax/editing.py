@@ -1,12 +1,14 @@
 """Change a photo by changing its mask: back to its noise, and forward under another mask.
 
 The solver runs from the photo's latents at t = 1 to the noise at t = 0 that they come from under
-the photo's own mask (inversion), then from there to t = 1 under the edited one. Heun's method in
-12 steps comes back to the same photo within a grey level. What a mask does not say (skin, hair,
-light) is in the noise, and so it stays; but a model that sees the whole mask also moves what is far
-from an edit a little. So, with a margin, latents away from the edit take the way that they came,
-and at the end the pixels there are the photo's own (blended latent diffusion, arXiv 2206.02779,
-with inversion in place of fresh noise).
+the photo's own mask (inversion), then from there to t = 1 under the edited one, both through the
+times that sampling goes through. Heun's method in 12 steps comes back to the same photo within a
+grey level; of SCA-DM, whose times are DDIM's, "euler" is DDIM's inversion and DDIM. What a mask
+does not say (skin, hair, light) is in the noise, and so it stays; of a model with a style, which
+says much of it, the photo's own style is given both ways. But a model that sees the whole mask also
+moves what is far from an edit a little. So, with a margin, latents away from the edit take the way
+that they came, and at the end the pixels there are the photo's own (blended latent diffusion, arXiv
+2206.02779, with inversion in place of fresh noise).
 """
 
 from functools import partial
@@ -19,7 +21,9 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from sisma_jax import flow
 from sisma_jax.errors import InputError, whole_number
+from sisma_jax.generators import generator
 from sisma_jax.models.autoencoder import to_float, to_uint8
+from sisma_jax.styles import Style
 from sisma_jax.synthesis import velocity_under
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.sharding import chunks, local_mesh, under_mesh, whole_batch
@@ -36,6 +40,7 @@ def edit(
     solver: str = "heun",
     guidance: float = 1.0,
     margin: int | None = 8,
+    style: Style | None = None,
 ) -> UInt8[np.ndarray, "batch H W 3"]:
     """Return the photos as they look under edited masks. Draws nothing: no seed.
 
@@ -49,6 +54,10 @@ def edit(
       guidance: of the way forward; 1 is the plain model.
       margin: pixels around those whose label changes that may change too. What is farther away is
         the photo's own. None: all of the face is the model's.
+      style: of the way forward, one for all or one per photo, of a model that takes styles. None is
+        the photos' own, by their own masks: there a part that only the edited mask shows is drawn
+        from noise, as in sampling. `synthesizer.style(images, labels).take(other, ["hat"])` gives
+        it another's.
 
     Raises:
       InputError: if an argument is out of range or does not fit the model or another one.
@@ -66,6 +75,12 @@ def edit(
         )
     if margin is not None and margin < 0:
         raise InputError(f"margin is {margin}: use 0 or more pixels, or None for the whole face")
+    synthesizer.check_style(len(images), style, 1.0)
+    styles: list[np.ndarray] = []
+    if synthesizer.has_style:
+        own = synthesizer.style(images, labels)
+        wanted = own if style is None else style.repeat(len(images) if len(style) == 1 else 1)
+        styles = [own.tokens, wanted.tokens]
     mesh = local_mesh()
     follow = partial(
         under_mesh(mesh, _edit),
@@ -77,43 +92,28 @@ def edit(
     )
     size = whole_batch(max(min(synthesizer.batch_size, len(images)), 1), mesh)
     faces = [np.empty((0, *images.shape[1:]), np.uint8)]
-    for placed, count in chunks(size, mesh, images, labels, edited):
-        result = follow(synthesizer.params, synthesizer.autoencoder, *placed, np.float32(guidance))
+    for placed, count in chunks(size, mesh, images, labels, edited, *styles):
+        result = follow(synthesizer.params, synthesizer.autoencoder, np.float32(guidance), *placed)
         faces.append(np.asarray(result)[:count])
     return np.concatenate(faces)
 
 
 @partial(jax.jit, static_argnames=("config", "steps", "solver", "guided", "margin"))
 def _edit(
-    config, params, autoencoder, images, labels, edited, guidance, *, steps, solver, guided, margin
-):
-    h = 1.0 / steps
-    times = jnp.arange(steps, dtype=jnp.float32) * h
+    config, params, autoencoder, guidance, images, labels, edited, own_style=None, style=None,
+    *, steps, solver, guided, margin,
+):  # fmt: skip
+    way = {"steps": steps, "solver": solver, "times": generator(config).times(steps)}
     photo = to_float(images)
     data = autoencoder.encode(photo)[0] * autoencoder.scaling_factor
-
-    own = velocity_under(config, params, labels, None)
-
-    def backward(z: Array, time: Array) -> tuple[Array, Array]:
-        return flow.step(own, z, time + h, -h, solver), z
-
-    noise, way = jax.lax.scan(backward, data, times, reverse=True)
-
-    wanted = velocity_under(config, params, edited, guidance if guided else None)
+    own = velocity_under(config, params, labels, None, own_style)
+    noise, came = flow.invert(own, data, **way)
+    wanted = velocity_under(config, params, edited, guidance if guided else None, style)
     if margin is None:
-        forward = lambda z, time: (flow.step(wanted, z, time, h, solver), None)
-        latents = jax.lax.scan(forward, noise, times)[0]
-        return to_uint8(autoencoder.from_latents(latents))
-
+        return to_uint8(autoencoder.from_latents(flow.integrate(wanted, noise, **way)))
     blend = _ramp(labels != edited, margin)
     free = _cells(blend > 0, config.factor)[..., None]
-
-    def forward_near(z: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
-        time, after = at
-        return jnp.where(free, flow.step(wanted, z, time, h, solver), after), None
-
-    # way[k] is the photo's latent at the end of step k.
-    latents = jax.lax.scan(forward_near, noise, (times, way))[0]
+    latents = flow.integrate_near(wanted, noise, came, free, **way)
     blend = blend[..., None]
     return to_uint8(blend * autoencoder.from_latents(latents) + (1.0 - blend) * photo)
 

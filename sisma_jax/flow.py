@@ -149,15 +149,72 @@ def integrate(
     Raises:
       ValueError: if `steps` is under 1 or the solver is unknown.
     """
+    steps_of_way = _grid(steps, solver, times, noise.dtype)
+    advance = lambda z, at: (step(velocity, z, *at, solver), None)
+    return jax.lax.scan(advance, noise, steps_of_way)[0]
+
+
+def invert(
+    velocity: Velocity,
+    data: Float[Array, "batch ..."],
+    *,
+    steps: int,
+    solver: str = "euler",
+    times: Float[np.ndarray, " steps_and_one"] | None = None,
+) -> tuple[Float[Array, "batch ..."], Float[Array, "steps batch ..."]]:
+    """Follow the velocity backwards, from data to the noise that `integrate` makes it of.
+
+    Each step begins where one of `integrate` ends and ends where it begins; of a diffusion model
+    (`diffusion`) "euler" is the inversion of DDIM (Song et al., arXiv 2010.02502, section 4.3). How
+    near `integrate` comes back to the data is a matter of steps and of the solver's order.
+
+    Args:
+      data: z at the last time.
+      others: as of `integrate`.
+
+    Returns:
+      z at the first time, and the way there: z at the end of each step of `integrate`, the data at
+      the last one's.
+
+    Raises:
+      ValueError: as `integrate`.
+    """
+
+    def retreat(z: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+        start, width = at
+        return step(velocity, z, start + width, -width, solver), z
+
+    return jax.lax.scan(retreat, data, _grid(steps, solver, times, data.dtype), reverse=True)
+
+
+def integrate_near(
+    velocity: Velocity,
+    noise: Float[Array, "batch ..."],
+    way: Float[Array, "steps batch ..."],
+    free: Bool[Array, "batch ..."],
+    *,
+    steps: int,
+    solver: str = "euler",
+    times: Float[np.ndarray, " steps_and_one"] | None = None,
+) -> Float[Array, "batch ..."]:
+    """As `integrate`, but what is not `free` (it broadcasts over z) takes the `way` of `invert`."""
+
+    def advance(z: Array, at: tuple) -> tuple[Array, None]:
+        (start, width), after = at
+        return jnp.where(free, step(velocity, z, start, width, solver), after), None
+
+    return jax.lax.scan(advance, noise, (_grid(steps, solver, times, noise.dtype), way))[0]
+
+
+def _grid(
+    steps: int, solver: str, times: Float[np.ndarray, " steps_and_one"] | None, dtype: jnp.dtype
+) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
+    """Where each step begins, and how long it is."""
     if steps < 1:
         raise ValueError(f"{steps} solver steps lead nowhere: use at least 1")
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is unknown: use one of {', '.join(SOLVERS)}")
     if times is None:
-        starts = jnp.arange(steps, dtype=noise.dtype) / steps
-        widths = jnp.full(steps, 1.0 / steps, noise.dtype)
-    else:
-        times = jnp.asarray(times, noise.dtype)
-        starts, widths = times[:-1], jnp.diff(times)
-    advance = lambda z, at: (step(velocity, z, *at, solver), None)
-    return jax.lax.scan(advance, noise, (starts, widths))[0]
+        return jnp.arange(steps, dtype=dtype) / steps, jnp.full(steps, 1.0 / steps, dtype)
+    times = jnp.asarray(times, dtype)
+    return times[:-1], jnp.diff(times)

@@ -59,10 +59,11 @@ class Generator(Protocol):
         self, params: Params, z: Float[Array, "b h w c"], t: Float[Array, " b"], encoded: Any
     ) -> Float[Array, "b h w c"]: ...
 
-    def way(
-        self, noise: Float[Array, "b h w c"], steps: int
-    ) -> tuple[Float[Array, "b h w c"], Float[np.ndarray, " steps_and_one"] | None]:
-        """Where a solver begins with N(0, I), and the times it goes through; None: equal steps."""
+    def times(self, steps: int) -> Float[np.ndarray, " steps_and_one"] | None:
+        """The times that a solver goes through, in sampling and in editing; None: equal steps."""
+
+    def start(self, noise: Float[Array, "b h w c"], steps: int) -> Float[Array, "b h w c"]:
+        """Where a solver begins with N(0, I): z at the first of `times`."""
 
     def losses(
         self,
@@ -123,8 +124,11 @@ class SISMAGenerator:
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
         return self._apply(params, z, t, encoded, method="velocity")
 
-    def way(self, noise: Array, steps: int) -> tuple[Array, None]:
-        return noise, None
+    def times(self, steps: int) -> None:
+        return None
+
+    def start(self, noise: Array, steps: int) -> Array:
+        return noise
 
     def losses(
         self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
@@ -171,9 +175,11 @@ class SCADMGenerator:
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
         return diffusion.velocity(lambda x, step: self._apply(params, x, step, *encoded), z, t)
 
-    def way(self, noise: Array, steps: int) -> tuple[Array, np.ndarray]:
-        times = diffusion.ddim_times(steps)
-        return diffusion.to_flow(noise, jnp.full(len(noise), times[0])), times
+    def times(self, steps: int) -> np.ndarray:
+        return diffusion.ddim_times(steps)
+
+    def start(self, noise: Array, steps: int) -> Array:
+        return diffusion.to_flow(noise, jnp.full(len(noise), self.times(steps)[0]))
 
     def losses(
         self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,

@@ -98,7 +98,8 @@ def synthesize_latents(
         style,
         style_guidance if style_guided else None,
     )
-    start, times = generator(config).way(noise, steps)
+    model = generator(config)
+    start, times = model.start(noise, steps), model.times(steps)
     return flow.integrate(velocity, start, steps=steps, solver=solver, times=times)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from kernels.selective_scan.api import check_here
 from sisma_jax import cli, flow
 from sisma_jax.config import section
 from sisma_jax.contact_sheet import mask_sheet
@@ -23,6 +24,7 @@ from sisma_jax.data.latents import LatentCache
 from sisma_jax.data.raw import FIELDS
 from sisma_jax.errors import InputError, RunError
 from sisma_jax.generators import Config, generator, model_config, parameter_shapes
+from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import (
     Autoencoder,
     load_autoencoder,
@@ -151,6 +153,8 @@ def check_scan(model: Config) -> None:
     """Raises InputError if the implementation of the scan cannot run here."""
     try:
         parameter_shapes(model)
+        if isinstance(model, SISMAConfig) and "mamba" in (model.mixer, model.style):
+            check_here(model.scan, model.state)
     except NotImplementedError as error:
         raise InputError(
             f"model.scan {model.scan!r} cannot run here ({error}): choose 'auto'"

@@ -130,3 +130,26 @@ def test_a_step_back_undoes_a_step_up_to_its_order(solver):
 
     order = {"euler": 1, "midpoint": 2, "heun": 2}[solver]
     assert error(0.2) / error(0.1) > 0.8 * 2 ** (order + 1)
+
+
+@pytest.mark.parametrize("times", [None, np.array([0.1, 0.2, 0.6, 1.0], np.float32)])
+def test_the_way_back_goes_through_the_times_of_the_way_there(times):
+    """Of a velocity that is one number the way is straight, so both ways are exact."""
+    seen = {"there": [], "back": []}
+
+    def velocity(way):
+        def constant(z, t):
+            jax.debug.callback(lambda t: seen[way].append(float(t)), t[0])
+            return jnp.full_like(z, 2.0)
+
+        return constant
+
+    data = jnp.ones((1, 3))
+    noise, way = flow.invert(velocity("back"), data, steps=3, times=times)
+    back = flow.integrate(velocity("there"), noise, steps=3, times=times)
+    jax.effects_barrier()
+    grid = np.arange(4) / 3 if times is None else times
+    np.testing.assert_allclose(sorted(seen["there"]), grid[:-1], atol=1e-6)
+    np.testing.assert_allclose(sorted(seen["back"]), grid[1:], atol=1e-6)
+    np.testing.assert_allclose(back, data, atol=1e-6)
+    np.testing.assert_allclose(way[:, 0, 0], 1 - 2 * (1 - grid[1:]), atol=1e-6)

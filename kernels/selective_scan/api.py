@@ -6,6 +6,7 @@ cannot run. To add one: write its file, and enter it in IMPLEMENTATIONS.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import no_type_check
 
 import jax
@@ -15,12 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from kernels.selective_scan import (
     associative,
+    automatic,
     chunked,
     device,
     pallas_mosaic,
     pallas_triton,
     reference,
 )
+from kernels.selective_scan.automatic import kernel_for_gpus, kernel_in_jax
 from kernels.selective_scan.validation import check_arguments, check_implementation
 
 IMPLEMENTATIONS: dict[str, Callable] = {
@@ -33,7 +36,7 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 
 
 def best_implementation(state: int) -> str:
-    """The name which `implementation=None` stands for, given the number of states.
+    """The name which `implementation=None` stands for on JAX's default device, by the states.
 
     On NVIDIA GPUs from sm_80 on a Pallas kernel if it takes that many states: "pallas_triton"
     while jax has it, then "pallas_mosaic". Anywhere else (CPUs, older GPUs, TPUs) "chunked".
@@ -43,21 +46,18 @@ def best_implementation(state: int) -> str:
 
 def choose(state: int) -> tuple[str, str]:
     """`best_implementation`, and why it is that one, in a few words."""
-    capability = device.compute_capability()
-    if capability is None:
-        return "chunked", f"no NVIDIA GPU: JAX computes on {jax.default_backend()}"
-    architecture = "sm_{}{}".format(*capability)
-    if capability < (8, 0):
-        return "chunked", f"the kernels are for sm_80 and later, this GPU is {architecture}"
-    reasons = []
-    for name, kernel in (("pallas_triton", pallas_triton), ("pallas_mosaic", pallas_mosaic)):
-        try:
+    platform = device.platform()
+    if platform != "cuda":
+        return "chunked", f"no NVIDIA GPU: JAX computes on {platform}"
+    kernel, reason = kernel_for_gpus(state)
+    return "chunked" if kernel is None else kernel.BACKEND.name, reason
+
+
+def check_here(name: str, state: int) -> None:
+    """Raises NotImplementedError with the reason where JAX's default device cannot run `name`."""
+    for kernel in (pallas_triton, pallas_mosaic):
+        if kernel.BACKEND.name == name:
             kernel.check(state)
-        except NotImplementedError as error:
-            reasons.append(str(error).removeprefix("selective_scan: "))
-        else:
-            return name, "; ".join([f"a kernel for this GPU, {architecture}", *reasons])
-    return "chunked", "; ".join(reasons)
 
 
 @no_type_check  # a wrong shape is answered by `validation`, in words
@@ -110,8 +110,10 @@ def selective_scan(
         reverse: visit from the last step to the first (with `order`, from its last entry).
         return_last_state: also return the state after the last step visited.
         implementation: "sequential", "associative", "chunked", "pallas_triton" or
-            "pallas_mosaic"; None takes the best that works here (`best_implementation`). A named
-            one never falls back; on a CPU a Pallas kernel is interpreted, which is slow.
+            "pallas_mosaic"; None takes the best for the platform that the program is lowered for,
+            which is where the arrays are: a Pallas kernel on NVIDIA GPUs (`kernel_for_gpus`), on
+            others "chunked". A named one never falls back; on a CPU a Pallas kernel is
+            interpreted, which is slow.
 
     Returns:
         y, shaped like u and in its dtype; or (y, last_state) with last_state float32
@@ -121,25 +123,28 @@ def selective_scan(
         ValueError: shapes which disagree, an order which is no permutation, an unknown
             implementation.
         TypeError: something else than a floating array, an order which is not int32.
-        NotImplementedError: the named implementation cannot run here.
+        NotImplementedError: the named implementation cannot run here; of a Pallas kernel on a
+            platform that has none, when the program is lowered for it.
     """
     if implementation is not None:
         check_implementation(implementation, IMPLEMENTATIONS)
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
     check_arguments(arrays, order)
-    name = implementation or best_implementation(A.shape[1])
+    kernel = kernel_in_jax(A.shape[1])[0] if implementation is None else None
+    if kernel is None:
+        scan = IMPLEMENTATIONS[implementation or best_implementation(A.shape[1])]
+    else:
+        scan = partial(automatic.scan, kernel)
     arrays = jax.tree.map(jnp.asarray, arrays)
     if order is not None:
         order = jnp.array(order)  # a copy: nested vmaps of a NumPy table fail in custom_vjp
     try:
-        y, last_state = IMPLEMENTATIONS[name](
-            **arrays, delta_softplus=delta_softplus, order=order, reverse=reverse
-        )
+        y, last_state = scan(**arrays, delta_softplus=delta_softplus, order=order, reverse=reverse)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
         raise NotImplementedError(
-            f"selective_scan: {name!r} has no forward-mode derivative; name 'sequential' or "
-            "'associative', which have"
+            f"selective_scan: {repr(implementation) if implementation else 'the default'} has no "
+            "forward-mode derivative; name 'sequential' or 'associative', which have"
         ) from error
     return (y, last_state) if return_last_state else y

@@ -7,37 +7,43 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
-from kernels.selective_scan import pallas_scan
+from kernels.selective_scan import device, pallas_scan
 from kernels.selective_scan.launch_plan import Cost, Plan
 from kernels.selective_scan.mosaic_machine import Interpreted, Warpgroup
 from kernels.selective_scan.pallas_scan import Arrays, Axes, Backend, Launch
 
 LEAST_JAX = (0, 11, 2)
+LEAST = (7, 5)
 
 
 def check(state: int) -> None:
-    """Raises NotImplementedError with the reason where these kernels cannot run."""
+    """Raises NotImplementedError with the reason where JAX's default device cannot run these."""
+    check_kernel(state)
+    pallas_scan.check_platform(BACKEND.name, device.platform(), LEAST)
+
+
+def check_kernel(state: int) -> None:
+    """Raises NotImplementedError with the reason where there are no such kernels for any device."""
     if jax.__version_info__ < LEAST_JAX:
         raise NotImplementedError(
             f"selective_scan: 'pallas_mosaic' needs jax {'.'.join(map(str, LEAST_JAX))} or newer, "
             f"but this is {jax.__version__}; name 'chunked', which runs on every version"
         )
-    pallas_scan.check("pallas_mosaic", state, least=(7, 5))
+    pallas_scan.check_state("pallas_mosaic", state)
 
 
 def scan(u, delta, A, *arguments, **options):
     """See `pallas_scan.scan`."""
-    check(A.shape[1])
+    check_kernel(A.shape[1])
     return pallas_scan.scan(BACKEND, u, delta, A, *arguments, **options)
 
 
 def _run(launch: Launch) -> Arrays:
-    return lax.platform_dependent(
-        launch.inputs, cuda=partial(_compile, launch), default=partial(_interpret, launch)
-    )
+    return pallas_scan.compiled_or_interpreted(
+        BACKEND.name, LEAST, partial(_compile, launch), partial(_interpret, launch)
+    )(launch.inputs)
 
 
 def _compile(launch: Launch, inputs: Arrays) -> Arrays:

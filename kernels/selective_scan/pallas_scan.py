@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 
 from kernels.selective_scan import device, kernel_backward, kernel_forward, sharding
 from kernels.selective_scan.arithmetic import LN_2, LOG2_E
+from kernels.selective_scan.by_platform import PLATFORMS, by_platform
 from kernels.selective_scan.kernel_layout import Layout
 from kernels.selective_scan.launch_plan import (
     MAX_ROWS_PER_LANE,
@@ -81,29 +82,49 @@ def longest_chunk(backward: Plan) -> int:
     return MAX_ROWS_PER_LANE // (backward.vectors if backward.groups == 1 else 2)
 
 
-def check(name: str, state: int, least: tuple[int, int]) -> None:
-    """Raises NotImplementedError where A has not one of STATES, or the GPU is older than `least`.
-
-    On a CPU the kernels are interpreted.
-    """
+def check_state(name: str, state: int) -> None:
+    """Raises NotImplementedError where A has not one of STATES."""
     if state not in STATES:
         raise NotImplementedError(
             f"selective_scan: {name!r} takes {', '.join(map(str, STATES))} states, but A "
             f"has {state}; name 'chunked', which takes any number"
         )
-    platform = jax.default_backend()
-    if platform not in ("cpu", "gpu"):
+
+
+def check_platform(name: str, platform: str, least: tuple[int, int]) -> None:
+    """Raises NotImplementedError where kernels do not run in a program for `platform`.
+
+    On a CPU they are interpreted, and "cuda" wants the compute capability `least` or a later one:
+    of the GPU at hand, where there is one.
+    """
+    if platform not in ("cpu", "cuda"):
         raise NotImplementedError(
-            f"selective_scan: {name!r} is for NVIDIA GPUs, but JAX runs on {platform}; "
-            "name 'chunked', which runs everywhere"
+            f"selective_scan: {name!r} is for NVIDIA GPUs, but JAX runs on {platform}, no "
+            "NVIDIA GPU; name 'chunked', which runs everywhere"
         )
     capability = device.compute_capability()
-    if platform == "gpu" and (capability is None or capability < least):
-        found = "no NVIDIA GPU" if capability is None else "sm_{}{}".format(*capability)
+    if platform == "cuda" and capability is not None and capability < least:
+        found = "sm_{}{}".format(*capability)
         raise NotImplementedError(
             f"selective_scan: {name!r} needs an NVIDIA GPU from sm_{least[0]}{least[1]} on, but "
             f"this is {found}; name 'chunked', which runs everywhere"
         )
+
+
+def compiled_or_interpreted(
+    name: str, least: tuple[int, int], compiled: Callable, interpreted: Callable
+) -> Callable[[Arrays], Arrays]:
+    """The kernel as its backend compiles it for NVIDIA GPUs, interpreted on CPUs, else refused."""
+
+    def checked(platform: str) -> Callable[[Arrays], Arrays]:
+        def run(inputs: Arrays) -> Arrays:
+            check_platform(name, platform, least)
+            return compiled(inputs)
+
+        return run
+
+    others = {platform: checked(platform) for platform in PLATFORMS if platform != "cpu"}
+    return by_platform(interpreted, **others)
 
 
 def scan(
@@ -138,41 +159,78 @@ def scan(
         raise ValueError(
             f"selective_scan: chunk is {chunk}: take {', '.join(map(str, CHUNKS))}, or None"
         )
-    single = lambda x: None if x is None else x.astype(jnp.float32)
-    inputs = {
-        "u": u,
-        "delta": delta,
-        "A": LOG2_E * single(A).mT,
-        "B": single(B),
-        "C": single(C),
-        "D": single(D),
-        "z": z,
-        "delta_bias": single(delta_bias),
-        "h0": None if h0 is None else single(h0).mT,
-        "order": order,
-    }
-    inputs = {name: x for name, x in inputs.items() if x is not None}
-
-    def on_one_device(inputs: Arrays):
-        options = _options(backend, inputs, delta_softplus, reverse, chunk)
-        arrays = {name: x for name, x in inputs.items() if name != "order"}
-        order = {name: x for name, x in inputs.items() if name == "order"}
-        return _scan(backend, options, arrays, order)
-
-    mapped = sharding.over_batch(on_one_device, len(u), lambda name: _ARGUMENTS[name][0] == "batch")
-    y, last_state = mapped(inputs)
+    arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
+    options = _options(backend, arrays, delta_softplus, reverse, chunk)
+    y, last_state = _scan(backend, options, _inputs(arrays), _table(order))
     return y, last_state.mT
 
 
-def _options(backend: Backend, inputs, softplus: bool, reverse: bool, chunk: int | None) -> Options:
-    batch, length, channels = inputs["u"].shape
+# The two ways of the gradient apart, for who differentiates otherwise; arrays are `scan`'s.
+
+
+def checkpoints(backend: Backend, arrays: Arrays, **switches: bool) -> jax.ShapeDtypeStruct:
+    """What `forward` keeps."""
+    options = _options(backend, arrays, **switches)
+    batch, length, channels = arrays["u"].shape
+    shape = (batch, pl.cdiv(length, options.chunk), arrays["A"].shape[1], channels)
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def forward(backend: Backend, arrays: Arrays, order, **switches: bool):
+    """(y, last_state), and the checkpoints of the state."""
+    options = _options(backend, arrays, **switches)
+    outputs, residuals = _scan_forward(backend, options, _inputs(arrays), _table(order))
+    y, last_state = outputs
+    return (y, last_state.mT), residuals[-1]
+
+
+def backward(backend: Backend, arrays: Arrays, order, checkpoints, cotangents, **switches: bool):
+    """The gradients of the arrays."""
+    options = _options(backend, arrays, **switches)
+    inputs, pull_back = jax.vjp(_inputs, arrays)
+    ybar, last_state_bar = cotangents
+    residuals = inputs, _table(order), checkpoints
+    bars, _ = _scan_backward(backend, options, residuals, (ybar, last_state_bar.mT))
+    return pull_back(bars)[0]
+
+
+def _inputs(arrays: Arrays) -> Arrays:
+    """What the kernels read of the arrays of a scan, whose order is no part of it."""
+    single = lambda x: None if x is None else x.astype(jnp.float32)
+    turned = lambda x: None if x is None else single(x).mT
+    inputs = {
+        "u": arrays["u"],
+        "delta": arrays["delta"],
+        "A": LOG2_E * turned(arrays["A"]),
+        "B": single(arrays["B"]),
+        "C": single(arrays["C"]),
+        "D": single(arrays["D"]),
+        "z": arrays["z"],
+        "delta_bias": single(arrays["delta_bias"]),
+        "h0": turned(arrays["h0"]),
+    }
+    return {name: x for name, x in inputs.items() if x is not None}
+
+
+def _table(order) -> Arrays:
+    return {} if order is None else {"order": order}
+
+
+def _options(
+    backend: Backend,
+    arrays: Arrays,
+    delta_softplus: bool,
+    reverse: bool,
+    chunk: int | None = None,
+) -> Options:
+    batch, length, channels = arrays["u"].shape
     forward, backward = (
         plan(
             cost,
             backend.plans,
-            batch=batch,
+            batch=sharding.share(batch),
             channels=channels,
-            state=len(inputs["A"]),
+            state=arrays["A"].shape[1],
             multiprocessors=device.multiprocessors(),
         )
         for cost in (backend.forward, backend.backward)
@@ -180,7 +238,7 @@ def _options(backend: Backend, inputs, softplus: bool, reverse: bool, chunk: int
     if chunk is None:
         # A short scan needs no steps past its end.
         chunk = min(longest_chunk(backward), max(4, pl.next_power_of_2(length)))
-    return Options(softplus, reverse, chunk, forward, backward)
+    return Options(delta_softplus, reverse, chunk, forward, backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -272,41 +330,48 @@ def _run(
 ) -> Arrays:
     """Launch a kernel; outputs whose dtype is not given are float32."""
     channels = inputs["u"].shape[2]
-    inputs = {k: _padded(x, _ARGUMENTS[k], plan.channels) for k, x in inputs.items()}
-    batch, length, padded_channels = inputs["u"].shape
-    layout = Layout(
-        length=length,
-        state=len(inputs["A"]),
-        plan=plan,
-        chunk=options.chunk,
-        softplus=options.softplus,
-        reverse=options.reverse,
+
+    def on_one_device(inputs: Arrays) -> Arrays:
+        inputs = {k: _padded(x, _ARGUMENTS[k], plan.channels) for k, x in inputs.items()}
+        batch, length, padded_channels = inputs["u"].shape
+        layout = Layout(
+            length=length,
+            state=len(inputs["A"]),
+            plan=plan,
+            chunk=options.chunk,
+            softplus=options.softplus,
+            reverse=options.reverse,
+        )
+        chunks = pl.cdiv(length, options.chunk)
+        sizes = {
+            "batch": batch,
+            "length": length,
+            "channels": padded_channels,
+            "state": layout.state,
+            "chunks": chunks,
+            "steps": chunks * options.chunk,
+            "blocks": padded_channels // plan.channels,
+        }
+        launch = Launch(
+            name=name,
+            body=body,
+            layout=layout,
+            inputs=inputs,
+            input_axes={k: _ARGUMENTS[k] for k in inputs},
+            outputs={
+                k: jax.ShapeDtypeStruct(tuple(sizes[a] for a in axes), dtypes.get(k, jnp.float32))
+                for k, axes in output_axes.items()
+            },
+            output_axes=output_axes,
+            grid=(batch, sizes["blocks"]),
+        )
+        cut = lambda x, axes: x[..., :channels] if axes[-1] == "channels" else x
+        return {k: cut(x, output_axes[k]) for k, x in _launched(backend, launch).items()}
+
+    mapped = sharding.over_batch(
+        on_one_device, len(inputs["u"]), lambda name: _ARGUMENTS[name][0] == "batch"
     )
-    chunks = pl.cdiv(length, options.chunk)
-    sizes = {
-        "batch": batch,
-        "length": length,
-        "channels": padded_channels,
-        "state": layout.state,
-        "chunks": chunks,
-        "steps": chunks * options.chunk,
-        "blocks": padded_channels // plan.channels,
-    }
-    launch = Launch(
-        name=name,
-        body=body,
-        layout=layout,
-        inputs=inputs,
-        input_axes={k: _ARGUMENTS[k] for k in inputs},
-        outputs={
-            k: jax.ShapeDtypeStruct(tuple(sizes[a] for a in axes), dtypes.get(k, jnp.float32))
-            for k, axes in output_axes.items()
-        },
-        output_axes=output_axes,
-        grid=(batch, sizes["blocks"]),
-    )
-    cut = lambda x, axes: x[..., :channels] if axes[-1] == "channels" else x
-    return {k: cut(x, output_axes[k]) for k, x in _launched(backend, launch).items()}
+    return mapped(inputs)
 
 
 def _launched(backend: Backend, launch: Launch) -> Arrays:

@@ -9,10 +9,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
-from kernels.selective_scan import pallas_scan
+from kernels.selective_scan import device, pallas_scan
 from kernels.selective_scan.launch_plan import Cost, Plan
 from kernels.selective_scan.pallas_scan import Arrays, Axes, Backend, Launch
 
@@ -27,19 +26,28 @@ except ImportError:  # deprecated since jax 0.11.0: some day it will be gone
 warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
 
 
+LEAST = (8, 0)
+
+
 def check(state: int) -> None:
-    """Raises NotImplementedError with the reason where these kernels cannot run."""
+    """Raises NotImplementedError with the reason where JAX's default device cannot run these."""
+    check_kernel(state)
+    pallas_scan.check_platform(BACKEND.name, device.platform(), LEAST)
+
+
+def check_kernel(state: int) -> None:
+    """Raises NotImplementedError with the reason where there are no such kernels for any device."""
     if plt is None:
         raise NotImplementedError(
             f"selective_scan: jax {jax.__version__} has no Triton backend of Pallas, which "
             "'pallas_triton' needs; name 'pallas_mosaic', or 'chunked', which runs everywhere"
         )
-    pallas_scan.check("pallas_triton", state, least=(8, 0))
+    pallas_scan.check_state("pallas_triton", state)
 
 
 def scan(u, delta, A, *arguments, **options):
     """See `pallas_scan.scan`."""
-    check(A.shape[1])
+    check_kernel(A.shape[1])
     return pallas_scan.scan(BACKEND, u, delta, A, *arguments, **options)
 
 
@@ -66,9 +74,9 @@ def _run(launch: Launch) -> Arrays:
             name=launch.name,
         )(inputs)
 
-    return lax.platform_dependent(
-        launch.inputs, cuda=partial(call, False), default=partial(call, True)
-    )
+    return pallas_scan.compiled_or_interpreted(
+        BACKEND.name, LEAST, partial(call, False), partial(call, True)
+    )(launch.inputs)
 
 
 def _joined(launch: Launch) -> Launch:

@@ -4,6 +4,7 @@ Where a mesh is set (`jax.set_mesh`), every device scans its own sequences. With
 gather the whole batch on each of them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,12 @@ def batch_axes(batch: int) -> tuple[str, ...]:
             axes.append(name)
             size *= mesh.shape[name]
     return tuple(axes) if size > 1 else ()
+
+
+def share(batch: int) -> int:
+    """Sequences of one device, where the mesh in force spreads `batch`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return batch // math.prod(mesh.shape[name] for name in batch_axes(batch))
 
 
 def _whole(function: Callable) -> Callable:

@@ -122,7 +122,7 @@ def build(studio: Studio, files: TemporaryFiles) -> gr.Blocks:
         }  # fmt: skip
         _connect_desk(handlers, desk, downloads)
         _connect_faces(handlers, desk, faces, settings, style, taken, downloads)
-        _connect_photo(handlers, desk, photo, settings, taken, downloads)
+        _connect_photo(handlers, desk, photo, settings, style, taken, downloads)
         if style:
             style_panel.connect(handlers, desk, faces, style, READ)
     files.keep_present()
@@ -237,7 +237,8 @@ def _connect_faces(handlers, desk, faces, settings, style, taken, downloads) -> 
     downloads(faces.download, handlers.download_faces, [faces.made])
 
 
-def _connect_photo(handlers, desk, photo, settings, taken, downloads) -> None:
+def _connect_photo(handlers, desk, photo, settings, style, taken, downloads) -> None:
+    styled = [style.references, style.between] if style else []
     photo.upload.upload(handlers.upload_photo, [photo.upload, desk.easel], **taken, **READ)
     photo.use.click(handlers.use_sheet, desk.sheet, **taken)
     photo.own.upload(handlers.upload_own, [photo.own, photo.subject], **taken, **READ)
@@ -245,7 +246,7 @@ def _connect_photo(handlers, desk, photo, settings, taken, downloads) -> None:
     photo.back.click(handlers.back, photo.subject, **taken)
     photo.keep.click(handlers.use_result, photo.result, **taken)
     photo.edit.click(
-        handlers.edit, [desk.easel, photo.subject, *settings],
+        handlers.edit, [desk.easel, photo.subject, *settings, *styled],
         [photo.result, photo.after, photo.note], show_progress_on=photo.after, **IN_TURN,
     )  # fmt: skip
     downloads(photo.download, handlers.download_result, [photo.result])

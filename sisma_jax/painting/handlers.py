@@ -247,14 +247,19 @@ class Handlers:
 
     @told
     def edit(
-        self, easel, subject, steps, guidance, progress: gr.Progress = gr.Progress()  # noqa: B008
+        self, easel, subject, steps, guidance,
+        references: Sequence[Reference] = (), between: float = 1.0,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple:  # fmt: skip
         """-> result, its picture, note"""
         begun = time.perf_counter()
         subject, labels = _needed(subject), self.labels(easel)
         steps, guidance = self.steps(steps), self.guidance(guidance)
         progress(0, desc="editing (longer the first time with other settings)")
-        photo = self.studio.edited(subject, labels, steps=steps, guidance=guidance)
+        photo = self.studio.edited(
+            subject, labels, steps=steps, guidance=guidance, references=references,
+            between=limits.number("between", between, 0, 1),
+        )  # fmt: skip
         note = f"Edited in {time.perf_counter() - begun:.1f} s."
         return Subject(labels, photo), viewed(photo), note
 

@@ -176,9 +176,18 @@ class Studio:
         return [name for name in self.shown_on(labels) if name not in given]
 
     def edited(
-        self, subject: Subject, labels: UInt8[np.ndarray, "h w"], *, steps: int, guidance: float
+        self,
+        subject: Subject,
+        labels: UInt8[np.ndarray, "h w"],
+        *,
+        steps: int,
+        guidance: float,
+        references: Sequence[Reference] = (),
+        between: float = 1.0,
     ) -> UInt8[np.ndarray, "h w 3"]:
         """Return a photo with its mask as it looks under the mask `labels`.
+
+        Of a model with a style it keeps its own, but for the parts that references give.
 
         Raises:
           InputError: if that is its own mask, or an argument is out of range.
@@ -187,8 +196,13 @@ class Studio:
             raise InputError(
                 "the painting is the photo's own mask, so there is nothing to change: paint first"
             )
-        batch = (x[None] for x in (subject.photo, subject.labels, labels))
-        return edit(self.synthesizer, *batch, steps=steps, guidance=guidance)[0]
+        photo, own, wanted = (x[None] for x in (subject.photo, subject.labels, labels))
+        style = self.style_of(references, between)
+        if style is not None:
+            given = set(self.classes.names) - set(style.missing())
+            style = self.synthesizer.style(photo, own).take(style, given)
+        options = {"steps": steps, "guidance": guidance, "style": style}
+        return edit(self.synthesizer, photo, own, wanted, **options)[0]
 
     def read_mask(self, path: Path) -> UInt8[np.ndarray, "h w"]:
         """Read a label map, of which the square in the middle is taken, and resize it (nearest).

@@ -29,7 +29,7 @@ def matmul_peak(dtype: str) -> float:
       dtype: "float32" or "bfloat16"; float32 in whatever precision JAX multiplies by default.
     """
     mesh = local_mesh()
-    side = SIDE.get(jax.default_backend(), ACCELERATOR_SIDE)
+    side = SIDE.get(mesh.devices.flat[0].platform, ACCELERATOR_SIDE)
     rows = batch_sharding(mesh)
     keys = jax.random.split(jax.random.key(0))
     # Made where they are used: the first device need not hold those of all.

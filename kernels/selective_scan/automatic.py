@@ -1,0 +1,113 @@
+"""The default: a Pallas kernel in programs for NVIDIA GPUs, "chunked" in all others.
+
+Both ways of the gradient are decided alike, each where its program is lowered. What is kept for the
+backward pass has room for either implementation's, and XLA removes the other's.
+"""
+
+from functools import partial
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+
+from kernels.selective_scan import chunked, device, pallas_mosaic, pallas_scan, pallas_triton
+from kernels.selective_scan.by_platform import by_platform
+
+
+def kernel_in_jax(state: int) -> tuple[ModuleType | None, str]:
+    """The best kernel that this jax has for so many states, or None; and what others lack."""
+    reasons = []
+    for kernel in (pallas_triton, pallas_mosaic):
+        try:
+            kernel.check_kernel(state)
+        except NotImplementedError as error:
+            reasons.append(str(error).removeprefix("selective_scan: "))
+        else:
+            return kernel, "; ".join(reasons)
+    return None, "; ".join(reasons)
+
+
+def kernel_for_gpus(state: int) -> tuple[ModuleType | None, str]:
+    """The kernel in programs for NVIDIA GPUs, None for "chunked"; and why it is that one.
+
+    It is chosen for the GPU at hand. Where there is none, because a program is lowered to run
+    elsewhere, one from sm_80 on is meant; but jax from 0.11 on lowers no kernel then unless a mesh
+    names the GPU (`jax.sharding.AbstractDevice`), so there it is "chunked".
+    """
+    kernel, reason = kernel_in_jax(state)
+    if kernel is None:
+        return None, reason
+    capability = device.compute_capability()
+    if capability is None and device.gpu() is None and jax.__version_info__ >= (0, 11):
+        return None, "no NVIDIA GPU is at hand, and no mesh names one"
+    architecture = "sm_80 or later" if capability is None else "sm_{}{}".format(*capability)
+    if capability is not None and capability < pallas_triton.LEAST:
+        return None, f"the kernels are for sm_80 and later, this GPU is {architecture}"
+    return kernel, "; ".join(filter(None, [f"a kernel for this GPU, {architecture}", reason]))
+
+
+def scan(
+    kernel: ModuleType, u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, h0, order, reverse
+):
+    """See `kernels.selective_scan.api.selective_scan`; `kernel` is of `kernel_in_jax`."""
+    arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
+    return _scan(kernel, (delta_softplus, reverse), arrays, order)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(kernel, switches, arrays, order):
+    scan = lambda module, arrays, order: module.scan(**arrays, order=order, **_options(switches))
+    return _chosen(partial(scan, chunked), partial(scan, kernel), arrays, order)
+
+
+def _scan_forward(kernel, switches, arrays, order):
+    options = _options(switches)
+    checkpoints = pallas_scan.checkpoints(kernel.BACKEND, arrays, **options)
+
+    def default(arrays, order):
+        outputs, pull_back = jax.vjp(lambda x: chunked.scan(**x, order=order, **options), arrays)
+        return outputs, pull_back, _unset(checkpoints)
+
+    _, pull_back, _ = jax.eval_shape(default, arrays, order)
+
+    def with_kernel(arrays, order):
+        outputs, checkpoints = pallas_scan.forward(kernel.BACKEND, arrays, order, **options)
+        return outputs, jax.tree.map(_unset, pull_back), checkpoints
+
+    outputs, *kept = _chosen(default, with_kernel, arrays, order)
+    return outputs, (arrays, order, *kept)
+
+
+def _scan_backward(kernel, switches, residuals, bars):
+    def default(arrays, order, pull_back, checkpoints, bars):
+        return pull_back(bars)[0]
+
+    def with_kernel(arrays, order, pull_back, checkpoints, bars):
+        return pallas_scan.backward(
+            kernel.BACKEND, arrays, order, checkpoints, bars, **_options(switches)
+        )
+
+    return _chosen(default, with_kernel, *residuals, bars), None
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _chosen(default, with_kernel, arrays, *others):
+    """Whichever of the two is for what the program is lowered for, called."""
+
+    def cuda(arrays, *others):
+        kernel, _ = kernel_for_gpus(arrays["A"].shape[1])
+        return (default if kernel is None else with_kernel)(arrays, *others)
+
+    return by_platform(default, cuda=cuda)(arrays, *others)
+
+
+def _options(switches: tuple[bool, bool]) -> dict[str, bool]:
+    return dict(zip(("delta_softplus", "reverse"), switches, strict=True))
+
+
+def _unset(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """In place of what the other implementation keeps; not a number, lest it be ever mixed up."""
+    value = jnp.nan if jnp.issubdtype(shape.dtype, jnp.floating) else 0
+    return jnp.full(shape.shape, value, shape.dtype)
