@@ -1,5 +1,7 @@
 """Edited photos: the way back to noise, what an edit leaves as it was, what is refused."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,7 +203,7 @@ def np_ddim_inversion(predict, x, steps):
     products = np.cumprod(1 - betas)
     at = [(1.0, 0.0, 0.0), *((products[t] ** 0.5, (1 - products[t]) ** 0.5, float(t))
                              for t in 1 + np.arange(steps) * 1000 // steps)]  # fmt: skip
-    for (a, s, t), (next_a, next_s, _) in zip(at[:-1], at[1:], strict=True):
+    for (a, s, t), (next_a, next_s, _) in itertools.pairwise(at):
         noise = np.asarray(predict(x, t), np.float64)
         data = (x - s * noise) / a
         x = next_a * data + next_s * noise
