@@ -14,9 +14,10 @@ from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.data.label_maps import colourise, read_label_map
 from sisma_jax.data.label_values import Reading
+from sisma_jax.editing import edit
 from sisma_jax.errors import InputError
 from sisma_jax.painting import starts, studio
-from sisma_jax.painting.studio import Studio, write_faces, write_photo
+from sisma_jax.painting.studio import Reference, Studio, write_faces, write_photo
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.run_folder import RunFolder
 from tests.evaluation.parsers import write_parser
@@ -168,6 +169,23 @@ def test_an_edited_photo_changes_where_its_mask_was_painted(opened, start):
     differs = (edited != start.photo).any(-1)
     assert differs[:3, :3].any()
     assert not differs[16:].any() and not differs[:, 16:].any()
+
+
+def test_an_edited_photo_keeps_its_style_but_for_what_references_give(tiny_style_run, start):
+    opened = Studio.open(tiny_style_run)
+    other = opened.starts.read(1)
+    labels = start.labels.copy()
+    labels[:12, :12] = HAIR
+    make = lambda *references: opened.edited(
+        start, labels, steps=2, guidance=1.0, references=references
+    )
+    own = opened.synthesizer.style(start.photo[None], start.labels[None])
+    hair = own.take(opened.synthesizer.style(other.photo[None], other.labels[None]), ["hair"])
+    batch = (x[None] for x in (start.photo, start.labels, labels))
+    expected = edit(opened.synthesizer, *batch, steps=2, style=hair)[0]
+    found = make(Reference(other.photo, other.labels, ("hair",)))
+    np.testing.assert_array_equal(found, expected)
+    assert (found != make()).any(), "which without one is the photo's own"
 
 
 def test_a_photo_whose_mask_was_not_painted_has_nothing_to_change(opened, start):
