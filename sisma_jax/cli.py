@@ -2,6 +2,7 @@
 the README."""
 
 import argparse
+import contextlib
 import inspect
 import io
 import os
@@ -14,7 +15,7 @@ from absl import logging
 
 from sisma_jax.commands import COMMANDS
 from sisma_jax.errors import InputError, RunError
-from sisma_jax.files import local_path
+from sisma_jax.files import NO_ROOM, local_path
 
 _SIGPIPE = 13
 
@@ -63,6 +64,9 @@ def run(main: Callable[[], None]) -> None:
     reader of the output has gone (`| head`), the command ends with status 141, as others do.
     """
     logging.set_verbosity(logging.FATAL)  # Orbax logs what it raises, and warns of its own options
+    # A closed stream (`>&-`) is none; what is said is then said to nobody.
+    nobody = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
+    sys.stdout, sys.stderr = sys.stdout or nobody, sys.stderr or nobody
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -81,6 +85,15 @@ def run(main: Callable[[], None]) -> None:
         if not _output_is_gone():
             raise
         os._exit(128 + _SIGPIPE)
+    except OSError as error:
+        if error.filename is None and error.errno not in NO_ROOM:
+            raise
+        # What no command has foreseen of disks and paths: a folder in place of a file, a name that
+        # is too long, a full device.
+        place = error.filename2 or error.filename
+        where = "" if place is None else f"{_printable(os.fsdecode(place))}: "
+        print(f"error: {where}{error.strerror}: give another path, or make room", file=sys.stderr)
+        _leave(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         _leave(130) if _many() else sys.exit(130)
@@ -124,6 +137,7 @@ def _many() -> bool:
 def _leave(status: int) -> None:
     """Exit at once: at a regular end JAX would wait for processes that are lost, and libraries
     would say again what has been said."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)

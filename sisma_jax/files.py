@@ -7,7 +7,9 @@ import os
 import re
 import socket
 import tempfile
+import unicodedata
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,9 @@ def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
     After a crash of the machine `path` has the old content or the new one, unless `flush` is False:
     of many files, which `flush_all` brings to the disk together.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # As short as it can be: the name itself may be as long as the system allows.
+    digest = zlib.crc32(path.name.encode(errors="surrogateescape"))
+    temporary = path.with_name(f".{digest:08x}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
         put_in_place(temporary, path) if flush else os.replace(temporary, path)
@@ -141,7 +145,17 @@ by themselves."""
 
 def is_left_by_system(name: str) -> bool:
     """Whether an operating system, not a person, has put a file or folder of that name there."""
-    return name.startswith("._") or name.lower() in LEFT_BY_SYSTEMS
+    return (
+        name.startswith("._")
+        or name.endswith(":Zone.Identifier")  # of a download, copied from Windows to WSL
+        or name.lower() in LEFT_BY_SYSTEMS
+    )
+
+
+def stem(path: Path) -> str:
+    """A file's name without its suffix, in the one spelling (Unicode's NFC) of names that look
+    alike: macOS takes accents apart."""
+    return unicodedata.normalize("NFC", path.stem)
 
 
 def is_content(name: str) -> bool:

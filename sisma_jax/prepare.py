@@ -102,9 +102,14 @@ def tell(out: Path, description: dict[str, Any]) -> None:
     for sentence in preparation.oddities(description):
         print(f"note: {sentence}")
     if missing := preparation.missing_splits(description):
+        remedy = (
+            "look at what was rejected"
+            if description["layout"] == "packed" or sum(len(s["ids"]) for s in splits.values()) < 2
+            else "prepare another folder with another --test-from"
+        )
         print(
             f"note: the {' and the '.join(missing)} split has no item, and training needs both: "
-            "prepare another folder with another --test-from"
+            f"{remedy}"
         )
         return
     words = [f"--config.data.path={shlex.quote(str(out))}"]

@@ -20,7 +20,7 @@ from sisma_jax.data.image_files import save_png
 from sisma_jax.data.label_maps import collect_masks, read_with_share, resize_nearest
 from sisma_jax.data.label_values import Reading
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty
+from sisma_jax.files import is_new_or_empty, why_unwritable
 from sisma_jax.mask_options import add_mask_options
 from sisma_jax.progress import bar
 from sisma_jax.synthesizer import Synthesizer
@@ -69,7 +69,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_output(folder: Path) -> None:
-    """Raises InputError unless `folder` is new or empty."""
+    """Raises InputError unless `folder` is new or empty, and can be written."""
+    if (reason := why_unwritable(folder)) is not None:
+        raise InputError(f"--out {folder} cannot be written ({reason}): name another folder")
     if not is_new_or_empty(folder):
         raise InputError(f"output folder {folder} is not empty: give --out a new or empty one")
 

@@ -13,6 +13,7 @@ from sisma_jax import cli, doctor
 from sisma_jax.commands import COMMANDS
 from sisma_jax.errors import InputError, RunError
 
+HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -193,3 +194,29 @@ def test_names_that_a_terminal_cannot_show_are_escaped(encoding):
     assert done.returncode == 2
     assert done.stdout.startswith(b"v\\udce9lo ")
     assert done.stderr == b"error: v\\udce9\\n\\x1b[2Jlo\n"
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_closed_stream_changes_nothing(closed, tmp_path):
+    words = "-m sisma_jax.data.synthetic --out set --count 1 --size 32"
+    command = f"{sys.executable} {words} {closed}>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=HERE).returncode == 0
+    assert (tmp_path / "set/synthetic.json").exists()
+
+
+def test_what_no_command_has_foreseen_of_disks_is_one_sentence(tmp_path):
+    code = "from sisma_jax import cli\ncli.run(lambda: open('nowhere/file'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=HERE, capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        b"error: nowhere/file: No such file or directory: give another path, or make room\n"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_full_device_is_one_sentence():
+    code = "from sisma_jax import cli; cli.run(lambda: print(1))"
+    command = f"{sys.executable} -c '{code}' > /dev/full"
+    done = subprocess.run(["sh", "-c", command], env=HERE, capture_output=True)
+    assert done.returncode == 1 and b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr

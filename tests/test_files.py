@@ -87,7 +87,8 @@ def order(monkeypatch):
 
 def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name(tmp_path, order):
     write_atomically(tmp_path / "a", b"content")
-    temporary = f".a.{os.getpid()}.tmp"
+    temporary = order[0][1]
+    assert temporary.startswith(".") and temporary.endswith(f".{os.getpid()}.tmp")
     assert order == [("flush", temporary), ("name", "a"), ("flush", tmp_path.name)]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 

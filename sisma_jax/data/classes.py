@@ -104,7 +104,7 @@ class ClassSet:
         """
         try:
             names = tuple(str(one["name"]) for one in value["classes"])
-            colours = tuple(tuple(int(x) for x in one["color"]) for one in value["classes"])
+            colours = tuple(tuple(one["color"]) for one in value["classes"])
             named = [(str(a), str(b)) for a, b in value.get("flip_pairs", [])]
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
@@ -112,8 +112,8 @@ class ClassSet:
                 '"flip_pairs": [["left", "right"], ...]}'
             ) from None
         for colour in colours:
-            if len(colour) != 3:
-                raise InputError(f"the colour {colour} is not three numbers 0..255 (RGB)")
+            if len(colour) != 3 or not all(type(x) is int for x in colour):
+                raise InputError(f"the colour {colour} is not three whole numbers 0..255 (RGB)")
         for name in (name for pair in named for name in pair):
             if name not in names:
                 raise InputError(f"flip pairs name {name!r}, which is no class")

@@ -10,6 +10,7 @@ it is decoded, so that a small file cannot fill the memory.
 import functools
 import io
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -48,7 +49,7 @@ MAX_BYTES = 2**29
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH_BYTE = 24
 _ORIENTATION = 0x0112
-_TIFF_BITS = 258
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,6 +62,8 @@ _TURNS = {
 """What makes a picture upright, by its EXIF orientation."""
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _COLOUR_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_ALPHA_MODES)
+_NAMES_OF_SRGB = ("sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1", "c2")
+"""Of profiles that change nothing; others that have it in their name, as linear ones, do."""
 _LOSSLESS_TIFF = (
     "raw", "packbits", "tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate",
     "tiff_deflate", "lzma", "zstd",
@@ -161,6 +164,9 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
     path = Path(path)
     content = b""
     try:
+        kind = path.stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would be waited for
+            raise InputError(f"{path} is a pipe or a device: give a file")
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise InputError(
@@ -312,6 +318,8 @@ def _rgb(path: Path | str, image: Image.Image) -> Image.Image:
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     """8-bit grey, with alpha where one value is named transparent."""
     values = np.asarray(image)
+    if image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0:  # 0 is white
+        values = 65535 - values
     grey = Image.fromarray(np.rint(values * np.float32(255 / 65535)).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is not None:
@@ -329,7 +337,7 @@ def _from_profile(image: Image.Image, profile: bytes) -> Image.Image:
     """A picture whose colours are those of a profile in sRGB; as it is where they do not fit."""
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(own).lower():
+        if ImageCms.getProfileDescription(own).strip() in _NAMES_OF_SRGB:
             return image
         return ImageCms.profileToProfile(image, own, _srgb(), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):

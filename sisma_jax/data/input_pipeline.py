@@ -23,6 +23,7 @@ from sisma_jax.data.latents import is_latent_cache
 from sisma_jax.data.prepared import PreparedDataset, is_prepared
 from sisma_jax.data.raw import FIELDS, TEST_FROM, RawFaces
 from sisma_jax.errors import InputError
+from sisma_jax.files import local_path
 
 
 @runtime_checkable
@@ -62,6 +63,12 @@ def open_dataset(
         )
     if is_prepared(path):
         return PreparedDataset(path, size, split=split, fields=fields)
+    folder = local_path(path)
+    if any((folder / name).is_dir() for name in ("images", "train/images")):
+        raise InputError(
+            f"{path} holds images and labels, which have to be made ready first: `python -m "
+            f"sisma_jax.prepare --source {path} --out DIR --size {size}`"
+        )
     return RawFaces(path, size, split=split, test_from=test_from, fields=fields)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int16, UInt8, UInt32
 
 from sisma_jax.class_names import BISENET
+from sisma_jax.data import soft_edges
 from sisma_jax.data.classes import CELEBAMASK, CLASSES, UNLABELLED, UNLABELLED_COLOUR, ClassSet
 from sisma_jax.errors import InputError
 
@@ -22,11 +23,6 @@ FROM_BISENET[: len(BISENET)] = [CLASSES.index(name) for name in BISENET]
 _NO_CLASS = -1
 _BLOCK = 2**20
 """Pixels whose colours are looked up at a time, which bounds the memory of large files."""
-_SURE = 20.0
-"""A colour no farther than this from a class colour is that class, with the noise of compression;
-any other is a blend of the classes around it."""
-_AROUND = 2
-"""Pixels to each side where those classes are looked for."""
 OWN, VOC, GREY = "the data set's class colours", "the colours of PASCAL VOC", "ids as grey"
 """What an RGB file's colours may be."""
 
@@ -250,43 +246,34 @@ class Values:
         Raises:
           InputError: a colour is farther away than is allowed.
         """
-        known = self.classes.colours if what == OWN else _voc_colours(len(self.classes))
-        known = np.array(known, np.float32)
+        known = np.full((256, 3), np.inf, np.float32)
+        own = self.classes.colours if what == OWN else _voc_colours(len(self.classes))
+        known[: len(own)] = own
         best, least = np.zeros(len(colours), np.int16), np.full(len(colours), np.inf, np.float32)
-        for label, colour in enumerate(known):
+        for label, colour in enumerate(known[: len(own)]):
             distance = np.linalg.norm(colours - colour, axis=1)
             nearer = distance < least
             best[nearer], least[nearer] = label, distance[nearer]
+        if self.allow_unlabelled and UNLABELLED_COLOUR not in own:
+            known[UNLABELLED] = UNLABELLED_COLOUR
         exact = ids != _NO_CLASS
         labels = self.look_up(rgb, codes, np.where(exact, ids, best).astype(np.uint8))
-        sure = self.look_up(rgb, codes, exact | (least <= min(_SURE, self.nearest)))
-        y, x = np.nonzero(~sure)
-        # The classes around come first, where pixels are sure.
-        height, width = labels.shape
-        blend, taken = rgb[y, x].astype(np.float32), labels[y, x]
-        nearest = np.full(len(y), np.inf, np.float32)
-        for down in range(-_AROUND, _AROUND + 1):
-            for right in range(-_AROUND, _AROUND + 1):
-                beside = (y + down).clip(0, height - 1), (x + right).clip(0, width - 1)
-                label = labels[beside]
-                usable = sure[beside] & (label < len(known))
-                distance = np.linalg.norm(blend - known[label.clip(max=len(known) - 1)], axis=1)
-                nearer = usable & (distance < nearest)
-                nearest[nearer], taken[nearer] = distance[nearer], label[nearer]
-        # A class too small to have a sure pixel: then all classes count.
-        alone = nearest > self.nearest
-        nearest[alone] = self.look_up(rgb, codes, least)[y[alone], x[alone]]
-        taken[alone] = labels[y[alone], x[alone]]
-        far = np.flatnonzero(nearest > self.nearest)
-        if len(far):
-            first = far[0]
+        sure = self.look_up(rgb, codes, exact | (least <= min(soft_edges.SURE, self.nearest)))
+        found = soft_edges.settle(rgb, labels, sure, known)
+        # A class too small to be sure of anywhere around: then all classes count.
+        alone = found.distances > self.nearest
+        y, x = found.y[alone], found.x[alone]
+        far = self.look_up(rgb, codes, np.where(exact, 0, least))[y, x] > self.nearest
+        if far.any():
+            y, x = y[far][0], x[far][0]
+            place = np.searchsorted(codes, _codes(rgb[y, x][None]))[0]
             raise InputError(
-                f"mask {self.path} has the colour {tuple(map(int, rgb[y[first], x[first]]))} at "
-                f"pixel ({x[first]}, {y[first]}), which is {nearest[first]:.0f} away from the "
-                f"nearest class colour (that of {self.classes.names[taken[first]]}), where "
-                f"--nearest-colour allows {self.nearest:g}: allow more, or paint the mask again"
+                f"mask {self.path} has the colour {tuple(map(int, rgb[y, x]))} at pixel ({x}, "
+                f"{y}), which is {least[place]:.0f} away from the nearest class colour (that of "
+                f"{self.classes.names[best[place]]}), where --nearest-colour allows "
+                f"{self.nearest:g}: allow more, or paint the mask again"
             )
-        labels[y, x] = taken
+        labels[found.y[~alone], found.x[~alone]] = found.labels[~alone]
         return labels
 
     def ids_from_indices(self, indices: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -294,22 +281,38 @@ class Values:
         used = np.unique(indices)
         if used[-1] >= len(palette):
             return indices, True
-        if self.nearest is not None and not self.is_id(used).all():
+        own = self.by_colour(palette[used], self.classes.colours)
+        if self.nearest is not None and (own == _NO_CLASS).any():
             return self.ids_from_colours(palette[indices])
-        by_colour = self.by_colour(palette[used], self.classes.colours)
-        # Palettes that show several ids in one colour (all black, say) say nothing about classes.
-        if (by_colour == _NO_CLASS).any() or len(np.unique(by_colour)) < len(used):
-            return indices, True
-        if self.is_id(used).all() and (by_colour != used).any():
-            first = int(np.argmax(by_colour != used))
-            x, y = _first_pixel(indices == used[first])
-            raise InputError(
-                f"mask {self.path} is ambiguous at pixel ({x}, {y}): palette index {used[first]} "
-                f"has the colour of class {by_colour[first]}; save it as greyscale ids or as RGB"
-            )
-        lookup = np.zeros(256, np.uint8)
-        lookup[used] = by_colour
-        return lookup[indices], False
+        voc = self.by_colour(palette[used], _voc_colours(len(self.classes)))
+        for found, whose in ((own, "class"), (voc, "PASCAL VOC's class")):
+            # Palettes that show several ids in one colour (all black, say) say nothing of classes.
+            if (found == _NO_CLASS).any() or len(np.unique(found)) < len(used):
+                continue
+            if self.is_id(used).all() and (found != used).any():
+                if found is voc and (found != used).sum() == 1:  # a colour of VOC's by chance
+                    return indices, True
+                self.refuse_palette(indices, used, found, whose)
+            lookup = np.zeros(256, np.uint8)
+            lookup[used] = found
+            return lookup[indices], found is voc
+        # Most of the picture in class colours of another order: a palette that was made anew.
+        moved = (own != _NO_CLASS) & (own != used)
+        share = np.bincount(indices.reshape(-1), minlength=256)[used][moved].sum() / indices.size
+        if self.is_id(used).all() and len(np.unique(own[moved])) > 1 and share > 0.5:
+            self.refuse_palette(indices, used, np.where(moved, own, used), "class")
+        return indices, True
+
+    def refuse_palette(
+        self, indices: np.ndarray, used: np.ndarray, classes: np.ndarray, whose: str
+    ) -> None:
+        """Raises InputError at the first pixel whose index and colour say different classes."""
+        first = int(np.argmax(classes != used))
+        x, y = _first_pixel(indices == used[first])
+        raise InputError(
+            f"mask {self.path} is ambiguous at pixel ({x}, {y}): palette index {used[first]} has "
+            f"the colour of {whose} {classes[first]}; save it as greyscale ids or as RGB"
+        )
 
 
 def _known(classes: ClassSet) -> str:

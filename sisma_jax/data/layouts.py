@@ -26,7 +26,7 @@ from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
 from sisma_jax.data.label_maps import read_with_share, resize_nearest
 from sisma_jax.data.label_values import Reading
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_content
+from sisma_jax.files import is_content, stem
 
 SPLITS = ("sis", "official")
 """Of the raw layout: that of the synthesis papers, by id, and the one of CelebA."""
@@ -110,10 +110,11 @@ class Reader:
             raise InputError(f"{label_path} has no pixel with a class: all are unlabelled (255)")
         # From the header: the decoder's shortcut rounds sides, which could not be compared.
         (height, width), size = labels.shape, image_files.picture_size(image_path)
-        if height * size[0] != width * size[1]:
+        # Sides of a resized copy are rounded to whole pixels.
+        if abs(height * size[0] - width * size[1]) >= max(width, size[0], height, size[1]):
             raise InputError(
                 f"{label_path} has {width} x {height} pixels, but its image {size[0]} x "
-                f"{size[1]}: they do not have the same shape"
+                f"{size[1]}: they do not have the same shape, so crop or resize one of them"
             )
         if min(size) < self.size:
             raise InputError(
@@ -174,14 +175,17 @@ def survey(
             f"split {split!r} is one of raw CelebAMask-HQ folders, but {root} holds no "
             f"{raw_layout.IMAGE_FOLDER}: leave --split out"
         )
-    if classes_file is None and (root / CLASSES_FILE).exists():
-        classes_file = root / CLASSES_FILE
-    classes = CELEBAMASK if classes_file is None else ClassSet.read(classes_file)
-    names = [name for name in ("train", *_HELD_OUT) if (root / name / "images").is_dir()]
     rejected: list[Rejected] = []
     notes: list[str] = []
-    if names:
-        splits = {name: _list_pairs(root / name, rejected, notes) for name in names}
+    if classes_file is None:
+        places = (root / CLASSES_FILE, root / "train" / CLASSES_FILE)
+        classes_file = next((place for place in places if place.exists()), None)
+    if classes_file is None:
+        notes.append(f"{root} has no {CLASSES_FILE}: labels are taken for CelebAMask-HQ's")
+    classes = CELEBAMASK if classes_file is None else ClassSet.read(classes_file)
+    folders = _split_folders(root, notes)
+    if folders:
+        splits = {name: _list_pairs(root, *both, rejected, notes) for name, both in folders.items()}
         held_out = next((name for name in _HELD_OUT if name in splits), None)
         if held_out not in (None, "test"):
             splits["test"] = splits.pop(held_out)
@@ -196,13 +200,33 @@ def survey(
             f"{root} holds no data set: neither {raw_layout.IMAGE_FOLDER} nor images and labels, "
             "nor train and test with images and labels in them"
         )
-    splits = _cut(_list_pairs(root, rejected, notes), test_from, notes)
-    return Layout(root, "pairs", classes, splits, rejected, notes)
+    pairs = _list_pairs(root, root / "images", root / "labels", rejected, notes)
+    return Layout(root, "pairs", classes, _cut(pairs, test_from, notes), rejected, notes)
+
+
+def _split_folders(root: Path, notes: list[str]) -> dict[str, tuple[Path, Path]]:
+    """Images and labels of each split: train/images and train/labels, or images/train and
+    labels/train; {} where there are no splits."""
+    found = {}
+    for name in ("train", *_HELD_OUT):
+        for images, labels in (
+            (root / name / "images", root / name / "labels"),
+            (root / "images" / name, root / "labels" / name),
+        ):
+            if images.is_dir() and not labels.is_dir() and name != "train":
+                notes.append(f"{images} has no label maps, it lacks {labels}: it is left out")
+            elif images.is_dir():
+                found[name] = (images, labels)
+    return found
 
 
 def _cut(items: list[Entry], test_from: int | None, notes: list[str]) -> dict[str, list[Entry]]:
     """Items split at their place in the list."""
-    if test_from is None:
+    if test_from is not None and test_from < 0:
+        raise InputError(
+            f"--test-from is {test_from}: give the place of the first test item, from 0"
+        )
+    if test_from is None and items:
         test_from = len(items) - _tenth(len(items))
         notes.append(_how_split(len(items) - test_from, len(items), test_from))
     return {"train": items[:test_from], "test": items[test_from:]}
@@ -295,28 +319,34 @@ def _official_split(root: Path) -> dict[int, int]:
     return split
 
 
-def _list_pairs(folder: Path, rejected: list[Rejected], notes: list[str]) -> list[Entry]:
+def _list_pairs(
+    root: Path,
+    image_folder: Path,
+    label_folder: Path,
+    rejected: list[Rejected],
+    notes: list[str],
+) -> list[Entry]:
     """Images with their label maps, in the order of names.
 
     Raises:
       InputError: there are some of both, and none belong together.
     """
-    images, images_twice = _by_stem(folder / "images", tuple(image_files.FORMATS), rejected)
-    labels, labels_twice = _by_stem(folder / "labels", image_files.LOSSLESS, rejected)
+    images, images_twice = _by_stem(image_folder, tuple(image_files.FORMATS), rejected)
+    labels, labels_twice = _by_stem(label_folder, image_files.LOSSLESS, rejected)
     # Of two files of one name none is used: nobody knows which is right.
-    for stem in images_twice | labels_twice:
-        images.pop(stem, None)
-        labels.pop(stem, None)
+    for name in images_twice | labels_twice:
+        images.pop(name, None)
+        labels.pop(name, None)
     if images and labels and not images.keys() & labels.keys():
-        images, labels = _without_affixes(folder, images, labels, notes)
-    for stem in sorted(images.keys() - labels.keys()):
-        rejected.append(Rejected(stem, f"{images[stem]} has no label map in {folder / 'labels'}"))
-    for stem in sorted(labels.keys() - images.keys()):
-        rejected.append(Rejected(stem, f"{labels[stem]} has no image in {folder / 'images'}"))
-    stems = sorted(
+        images, labels = _without_affixes(root, images, labels, notes)
+    for name in sorted(images.keys() - labels.keys()):
+        rejected.append(Rejected(name, f"{images[name]} has no label map in {label_folder}"))
+    for name in sorted(labels.keys() - images.keys()):
+        rejected.append(Rejected(name, f"{labels[name]} has no image in {image_folder}"))
+    names = sorted(
         images.keys() & labels.keys(), key=lambda s: (len(s), s) if s.isdecimal() else (0, s)
     )
-    return [Entry(stem, ("pair", images[stem], labels[stem])) for stem in stems]
+    return [Entry(name, ("pair", images[name], labels[name])) for name in names]
 
 
 def _without_affixes(
@@ -343,17 +373,17 @@ def _without_affixes(
         f"names in {folder} differ, so {bare_images[first].name} is taken to belong to "
         f"{bare_labels[first].name}, and {len(together)} pairs like that"
     )
-    own = {bare: path.stem for bare, path in bare_images.items()}
-    return images, {own.get(bare, path.stem): path for bare, path in bare_labels.items()}
+    own = {bare: stem(path) for bare, path in bare_images.items()}
+    return images, {own.get(bare, stem(path)): path for bare, path in bare_labels.items()}
 
 
 def _bare(files: dict[str, Path]) -> dict[str, Path]:
     """The files by their names without what all of them share; {} where that is not their own."""
     common = os.path.commonprefix
     prefix = common(list(files)).rstrip("0123456789")
-    rest = [stem[len(prefix) :] for stem in files]
-    suffix = common([stem[::-1] for stem in rest])[::-1].lstrip("0123456789")
-    bare = [stem[: len(stem) - len(suffix)] for stem in rest]
+    rest = [name[len(prefix) :] for name in files]
+    suffix = common([name[::-1] for name in rest])[::-1].lstrip("0123456789")
+    bare = [name[: len(name) - len(suffix)] for name in rest]
     if "" in bare or len(set(bare)) < len(bare):
         return {}
     return dict(zip(bare, files.values(), strict=True))
@@ -366,18 +396,22 @@ def _by_stem(
     try:
         paths = sorted(path for path in folder.iterdir() if is_content(path.name))
     except OSError as error:
-        raise InputError(f"{folder} cannot be listed ({error.strerror})") from error
+        raise InputError(
+            f"{folder} cannot be listed ({error.strerror}): beside images there have to be labels, "
+            "a label map for each"
+        ) from error
     found: dict[str, Path] = {}
     twice: set[str] = set()
     for path in paths:
+        name = stem(path)
         if path.suffix.lower() not in suffixes:
-            rejected.append(Rejected(path.stem, f"{path} is no {_kinds(suffixes)} by its name"))
-        elif path.stem in found:
-            reason = f"{path} and {found[path.stem].name} have one name: remove one"
-            rejected.append(Rejected(path.stem, reason))
-            twice.add(path.stem)
+            rejected.append(Rejected(name, f"{path} is no {_kinds(suffixes)} by its name"))
+        elif name in found:
+            reason = f"{path} and {found[name].name} have one name: remove one"
+            rejected.append(Rejected(name, reason))
+            twice.add(name)
         else:
-            found[path.stem] = path
+            found[name] = path
     return found, twice
 
 

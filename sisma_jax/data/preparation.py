@@ -65,11 +65,18 @@ def prepare(
     tasks = shards.cut(layout.splits, shard_size)
     total = sum(len(shard.items) for shard in tasks)
     if not total:
-        raise InputError("the data set has no item that has both an image and labels")
+        why = (
+            f"; the first of what is there: {layout.rejected[0].reason}" if layout.rejected else ""
+        )
+        raise InputError(f"{layout.root} has no item with both an image and labels{why}")
     limit = _Limit(total + len(layout.rejected), strict, allow_rejected)
     limit.count(layout.rejected)
     folder = Folder(out, _plan(layout, reader, split_name, tasks), DATASET_FILE)
     if (finished := folder.finished()) is not None:
+        print(
+            f"{out} was finished before, and nothing is read again: delete it to prepare what has "
+            "changed since"
+        )
         return finished
     with folder.writing():
         return _write(layout, reader, folder, split_name, tasks, workers, limit)
@@ -86,9 +93,9 @@ def _write(
 ) -> dict[str, Any]:
     notes = folder.begin(tasks)
     total = sum(len(shard.items) for shard in tasks)
+    # What could not be used may have been mended since.
+    notes = {file: note for file, note in notes.items() if not note["rejected"]}
     missing = [shard for shard in tasks if shard.file not in notes]
-    for note in notes.values():
-        limit.count([Rejected(**one) for one in note["rejected"]])
     done = total - sum(len(shard.items) for shard in missing)
     work = partial(_write_shard, reader, folder)
     with (

@@ -93,6 +93,8 @@ def read_versioned(
         raise InputError(
             f"{path} is no {what}, it has no {name}: write one with `python -m {command}`"
         ) from error
+    except InputError:  # what `reading` says of a bucket
+        raise
     except (ValueError, KeyError, TypeError) as error:
         refuse_lfs_pointer(file)
         raise InputError(f"{file} is damaged: write {path} again") from error

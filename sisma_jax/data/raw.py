@@ -24,6 +24,8 @@ TEST_FROM = 28_000
 """First id of the synthesis papers' test split of the full set's 30,000 faces."""
 
 _WHITE_FROM = 128
+_NEARLY_BLACK = 16
+"""Grey levels that compression or resizing may make of 0, and likewise of 255."""
 
 
 class RawFaces:
@@ -188,19 +190,18 @@ def _merge_parts(masks: Path, face: raw_layout.Face) -> UInt8[np.ndarray, "h w"]
 
 def _read_part(path: Path) -> Bool[np.ndarray, "h w"]:
     image = image_files.read_lossless(path).image
-    if image.mode in ("1", "P", "RGB"):
-        image = image.convert("L")
-    if image.mode != "L":
+    if image.mode not in ("1", "L", "P", "RGB") or image.has_transparency_data:
         raise InputError(
-            f"{path} has pixels of type {image.mode}: save it as an 8-bit PNG, white on black, "
-            "without transparency"
+            f"{path} has pixels of type {image.mode}, or some that are transparent: save it as an "
+            "8-bit PNG, white on black, without transparency"
         )
-    values = np.asarray(image)
+    values = np.asarray(image.convert("L"))
     # Soft edges, as a resized copy has them, are cut at one half. Where grey prevails (1 for 255, a
     # label map, a photograph), that cut would lose the part without a word.
-    white = np.count_nonzero(values == 255)
-    grey = np.count_nonzero(values) - white
-    if grey > white:
+    plain = np.count_nonzero((values <= _NEARLY_BLACK) | (values >= 255 - _NEARLY_BLACK))
+    if values.any() and (values.max() < _WHITE_FROM or 2 * plain < values.size):
+        white = np.count_nonzero(values == 255)
+        grey = np.count_nonzero(values) - white
         raise InputError(
             f"{path} is not a binary mask ({grey} pixels are neither 0 nor 255, only {white} are "
             "255): replace it by one that is white (255) on black (0)"

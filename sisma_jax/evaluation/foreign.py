@@ -8,6 +8,7 @@ is left. Names that are numbers are the same with zeros ahead, where that leaves
 
 import dataclasses
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from sisma_jax.data.label_values import LENIENT, Reading
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.evaluator import Evaluation, real_faces
 from sisma_jax.evaluation.pictures import PictureFolder, Selection, SplitPictures, digest
+from sisma_jax.files import stem
 
 NUMBER = re.compile("[0-9]+")
 MOST_NUMBERS = 2
@@ -41,6 +43,9 @@ class Pairing:
 
 def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
     """Find the counterparts of `names` in `others`, where each is once (module docstring)."""
+    names, others = (
+        [unicodedata.normalize("NFC", one) for one in some] for some in (names, others)
+    )
     places = {name: place for place, name in enumerate(others)}
     values = Counter(int(name) for name in others if NUMBER.fullmatch(name))
     numbers = {
@@ -64,11 +69,11 @@ def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
     if None not in found:
         return Pairing(found)
     alone = [name for name, place in zip(names, found, strict=True) if place is None]
-    left = next((name for place, name in enumerate(others) if place not in found), others[0])
+    left = next((name for place, name in enumerate(others) if place not in found), None)
+    besides = "" if left is None else f", but {left!r}"
     return Pairing(
         [],
-        f"no {alone[0]!r} ({len(alone)} of {len(names)} pictures have no counterpart), but "
-        f"{left!r}",
+        f"no {alone[0]!r} ({len(alone)} of {len(names)} pictures have no counterpart){besides}",
     )
 
 
@@ -170,7 +175,7 @@ def evaluate_pictures(
 
 
 def read_masks(
-    folder: Path, pictures: PictureFolder, classes: ClassSet, reading: Reading
+    folder: Path, pictures: PictureFolder, classes: ClassSet, reading: Reading = LENIENT
 ) -> UInt8[np.ndarray, "n h w"]:
     """Label maps of a folder, one for each picture (`pair`); says what share of pixels took the
     nearest class colour.
@@ -181,7 +186,7 @@ def read_masks(
     if not folder.is_dir():
         raise InputError(f"--masks {folder} is no folder: give one of label maps")
     files = collect_masks([folder])
-    stems = [file.stem for file in files]
+    stems = [stem(file) for file in files]
     twice = [stem for stem, count in Counter(stems).items() if count > 1]
     if twice:
         raise InputError(f"{folder} holds two masks named {twice[0]!r}: keep one of them")

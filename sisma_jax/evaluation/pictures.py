@@ -1,6 +1,7 @@
 """Sets of pictures to be scored: test faces, their reconstructions, folders of any origin."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +14,7 @@ from sisma_jax.data.checksums import is_of_listing
 from sisma_jax.data.image_files import FORMAT_NAMES, FORMATS, picture_size, read_picture
 from sisma_jax.data.input_pipeline import Source
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_content
+from sisma_jax.files import is_content, stem
 from sisma_jax.models.autoencoder import Autoencoder, to_float, to_uint8
 from sisma_jax.training.sharding import (
     chunks,
@@ -169,8 +170,8 @@ class PictureFolder:
                 "least 2"
             )
         self.path = path
-        self.names = [file.stem for file in self.files]
-        twice = next((a for a, b in zip(self.names, self.names[1:], strict=False) if a == b), None)
+        self.names = [stem(file) for file in self.files]
+        twice = next((name for name, count in Counter(self.names).items() if count > 1), None)
         if twice is not None:
             raise InputError(f"{path} holds two pictures named {twice!r}: keep one of them")
         contents = hashlib.sha256()

@@ -146,7 +146,7 @@ class DataConfig:
         path = local_path(self.path)
         begun = synthetic.read_unfinished_settings(path)
         how = "is not finished: going on to" if begun else "has no faces yet: writing"
-        print(f"{path} {how} {self.synthetic_count} synthetic ones")
+        print(f"{path} {how} {self.synthetic_count} synthetic faces")
         synthetic.write_dataset(path, **self._synthetic_settings())
 
 

@@ -1,5 +1,6 @@
 """Pictures of every origin come out alike: upright, 8 bits, sRGB, on white, of a bounded size."""
 
+import os
 import struct
 import zlib
 
@@ -116,6 +117,18 @@ def test_sixteen_bits_of_grey_are_scaled(tmp_path, suffix):
     assert np.asarray(read_picture(tmp_path / f"a{suffix}"))[0, :, 0].tolist() == [
         0, 0, 1, 128, 255,
     ]  # fmt: skip
+
+
+def test_sixteen_bits_of_which_zero_is_white_are_turned_round(tmp_path):
+    """As scanners write them; Pillow turns round 8 bits only."""
+    values = np.array([[0, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    entry = struct.pack("<HHI", 262, 3, 1)
+    place = content.index(entry) + len(entry)
+    content[place : place + 2] = b"\0\0"
+    (tmp_path / "a.tif").write_bytes(content)
+    assert np.asarray(read_picture(tmp_path / "a.tif"))[0, :, 0].tolist() == [255, 0]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L"])
@@ -276,6 +289,11 @@ def test_other_files_are_refused_in_a_sentence(tmp_path, content, message):
 def test_a_git_lfs_pointer_is_told(tmp_path):
     (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert "git lfs pull" in refusal(tmp_path / "a.png")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert "is a pipe or a device" in refusal(tmp_path / "a.png")
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

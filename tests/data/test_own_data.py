@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sisma_jax import inspect_data, prepare
+from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.data.layouts import survey
 from sisma_jax.data.prepared import PreparedDataset
 from sisma_jax.errors import InputError
@@ -104,6 +106,56 @@ class TestSplits:
         description, _ = run(tmp_path / "one")
         assert len(ids(description, "test")) == 2
 
+    @pytest.mark.parametrize("inside", [True, False])
+    def test_splits_within_images_and_labels_are_read(self, toy, run, tmp_path, inside):
+        for name in ("train", "val"):
+            for kind in ("images", "labels"):
+                place = f"{kind}/{name}" if inside else f"{name}/{kind}"
+                shutil.copytree(toy / kind, tmp_path / "both" / place)
+        shutil.copy(toy / "classes.json", tmp_path / "both")
+        description, _ = run(tmp_path / "both")
+        assert [len(ids(description, name)) for name in ("train", "test")] == [16, 16]
+
+    def test_a_test_folder_without_labels_is_left_out_and_said(self, toy, run, tmp_path):
+        for name in ("train", "val", "test"):
+            shutil.copytree(toy, tmp_path / "three" / name)
+        shutil.rmtree(tmp_path / "three/test/labels")
+        shutil.copy(toy / "classes.json", tmp_path / "three")
+        description, text = run(tmp_path / "three")
+        assert "test/images has no label maps" in text and "val is the test split" in text
+        assert len(ids(description, "test")) == 16
+
+    def test_a_place_below_zero_is_refused(self, toy, run):
+        with pytest.raises(InputError, match="--test-from is -1"):
+            run(toy, "--test-from", -1)
+
+    def test_one_item_cannot_be_both(self, toy, run):
+        for path in [*toy.glob("*/*.png")]:
+            if path.stem != "scene_0":
+                path.unlink()
+        text = run(toy)[1]
+        assert "train with" not in text and "--test-from" not in text.split("px\n")[-1]
+
+
+class TestMending:
+    def spoil(self, toy):
+        whole = (toy / "labels/scene_3.png").read_bytes()
+        (toy / "labels/scene_3.png").write_bytes(b"")
+        return whole
+
+    def test_what_was_mended_is_read_again(self, toy, run):
+        whole = self.spoil(toy)
+        with pytest.raises(InputError, match="cannot be used"):
+            run(toy)
+        (toy / "labels/scene_3.png").write_bytes(whole)
+        description, _ = run(toy)
+        assert description["rejected"] == 0 and "scene_3" in ids(description, "train")
+
+    def test_a_finished_set_says_that_nothing_is_read_again(self, toy, run):
+        self.spoil(toy)
+        run(toy, "--allow-rejected")
+        assert "was finished before, and nothing is read again" in run(toy, "--allow-rejected")[1]
+
 
 class TestWhatLabelsHold:
     def test_a_class_without_a_pixel_and_unlabelled_pixels_are_said(self, toy, run):
@@ -137,6 +189,41 @@ class TestFiles:
         for folder in ("images/__MACOSX", "labels/@eaDir"):
             (toy / folder).mkdir()
         assert run(toy)[0]["rejected"] == 0
+
+    def test_downloads_copied_from_windows_are_passed_over(self, toy, run):
+        for path in [*(toy / "images").iterdir()]:
+            path.with_name(f"{path.name}:Zone.Identifier").write_text("[ZoneTransfer]")
+        assert run(toy)[0]["rejected"] == 0
+
+    def test_names_that_macos_spells_otherwise_are_the_same(self, toy, run):
+        for folder, form in (("images", "NFD"), ("labels", "NFC")):
+            name = unicodedata.normalize(form, "Zoë")
+            (toy / folder / "scene_0.png").rename(toy / folder / f"{name}.png")
+        description, _ = run(toy)
+        assert description["rejected"] == 0 and "Zo\u00eb" in ids(description, "train")
+
+    def test_without_a_list_of_classes_it_is_said_whose_are_meant(self, toy, run):
+        (toy / "classes.json").rename(toy / "Classes.json")
+        for path in (toy / "labels").iterdir():
+            Image.new("L", (SIZE, SIZE), 1).save(path)
+        assert "has no classes.json: labels are taken for CelebAMask-HQ's" in run(toy)[1]
+
+    def test_colours_that_are_no_whole_numbers_are_refused(self, toy, run):
+        for colour in ([0.5, 0.4, 1.0], "023"):
+            changed = json.loads(json.dumps(TOY))
+            changed["classes"][0]["color"] = colour
+            (toy / "classes.json").write_text(json.dumps(changed))
+            with pytest.raises(InputError, match="is not three whole numbers"):
+                run(toy)
+
+    def test_sides_that_were_rounded_are_the_same_shape(self, toy, run):
+        Image.new("RGB", (100, 67)).save(toy / "images/scene_0.png")
+        Image.new("L", (50, 34)).save(toy / "labels/scene_0.png")
+        assert run(toy, "--crop", "--size", 16)[0]["rejected"] == 0
+
+    def test_pairs_that_are_not_prepared_are_told_how_to(self, toy):
+        with pytest.raises(InputError, match=r"sisma_jax\.prepare --source .*toy"):
+            open_dataset(toy, SIZE)
 
     def test_a_folder_with_only_those_is_empty(self, toy, run, tmp_path):
         (tmp_path / "out").mkdir()

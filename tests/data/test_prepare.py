@@ -351,7 +351,7 @@ def test_what_a_kill_after_the_end_leaves_is_tidied(raw, tmp_path, monkeypatch):
     [
         (lambda v: v["classes"].pop(), "name 'right_stone', which is no class"),
         (lambda v: v["classes"][0].update(name="sand"), "that of two classes"),
-        (lambda v: v["classes"][0].update(color=[1, 2]), "not three numbers"),
+        (lambda v: v["classes"][0].update(color=[1, 2]), "not three whole numbers"),
         (lambda v: v.pop("classes"), "a list of classes reads"),
         (lambda v: v["flip_pairs"].append(["sky", "left_stone"]), "share a class"),
     ],

@@ -155,6 +155,22 @@ def test_soft_edges_are_cut_at_one_half(root):
     np.testing.assert_array_equal(labels == CLASSES.index("cloth"), values >= 128)
 
 
+def test_a_small_part_whose_edges_were_resampled_is_read(root):
+    where = Image.fromarray(np.where(rectangle(6, 6, 9, 9), 255, 0).astype(np.uint8))
+    soft = where.resize((SIZE * 3, SIZE * 3), Image.Resampling.BILINEAR)
+    soft = soft.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    soft.save(root / "CelebAMask-HQ-mask-anno/0/00002_nose.png")
+    labels = RawFaces(root, SIZE)[0]["labels"]
+    np.testing.assert_array_equal(labels == CLASSES.index("nose"), rectangle(6, 6, 9, 9))
+
+
+def test_a_part_that_is_transparent_where_it_is_not_is_refused(root):
+    image = Image.fromarray(rectangle(6, 6, 9, 9).astype(np.uint8))
+    image.putpalette([255] * 6)
+    image.save(root / "CelebAMask-HQ-mask-anno/0/00002_nose.png", transparency=0)
+    assert "transparent" in refusal(root)
+
+
 def test_splits_are_by_id(root):
     def ids(split, test_from):
         return RawFaces(root, SIZE, split=split, test_from=test_from).ids.tolist()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sisma_jax import evaluate
 from sisma_jax.data.classes import CELEBAMASK, CLASSES
+from sisma_jax.data.label_values import Reading
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation import evaluator, networks
 from sisma_jax.evaluation.foreign import pair, read_masks
@@ -96,10 +97,12 @@ def test_masks_pair_as_pictures_do_and_in_their_own_order_of_classes(tmp_path):
     masks.mkdir()
     for name, number in (("7", 16), ("8", 18)):  # as face-parsing.PyTorch numbers cloth and hat
         Image.fromarray(np.full((SIZE, SIZE), number, np.uint8)).save(masks / f"{name}.png")
-    found = read_masks(masks, pictures, CELEBAMASK, "bisenet")
+    found = read_masks(masks, pictures, CELEBAMASK, Reading("bisenet", True))
     assert [CLASSES[labels[0, 0]] for labels in found] == ["cloth", "cloth", "hat"]
     (masks / "8.png").unlink()
-    with pytest.raises(InputError, match=r"masks has no '8' \(1 of 3 .*, but '7'"):
+    with pytest.raises(
+        InputError, match=r"masks has no '8' \(1 of 3 pictures have no counterpart\)"
+    ):
         read_masks(masks, pictures, CELEBAMASK)
 
 
@@ -133,7 +136,7 @@ def test_scores_by_other_masks_do_not_stay(folders, tmp_path):
         (["--reference", "s.npy"], "s.npy is no folder and no .npz file"),
         (["--reference", "no/where"], "no/where is no folder and no .npz file"),
         (["--class-order", "bisenet"], "--class-order bisenet goes with --masks"),
-        (["--masks", "none"], "--masks none is no folder"),
+        (["--masks", "none"], "--masks none is not a folder"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message, folders, tmp_path, monkeypatch):

@@ -161,7 +161,7 @@ def test_data_is_looked_at_before_networks_and_models_are_read(
 ):
     with pytest.raises(InputError, match=said):
         call(evaluate.main, "--workdir", tiny_run, "--out", tmp_path / "report", *options)
-    images = ["--images", "nowhere", "--reference", "nowhere", "--out", tmp_path / "report"]
+    images = ["--images", "nowhere", "--reference", tmp_path, "--out", tmp_path / "report"]
     with pytest.raises(InputError, match="nowhere is not a folder"):
         call(evaluate.main, *images)
     with pytest.raises(InputError, match="--masks none is not a folder"):

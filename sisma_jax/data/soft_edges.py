@@ -1,0 +1,111 @@
+"""Soft edges of a label map in colours: which classes a blended pixel lies between.
+
+A blend of two classes' colours may be a third class's colour, or next to it: hair over background
+passes through the lower lip's. So a colour alone does not say what a pixel is. A class is certain
+where an area of it is (3 x 3 pixels); a pixel without such an area, whose colour is a blend of two
+classes that are certain around it, is theirs; and every pixel that is no class colour takes the
+nearest of the classes around it.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, UInt8
+from scipy import ndimage
+
+SURE = 20.0
+"""A colour no farther than this from a class colour may be that class, with the noise of
+compression."""
+_AROUND = 4
+"""Pixels to each side where the classes of a blend are looked for."""
+_OF_AREA = 2
+"""Pixels to each side of an area that belong to its class if they look like it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    """Pixels whose class the classes around them decide, in reading order."""
+
+    y: Int[np.ndarray, "n"]
+    x: Int[np.ndarray, "n"]
+    labels: UInt8[np.ndarray, "n"]
+    distances: Float32[np.ndarray, "n"]
+    """From their colours to those of the classes that they take; infinite where none is around."""
+
+
+def settle(
+    rgb: UInt8[np.ndarray, "h w 3"],
+    labels: UInt8[np.ndarray, "h w"],
+    sure: Bool[np.ndarray, "h w"],
+    colours: Float32[np.ndarray, "256 3"],
+) -> Settled:
+    """Find the classes of blended pixels.
+
+    Args:
+      rgb: the picture.
+      labels: of every pixel that whose colour is nearest.
+      sure: whether that is at most `SURE` away.
+      colours: by label.
+    """
+    certain = sure & _in_an_area(labels, sure)
+    y, x = np.nonzero(sure & ~certain)
+    blended = np.zeros_like(sure)
+    blended[y, x] = _is_blend(rgb, labels, certain, colours, y, x)
+    seeds = sure & ~blended
+    y, x = np.nonzero(~seeds)
+    wanted = rgb[y, x].astype(np.float32)
+    taken, nearest = labels[y, x], np.full(len(y), np.inf, np.float32)
+    for beside in _around(labels, y, x):
+        label = labels[beside]
+        distance = np.linalg.norm(wanted - colours[label], axis=1)
+        nearer = seeds[beside] & (distance < nearest)
+        nearest[nearer], taken[nearer] = distance[nearer], label[nearer]
+    return Settled(y, x, taken, nearest)
+
+
+def _in_an_area(
+    labels: UInt8[np.ndarray, "h w"], sure: Bool[np.ndarray, "h w"]
+) -> Bool[np.ndarray, "h w"]:
+    """Whether a pixel is within or beside 3 x 3 pixels of its class."""
+    square = {"size": 3, "mode": "nearest"}
+    alike = ndimage.minimum_filter(labels, **square) == ndimage.maximum_filter(labels, **square)
+    core = alike & ndimage.minimum_filter(sure, **square)
+    found = np.zeros_like(sure)
+    for label in np.unique(labels[core]):
+        own = labels == label
+        found |= own & ndimage.maximum_filter(core & own, size=2 * _OF_AREA + 1)
+    return found
+
+
+def _is_blend(
+    rgb: UInt8[np.ndarray, "h w 3"],
+    labels: UInt8[np.ndarray, "h w"],
+    certain: Bool[np.ndarray, "h w"],
+    colours: Float32[np.ndarray, "256 3"],
+    y: Int[np.ndarray, "n"],
+    x: Int[np.ndarray, "n"],
+) -> Bool[np.ndarray, "n"]:
+    """Whether the colours of these pixels lie between those of two other classes around them."""
+    there = np.zeros((len(y), 256), bool)
+    for beside in _around(labels, y, x):
+        usable = certain[beside]
+        there[np.flatnonzero(usable), labels[beside][usable]] = True
+    there[np.arange(len(y)), labels[y, x]] = False
+    wanted = rgb[y, x].astype(np.float32)
+    found = np.zeros(len(y), bool)
+    for a, b in itertools.combinations(np.flatnonzero(there.any(axis=0)), 2):
+        both = there[:, a] & there[:, b]
+        way = colours[b] - colours[a]
+        share = ((wanted[both] - colours[a]) @ way / (way @ way)).clip(0, 1)
+        off = np.linalg.norm(wanted[both] - (colours[a] + share[:, None] * way), axis=1)
+        found[both] |= off <= SURE
+    return found
+
+
+def _around(labels: UInt8[np.ndarray, "h w"], y: np.ndarray, x: np.ndarray):
+    """Places beside (y, x), one after the other for all of them, the nearest first."""
+    steps = range(-_AROUND, _AROUND + 1)
+    height, width = labels.shape
+    for down, right in sorted(itertools.product(steps, steps), key=lambda s: s[0] ** 2 + s[1] ** 2):
+        yield (y + down).clip(0, height - 1), (x + right).clip(0, width - 1)
