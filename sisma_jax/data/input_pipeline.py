@@ -64,6 +64,12 @@ def open_dataset(
     if is_prepared(path):
         return PreparedDataset(path, size, split=split, fields=fields)
     folder = local_path(path)
+    if not folder.is_dir():
+        raise InputError(
+            f"{path} is not a folder: write it with `python -m sisma_jax.prepare --source DIR "
+            f"--out {path} --size {size}`, or make procedural faces with `python -m "
+            f"sisma_jax.data.synthetic --out {path} --count 512 --size {size}`"
+        )
     if any((folder / name).is_dir() for name in ("images", "train/images")):
         raise InputError(
             f"{path} holds images and labels, which have to be made ready first: `python -m "
