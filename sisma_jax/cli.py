@@ -82,12 +82,12 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(status)
         _leave(status)
     except BrokenPipeError:
-        if not _output_is_gone():
-            raise
-        os._exit(128 + _SIGPIPE)
+        if _output_is_gone():
+            os._exit(128 + _SIGPIPE)
+        _unforeseen()
     except OSError as error:
         if error.filename is None and error.errno not in NO_ROOM:
-            raise
+            _unforeseen()
         # What no command has foreseen of disks and paths: a folder in place of a file, a name that
         # is too long, a full device.
         place = error.filename2 or error.filename
@@ -98,10 +98,15 @@ def run(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr)
         _leave(130) if _many() else sys.exit(130)
     except Exception:
-        if not _many():
-            raise
-        traceback.print_exc()
-        _leave(1)
+        _unforeseen()
+
+
+def _unforeseen() -> None:
+    """Go on with the error at hand; of several processes this one leaves at once."""
+    if not _many():
+        raise
+    traceback.print_exc()
+    _leave(1)
 
 
 def _printable(text: str) -> str:

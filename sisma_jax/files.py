@@ -110,7 +110,9 @@ def _flush(path: Path, *, whole: bool = True) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that cannot
+        # Some file systems cannot, and a folder's entry is in place whatever they answer.
+        cannot = error.errno in (errno.EINVAL, errno.ENOTSUP)
+        if not cannot and (path.is_file() or error.errno in (errno.EIO, *NO_ROOM)):
             raise
     finally:
         os.close(descriptor)

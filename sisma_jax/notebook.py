@@ -20,6 +20,7 @@ from PIL import Image
 
 from kernels.selective_scan.api import choose
 from sisma_jax.errors import InputError
+from sisma_jax.files import LOCK_FILES, is_left_by_system
 from sisma_jax.training.run_folder import RunFolder, fixed_changes
 
 REDRAWN_AFTER = 2.0
@@ -183,7 +184,7 @@ def copy_folder(source: epath.PathLike, target: epath.PathLike) -> None:
     source, target = epath.Path(source), epath.Path(target)
     if not source.is_dir():
         raise InputError(f"{source} is no folder: name one that was saved before")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and (not target.is_dir() or _content(target)):
         _refuse_loss(source, target)
     _mirror(source, target)
 
@@ -198,6 +199,10 @@ def _refuse_loss(source: epath.Path, target: epath.Path) -> None:
             f"{target} holds another run than {source}, with {key} = {before!r} instead of "
             f"{after!r}: {remedy}"
         )
+    if _checkpoints(target) and not _checkpoints(source):
+        raise InputError(
+            f"{target} holds checkpoints of this run, and {source} none, as an export: {remedy}"
+        )
     step, kept = _last_step(source), _last_step(target)
     if kept > step:
         raise InputError(
@@ -208,14 +213,20 @@ def _refuse_loss(source: epath.Path, target: epath.Path) -> None:
 
 def _last_step(folder: epath.Path) -> int:
     """The newest step of a run folder, or that of an export; 0 where there is none."""
-    run, steps = RunFolder(Path()), [0]
-    if (checkpoints := folder / run.checkpoints.name).is_dir():
-        steps += [int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()]
+    run, steps = RunFolder(Path()), [0, *_checkpoints(folder)]
     if (weights := folder / run.weights_file.name).exists():
         with contextlib.suppress(ValueError, KeyError), weights.open("rb") as file:  # cut short
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             steps.append(int(header["__metadata__"]["step"]))
     return max(steps)
+
+
+def _checkpoints(folder: epath.Path) -> list[int]:
+    """Their steps."""
+    checkpoints = folder / RunFolder(Path()).checkpoints.name
+    if not checkpoints.is_dir():
+        return []
+    return [int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()]
 
 
 def _read_json(path: epath.Path) -> Any:
@@ -225,9 +236,15 @@ def _read_json(path: epath.Path) -> Any:
         return None
 
 
+def _content(folder: epath.Path) -> dict[str, epath.Path]:
+    """What is in a folder, by name, without locks and what operating systems leave."""
+    ours = lambda name: name not in LOCK_FILES and not is_left_by_system(name)
+    return {path.name: path for path in folder.iterdir() if ours(path.name)}
+
+
 def _mirror(source: epath.Path, target: epath.Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    wanted = {path.name: path for path in source.iterdir()}
+    wanted = _content(source)
     # By its config a copy that was cut off is known as one.
     for name in sorted(wanted, key=lambda name: name != CONFIG_FILE):
         path = wanted[name]
@@ -235,7 +252,7 @@ def _mirror(source: epath.Path, target: epath.Path) -> None:
             _mirror(path, target / name)
         elif _changed(path, target / name):
             path.copy(target / name, overwrite=True)
-    for path in target.iterdir():
+    for path in _content(target).values():
         if path.name not in wanted:
             path.rmtree() if path.is_dir() else path.unlink()
 

@@ -65,7 +65,7 @@ def run(
                         raise RunError(
                             f"a worker that writes {what} was killed (signal "
                             f"{-process.exitcode}), perhaps for lack of memory: the same command "
-                            "continues where it stopped, with --workers 1 in less memory"
+                            "continues where it stopped"
                         ) from None
                     if process.exitcode:
                         raise RuntimeError(

@@ -4,6 +4,7 @@ tqdm writes over its line ten times a second. In a file that is one line of thou
 that there every `EVERY` seconds a line of its own says the same, and one more at the end.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from time import monotonic
@@ -82,4 +83,5 @@ class Lines:
             initial=self._initial,
             bar_format=line,
         )
-        print(shown, file=self._stream, flush=True)
+        with contextlib.suppress(OSError):  # who read it has gone: no reason to end the work
+            print(shown, file=self._stream, flush=True)

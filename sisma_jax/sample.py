@@ -20,7 +20,7 @@ from sisma_jax.data.image_files import save_png
 from sisma_jax.data.label_maps import collect_masks, read_with_share, resize_nearest
 from sisma_jax.data.label_values import Reading
 from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, why_unwritable
+from sisma_jax.files import flush_all, is_new_or_empty, why_unwritable
 from sisma_jax.mask_options import add_mask_options
 from sisma_jax.progress import bar
 from sisma_jax.synthesizer import Synthesizer
@@ -161,9 +161,10 @@ def main() -> None:
         done = 0
         for images in batches:
             for name, image in zip(names[done:], images, strict=False):
-                save_png(Image.fromarray(image), args.out / name)
+                save_png(Image.fromarray(image), args.out / name, flush=False)
             done += len(images)
             progress.update(len(images))
+    flush_all()
     print(f"wrote {args.out}")
 
 

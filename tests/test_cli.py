@@ -124,8 +124,10 @@ def path_options():
         text = (file / "__main__.py" if file.is_dir() else file.with_suffix(".py")).read_text()
         text += "".join((package / of).read_text() for mark, of in shared.items() if mark in text)
         assert "type=Path" not in text, module
-        for option in re.findall(r'"(--[a-z-]+)",\s*(?:type=cli\.path|\*\*pair)', text):
+        for option in re.findall(r'"(--[a-z-]+)",\s*type=cli\.path', text):
             yield module, option
+    # Files of a reference, which come in pairs.
+    yield from (("sisma_jax.sample", option) for option in ("--reference", "--towards"))
 
 
 @pytest.mark.parametrize(("name", "option"), [*path_options()])

@@ -42,7 +42,7 @@ LOSSLESS_NAMES = "PNG, BMP, TIFF or lossless WebP"
 
 MAX_PIXELS = 2**25
 """Pixels of the largest picture that is decoded: 33 million. A JPEG may have up to 178 million
-where its decoder may skip resolution."""
+where its decoder may skip resolution, which that of a progressive one cannot."""
 MAX_BYTES = 2**29
 """Bytes of the largest picture file that is read."""
 
@@ -106,7 +106,8 @@ def read_picture(path: Path | str, *, draft: int | None = None) -> Image.Image:
         `MAX_PIXELS` or `MAX_BYTES`, has several frames or pages, or pixels that are no colours.
     """
     with _opened(path) as image:
-        if draft is not None:
+        # Of a progressive JPEG the decoder keeps all that is stored, whatever it skips.
+        if draft is not None and not image.info.get("progressive"):
             image.draft(None, (draft, draft))
         _check_decodable(path, image)
         image.load()
@@ -151,11 +152,11 @@ def picture_size(path: Path | str) -> tuple[int, int]:
         return width, height
 
 
-def save_png(image: Image.Image, path: Path | str) -> None:
-    """Writes `image` to `path` as PNG; the file appears whole or not at all."""
+def save_png(image: Image.Image, path: Path | str, *, flush: bool = True) -> None:
+    """Writes `image` to `path` as PNG, whole or not at all (`write_atomically`)."""
     content = io.BytesIO()
     image.save(content, format="PNG")
-    write_atomically(Path(path), content.getvalue())
+    write_atomically(Path(path), content.getvalue(), flush=flush)
 
 
 @contextmanager

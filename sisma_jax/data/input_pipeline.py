@@ -8,6 +8,7 @@ the number of the next global batch, so a run resumes exactly and may change its
 Batches stay NumPy arrays on the host; placing them on devices is the caller's.
 """
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.latents import is_latent_cache
 from sisma_jax.data.prepared import PreparedDataset, is_prepared
 from sisma_jax.data.raw import FIELDS, TEST_FROM, RawFaces
+from sisma_jax.data.shards import is_unfinished
 from sisma_jax.errors import InputError
 from sisma_jax.files import local_path
 
@@ -64,16 +66,22 @@ def open_dataset(
     if is_prepared(path):
         return PreparedDataset(path, size, split=split, fields=fields)
     folder = local_path(path)
+    quoted = shlex.quote(str(path))
     if not folder.is_dir():
         raise InputError(
             f"{path} is not a folder: write it with `python -m sisma_jax.prepare --source DIR "
-            f"--out {path} --size {size}`, or make procedural faces with `python -m "
-            f"sisma_jax.data.synthetic --out {path} --count 512 --size {size}`"
+            f"--out {quoted} --size {size}`, or make procedural faces with `python -m "
+            f"sisma_jax.data.synthetic --out {quoted} --count 512 --size {size}`"
+        )
+    if is_unfinished(folder):
+        raise InputError(
+            f"{path} is not finished: the command that was writing it continues when it is given "
+            "again"
         )
     if any((folder / name).is_dir() for name in ("images", "train/images")):
         raise InputError(
             f"{path} holds images and labels, which have to be made ready first: `python -m "
-            f"sisma_jax.prepare --source {path} --out DIR --size {size}`"
+            f"sisma_jax.prepare --source {quoted} --out DIR --size {size}`"
         )
     return RawFaces(path, size, split=split, test_from=test_from, fields=fields)
 

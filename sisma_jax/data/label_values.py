@@ -23,6 +23,8 @@ FROM_BISENET[: len(BISENET)] = [CLASSES.index(name) for name in BISENET]
 _NO_CLASS = -1
 _BLOCK = 2**20
 """Pixels whose colours are looked up at a time, which bounds the memory of large files."""
+MOST_UNSURE = 2**21
+"""Pixels between class colours in one file."""
 OWN, VOC, GREY = "the data set's class colours", "the colours of PASCAL VOC", "ids as grey"
 """What an RGB file's colours may be."""
 
@@ -259,6 +261,12 @@ class Values:
         exact = ids != _NO_CLASS
         labels = self.look_up(rgb, codes, np.where(exact, ids, best).astype(np.uint8))
         sure = self.look_up(rgb, codes, exact | (least <= min(soft_edges.SURE, self.nearest)))
+        unsure = np.count_nonzero(~sure)
+        if unsure > MOST_UNSURE:
+            raise InputError(
+                f"mask {self.path} has {unsure:,} pixels of no class colour, more than the "
+                f"{MOST_UNSURE:,} of which the nearest is looked for: is it a label map?"
+            )
         found = soft_edges.settle(rgb, labels, sure, known)
         # A class too small to be sure of anywhere around: then all classes count.
         alone = found.distances > self.nearest

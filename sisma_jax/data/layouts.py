@@ -355,14 +355,15 @@ def _without_affixes(
     """The files by what is their own in their names: image_1 and 1_mask are both 1.
 
     What all images, or all label maps, begin or end with is taken off. No digits are: they are what
-    tells items apart.
+    tells items apart. One side may have more than the other, but not each some of its own.
 
     Raises:
       InputError: names do not belong together even so.
     """
     bare_images, bare_labels = _bare(images), _bare(labels)
     together = bare_images.keys() & bare_labels.keys()
-    if 2 * len(together) <= max(len(images), len(labels)):
+    # Where both have some of their own, numbers may count from elsewhere: 0 beside 1.
+    if not together or together not in (bare_images.keys(), bare_labels.keys()):
         raise InputError(
             f"the {len(images)} images and {len(labels)} label maps of {folder} have no name in "
             f"common (the first are {min(images.values()).name} and {min(labels.values()).name}): "

@@ -93,9 +93,12 @@ def _write(
 ) -> dict[str, Any]:
     notes = folder.begin(tasks)
     total = sum(len(shard.items) for shard in tasks)
-    # What could not be used may have been mended since.
-    notes = {file: note for file, note in notes.items() if not note["rejected"]}
+    for shard in tasks:
+        if shard.file in notes and _was_mended(reader, shard, notes[shard.file]):
+            del notes[shard.file]
     missing = [shard for shard in tasks if shard.file not in notes]
+    for note in notes.values():
+        limit.count([Rejected(**one) for one in note["rejected"]])
     done = total - sum(len(shard.items) for shard in missing)
     work = partial(_write_shard, reader, folder)
     with (
@@ -197,6 +200,17 @@ def _nearest(reader: Reader) -> dict[str, float]:
     """The setting, which data sets of exact colours do not have."""
     distance = reader.nearest_colour
     return {} if distance is None else {"nearest_colour": distance}
+
+
+def _was_mended(reader: Reader, shard: Shard, note: dict[str, Any]) -> bool:
+    """Whether an item can be read now that could not be when the shard was written."""
+    rejected = {one["id"] for one in note["rejected"]}
+    for entry in shard.items:
+        if entry.id in rejected:
+            with contextlib.suppress(InputError):
+                reader.read(entry)
+                return True
+    return False
 
 
 def _write_shard(

@@ -6,6 +6,7 @@ Splits are by id, as the synthesis papers (SEAN, SDM, CA2-SIS) have them: below 
 from there on test.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from sisma_jax.data import checksums, image_files, raw_layout
-from sisma_jax.data.classes import CELEBAMASK
+from sisma_jax.data.classes import CELEBAMASK, UNLABELLED
 from sisma_jax.data.label_maps import resize_nearest
 from sisma_jax.errors import InputError
 from sisma_jax.files import local_path
@@ -28,12 +29,17 @@ _NEARLY_BLACK = 16
 """Grey levels that compression or resizing may make of 0, and likewise of 255."""
 
 
+class BlackFace(InputError):
+    """A face of which all part masks are black."""
+
+
 class RawFaces:
     """Random access to the faces of a raw folder, ascending by id; a grain data source.
 
     Item `i` is a dict of the fields asked for: "image" uint8 (size, size, 3), RGB, downscaled once
     with antialiasing; "labels" uint8 (size, size), class ids, merged at the masks' own resolution
-    and resized to the nearest. Reading is thread-safe; a file that cannot be used raises
+    and resized to the nearest, or 255 (unlabelled) all over with a warning where all part masks are
+    black. Reading is thread-safe; a file that cannot be used raises
     `InputError` naming it.
 
     Attributes:
@@ -102,8 +108,15 @@ class RawFaces:
         if "image" in self._fields:
             item["image"] = read_image(face.image_path(self._root), self._size)
         if "labels" in self._fields:
-            item["labels"] = read_parts(self._masks, face, self._size)
+            item["labels"] = self._labels(face)
         return item
+
+    def _labels(self, face: raw_layout.Face) -> UInt8[np.ndarray, "size size"]:
+        try:
+            return read_parts(self._masks, face, self._size)
+        except BlackFace as error:  # an end in the middle of a training would help nobody
+            warnings.warn(f"{error}: its pixels are unlabelled here", stacklevel=2)
+            return np.full((self._size, self._size), UNLABELLED, np.uint8)
 
     def __repr__(self) -> str:
         return f"RawFaces({str(self._root)!r}, size={self._size}, {len(self)} faces)"
@@ -151,8 +164,8 @@ def read_parts(masks: Path, face: raw_layout.Face, size: int) -> UInt8[np.ndarra
     """The label map of a face, merged at its masks' own resolution, resized to the nearest.
 
     Raises:
-      InputError: a part cannot be read, is not binary or of another size than those before it, or
-        all of them are black (as in CelebAMask-HQ's face 4790): nobody knows where the face is.
+      BlackFace: all parts are black, as CelebAMask-HQ's face 4790 has them.
+      InputError: a part cannot be read, is not binary or of another size than those before it.
     """
     labels = _merge_parts(masks, face)
     height, width = labels.shape
@@ -162,10 +175,9 @@ def read_parts(masks: Path, face: raw_layout.Face, size: int) -> UInt8[np.ndarra
             "a square"
         )
     if not labels.any():
-        raise InputError(
-            f"all {len(face.parts)} part masks of face {face.id} in {masks} are black, so that its "
-            "label map would be background alone: remove the face, or let sisma_jax.prepare leave "
-            "it out"
+        raise BlackFace(
+            f"all {len(face.parts)} part masks of face {face.id} in {masks} are black, so that "
+            "nobody knows where the face is"
         )
     return labels if labels.shape == (size, size) else resize_nearest(labels, size)
 

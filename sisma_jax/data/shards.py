@@ -60,6 +60,11 @@ def plan(settings: dict[str, Any], items: dict[str, list[str]]) -> dict[str, Any
     return {"settings": settings, "checksum": hashlib.sha256(text.encode()).hexdigest()}
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether shards are being written into a folder, or were until an interruption."""
+    return (path / _UNFINISHED).is_dir()
+
+
 def check_folder(path: Path, description_file: str) -> None:
     """Look ahead at whether shards may be written into a folder, whatever their plan.
 
@@ -107,7 +112,7 @@ class Folder:
           InputError: it holds anything but a plan's shards, cannot be written, or another process
             writes here.
         """
-        return writing(self.path, begun=read_json(self._unfinished / _PLAN) is not None)
+        return writing(self.path, begun=self._unfinished.is_dir())
 
     def begin(self, shards: Sequence[Shard]) -> dict[str, dict]:
         """Make the folder ready to be written; return the notes of finished shards, by file.
@@ -115,7 +120,7 @@ class Folder:
         Raises:
           InputError: it holds what another plan has begun, or cannot be written.
         """
-        if self._description.exists():  # since the caller looked
+        if read_json(self._description) is not None:  # since the caller looked
             raise InputError(
                 f"{self.path} has just been finished by another process: give the command again"
             )

@@ -9,6 +9,7 @@ nearest of the classes around it.
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
@@ -19,6 +20,8 @@ SURE = 20.0
 compression."""
 _AROUND = 4
 """Pixels to each side where the classes of a blend are looked for."""
+_BLOCK = 2**18
+"""Pixels that are looked at at a time."""
 _OF_AREA = 2
 """Pixels to each side of an area that belong to its class if they look like it."""
 
@@ -51,9 +54,32 @@ def settle(
     certain = sure & _in_an_area(labels, sure)
     y, x = np.nonzero(sure & ~certain)
     blended = np.zeros_like(sure)
-    blended[y, x] = _is_blend(rgb, labels, certain, colours, y, x)
+    for some in _blocks(len(y)):
+        blended[y[some], x[some]] = _is_blend(rgb, labels, certain, colours, y[some], x[some])
     seeds = sure & ~blended
     y, x = np.nonzero(~seeds)
+    taken, nearest = labels[y, x], np.full(len(y), np.inf, np.float32)
+    for some in _blocks(len(y)):
+        taken[some], nearest[some] = _nearest(rgb, labels, seeds, colours, y[some], x[some])
+    return Settled(y, x, taken, nearest)
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """Parts of so many pixels, which bound the memory."""
+    for start in range(0, count, _BLOCK):
+        yield slice(start, start + _BLOCK)
+
+
+def _nearest(
+    rgb: UInt8[np.ndarray, "h w 3"],
+    labels: UInt8[np.ndarray, "h w"],
+    seeds: Bool[np.ndarray, "h w"],
+    colours: Float32[np.ndarray, "256 3"],
+    y: Int[np.ndarray, "n"],
+    x: Int[np.ndarray, "n"],
+) -> tuple[UInt8[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
+    """The labels of the seeds around whose colours are nearest to those of these pixels, and how
+    far they are; infinitely far where there is no seed."""
     wanted = rgb[y, x].astype(np.float32)
     taken, nearest = labels[y, x], np.full(len(y), np.inf, np.float32)
     for beside in _around(labels, y, x):
@@ -61,7 +87,7 @@ def settle(
         distance = np.linalg.norm(wanted - colours[label], axis=1)
         nearer = seeds[beside] & (distance < nearest)
         nearest[nearer], taken[nearer] = distance[nearer], label[nearer]
-    return Settled(y, x, taken, nearest)
+    return taken, nearest
 
 
 def _in_an_area(
@@ -87,18 +113,21 @@ def _is_blend(
     x: Int[np.ndarray, "n"],
 ) -> Bool[np.ndarray, "n"]:
     """Whether the colours of these pixels lie between those of two other classes around them."""
-    there = np.zeros((len(y), 256), bool)
+    classes = np.unique(labels[certain])
+    column = np.zeros(256, np.intp)
+    column[classes] = np.arange(len(classes))
+    there = np.zeros((len(y), len(classes)), bool)
     for beside in _around(labels, y, x):
         usable = certain[beside]
-        there[np.flatnonzero(usable), labels[beside][usable]] = True
-    there[np.arange(len(y)), labels[y, x]] = False
+        there[np.flatnonzero(usable), column[labels[beside][usable]]] = True
+    there &= classes != labels[y, x][:, None]
     wanted = rgb[y, x].astype(np.float32)
     found = np.zeros(len(y), bool)
     for a, b in itertools.combinations(np.flatnonzero(there.any(axis=0)), 2):
         both = there[:, a] & there[:, b]
-        way = colours[b] - colours[a]
-        share = ((wanted[both] - colours[a]) @ way / (way @ way)).clip(0, 1)
-        off = np.linalg.norm(wanted[both] - (colours[a] + share[:, None] * way), axis=1)
+        start, way = colours[classes[a]], colours[classes[b]] - colours[classes[a]]
+        share = ((wanted[both] - start) @ way / (way @ way)).clip(0, 1)
+        off = np.linalg.norm(wanted[both] - (start + share[:, None] * way), axis=1)
         found[both] |= off <= SURE
     return found
 

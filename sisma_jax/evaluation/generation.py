@@ -142,7 +142,7 @@ class GeneratedFaces:
             ) as progress:
                 for batch in images:
                     files = [self.file(*one) for one in missing[done : done + len(batch)]]
-                    write = lambda image, file: save_png(Image.fromarray(image), file)
+                    write = lambda image, file: save_png(Image.fromarray(image), file, flush=False)
                     list(pool.map(write, batch, files))
                     done += len(batch)
                     progress.update(len(batch))

@@ -87,10 +87,8 @@ def say(text: str) -> None:
         return
     try:
         print(text, flush=True)
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    except (OSError, ValueError):  # ValueError where the stream is closed
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
 
 
 @contextmanager

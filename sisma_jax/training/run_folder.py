@@ -260,6 +260,7 @@ class RunFolder:
         self.check(config)
         if self.config_file.exists():
             self._refuse_other_data(data, classes)
+            config = self._as_read(config)
         with ExitStack() as held:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -272,6 +273,15 @@ class RunFolder:
             except OSError as error:
                 raise self._unwritable(error.strerror) from error
             yield
+
+    def _as_read(self, config: ConfigDict) -> ConfigDict:
+        """`config` with the old values of keys whose new ones are not read, for the record."""
+        config = config.copy_and_resolve_references()
+        for key, before, after in changes(self.config(), config):
+            if self.not_read(key, after):
+                section, name = key.split(".")
+                config[section][name] = before
+        return config
 
     def _refuse_other_data(self, data: str | None, classes: ClassSet | None) -> None:
         if classes is not None and self.classes() != classes:

@@ -292,6 +292,14 @@ class TestNamesThatDiffer:
         with pytest.raises(InputError, match=r"16 images and 16 label maps .*1000\.png and 2000"):
             run(toy)
 
+    def test_numbers_that_count_from_elsewhere_are_told(self, toy, run):
+        """image_0.. and mask_1..: all but one have a number in common, and none belong together."""
+        for folder, first in (("images", 0), ("labels", 1)):
+            for k, path in enumerate(sorted((toy / folder).iterdir(), reverse=True)):
+                path.rename(path.with_name(f"{folder}_{first + 15 - k}.png"))
+        with pytest.raises(InputError, match="16 images and 16 label maps"):
+            run(toy)
+
     def test_several_label_maps_of_an_image_are_told(self, toy, run):
         self.rename(toy, "{}_leftImg8bit", "{}_gtFine_labelIds")
         for path in [*(toy / "labels").iterdir()]:

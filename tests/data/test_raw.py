@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sisma_jax.data import checksums
-from sisma_jax.data.classes import CLASSES
+from sisma_jax.data.classes import CLASSES, UNLABELLED
 from sisma_jax.data.raw import RawFaces
 from sisma_jax.errors import InputError
 from sisma_jax.evaluation.pictures import SourcePictures
@@ -360,10 +360,12 @@ def test_a_folder_of_other_files_is_told_with_the_first(root):
     assert "but 4 others such as 10.heic" in refusal(root)
 
 
-def test_a_face_whose_parts_are_all_black_is_refused(root):
+def test_a_face_whose_parts_are_all_black_is_unlabelled_with_a_warning(root):
     for part in ("skin", "hair"):
-        write_part(root, 2, part, np.zeros((SIZE, SIZE), bool))
-    assert "all 2 part masks of face 2" in refusal(root)
+        write_part(root, 1999, part, np.zeros((SIZE, SIZE), bool))
+    faces = RawFaces(root, SIZE)
+    with pytest.warns(UserWarning, match="all 2 part masks of face 1999"):
+        assert (faces[2]["labels"] == UNLABELLED).all()
 
 
 # ---- the checksum ----

@@ -110,7 +110,8 @@ def write_dataset(
     begun = read_settings(out) or read_unfinished_settings(out)
     with writing(out, begun=begun is not None):
         _open_folder(out, settings)
-        done = {int(path.stem) for path in (out / raw_layout.IMAGE_FOLDER).glob("*.jpg")}
+        images = (out / raw_layout.IMAGE_FOLDER).glob("*.jpg")
+        done = {int(path.stem) for path in images if path.stem.isdecimal()}
         missing = [index for index in range(count) if index not in done]
         with bar(total=count, initial=len(done), desc="faces", unit="face") as progress:
             for written in _write_all(out, settings, missing, workers):
@@ -155,10 +156,10 @@ def _remove_empty_files(out: Path, masks: Path) -> None:
     one is gone is made again."""
     for folder in (out / raw_layout.IMAGE_FOLDER, masks):
         for file in folder.rglob("[0-9]*.*"):
-            if not file.stat().st_size:
+            face = file.stem.partition("_")[0]
+            if face.isdecimal() and not file.stat().st_size:
                 file.unlink()
-                face = int(file.stem.partition("_")[0])
-                raw_layout.image_path(out, face).unlink(missing_ok=True)
+                raw_layout.image_path(out, int(face)).unlink(missing_ok=True)
 
 
 def _write_all(out: Path, settings: Settings, missing: list[int], workers: int) -> Iterator[int]:
