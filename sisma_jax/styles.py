@@ -35,9 +35,11 @@ class Style:
         return len(self.tokens)
 
     def __getitem__(
-        self, rows: int | np.integer | slice | list[int] | np.ndarray | Array
+        self, rows: int | np.integer | slice | list[int] | tuple[int, ...] | np.ndarray | Array
     ) -> "Style":
         """Those of some faces; of one, too, as n = 1."""
+        if isinstance(rows, tuple):  # which an array would take for one place an axis
+            rows = list(rows)
         if not isinstance(rows, slice) and np.ndim(rows) == 0:
             rows = [rows]
         return dataclasses.replace(self, tokens=self.tokens[rows], given=self.given[rows])

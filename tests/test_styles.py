@@ -56,9 +56,9 @@ def test_one_of_several_styles_is_a_style_whatever_kind_of_number_names_it(one):
     several = style(0.0, 0.5, 1.0)
     np.testing.assert_array_equal(several[one].tokens, several.tokens[1:2])
     np.testing.assert_array_equal(several[one].given, several.given[1:2])
-    for rows in (slice(1, 2), [1], np.array([False, True, False])):
+    for rows in (slice(1, 2), [1], (1,), np.array([False, True, False])):
         np.testing.assert_array_equal(several[rows].tokens, several.tokens[1:2])
-    assert len(several[[]]) == 0
+    assert len(several[[]]) == 0 and len(several[0, 1]) == 2
 
 
 def test_between_two_styles_lies_a_straight_line_of_what_both_show():

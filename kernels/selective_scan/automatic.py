@@ -108,6 +108,5 @@ def _options(switches: tuple[bool, bool]) -> dict[str, bool]:
 
 
 def _unset(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """In place of what the other implementation keeps; not a number, lest it be ever mixed up."""
-    value = jnp.nan if jnp.issubdtype(shape.dtype, jnp.floating) else 0
-    return jnp.full(shape.shape, value, shape.dtype)
+    """In place of what the other implementation keeps, which is never read."""
+    return jnp.zeros(shape.shape, shape.dtype)

@@ -106,8 +106,7 @@ def read_picture(path: Path | str, *, draft: int | None = None) -> Image.Image:
         `MAX_PIXELS` or `MAX_BYTES`, has several frames or pages, or pixels that are no colours.
     """
     with _opened(path) as image:
-        # Of a progressive JPEG the decoder keeps all that is stored, whatever it skips.
-        if draft is not None and not image.info.get("progressive"):
+        if draft is not None and _can_skip_resolution(image):
             image.draft(None, (draft, draft))
         _check_decodable(path, image)
         image.load()
@@ -137,14 +136,19 @@ def read_lossless(path: Path | str) -> Stored:
         return Stored(_upright(image, image), kind, depth)
 
 
-def picture_size(path: Path | str) -> tuple[int, int]:
+def picture_size(path: Path | str, *, draft: bool = False) -> tuple[int, int]:
     """(width, height) of the upright picture, from the file's header where that says it.
+
+    Args:
+      path: as of `read_picture`.
+      draft: whether the picture will be read with resolution skipped, so that it may be larger.
 
     Raises:
       InputError: as of `read_picture`; what follows the header is not looked at.
     """
     with _opened(path) as image:
-        _check_decodable(path, image, drafted=False)
+        if not (draft and _can_skip_resolution(image)):
+            _check_decodable(path, image)
         width, height = image.size
         # Pillow swaps the sides of a TIFF file itself.
         if width != height and image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8):
@@ -225,10 +229,16 @@ def _check_png(content: bytes) -> None:
     raise SyntaxError("damaged")
 
 
-def _check_decodable(path: Path | str, image: Image.Image, *, drafted: bool = True) -> None:
+def _can_skip_resolution(image: Image.Image) -> bool:
+    """Whether it is a JPEG of which the decoder does not keep all that is stored, as of progressive
+    ones."""
+    return image.format in ("JPEG", "MPO") and not image.info.get("progressive")
+
+
+def _check_decodable(path: Path | str, image: Image.Image) -> None:
     """Raises InputError where the picture is too large, or not the only one in its file."""
     width, height = image.size
-    if width * height > MAX_PIXELS and (drafted or image.format not in ("JPEG", "MPO")):
+    if width * height > MAX_PIXELS:
         raise InputError(
             f"{path} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read: "
             "make it smaller"

@@ -23,8 +23,10 @@ FROM_BISENET[: len(BISENET)] = [CLASSES.index(name) for name in BISENET]
 _NO_CLASS = -1
 _BLOCK = 2**20
 """Pixels whose colours are looked up at a time, which bounds the memory of large files."""
+MOST_COLOURS = 2**16
+"""Colours of one file; soft edges make thousands of a few."""
 MOST_UNSURE = 2**21
-"""Pixels between class colours in one file."""
+"""Pixels in one file whose class those around them have to decide."""
 OWN, VOC, GREY = "the data set's class colours", "the colours of PASCAL VOC", "ids as grey"
 """What an RGB file's colours may be."""
 
@@ -157,9 +159,12 @@ class Values:
 
     def ids_from_colours(self, rgb: UInt8[np.ndarray, "h w 3"]) -> tuple[np.ndarray, bool]:
         """Ids, and whether it was by their numbers that the file was painted."""
-        found = [np.unique(_codes(block), return_counts=True) for block in _blocks(rgb)]
-        codes, place = np.unique(np.concatenate([some for some, _ in found]), return_inverse=True)
-        counts = np.bincount(place, np.concatenate([count for _, count in found]))
+        codes = self.colours_of(rgb)
+        counts = np.zeros(len(codes), np.int64)
+        for block in _blocks(rgb):
+            counts += np.bincount(
+                np.searchsorted(codes, _codes(block)).ravel(), minlength=len(codes)
+            )
         colours = _colours(codes)
         readings = {
             OWN: self.by_colour(colours, self.classes.colours),
@@ -181,6 +186,22 @@ class Values:
         what = max((OWN, VOC), key=lambda one: counts[readings[one] != _NO_CLASS].sum())
         self.share = float(counts[readings[what] == _NO_CLASS].sum() / counts.sum())
         return self.nearest_ids(rgb, colours, codes, readings[what], what), what != OWN
+
+    def colours_of(self, rgb: UInt8[np.ndarray, "h w 3"]) -> UInt32[np.ndarray, "n"]:
+        """All colours, as sorted codes.
+
+        Raises:
+          InputError: there are more than any label map has.
+        """
+        found = np.zeros(0, np.uint32)
+        for block in _blocks(rgb):
+            found = np.union1d(found, _codes(block))
+            if len(found) > MOST_COLOURS:
+                raise InputError(
+                    f"mask {self.path} has more than {MOST_COLOURS:,} colours: it is a photograph, "
+                    "not a label map"
+                )
+        return found
 
     def look_up(
         self,
@@ -261,13 +282,14 @@ class Values:
         exact = ids != _NO_CLASS
         labels = self.look_up(rgb, codes, np.where(exact, ids, best).astype(np.uint8))
         sure = self.look_up(rgb, codes, exact | (least <= min(soft_edges.SURE, self.nearest)))
-        unsure = np.count_nonzero(~sure)
+        certain = soft_edges.certain(labels, sure)
+        unsure = certain.size - np.count_nonzero(certain)
         if unsure > MOST_UNSURE:
             raise InputError(
-                f"mask {self.path} has {unsure:,} pixels of no class colour, more than the "
-                f"{MOST_UNSURE:,} of which the nearest is looked for: is it a label map?"
+                f"mask {self.path} has {unsure:,} pixels in no area of a class colour, more than "
+                f"the {MOST_UNSURE:,} of which the nearest is looked for: is it a label map?"
             )
-        found = soft_edges.settle(rgb, labels, sure, known)
+        found = soft_edges.settle(rgb, labels, sure, certain, known)
         # A class too small to be sure of anywhere around: then all classes count.
         alone = found.distances > self.nearest
         y, x = found.y[alone], found.x[alone]
@@ -281,7 +303,10 @@ class Values:
                 f"{self.classes.names[best[place]]}), where --nearest-colour allows "
                 f"{self.nearest:g}: allow more, or paint the mask again"
             )
-        labels[found.y[~alone], found.x[~alone]] = found.labels[~alone]
+        y, x, taken = found.y[~alone], found.x[~alone], found.labels[~alone]
+        exact = self.look_up(rgb, codes, exact)[y, x]
+        self.share += float(np.count_nonzero(exact & (labels[y, x] != taken)) / labels.size)
+        labels[y, x] = taken
         return labels
 
     def ids_from_indices(self, indices: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -109,7 +109,7 @@ class Reader:
         if (labels == UNLABELLED).all():
             raise InputError(f"{label_path} has no pixel with a class: all are unlabelled (255)")
         # From the header: the decoder's shortcut rounds sides, which could not be compared.
-        (height, width), size = labels.shape, image_files.picture_size(image_path)
+        (height, width), size = labels.shape, image_files.picture_size(image_path, draft=True)
         # Sides of a resized copy are rounded to whole pixels.
         if abs(height * size[0] - width * size[1]) >= max(width, size[0], height, size[1]):
             raise InputError(

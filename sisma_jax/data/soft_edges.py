@@ -41,6 +41,7 @@ def settle(
     rgb: UInt8[np.ndarray, "h w 3"],
     labels: UInt8[np.ndarray, "h w"],
     sure: Bool[np.ndarray, "h w"],
+    certain: Bool[np.ndarray, "h w"],
     colours: Float32[np.ndarray, "256 3"],
 ) -> Settled:
     """Find the classes of blended pixels.
@@ -49,9 +50,9 @@ def settle(
       rgb: the picture.
       labels: of every pixel that whose colour is nearest.
       sure: whether that is at most `SURE` away.
+      certain: what `certain` returns.
       colours: by label.
     """
-    certain = sure & _in_an_area(labels, sure)
     y, x = np.nonzero(sure & ~certain)
     blended = np.zeros_like(sure)
     for some in _blocks(len(y)):
@@ -90,17 +91,17 @@ def _nearest(
     return taken, nearest
 
 
-def _in_an_area(
+def certain(
     labels: UInt8[np.ndarray, "h w"], sure: Bool[np.ndarray, "h w"]
 ) -> Bool[np.ndarray, "h w"]:
-    """Whether a pixel is within or beside 3 x 3 pixels of its class."""
+    """Whether a pixel is sure, and within or beside 3 x 3 pixels of its class."""
     square = {"size": 3, "mode": "nearest"}
     alike = ndimage.minimum_filter(labels, **square) == ndimage.maximum_filter(labels, **square)
     core = alike & ndimage.minimum_filter(sure, **square)
     found = np.zeros_like(sure)
     for label in np.unique(labels[core]):
         own = labels == label
-        found |= own & ndimage.maximum_filter(core & own, size=2 * _OF_AREA + 1)
+        found |= sure & own & ndimage.maximum_filter(core & own, size=2 * _OF_AREA + 1)
     return found
 
 

@@ -67,7 +67,8 @@ def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
 
     found = [place_of(name) for name in names]
     if None not in found:
-        return Pairing(found)
+        doubt = _either_way(names, others, found)
+        return Pairing([], doubt) if doubt else Pairing(found)
     alone = [name for name, place in zip(names, found, strict=True) if place is None]
     left = next((name for place, name in enumerate(others) if place not in found), None)
     besides = "" if left is None else f", but {left!r}"
@@ -75,6 +76,25 @@ def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
         [],
         f"no {alone[0]!r} ({len(alone)} of {len(names)} pictures have no counterpart){besides}",
     )
+
+
+def _either_way(names: Sequence[str], others: Sequence[str], found: Sequence[int]) -> str:
+    """What is missing where SEED_NAME may be meant as well as NAME_k; empty where it may not.
+
+    Faces of a mask count from 0. Where they do not, and what they count by are names themselves, a
+    picture may be of either.
+    """
+    numbers: dict[int, set[str]] = {}
+    for name, place in zip(names, found, strict=True):
+        base, _, number = name.rpartition("_")
+        if base == others[place] and NUMBER.fullmatch(number):
+            numbers.setdefault(place, set()).add(number)
+    for place, counted in numbers.items():
+        from_zero = {str(k) for k in range(len(counted))}
+        if counted != from_zero and counted <= set(others):
+            name = f"{others[place]}_{min(counted)}"
+            return f"both {others[place]!r} and {min(counted)!r}, of which {name!r} may be"
+    return ""
 
 
 def check_asked(

@@ -185,7 +185,7 @@ class PictureFolder:
                     f"{self.size[1]}x{self.size[0]}: bring all pictures of {path} to one size"
                 )
             contents.update(hashlib.sha256(file.read_bytes()).digest())
-        self.key = digest("folder", *self.names, contents.hexdigest())
+        self.key = digest("folder, as read_picture reads", *self.names, contents.hexdigest())
 
     def __len__(self) -> int:
         return len(self.files)

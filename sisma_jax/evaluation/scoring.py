@@ -71,12 +71,15 @@ class Row:
         if before.key != self.key:
             return self
         scores = before.scores | self.scores
+        # Notes begin with the score that they are of.
+        replaced = tuple(f"{SCORES[key]}:" for key in self.scores)
+        kept = [note for note in before.notes if not note.startswith(replaced)]
         return dataclasses.replace(
             self,
             scores={key: scores[key] for key in SCORES if key in scores},
             class_iou=self.class_iou or before.class_iou,
             settings=before.settings | self.settings,
-            notes=list(dict.fromkeys(before.notes + self.notes)),
+            notes=list(dict.fromkeys(kept + self.notes)),
             conventions=before.conventions | self.conventions,
         )
 
@@ -165,7 +168,8 @@ class Scorer:
             scores={key: scores[key] for key in SCORES if key in scores},
             settings=row.settings | {"diversity_masks": masks, "diversity_samples": samples},
             notes=[*row.notes, f"LPIPS diversity: {samples} samples of each of {masks} masks"],
-            conventions=row.conventions | {"lpips_diversity": self.lpips.backbone.name},
+            conventions=row.conventions
+            | {"lpips_diversity": f"{self.lpips.backbone.name}, {masks} x {samples}"},
         )
 
     def _of_reference(self, judge: Judge) -> Statistics:

@@ -126,7 +126,8 @@ def build(studio: Studio, files: TemporaryFiles) -> gr.Blocks:
         if style:
             style_panel.connect(handlers, desk, faces, style, READ)
     files.keep_present()
-    return page.queue(max_size=limits.MOST_WAITING)
+    # Handlers can be called past the queue, and so past its turns, unless that is closed.
+    return page.queue(max_size=limits.MOST_WAITING, api_open=False)
 
 
 def _desk(handlers: Handlers, sheet) -> SimpleNamespace:

@@ -18,6 +18,8 @@ from sisma_jax.painting.temporary import TemporaryFiles
 _UNUSED = re.compile(r"/gradio_api/(file[=/]https?:|proxy=|process_recording$)")
 """Routes of gradio that the page has no use for: its server would fetch other addresses for
 visitors, or decode their videos."""
+MOST_NAMED = 100
+"""Files that one request may name; the page's own name some thirty."""
 _AROUND_A_FILE = 2**16
 """Bytes of an upload besides those of the file: its name and type."""
 
@@ -97,6 +99,7 @@ class Gate:
             return ""
         except RecursionError:
             return "the request is nested too deeply"
+        named: set[str] = set()
         while left:
             value = left.pop()
             if isinstance(value, list):
@@ -104,7 +107,12 @@ class Gate:
             elif isinstance(value, dict):
                 left.extend(value.values())
                 path = value.get("path")
-                if isinstance(path, str) and not self.files.holds(path):
+                if not isinstance(path, str) or path in named:
+                    continue
+                named.add(path)
+                if len(named) > MOST_NAMED:
+                    return "the request names too many files"
+                if not self.files.holds(path):
                     return "the request names a file that was not uploaded to this page: upload it"
         return ""
 

@@ -211,9 +211,11 @@ class Studio:
           InputError: if it is none of the run's classes; the message has the file's name only.
         """
         try:
-            labels, _ = read_with_share(path, self.classes, self.reading)
+            labels, share = read_with_share(path, self.classes, self.reading)
         except InputError as error:
             raise InputError(str(error).replace(str(path), path.name)) from error
+        if share:
+            print(f"{share:.2%} of the pixels of an uploaded mask took the nearest class colour")
         height, width = labels.shape
         side = min(height, width)
         y, x = (height - side) // 2, (width - side) // 2

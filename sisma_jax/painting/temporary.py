@@ -15,6 +15,8 @@ AGE = 3600.0
 """Seconds that a file stays. The browser fetches it in the first of them."""
 MOST_BYTES = 2 * 2**30
 """Of all files together; the oldest make room for new ones."""
+_DISK_BLOCK = 4096
+"""Bytes that a file or a folder takes at least."""
 _EVERY = 60.0
 """Seconds between looks at what is there."""
 
@@ -73,13 +75,13 @@ class TemporaryFiles:
         with self._lock:
             now = self._clock()
             files = sorted(self._files(), key=lambda file: file[1].st_mtime)
-            total = sum(status.st_size for _, status in files)
+            total = sum(_room(status) for _, status in files)
             for path, status in files:
                 old = now - status.st_mtime > self._age
                 if path not in self._kept and (old or total > self._most_bytes):
                     with contextlib.suppress(OSError):
                         path.unlink(missing_ok=True)
-                        total -= status.st_size
+                        total -= _room(status)
             # A young one may be about to be written into.
             for place, _, _ in os.walk(self.folder, topdown=False):
                 with contextlib.suppress(OSError):
@@ -95,6 +97,12 @@ class TemporaryFiles:
                     if stat.S_ISREG(status.st_mode):
                         found.append((Path(place, name), status))
         return found
+
+
+def _room(status: os.stat_result) -> int:
+    """Bytes of a disk that a file takes, with the folder that it lies in: many small ones fill it,
+    too."""
+    return -(-status.st_size // _DISK_BLOCK) * _DISK_BLOCK + _DISK_BLOCK
 
 
 @contextlib.contextmanager

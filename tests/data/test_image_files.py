@@ -243,7 +243,12 @@ def test_a_photograph_that_the_decoder_can_shrink_may_be_larger(tmp_path, monkey
     monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
     Image.new("RGB", (256, 200), "red").save(tmp_path / "a.jpg")
     assert read_picture(tmp_path / "a.jpg", draft=20).size == (32, 25)
-    assert picture_size(tmp_path / "a.jpg") == (256, 200)
+    assert picture_size(tmp_path / "a.jpg", draft=True) == (256, 200)
+    assert "256 x 200 pixels" in refusal(tmp_path / "a.jpg", picture_size)
+    Image.new("RGB", (256, 200), "red").save(tmp_path / "b.jpg", progressive=True)
+    assert "256 x 200 pixels" in refusal(
+        tmp_path / "b.jpg", lambda path: read_picture(path, draft=9)
+    )
     assert "256 x 200 pixels" in refusal(tmp_path / "a.jpg")
 
 

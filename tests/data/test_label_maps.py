@@ -234,6 +234,20 @@ class TestRefusing:
         picture.save(tmp_path / "a.tif", compression="jpeg")
         assert "TIFF with jpeg compression" in refusal(tmp_path / "a.tif")
 
+    def test_a_photograph_in_bounded_memory(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(label_values, "MOST_COLOURS", 100)
+        noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(tmp_path / "a.png")
+        for options in ({}, {"nearest_colour": 100}):
+            assert "it is a photograph" in refusal(tmp_path / "a.png", **options)
+
+    def test_a_pattern_without_areas(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(label_values, "MOST_UNSURE", 1000)
+        pattern = label_maps.colourise((np.indices((40, 40)).sum(0) % 2).astype(np.uint8))
+        pattern[0, 0] = 3
+        Image.fromarray(pattern).save(tmp_path / "a.png")
+        assert "in no area of a class colour" in refusal(tmp_path / "a.png", nearest_colour=100)
+
     def test_formats_that_are_not_read(self, tmp_path, labels):
         Image.fromarray(labels).save(tmp_path / "a.png", format="GIF")
         assert "another format" in refusal(tmp_path / "a.png")

@@ -339,7 +339,7 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
     (row,) = report["rows"]
     assert row["settings"]["diversity_masks"] == row["settings"]["diversity_samples"] == 3
     assert "3 samples of each of 3 masks" in row["notes"][-1]
-    assert "LPIPS diversity (AlexNet)" in (tmp_path / "report/report.md").read_text()
+    assert "LPIPS diversity (AlexNet, 3 x 3)" in (tmp_path / "report/report.md").read_text()
     folder = next((tmp_path / "report/images").iterdir())
     pixels = lambda name: np.asarray(Image.open(folder / name)).astype(float)
     names = sorted({file.stem.split("_")[0] for file in folder.glob("*.png")})[:3]

@@ -78,6 +78,14 @@ def test_other_names_have_no_counterpart(name, others):
     assert not found.indices and found.reason.startswith(f"no {name!r} (1 of {len(others) + 1} ")
 
 
+def test_a_seed_ahead_of_the_name_is_not_taken_for_the_name():
+    ids = [str(k) for k in range(30)]
+    found = pair(["1_16", "1_17", "1_18"], ids)
+    assert not found.indices and found.reason == "both '1' and '16', of which '1_16' may be"
+    assert pair(["16_0", "16_1", "17_0", "17_1"], ids).indices == [16, 16, 17, 17]
+    assert pair(["16_7", "17_7"], ["16", "17"]).indices == [0, 1]
+
+
 def test_several_samples_of_a_mask_are_compared_with_the_same_face(folders, tmp_path):
     for name in "12":
         (tmp_path / f"fake/{name}.png").unlink()

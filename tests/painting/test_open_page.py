@@ -255,6 +255,20 @@ def test_without_a_parser_the_page_does_not_say_where_one_was_looked_for(browser
     assert "There is no face parser to find a photo's mask" in browser.get("/config").text
 
 
+def test_handlers_cannot_be_called_past_the_queue(page):
+    _, browser = page
+    for route in ("run/make", "api/make", "run/upload_mask"):
+        answer = browser.post(f"/gradio_api/{route}", json={"data": []})
+        assert answer.status_code == 404, route
+
+
+def test_a_request_that_names_many_files_is_refused(page):
+    files, browser = page
+    named = [{"path": str(files.folder / f"{k}.png")} for k in range(200)]
+    answer = browser.post("/gradio_api/queue/join", json={"data": named})
+    assert answer.status_code == 400 and "too many files" in answer.json()["detail"]
+
+
 # --- Passwords
 
 

@@ -23,7 +23,7 @@ def clock():
 
 @pytest.fixture
 def files(tmp_path, clock):
-    return TemporaryFiles(tmp_path, age=60.0, most_bytes=1000, clock=clock)
+    return TemporaryFiles(tmp_path, age=60.0, most_bytes=28_000, clock=clock)
 
 
 @pytest.fixture
@@ -52,6 +52,15 @@ def test_files_go_when_they_have_had_their_time(files, write, clock):
     assert not old.exists() and young.exists()
 
 
+def test_many_small_files_fill_a_disk_too(files, write, clock):
+    for place in range(8):
+        write(f"{place}/mask.png", 1)
+        clock.now += 1
+    files.tidy()
+    left = sorted(path.parent.name for path in files.folder.rglob("*.png"))
+    assert left == ["5", "6", "7"]
+
+
 def test_empty_folders_go_as_well_but_not_what_is_about_to_be_written_into(files, clock):
     clock.now = (os.stat(files.new_folder()).st_mtime) + 30
     (folder,) = files.folder.iterdir()
@@ -72,10 +81,10 @@ def test_the_oldest_make_room_for_new_ones(files, write, clock):
 
 
 def test_what_the_page_itself_shows_stays(files, write, clock):
-    shown = write("a/face.png", 800)
+    shown = write("a/face.png", 9_000)
     files.keep_present()
     clock.now += 10
-    uploaded = write("b/photo.png", 300)
+    uploaded = write("b/photo.png", 9_000)
     files.tidy()
     assert shown.exists() and not uploaded.exists()
     clock.now += 1000
