@@ -88,7 +88,11 @@ def say(text: str) -> None:
     try:
         print(text, flush=True)
     except (OSError, ValueError):  # ValueError where the stream is closed
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
+        try:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        except (OSError, ValueError):  # a stream that is no file, as of a notebook
+            sys.stdout = nowhere
 
 
 @contextmanager

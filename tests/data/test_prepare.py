@@ -121,7 +121,7 @@ def test_an_interrupted_run_redoes_unfinished_shards_only(raw, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         run(raw, tmp_path / "out", monkeypatch=monkeypatch)
     assert not (tmp_path / "out/dataset.json").exists()
-    with pytest.raises(InputError, match="cannot be listed"):
+    with pytest.raises(InputError, match="out is not finished"):
         open_dataset(tmp_path / "out", SIZE)
     assert run(raw, tmp_path / "out", monkeypatch=monkeypatch) == whole
     # Two shards of six were finished, of which nothing is read again.
