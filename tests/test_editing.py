@@ -151,6 +151,7 @@ def bare_of(labels, part="hat"):
     return row, edited
 
 
+@pytest.mark.slow
 def test_a_photo_keeps_its_own_style_both_ways(styled, faces):
     images, labels = faces
     goal, own = reconstructed(styled, images), styled.style(images, labels)

@@ -171,6 +171,7 @@ def test_an_edited_photo_changes_where_its_mask_was_painted(opened, start):
     assert not differs[16:].any() and not differs[:, 16:].any()
 
 
+@pytest.mark.slow
 def test_an_edited_photo_keeps_its_style_but_for_what_references_give(tiny_style_run, start):
     opened = Studio.open(tiny_style_run)
     other = opened.starts.read(1)
