@@ -73,7 +73,9 @@ class Row:
         scores = before.scores | self.scores
         # Notes begin with the score that they are of.
         replaced = tuple(f"{SCORES[key]}:" for key in self.scores)
-        kept = [note for note in before.notes if not note.startswith(replaced)]
+        kept = [
+            note for note in before.notes if note in self.notes or not note.startswith(replaced)
+        ]
         return dataclasses.replace(
             self,
             scores={key: scores[key] for key in SCORES if key in scores},
