@@ -264,7 +264,7 @@ def test_masks_are_chosen_and_uploaded_and_what_is_none_is_answered_in_a_sentenc
     upload = page.locator("input[type=file]").first
     (tmp_path / "letter.png").write_text("dear reader")
     upload.set_input_files(tmp_path / "letter.png")
-    page.get_by_text("mask letter.png is no PNG: save it again").wait_for()
+    page.get_by_text("letter.png cannot be read as a PNG file").wait_for()
     np.testing.assert_array_equal(mask(page, tmp_path), third)
     Image.fromarray(start["labels"]).save(tmp_path / "mine.png")
     upload.set_input_files(tmp_path / "mine.png")
