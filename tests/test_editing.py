@@ -211,6 +211,7 @@ def np_ddim_inversion(predict, x, steps):
     return x, at[-1]
 
 
+@pytest.mark.slow
 def test_the_way_back_of_scadm_is_the_inversion_of_ddim(scadm, faces):
     steps = 8
     images, labels = (jnp.asarray(x) for x in faces)
