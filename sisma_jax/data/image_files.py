@@ -34,7 +34,7 @@ FORMATS = {
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
-"""Of picture files, by how their names end in lower case."""
+"""The formats of picture files, by how their names end in lower case."""
 LOSSLESS = tuple(suffix for suffix, kind in FORMATS.items() if kind != "JPEG")
 """How the names of files end that may hold label maps."""
 FORMAT_NAMES = "PNG, JPEG, BMP, TIFF or WebP"
@@ -63,7 +63,7 @@ _TURNS = {
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _COLOUR_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_ALPHA_MODES)
 _NAMES_OF_SRGB = ("sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1", "c2")
-"""Of profiles that change nothing; others that have it in their name, as linear ones, do."""
+"""Names of profiles that are sRGB; others that only mention it, as linear ones, are converted."""
 _LOSSLESS_TIFF = (
     "raw", "packbits", "tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate",
     "tiff_deflate", "lzma", "zstd",

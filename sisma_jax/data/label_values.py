@@ -68,7 +68,7 @@ class Reading:
 
 
 LENIENT = Reading(allow_unlabelled=True)
-"""For masks of which the model may decide a part."""
+"""The reading that lets pixels be unlabelled, for masks of which the model may decide a part."""
 
 
 def _first_pixel(wrong: np.ndarray) -> tuple[int, int]:

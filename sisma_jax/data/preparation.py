@@ -114,7 +114,7 @@ def _write(
 
 
 UNLABELLED_SHARE = 0.01
-"""Of all pixels; more than this is said."""
+"""A split with a larger share of unlabelled pixels is said to have it."""
 
 
 def oddities(description: dict[str, Any]) -> list[str]:
@@ -153,7 +153,7 @@ def oddities_of(split: str, shares: dict[str, float], unlabelled: float) -> list
 
 
 def missing_splits(description: dict[str, Any]) -> list[str]:
-    """Of those that training needs, the splits that a prepared data set has nothing in."""
+    """The splits that training needs and a prepared data set has nothing in."""
     splits = description["splits"]
     return [name for name in ("train", "test") if not splits.get(name, {"ids": []})["ids"]]
 
