@@ -11,11 +11,13 @@
 #
 # Everything runs in a virtual environment of its own, made from PYTHON with EXTRAS of pyproject.toml:
 #   make test PYTHON=python3.12 EXTRAS=test,cuda12 VENV=.venv-3.12
+# CONSTRAINTS=.ci/constraints-3.11.txt installs no version newer than those that were tested.
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,\
             $(if $(shell $(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
 EXTRAS ?= test
 VENV ?= .venv
+CONSTRAINTS ?=
 
 PY := $(VENV)/bin/python
 comma := ,
@@ -33,7 +35,8 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one, or give PYTHON=..."; exit 1; }
 	@test -e $(PY) && test "$$($(PY) -V)" = "$$($(PYTHON) -V)" || $(PYTHON) -m venv --clear $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	$(PY) -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS)) \
+	  -e '.[$(EXTRAS)]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
 demo: $(INSTALLED)
@@ -72,7 +75,7 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/shellcheck .ci/run launch/*.sh launch/*.sbatch
+	$(VENV)/bin/shellcheck .ci/run .ci/freeze launch/*.sh launch/*.sbatch
 	$(VENV)/bin/nbstripout --verify --keep-id launch/*.ipynb
 
 figures:

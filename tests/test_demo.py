@@ -168,19 +168,22 @@ def test_the_demo_reaches_what_its_first_runs_reached():
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_the_demos_faces_follow_their_masks_as_a_parser_sees_it():
-    """Runs `make report` unless it has been run. Measured (2026-11-25): the parser's own mIoU is
+def test_the_demos_faces_follow_their_masks_as_a_parser_sees_it(tmp_path):
+    """`make report` on half of its 512 masks. Measured (2026-11-25): the parser's own mIoU is
     0.845; on 256 and on 2,000 test masks mIoU and accuracy of the autoencoder's faces 0.63 and
     0.94, of samples 0.57 and 0.92."""
-    run("make", "report")
+    demo, python = after_the_demo(), (sys.executable, "-m")
+    parser = ("--config", "configs/parser.py", "--workdir", "runs/parser")
+    run(*python, "sisma_jax.train_parser", *parser)
+    run(*python, "sisma_jax.evaluate", "--workdir", demo, "--out", tmp_path, "--count", 256)
     parser = json_of("parser", "report.json")
     assert parser["test_miou"] > 0.75 and parser["test_images"] == 512
     assert min(parser["class_iou"].values()) > 0.25
-    report = json_of("demo", "report", "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
     rows = {row["name"]: row["scores"] for row in report["rows"]}
     real, floor = rows["test faces"], rows["autoencoder of demo"]
     made = rows["demo, euler 25, guidance 1"]
-    assert real["miou"] == pytest.approx(parser["test_miou"], abs=1e-6)
+    assert real["miou"] == pytest.approx(parser["test_miou"], abs=0.05)
     assert 0.8 * floor["miou"] < made["miou"] < real["miou"]
     assert 0.85 < made["accuracy"] < real["accuracy"]
     assert rows["training faces of demo"]["fd_parser"] < made["fd_parser"]

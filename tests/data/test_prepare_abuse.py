@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 import signal
@@ -18,8 +19,7 @@ from sisma_jax.data import layouts
 from sisma_jax.data.prepared import PreparedDataset
 from sisma_jax.errors import InputError
 from tests.datasets import SIZE, TEST_FROM, write_raw, write_toy
-
-pytestmark = pytest.mark.slow
+from tests.killing import Point
 
 
 def command(source: Path, out: Path) -> list[str]:
@@ -28,12 +28,50 @@ def command(source: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "sisma_jax.prepare", *map(str, words)]
 
 
+def assert_same_records(out, whole):
+    assert json.loads((out / "dataset.json").read_text()) == json.loads(
+        (whole / "dataset.json").read_text()
+    )
+    for split in ("train", "test"):
+        one, other = (PreparedDataset(path, SIZE, split=split) for path in (out, whole))
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a["image"], b["image"])
+            np.testing.assert_array_equal(a["labels"], b["labels"])
+    assert not (out / ".unfinished").exists()
+
+
+POINTS = {
+    "before the plan": Point("os.rename", r"plan\.json"),
+    "while a shard is written": Point("open", r"/CelebA-HQ-img/1\.jpg"),
+    "before a shard appears": Point("os.rename", r"-> .*\.arrayrecord$"),
+    "between a shard and its note": Point("os.rename", r"-> .*\.arrayrecord\.json"),
+    "in the middle of the shards": Point("os.rename", r"-> .*\.arrayrecord$", 2),
+    "before the list of rejected items": Point("os.rename", r"-> .*rejected\.jsonl"),
+    "before the description": Point("os.rename", r"-> .*dataset\.json"),
+    "while it tidies up": Point("os.remove", r"plan\.json"),
+}
+
+
+@pytest.mark.slow
+def test_killed_at_every_point_it_ends_with_the_same_records(tmp_path):
+    raw = write_raw(tmp_path / "raw")
+    subprocess.run(command(raw, tmp_path / "whole"), check=True, capture_output=True)
+    for name, point in POINTS.items():
+        killed = subprocess.run(
+            command(raw, tmp_path / "out"),
+            env=os.environ | point.environment(), capture_output=True, start_new_session=True,
+        )  # fmt: skip
+        assert killed.returncode == -signal.SIGKILL, name
+    subprocess.run(command(raw, tmp_path / "out"), check=True, capture_output=True)
+    assert_same_records(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.night
 def test_killed_at_random_moments_it_ends_with_the_same_records(tmp_path):
     raw = write_raw(tmp_path / "raw")
     began = time.monotonic()
     subprocess.run(command(raw, tmp_path / "whole"), check=True, capture_output=True)
     duration = time.monotonic() - began
-    expected = json.loads((tmp_path / "whole/dataset.json").read_text())
     dice, killed = random.Random(0), 0
     out = tmp_path / "out"
     while killed < 20:
@@ -48,17 +86,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_records(tmp_path):
             killed += 1
             duration *= 1.05  # not always before the work has begun
         if (out / "dataset.json").exists():  # finished in spite of it: begin anew, and kill sooner
-            assert json.loads((out / "dataset.json").read_text()) == expected
+            assert_same_records(out, tmp_path / "whole")
             shutil.rmtree(out)
             duration *= 0.8
     subprocess.run(command(raw, out), check=True, capture_output=True)
-    assert json.loads((out / "dataset.json").read_text()) == expected
-    for split in ("train", "test"):
-        one, other = (PreparedDataset(p, SIZE, split=split) for p in (out, tmp_path / "whole"))
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a["image"], b["image"])
-            np.testing.assert_array_equal(a["labels"], b["labels"])
-    assert not (out / ".unfinished").exists()
+    assert_same_records(out, tmp_path / "whole")
 
 
 def damage(path: Path, dice: random.Random) -> bool:
@@ -102,7 +134,13 @@ def damage(path: Path, dice: random.Random) -> bool:
     return path.suffix == ".png"  # a JPEG has no checksums
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(seed, marks=pytest.mark.slow if seed < 6 else pytest.mark.night)
+        for seed in range(20)
+    ],
+)
 def test_damaged_inputs_are_read_right_or_rejected(seed, tmp_path):
     """Fifty damaged files each: never another error than a reason, never a wrong label map."""
     dice = random.Random(seed)

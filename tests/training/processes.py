@@ -25,7 +25,9 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(inputs, workdir, *, last=(), processes=1, devices=2, cache=None, **overrides):
+def start(
+    inputs, workdir, *, last=(), processes=1, devices=2, cache=None, kill_at=None, **overrides
+):
     """Start the processes of a tiny run.
 
     Args:
@@ -33,6 +35,7 @@ def start(inputs, workdir, *, last=(), processes=1, devices=2, cache=None, **ove
       last: further options of the last process.
       processes, devices: how many, and of how many devices each.
       cache: folder of compiled programs.
+      kill_at: a point of `tests.killing` at which they die.
     """
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -42,6 +45,8 @@ def start(inputs, workdir, *, last=(), processes=1, devices=2, cache=None, **ove
     }
     if cache is not None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    if kill_at is not None:
+        environment |= kill_at.environment()
     port = free_port()
     started = []
     for process in range(processes):
@@ -65,6 +70,7 @@ class Started:
             env=environment,
             stdout=self.files[0],
             stderr=self.files[1],
+            start_new_session=True,
         )
 
     def text(self):

@@ -9,12 +9,54 @@ import numpy as np
 import pytest
 
 from sisma_jax.synthesizer import Synthesizer
+from tests.killing import Point
 from tests.training.processes import ends, saved, start
+
+POINTS = {
+    "before the config is written": Point("os.rename", r"-> .*/run/config\.json"),
+    "before the first row of metrics": Point("open", r"/run/metrics\.jsonl -> a"),
+    "before the first save": Point("os.mkdir", r"/checkpoints/2\.\S*tmp"),
+    "in a save": Point("open", r"/checkpoints/2\.\S*tmp/state\S*/_METADATA -> w"),
+    "in a save, of which the averaged weights are whole": Point(
+        "open", r"/checkpoints/2\.\S*tmp/commit_success.txt -> w"
+    ),
+    "before a save appears": Point("os.rename", r"-> .*/checkpoints/4$"),
+    "between a save and the samples": Point("os.rename", r"-> .*/samples/step_0+4\.png"),
+    "in a restore": Point("open", r"/checkpoints/\d/state/_METADATA -> r"),
+    "while an old step is deleted": Point("shutil.rmtree", r"/checkpoints/2\b"),
+}
+"""In the order that a run, continued after each, comes to them."""
+SETTINGS = dict(
+    devices=1, train__log_every=1, train__sample_every=4, evaluation__every=2, evaluation__items=2
+)
+
+
+def assert_same_weights(run, whole):
+    assert not (run / "damaged").exists()
+    a, b = (Synthesizer.load(folder).params for folder in (whole, run))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.slow
+def test_killed_at_every_point_the_weights_are_those_of_an_undisturbed_run(inputs_folder, tmp_path):
+    settings = SETTINGS | dict(cache=tmp_path / "compiled", train__steps=8)
+    run = lambda name, **more: ends(start(inputs_folder, tmp_path / name, **settings, **more))[0]
+    status, _, words = run("whole")
+    assert status == 0, words[-2000:]
+    for name, point in POINTS.items():
+        status, _, words = run("run", kill_at=point)
+        assert status == -signal.SIGKILL, (name, words[-2000:])
+    assert saved(tmp_path / "run") == [2, 4, 6]
+    status, said, words = run("run")
+    assert status == 0, words[-2000:]
+    assert "continuing" in said
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+
 
 KILLS, STEPS = 20, 700
 
 
-@pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.timeout(1800)
 def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_run(
     inputs_folder, tmp_path
@@ -57,6 +99,4 @@ def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_run(
     (status, said, words), = ends(begin("run"), 600)  # fmt: skip
     assert status == 0, words[-2000:]
     assert "continuing" in said
-    assert not (run / "damaged").exists()
-    a, b = (Synthesizer.load(tmp_path / name).params for name in ("whole", "run"))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert_same_weights(run, tmp_path / "whole")
