@@ -9,7 +9,7 @@ A model predicts v from (z_t, t, condition). Its loss is the mean squared error 
 dimensions, unweighted by default, with t from a logit-normal(0, 1) (Esser et al., arXiv 2403.03206)
 or a uniform distribution. The times of a batch are stratified (Kingma et al., arXiv 2107.00630):
 together they cover the distribution evenly, which lowers the variance of the gradient. Synthesis
-integrates dz/dt = v(z, t) from t = 0 to t = 1.
+integrates dz/dt = v(z, t) from t = 0 to t = 1, by default in equal steps.
 
 For classifier-free guidance, training replaces some conditions by the null condition, and synthesis
 uses

@@ -15,7 +15,7 @@ from kernels.selective_scan.by_platform import by_platform
 
 
 def kernel_in_jax(state: int) -> tuple[ModuleType | None, str]:
-    """The best kernel in this jax for a state size, or None; and why better ones are missing."""
+    """The best kernel in this jax for a state size, or None; and why better kernels are missing."""
     reasons = []
     for kernel in (pallas_triton, pallas_mosaic):
         try:

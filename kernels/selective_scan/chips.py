@@ -34,4 +34,4 @@ SCHEDULERS = 4
 """Warp schedulers per multiprocessor, from sm_80 to sm_120."""
 
 EXPONENTIALS = 16
-"""exp2 results per multiprocessor and clock."""
+"""Exponentials per multiprocessor and clock."""
