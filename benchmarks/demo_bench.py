@@ -1,4 +1,4 @@
-"""The demo, timed stage by stage, and its picture and figures for the README.
+"""The demo, timed stage by stage, and its picture and figures for the documentation.
 
     python benchmarks/demo_bench.py --target demo
 
@@ -22,7 +22,7 @@ from sisma_jax.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 ROWS = 6
-"""Of the sheet's twelve, in the README's picture."""
+"""Rows of the sheet's twelve that the documentation's picture shows."""
 SIZE = 64
 """Pixels of a face."""
 

@@ -10,7 +10,7 @@ the style encoder; latents of VQ-f4, 64 x 64 x 3; batches of 48, learning rate 9
 94.67. Sampling is DDIM, samples.solver "euler", with 50 to 200 steps.
 
 The first stage is latent diffusion's VQ-f4, as safetensors in CompVis' or diffusers' naming
-(README.md, "The autoencoder"), or trained by configs/autoencoder.py:vq-f4.
+(docs/autoencoder.md), or trained by configs/autoencoder.py:vq-f4.
 
     variant     parameters
     published        505 M   as above

@@ -1,5 +1,5 @@
-"""What every command shares: one sentence for wrong input, the same shape of `--help`, the place in
-the README."""
+"""What every command shares: one sentence for wrong input, the same shape of `--help`, the page of
+the documentation."""
 
 import argparse
 import contextlib
@@ -28,11 +28,11 @@ def parser(module: str, description: str, example: str) -> argparse.ArgumentPars
       description: of the help.
       example: one command line.
     """
-    section = COMMANDS[module].section
+    page = COMMANDS[module].page
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
-        epilog=f"example:\n  {example}\n\nREADME.md explains it under '{section}'.",
+        epilog=f"example:\n  {example}\n\n{page} in the project's sources explains it.",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
@@ -58,7 +58,7 @@ def path(text: str) -> Path:
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; wrong input ends it with one sentence and status 2, a run that cannot go on
-    with one and status 1. Behind the sentence stands where the README speaks of the command.
+    with one and status 1. The sentence ends with the page of the documentation on the command.
 
     File names may hold anything: what the terminal's encoding lacks is printed escaped. Where the
     reader of the output has gone (`| head`), the command ends with status 141, as others do.
@@ -123,11 +123,11 @@ def _output_is_gone() -> bool:
 
 
 def _where(main: Callable[[], None]) -> str:
-    """The README's section on the command that `main` is of."""
+    """The page of the documentation on the command whose `main` this is."""
     # A type checker, as in the tests, wraps functions.
     spec = inspect.unwrap(main).__globals__.get("__spec__")
     module = spec.name.removesuffix(".__main__") if spec is not None else ""
-    return f" (README.md, '{COMMANDS[module].section}')" if module in COMMANDS else ""
+    return f" (see --help, or {COMMANDS[module].page})" if module in COMMANDS else ""
 
 
 def _first() -> bool:

@@ -73,8 +73,8 @@ def load_parser(path: str | os.PathLike) -> FaceParser:
       path: one of
         - a folder of `save_parser`, or a run folder with such a folder `parser/`;
         - a .safetensors file of published weights, recognised by its tensors: the CelebAMask-HQ
-          repository's U-Net or face-parsing.PyTorch's `79999_iter.pth`, converted by
-          `weights.RECIPE`.
+          repository's U-Net or face-parsing.PyTorch's `79999_iter.pth`, converted by the recipe in
+          docs/autoencoder.md.
 
     Raises:
       InputError: if there is no parser, or it is pickled, damaged or of another architecture.
