@@ -1,14 +1,14 @@
-"""The first stage that SISMA's latents come from.
+"""The first-stage autoencoder, which defines SISMA's latents.
 
     python -m sisma_jax.train_autoencoder --config configs/autoencoder.py --workdir runs/autoencoder
 
 Variants: "" (factor 4 for synthetic faces of 64 pixels, about a minute on two CPU cores), "long"
-(the same in eight minutes, for `configs/synthetic.py:long`), "parts" (that of "long", closer in
-eyes, brows and lips and less close elsewhere, for styles), "vq" (that of "" with 3 channels and a
-codebook of 512 entries, as good after four minutes) and, on CelebAMask-HQ at 256 pixels
-from scratch, "celeba" (Stable Diffusion's architecture, factor 8) and "vq-f4" (latent diffusion's
-with a codebook, which SCA-DM builds on). The last two have not been trained yet; they are needed
-only by those who do not want the published weights.
+(the same in eight minutes, for `configs/synthetic.py:long`), "parts" (as "long", but more accurate
+in eyes, brows and lips and less elsewhere, for styles), "vq" (as "" with 3 channels and a codebook
+of 512 entries, equally good after four minutes) and, on CelebAMask-HQ at 256 pixels from scratch,
+"celeba" (Stable Diffusion's architecture, factor 8) and "vq-f4" (latent diffusion's with a
+codebook, the first stage of SCA-DM). The last two have not been trained yet and are alternatives to
+the published weights.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "long", "parts", "vq", "celeba", "vq-f4"):
-        raise ValueError("choose 'long', 'parts', 'vq', 'celeba' or 'vq-f4', or none")
+        raise ValueError("choose 'long', 'parts', 'vq', 'celeba' or 'vq-f4', or no variant")
     vq, vq_f4, parts = (variant == name for name in ("vq", "vq-f4", "parts"))
     long = parts or variant == "long"
     celeba = variant in ("celeba", "vq-f4")
@@ -55,14 +55,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.autoencoder.mid_attention = celeba
     config.autoencoder.fold = 1 if celeba else 4
     config.autoencoder.linear_skip = not celeba
-    config.autoencoder.scaling_factor = 1.0  # measured on the trained latents at the end
+    config.autoencoder.scaling_factor = 1.0  # measured on the latents after training
     config.autoencoder.dtype = "bfloat16" if celeba else "float32"
 
     # Loss
     config.loss = ConfigDict()
     config.loss.kl_weight = 1e-4 if celeba else 5e-3  # without a codebook
     config.loss.commitment = 0.25  # with one
-    config.loss.class_balance = 0.6 if parts else 0.0  # small parts count for more than their area
+    config.loss.class_balance = 0.6 if parts else 0.0  # small classes weigh more than their area
 
     # Training
     config.train = ConfigDict()
@@ -80,7 +80,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.skip_limit = 10
     config.train.log_every = 100 if celeba else 50
     config.train.sample_every = 5000 if celeba else 2000 if long else 1000 if vq else 360
-    config.train.profile_at = 0  # a step; 0 for no trace
+    config.train.profile_at = 0  # first traced step; 0 for no trace
     config.train.profile_steps = 5
 
     config.checkpoint = ConfigDict()
@@ -88,7 +88,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.keep = 2
     config.checkpoint.keep_every = 0
 
-    # Devices: -1 takes what the other axis leaves
+    # Devices; -1 takes those that the other axis leaves
     config.mesh = ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1

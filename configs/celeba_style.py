@@ -5,17 +5,17 @@
 
 The recipe and the variants of configs/celeba.py, with SCA-DM's style encoder at its published size
 (arXiv 2403.12743; 18 M parameters) and a style sub-layer in every block. SISMA's paper names
-references as future work; sizes and the way in are ours. Styles are taken from images, so cached
+references as future work; sizes and sub-layer are ours. Styles are computed from images, so cached
 latents cannot be used and every step encodes its batch.
 
-    variant   parameters   of them for the style
+    variant   parameters   for style
     small          100 M    39 M
     base           198 M    60 M
     large          308 M    77 M
     xlarge         593 M   136 M
     512            313 M    77 M
 
-Not trained, and not run on a GPU: hours, memory and scores are not known.
+It has not been trained or run on a GPU, so hours, memory and scores are unknown.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.model.style_channels = 4
     config.model.style_levels = 5
     config.model.style_features = 256
-    config.model.style_colours = True  # ours; False is SCA-DM's encoder
-    config.flow.style_drop = 0.5  # of the faces, as SCA-DM
-    config.flow.style_class_drop = 0.1  # of the classes of the others: ours, for partial styles
+    config.model.style_colours = True  # our addition; False for SCA-DM's encoder
+    config.flow.style_drop = 0.5  # share of faces, as in SCA-DM
+    config.flow.style_class_drop = 0.1  # share of the others' classes; ours, for partial styles
     return config

@@ -1,11 +1,11 @@
-"""A face parser, by which `sisma_jax.evaluate` tells whether faces follow their masks.
+"""A face parser, with which `sisma_jax.evaluate` measures whether faces follow their masks.
 
     python -m sisma_jax.train_parser --config configs/parser.py --workdir runs/parser
 
-The U-Net of CelebAMask-HQ's repository, with group in place of batch normalisation. Variants: ""
-(64 pixels, the demo's synthetic faces, two and a half minutes on two CPU cores), "long" (for
+The U-Net of CelebAMask-HQ's repository, with group instead of batch normalisation. Variants: ""
+(synthetic faces of 64 pixels, for the demo, two and a half minutes on two CPU cores), "long" (for
 `configs/synthetic.py:long`) and "celeba" (the repository's sizes on CelebAMask-HQ at 256 pixels;
-not trained yet, and needed only by those who do not want published weights).
+not trained yet, an alternative to the published weights).
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "long", "celeba"):
-        raise ValueError("choose 'long' or 'celeba', or none")
+        raise ValueError("choose 'long' or 'celeba', or no variant")
     long, celeba = variant == "long", variant == "celeba"
     config = ConfigDict()
     config.seed = 0
@@ -65,7 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.skip_limit = 10
     config.train.log_every = 100 if celeba else 50
     config.train.sample_every = 5000 if celeba else 1000 if long else 600
-    config.train.profile_at = 0  # a step; 0 for no trace
+    config.train.profile_at = 0  # first traced step; 0 for no trace
     config.train.profile_steps = 5
 
     config.checkpoint = ConfigDict()
@@ -73,7 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.keep = 2
     config.checkpoint.keep_every = 0
 
-    # Devices: -1 takes what the other axis leaves
+    # Devices; -1 takes those that the other axis leaves
     config.mesh = ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1

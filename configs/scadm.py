@@ -1,24 +1,25 @@
-"""SCA-DM on CelebAMask-HQ at 256 pixels (arXiv 2403.12743): faces by mask and reference style.
+"""SCA-DM on CelebAMask-HQ at 256 pixels (arXiv 2403.12743): faces from mask and reference style.
 
     python -m sisma_jax.prepare --source CelebAMask-HQ --out data/celeba-256 --size 256
     python -m sisma_jax.train --config configs/scadm.py --config.autoencoder.path=vq-f4.safetensors
 
 Model, noise and optimizer are those of the paper's published code: LDM's U-Net with SPADE in middle
-and decoder, mask-conditioned cross-attention to style tokens, 486.9 M parameters and 18.1 M of the
-style encoder; latents of VQ-f4, 64 x 64 x 3; batches of 48 at 9.6e-5, average 0.9999. Published
-scores: FID 16.85, SSIM 0.54, mIoU 81.78, accuracy 94.67 in the style of the face itself. Samples
-are DDIM's: samples.solver "euler" is that, of 50 to 200 steps.
+and decoder and mask-conditioned cross-attention to style tokens, 486.9 M parameters and 18.1 M in
+the style encoder; latents of VQ-f4, 64 x 64 x 3; batches of 48, learning rate 9.6e-5, EMA decay
+0.9999. Published scores in the style of the face itself: FID 16.85, SSIM 0.54, mIoU 81.78, accuracy
+94.67. Sampling is DDIM, samples.solver "euler", with 50 to 200 steps.
 
-The first stage is latent diffusion's VQ-f4, as safetensors in CompVis' or diffusers' names
-(docs/autoencoder.md), or one trained by configs/autoencoder.py:vq-f4.
+The first stage is latent diffusion's VQ-f4, as safetensors in CompVis' or diffusers' naming
+(docs/autoencoder.md), or trained by configs/autoencoder.py:vq-f4.
 
     variant     parameters
-    published        505 M   the above
-    synthetic        6.1 M   on synthetic faces of 64 pixels, for two CPU cores, after
+    published        505 M   as above
+    synthetic        6.1 M   synthetic faces of 64 pixels, for two CPU cores, after
         python -m sisma_jax.train_autoencoder --config configs/autoencoder.py:vq \
             --workdir runs/autoencoder-vq
 
-Not trained at the published size, and not run on a GPU: hours, memory and scores are not known.
+It has not been trained at the published size or run on a GPU, so hours, memory and scores are
+unknown.
 """
 
 from ml_collections import ConfigDict
@@ -40,12 +41,12 @@ def get_config(variant: str = "published") -> ConfigDict:
     config.data.flip = True
     config.data.threads = 1 if small else 16
 
-    # First stage with factor 4: 256 x 256 pixels <-> 64 x 64 x 3 latents. Styles are taken from
+    # First stage with factor 4: 256 x 256 pixels <-> 64 x 64 x 3 latents. Styles are computed from
     # images, so the latents cannot be cached.
     config.autoencoder = ConfigDict()
     config.autoencoder.path = "runs/autoencoder-vq" if small else "vq-f4.safetensors"
-    config.autoencoder.scaling_factor = 0.0  # of the weights; 1 for VQ-f4
-    config.autoencoder.dtype = ""  # of the weights
+    config.autoencoder.scaling_factor = 0.0  # 0: that of the weights, 1 for VQ-f4
+    config.autoencoder.dtype = ""  # "": that of the weights
     config.autoencoder.cache = ""
 
     # Model
@@ -62,22 +63,20 @@ def get_config(variant: str = "published") -> ConfigDict:
     config.model.head_width = 32
     config.model.spade_hidden = 32 if small else 128
     config.model.norm_groups = 16 if small else 32
-    config.model.mask_attention = True  # False: a pixel sees every class, the paper's ablation
+    config.model.mask_attention = True  # False: the paper's ablation, attention to all classes
     config.model.style_channels = 4
     config.model.style_levels = 3 if small else 5
     config.model.style_features = 32 if small else 256
-    config.model.style_colours = small  # ours, for so short a training
+    config.model.style_colours = small  # our addition, for short trainings
     config.model.dtype = "float32" if small else "bfloat16"
 
-    # Diffusion: times are uniform, masks are never dropped
+    # Diffusion: uniform times, masks are never dropped
     config.flow = ConfigDict()
     config.flow.sampling = "uniform"
     config.flow.drop = 0.0
-    config.flow.class_balance = 0.0  # above 0 small classes count for more than their area
+    config.flow.class_balance = 0.0  # above 0, small classes weigh more than their area
     config.flow.style_drop = 0.5
-    config.flow.style_class_drop = (
-        0.1 if small else 0.0
-    )  # published: none; some, for partial styles
+    config.flow.style_class_drop = 0.1 if small else 0.0  # 0 as published; above 0, partial styles
 
     # Training
     config.train = ConfigDict()
@@ -95,17 +94,17 @@ def get_config(variant: str = "published") -> ConfigDict:
     config.train.skip_limit = 10
     config.train.log_every = 20 if small else 100
     config.train.sample_every = 500 if small else 5000
-    config.train.profile_at = 0  # a step; 0 for no trace
+    config.train.profile_at = 0  # first traced step; 0 for no trace
     config.train.profile_steps = 5
 
     config.samples = ConfigDict()
     config.samples.masks = 8
     config.samples.per_mask = 2
     config.samples.steps = 25 if small else 50
-    config.samples.solver = "euler"  # DDIM's
+    config.samples.solver = "euler"  # DDIM
     config.samples.guidance = 1.0
 
-    # Loss on the test split by parts of the training time, of the averaged weights
+    # Loss of the averaged weights on the test split, by intervals of training time
     config.evaluation = ConfigDict()
     config.evaluation.every = 250 if small else 5000
     config.evaluation.items = 64 if small else 512
@@ -115,9 +114,9 @@ def get_config(variant: str = "published") -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 250 if small else 5000
     config.checkpoint.keep = 2 if small else 3
-    config.checkpoint.keep_every = 0 if small else 50_000  # these stay for good
+    config.checkpoint.keep_every = 0 if small else 50_000  # never deleted
 
-    # Devices: -1 takes what the other axis leaves
+    # Devices; -1 takes those that the other axis leaves
     config.mesh = ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1

@@ -1,9 +1,9 @@
-"""SISMA on synthetic faces of 64 pixels: the embedded default, for two CPU cores.
+"""SISMA on synthetic faces of 64 pixels: the default, for two CPU cores.
 
     python -m sisma_jax.train_autoencoder --config configs/autoencoder.py --workdir runs/autoencoder
     python -m sisma_jax.train --config configs/synthetic.py
 
-The faces are written to data/synthetic where they do not exist. Variants: "" (the demo, about three
+The faces are written to data/synthetic if they do not exist. Variants: "" (the demo, about three
 minutes of training on two cores) and "long" (about half an hour).
 """
 
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "long"):
-        raise ValueError("choose 'long', or none")
+        raise ValueError("choose 'long', or no variant")
     long = variant == "long"
     config = ConfigDict()
     config.seed = 0
@@ -29,9 +29,9 @@ def get_config(variant: str = "") -> ConfigDict:
     # First stage: 64x64 pixels <-> 16x16x4 latents
     config.autoencoder = ConfigDict()
     config.autoencoder.path = "runs/autoencoder-long" if long else "runs/autoencoder"
-    config.autoencoder.scaling_factor = 0.0  # of the weights
-    config.autoencoder.dtype = ""  # of the weights
-    config.autoencoder.cache = ""  # a folder of sisma_jax.cache_latents; "" encodes in every step
+    config.autoencoder.scaling_factor = 0.0  # 0: that of the weights
+    config.autoencoder.dtype = ""  # "": that of the weights
+    config.autoencoder.cache = ""  # output of sisma_jax.cache_latents; "": encode in every step
 
     # Model
     config.model = ConfigDict()
@@ -42,25 +42,25 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.patch = 1
     config.model.width = 96
     config.model.depth = 6 if long else 4
-    config.model.mixer = "mamba"  # "attention": the twin it is compared with
-    config.model.attention_head = 32  # channels of a head, of the twin only
-    config.model.modulation = "gate"  # "shift": the paper's figure read literally
+    config.model.mixer = "mamba"  # or "attention", the twin for comparison
+    config.model.attention_head = 32  # channels per head, twin only
+    config.model.modulation = "gate"  # or "shift", the literal reading of the paper's figure
     config.model.state = 8
     config.model.expand = 2
     config.model.orders = 1
     config.model.ff_ratio = 4
     config.model.mask_channels = 32
     config.model.dtype = "float32"
-    config.model.remat = "none"  # "block" and "dots" need less memory and more time
+    config.model.remat = "none"  # "block" and "dots" save memory and take more time
     config.model.scan = "auto"
 
     # Flow
     config.flow = ConfigDict()
     config.flow.sampling = "logit_normal"
     config.flow.drop = 0.1
-    config.flow.class_balance = 0.0  # above 0 small classes count for more than their area
+    config.flow.class_balance = 0.0  # above 0, small classes weigh more than their area
 
-    # Training. So short a run wants Muon, a high rate and a cosine instead of an average.
+    # Training. So short a run needs Muon, a high learning rate, and a cosine instead of averaging.
     config.train = ConfigDict()
     config.train.steps = 2000 if long else 360
     config.train.batch_size = 8
@@ -76,7 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.skip_limit = 10
     config.train.log_every = 50 if long else 20
     config.train.sample_every = 500 if long else 360
-    config.train.profile_at = 0  # a step; 0 for no trace
+    config.train.profile_at = 0  # first traced step; 0 for no trace
     config.train.profile_steps = 5
 
     config.samples = ConfigDict()
@@ -86,7 +86,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.samples.solver = "euler"
     config.samples.guidance = 1.5
 
-    # Loss on the test split by parts of the training time, of the averaged weights
+    # Loss of the averaged weights on the test split, by intervals of training time
     config.evaluation = ConfigDict()
     config.evaluation.every = 1000 if long else 180
     config.evaluation.items = 64
@@ -98,7 +98,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.keep = 2
     config.checkpoint.keep_every = 0
 
-    # Devices: -1 takes what the other axis leaves
+    # Devices; -1 takes those that the other axis leaves
     config.mesh = ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1

@@ -4,9 +4,9 @@
     python -m sisma_jax.train --config configs/synthetic_style.py --workdir runs/demo-style
 
 As configs/synthetic.py, with a style sub-layer in every block and a small style encoder, for twice
-the steps. Variants: "" ("attention", the default), the others that `model.style` has, "mamba" and
-"full_attention", which it was compared with, and "long" (with the faces and the depth of
-configs/synthetic.py:long, and the autoencoder of configs/autoencoder.py:parts).
+the steps. Variants: "attention" (the default), "mamba" and "full_attention", the other values of
+`model.style`, for comparison, and "long" (with the faces and the depth of configs/synthetic.py:long
+and the autoencoder of configs/autoencoder.py:parts).
 """
 
 from pathlib import Path
@@ -27,10 +27,10 @@ def get_config(variant: str = "attention") -> ConfigDict:
     config.model.style_channels = 4
     config.model.style_levels = 3
     config.model.style_features = 32
-    config.model.style_colours = True  # so short a training does not find them
-    config.flow.style_drop = 0.5  # of the faces
-    config.flow.style_class_drop = 0.1  # of the classes of the others
-    config.flow.class_balance = 0.75 if long else 0.0  # eyes count for more than their area
+    config.model.style_colours = True  # so short a training would not learn them
+    config.flow.style_drop = 0.5  # share of faces
+    config.flow.style_class_drop = 0.1  # share of classes of the other faces
+    config.flow.class_balance = 0.75 if long else 0.0  # eyes weigh more than their area
 
     if long:
         config.autoencoder.path = "runs/autoencoder-parts"

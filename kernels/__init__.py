@@ -1,4 +1,4 @@
-"""Accelerator kernels. They know nothing of the models which use them."""
+"""Accelerator kernels, independent of the models that use them."""
 
 from kernels.selective_scan import selective_scan
 

@@ -1,22 +1,22 @@
-"""Rectified flow: the loss that trains a velocity, the solvers that follow it, guidance.
+"""Rectified flow: the training loss of a velocity, solvers, and guidance.
 
-Convention, stated here once. Time runs from noise to data:
+The convention, stated only here, is that time runs from noise to data:
 
     z_t = t x + (1 - t) eps,    eps ~ N(0, I),    t = 0 noise, t = 1 data          (1)
     v   = dz_t / dt = x - eps                                                      (2)
 
-A model predicts v from (z_t, t, condition). It is trained on the mean squared error of v over all
-dimensions, unweighted, with t from a logit-normal(0, 1) (Esser et al., arXiv 2403.03206) or
-uniform. The times of a batch are stratified (Kingma et al., arXiv 2107.00630): each is drawn so,
-and together they cover the range evenly, which lowers the variance of the gradient. Synthesis
-integrates dz/dt = v(z, t) from t = 0 to t = 1 in equal steps.
+A model predicts v from (z_t, t, condition). Its loss is the mean squared error of v over all
+dimensions, unweighted by default, with t from a logit-normal(0, 1) (Esser et al., arXiv 2403.03206)
+or a uniform distribution. The times of a batch are stratified (Kingma et al., arXiv 2107.00630):
+together they cover the distribution evenly, which lowers the variance of the gradient. Synthesis
+integrates dz/dt = v(z, t) from t = 0 to t = 1, by default in equal steps.
 
-Classifier-free guidance: during training some conditions are dropped (replaced by the null
-condition); in synthesis
+For classifier-free guidance, training replaces some conditions by the null condition, and synthesis
+uses
 
-    v = v_null + s (v_cond - v_null),    s = the guidance                          (3)
+    v = v_null + s (v_cond - v_null),    s the guidance scale                      (3)
 
-where s = 1 is the plain conditional velocity and s = 0 the unconditional one.
+where s = 1 is the conditional velocity and s = 0 the unconditional one.
 """
 
 from collections.abc import Callable
@@ -27,16 +27,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 Velocity = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[Array, "batch ..."]]
-"""v(z_t, t): the condition is already bound."""
+"""v(z_t, t), with the condition already bound."""
 
 TIME_SAMPLINGS = ("logit_normal", "uniform")
 VELOCITIES = {"euler": 1, "midpoint": 2, "heun": 2}
-"""Velocities that a step takes, by solver."""
+"""Velocity evaluations per step, by solver."""
 SOLVERS = tuple(VELOCITIES)
 
 
 def _per_sample(t: Shaped[Array, " batch"], like: Array) -> Array:
-    """Reshape one number per sample so that it multiplies `like`."""
+    """Reshape one number per sample so that it broadcasts over `like`."""
     return t.reshape(t.shape + (1,) * (like.ndim - 1))
 
 
@@ -51,7 +51,7 @@ def interpolate(
 def sample_time(
     key: PRNGKeyArray, batch: int, sampling: str = "logit_normal"
 ) -> Float[Array, " batch"]:
-    """Draw training times in (0, 1): one in each of `batch` equally likely parts of the range.
+    """Draw stratified training times in (0, 1), one in each of `batch` equally likely intervals.
 
     Raises:
       ValueError: if `sampling` is neither "logit_normal" nor "uniform".
@@ -66,10 +66,10 @@ def sample_time(
 
 
 def drop_condition(dropped: Bool[Array, " batch"], condition: Array, null: Array | int) -> Array:
-    """Replace the whole condition of each sample that is `dropped`.
+    """Replace the conditions of `dropped` samples by the null condition.
 
     Args:
-      dropped: which.
+      dropped: which samples to drop.
       condition: (batch, ...), any dtype.
       null: the null condition, a scalar or an array that broadcasts over one sample.
     """
@@ -86,7 +86,7 @@ def loss_at(
 ) -> Float[Array, " batch"]:
     """Return each sample's mean squared error of the velocity at given noise and times.
 
-    `weight` multiplies the squared errors, and broadcasts over them; None is 1 everywhere.
+    `weight` multiplies the squared errors and broadcasts over them; None for 1 everywhere.
     """
     error = velocity(interpolate(x, noise, t), t) - (x - noise)
     return mean_square(error, weight)
@@ -95,7 +95,7 @@ def loss_at(
 def mean_square(
     error: Float[Array, "batch ..."], weight: Float[Array, "batch ..."] | None
 ) -> Float[Array, " batch"]:
-    """Return each sample's mean of the squares, multiplied by `weight` where there is one."""
+    """Return the mean square of each sample, with squares multiplied by `weight` if given."""
     square = jnp.square(error)
     square = square if weight is None else weight * square
     return jnp.mean(square, axis=tuple(range(1, error.ndim)))
@@ -117,7 +117,7 @@ def step(
     h: Float[Array, ""] | float,
     solver: str,
 ) -> Float[Array, "batch ..."]:
-    """Return z at `time` + h, from z at `time`, by one step of a solver; h may be negative."""
+    """Return z at `time` + h from z at `time`, by one solver step; h may be negative."""
     t = jnp.full(z.shape[:1], time)
     v = velocity(z, t)
     if solver == "midpoint":
@@ -135,23 +135,23 @@ def integrate(
     solver: str = "euler",
     times: Float[np.ndarray, " steps_and_one"] | None = None,
 ) -> Float[Array, "batch ..."]:
-    """Follow the velocity from noise (t = 0) to data (t = 1) in `steps` steps.
+    """Integrate the velocity from noise (t = 0) to data (t = 1).
 
-    "euler" calls the velocity once a step (order 1), "midpoint" and "heun" twice (order 2).
+    "euler" evaluates the velocity once per step (order 1), "midpoint" and "heun" twice (order 2).
 
     Args:
       velocity: v(z, t).
       noise: z at the first time.
-      steps: how many.
+      steps: number of solver steps.
       solver: one of SOLVERS.
-      times: where the steps begin, and the last ends; None for equal steps from 0 to 1.
+      times: start times of the steps and the end time; None for equal steps from 0 to 1.
 
     Raises:
-      ValueError: if `steps` is under 1 or the solver is unknown.
+      ValueError: if `steps` is less than 1 or the solver is unknown.
     """
-    steps_of_way = _grid(steps, solver, times, noise.dtype)
+    time_steps = _grid(steps, solver, times, noise.dtype)
     advance = lambda z, at: (step(velocity, z, *at, solver), None)
-    return jax.lax.scan(advance, noise, steps_of_way)[0]
+    return jax.lax.scan(advance, noise, time_steps)[0]
 
 
 def invert(
@@ -162,19 +162,19 @@ def invert(
     solver: str = "euler",
     times: Float[np.ndarray, " steps_and_one"] | None = None,
 ) -> tuple[Float[Array, "batch ..."], Float[Array, "steps batch ..."]]:
-    """Follow the velocity backwards, from data to the noise that `integrate` makes it of.
+    """Integrate the velocity backwards, from data to the noise that `integrate` maps to it.
 
-    Each step begins where one of `integrate` ends and ends where it begins; of a diffusion model
-    (`diffusion`) "euler" is the inversion of DDIM (Song et al., arXiv 2010.02502, section 4.3). How
-    near `integrate` comes back to the data is a matter of steps and of the solver's order.
+    The steps are those of `integrate` in reverse. For a diffusion model (`diffusion`) "euler" is
+    DDIM inversion (Song et al., arXiv 2010.02502, section 4.3). How closely `integrate` returns to
+    the data depends on the number of steps and the order of the solver.
 
     Args:
       data: z at the last time.
-      others: as of `integrate`.
+      velocity, steps, solver, times: as for `integrate`.
 
     Returns:
-      z at the first time, and the way there: z at the end of each step of `integrate`, the data at
-      the last one's.
+      z at the first time, and the trajectory: z at the end of each step of `integrate`, ending
+      with the data.
 
     Raises:
       ValueError: as `integrate`.
@@ -190,28 +190,32 @@ def invert(
 def integrate_near(
     velocity: Velocity,
     noise: Float[Array, "batch ..."],
-    way: Float[Array, "steps batch ..."],
+    trajectory: Float[Array, "steps batch ..."],
     free: Bool[Array, "batch ..."],
     *,
     steps: int,
     solver: str = "euler",
     times: Float[np.ndarray, " steps_and_one"] | None = None,
 ) -> Float[Array, "batch ..."]:
-    """As `integrate`, but what is not `free` (it broadcasts over z) takes the `way` of `invert`."""
+    """`integrate`, with elements that are not `free` set to the `trajectory` of `invert`.
+
+    `free` broadcasts over z.
+    """
 
     def advance(z: Array, at: tuple) -> tuple[Array, None]:
         (start, width), after = at
         return jnp.where(free, step(velocity, z, start, width, solver), after), None
 
-    return jax.lax.scan(advance, noise, (_grid(steps, solver, times, noise.dtype), way))[0]
+    time_steps = _grid(steps, solver, times, noise.dtype)
+    return jax.lax.scan(advance, noise, (time_steps, trajectory))[0]
 
 
 def _grid(
     steps: int, solver: str, times: Float[np.ndarray, " steps_and_one"] | None, dtype: jnp.dtype
 ) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
-    """Where each step begins, and how long it is."""
+    """Start time and width of each step."""
     if steps < 1:
-        raise ValueError(f"{steps} solver steps lead nowhere: use at least 1")
+        raise ValueError(f"the number of solver steps is {steps}: use at least 1")
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is unknown: use one of {', '.join(SOLVERS)}")
     if times is None:

@@ -1,11 +1,11 @@
-"""What makes latents from masks and styles: one face for training, synthesis and evaluation.
+"""The common interface of the generative models, for training, synthesis and evaluation.
 
-A generator is known by its configuration, which is what programs are compiled for; `generator`
-gives the functions that go with it. Whatever it predicts and however it was trained, it is a
-velocity in `flow`'s convention here, which any solver follows.
+A generator is identified by its configuration, a static argument of compiled programs; `generator`
+returns its functions. Whatever the model predicts, the interface is a velocity in `flow`'s
+convention, which any solver can integrate.
 
-Conditions are a label map, where 255 everywhere is the null mask, and a style: one token per class,
-or None where there is no reference.
+Conditions are a label map (255 everywhere is the null mask) and a style: one token per class, or
+None for no reference.
 """
 
 import dataclasses
@@ -26,44 +26,44 @@ from sisma_jax.models.cost import mask_macs, style_macs, velocity_macs
 from sisma_jax.models.scadm_config import SCADMConfig
 
 Config = SISMAConfig | SCADMConfig
-"""Sizes of a generator: of latents, images and classes, and its own."""
+"""The configuration of a generator."""
 Params = dict[str, Any]
 Tokens = Float[Array, "b k token"]
-"""Of a style, per class."""
+"""Style tokens, one per class."""
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """The functions of one configuration."""
+    """The functions of a generator with one configuration."""
 
     name: str
     has_style: bool
-    """Whether styles can be given."""
+    """Whether the model has style conditioning."""
     most_steps: int | None
-    """Of a solver; None for any number."""
+    """The most solver steps; None for any number."""
 
     def init_params(self, key: PRNGKeyArray) -> Params: ...
 
     def encode_style(
         self, params: Params, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
     ) -> Tokens:
-        """Style tokens of references, images in [-1, 1]; a class without pixels has no style."""
+        """Style tokens of references, images in [-1, 1]; a class without pixels gets "no style"."""
 
     def no_style(self, params: Params) -> Float[Array, "1 k token"]:
         """The tokens of no reference."""
 
     def encode(self, params: Params, labels: UInt8[Array, "b H W"], style: Tokens | None) -> Any:
-        """All that can be computed ahead of the solver; a tree with the batch somewhere in it."""
+        """Everything that can be computed before the solver starts, a tree of arrays."""
 
     def velocity(
         self, params: Params, z: Float[Array, "b h w c"], t: Float[Array, " b"], encoded: Any
     ) -> Float[Array, "b h w c"]: ...
 
     def times(self, steps: int) -> Float[np.ndarray, " steps_and_one"] | None:
-        """The times that a solver goes through, in sampling and in editing; None: equal steps."""
+        """The solver's time grid, in sampling and editing; None for equal steps."""
 
     def start(self, noise: Float[Array, "b h w c"], steps: int) -> Float[Array, "b h w c"]:
-        """Where a solver begins with N(0, I): z at the first of `times`."""
+        """The initial value of a solver, z at the first of `times`, from `noise` ~ N(0, I)."""
 
     def losses(
         self,
@@ -75,23 +75,23 @@ class Generator(Protocol):
         style: Tokens | None,
         weight: Float[Array, "b h w 1"] | None,
     ) -> Float[Array, " b"]:
-        """The training loss of each row, where the squared errors have weights; None is 1."""
+        """The training loss of each row; `weight` multiplies squared errors, None for 1."""
 
     def matrix_axes(self, path: tuple, leaf: Array) -> Any:
         """See `training.state.MatrixAxes`."""
 
     def macs(self) -> "Macs":
-        """What one image costs."""
+        """Multiply-accumulates of one image."""
 
 
 class Macs(NamedTuple):
-    """Multiply-accumulates of one image, by hand."""
+    """Multiply-accumulates of one image, counted by hand."""
 
     velocity: int
     mask: int
-    """Of what is encoded once ahead of the solver."""
+    """Encoding before the solver starts, once per image."""
     style: int
-    """Of a reference."""
+    """Encoding of a reference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +197,7 @@ class SCADMGenerator:
 
 
 KINDS: dict[str, type] = {"sisma": SISMAConfig, "scadm": SCADMConfig}
-"""By the config's `model.kind`; a model without one is "sisma"."""
+"""Configurations by `model.kind` of the config; the default is "sisma"."""
 GENERATORS: dict[type, Callable[[Any], Generator]] = {
     SISMAConfig: SISMAGenerator,
     SCADMConfig: SCADMGenerator,
@@ -205,15 +205,15 @@ GENERATORS: dict[type, Callable[[Any], Generator]] = {
 
 
 def generator(config: Config) -> Generator:
-    """The functions that go with a configuration."""
+    """The generator of a configuration."""
     return GENERATORS[type(config)](config)
 
 
 def model_config(config: ConfigDict) -> Config:
-    """The section `model` of a config, as the sizes of its kind.
+    """The section `model` of a config as a configuration of its kind.
 
     Raises:
-      InputError: if it is missing, of no kind that there is, or wrong.
+      InputError: if it is missing, its kind is unknown, or a value is invalid.
     """
     fields = dict(config.get("model", {}))
     kind = fields.pop("kind", "sisma")
@@ -223,5 +223,5 @@ def model_config(config: ConfigDict) -> Config:
 
 
 def parameter_shapes(config: Config) -> Params:
-    """Shapes and types of a generator's parameters."""
+    """Shapes and dtypes of a generator's parameters."""
     return jax.eval_shape(generator(config).init_params, jax.random.key(0))

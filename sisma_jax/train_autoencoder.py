@@ -34,7 +34,7 @@ from sisma_jax.models.autoencoder.training import (
     patch_pca_init,
     posterior_noise,
 )
-from sisma_jax.models.placement import whole
+from sisma_jax.models.placement import replicate
 from sisma_jax.training.class_balance import class_weights
 from sisma_jax.training.hosts import is_first, together
 from sisma_jax.training.logging import Log
@@ -120,7 +120,7 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
                 optimizer=make_optimizer(settings, kernel_axes),
                 draw=partial(draw, model),
                 loss_fn=lambda params, batch: batch_loss(
-                    module, loss, classes, whole(params), batch
+                    module, loss, classes, replicate(params), batch
                 ),
                 feed=data.feed(
                     train_source, mesh, batch_size=settings.batch_size, seed=config.seed

@@ -32,7 +32,7 @@ from sisma_jax.models.face_parser import (
     save_parser,
 )
 from sisma_jax.models.face_parser.training import parser_loss
-from sisma_jax.models.placement import whole
+from sisma_jax.models.placement import replicate
 from sisma_jax.training.hosts import is_first, together
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
@@ -107,7 +107,7 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
                 optimizer=make_optimizer(settings, kernel_axes),
                 draw=lambda key, batch: {},
                 loss_fn=lambda params, batch: parser_loss(
-                    module.apply({"params": whole(params)}, to_float(batch["image"])),
+                    module.apply({"params": replicate(params)}, to_float(batch["image"])),
                     batch["labels"],
                     loss.dice_weight,
                 ),

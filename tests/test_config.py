@@ -97,7 +97,7 @@ def test_a_run_folder_refuses_another_config(tmp_path):
     with run.claim(load_config(spec, ["--config.train.steps=7"])):
         pass
     with (
-        pytest.raises(InputError, match=r"has model.width = 96 where this run has 64"),
+        pytest.raises(InputError, match=r"has model.width = 96, but this run has 64"),
         run.claim(load_config(spec, ["--config.model.width=64"])),
     ):
         pass
@@ -124,9 +124,9 @@ def test_what_a_continued_run_would_not_read_is_refused_or_said(tmp_path):
         run.check(config("train.init_from=c"))
     run.check(config("train.init_from=b"))
     run.check(config())
-    assert run.not_read("train.init_from", "").endswith("the run goes on from its own step 12")
+    assert run.not_read("train.init_from", "").endswith("the run continues from its own step 12")
     assert run.not_read("train.profile_at", 12) == (
-        "nothing is traced: the run goes on from step 12"
+        "nothing is traced: the run continues from step 12"
     )
     assert not run.not_read("train.profile_at", 13) + run.not_read("train.profile_at", 0)
     assert run.not_read("autoencoder.path", "b").endswith(f"its own copy, {run.autoencoder}")

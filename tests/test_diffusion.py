@@ -150,7 +150,7 @@ def test_ddim_goes_from_noise_to_data_by_whole_steps(steps):
 
 @pytest.mark.parametrize("steps", [0, 1000])
 def test_numbers_of_steps_that_there_are_not_are_named(steps):
-    with pytest.raises(ValueError, match=f"DDIM in {steps} steps: take from 1 to 999"):
+    with pytest.raises(ValueError, match=f"DDIM steps is {steps}: choose 1 to 999"):
         ddim_times(steps)
 
 

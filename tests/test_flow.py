@@ -113,7 +113,7 @@ def test_guidance_interpolates_and_extrapolates(key):
 
 def test_no_steps_and_unknown_solvers_are_refused():
     velocity = lambda z, t: z
-    with pytest.raises(ValueError, match="0 solver steps"):
+    with pytest.raises(ValueError, match="solver steps is 0: use"):
         flow.integrate(velocity, jnp.ones((1, 1)), steps=0)
     with pytest.raises(ValueError, match="'rk4' is unknown: use one of euler"):
         flow.integrate(velocity, jnp.ones((1, 1)), steps=1, solver="rk4")

@@ -134,7 +134,7 @@ class TestStatistics:
         for few in (x[:0], x[:1]):
             with pytest.raises(InputError, match=f"no covariance of {len(few)} samples"):
                 statistics(few)
-        with pytest.raises(InputError, match=r"of shape \(4,\)"):
+        with pytest.raises(InputError, match=r"have shape \(4,\)"):
             statistics(x[0])
         for value in (np.nan, np.inf):
             x[1, 2] = value
@@ -142,7 +142,7 @@ class TestStatistics:
                 statistics(x)
         accumulator = Accumulator()
         accumulator.add(np.zeros((2, 3)))
-        with pytest.raises(InputError, match="4 per sample and were 3 before"):
+        with pytest.raises(InputError, match="samples have 4 features and had 3 before"):
             accumulator.add(np.zeros((2, 4)))
 
 
@@ -180,13 +180,13 @@ class TestFiles:
             (dict(images=np.zeros(2)), "lacks mu and sigma"),
             (dict(mu=np.zeros(2), sigma=np.eye(3)), r"have shapes \(2,\) and \(3, 3\)"),
             (dict(mu=np.zeros(2), sigma=np.full((2, 2), np.nan)), "values that are not finite"),
-            (dict(mu=np.array(["a", "b"]), sigma=np.eye(2)), "mu in .* is of type <U1"),
+            (dict(mu=np.array(["a", "b"]), sigma=np.eye(2)), "mu in .* has dtype <U1"),
             (dict(mu=np.array([{}, {}]), sigma=np.eye(2)), "cannot be read as .npz"),
             (dict(mu=np.zeros(2), sigma=np.eye(2), count=1), "count in .* is 1"),
-            (dict(mu=np.zeros(2), sigma=np.eye(2), resize="tf1"), "does not say in words what its"),
+            (dict(mu=np.zeros(2), sigma=np.eye(2), resize="tf1"), "does not describe its features"),
             (
                 dict(mu=np.zeros(2), sigma=np.eye(2), network="a", weights="b", resize=1),
-                "does not say in words what its features are",
+                "does not describe its features by strings",
             ),
         ],
     )

@@ -1,10 +1,10 @@
-"""The selective scan of Mamba, with one public function and several implementations of it.
+"""The selective scan of Mamba: one public function with several implementations.
 
 Dimension letters, in this order wherever a shape is written:
     batch      B   independent sequences
     length     L   rows of a sequence, which is also the number of time steps
     channels   D   independent recurrences
-    state      N   size of a channel's state
+    state      N   size of the state of one channel
 """
 
 from kernels.selective_scan.api import selective_scan

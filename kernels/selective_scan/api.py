@@ -1,8 +1,8 @@
-"""The public function, and the one place where an implementation is chosen.
+"""The public function `selective_scan` and the choice of its implementation.
 
-An implementation is a function with the arguments of `selective_scan` up to `reverse`, already
-checked. It returns (y, last_state), and raises NotImplementedError with the reason where it
-cannot run. To add one: write its file, and enter it in IMPLEMENTATIONS.
+An implementation is a function that takes the arguments of `selective_scan` up to `reverse`,
+already validated, and returns (y, last_state). It raises NotImplementedError, with the reason,
+where it cannot run. To add one, write its module and register it in IMPLEMENTATIONS.
 """
 
 from collections.abc import Callable
@@ -36,16 +36,16 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 
 
 def best_implementation(state: int) -> str:
-    """The name which `implementation=None` stands for on JAX's default device, by the states.
+    """The implementation that `None` selects on JAX's default device for this state size.
 
-    On NVIDIA GPUs from sm_80 on a Pallas kernel if it takes that many states: "pallas_triton"
-    while jax has it, then "pallas_mosaic". Anywhere else (CPUs, older GPUs, TPUs) "chunked".
+    On NVIDIA GPUs from sm_80 it is a Pallas kernel if one supports the state size: "pallas_triton"
+    if this jax has it, else "pallas_mosaic". In all other cases it is "chunked".
     """
     return choose(state)[0]
 
 
 def choose(state: int) -> tuple[str, str]:
-    """`best_implementation`, and why it is that one, in a few words."""
+    """`best_implementation` and the reason for the choice, in a few words."""
     platform = device.platform()
     if platform != "cuda":
         return "chunked", f"no NVIDIA GPU: JAX computes on {platform}"
@@ -60,7 +60,7 @@ def check_here(name: str, state: int) -> None:
             kernel.check(state)
 
 
-@no_type_check  # a wrong shape is answered by `validation`, in words
+@no_type_check  # `validation` reports wrong shapes in full sentences
 def selective_scan(
     u: Float[Array, "batch length channels"],
     delta: Float[Array, "batch length channels"],
@@ -86,33 +86,33 @@ def selective_scan(
         h_l = exp(delta_l A) h_{l-1} + delta_l B_l u_l
         y_l = (<C_l, h_l> + D u_l) * silu(z_l)
 
-    for every channel of every sequence, with delta_l <- delta_l + delta_bias, and then its
-    softplus, where asked for. The state is computed in float32 whatever the arguments' dtypes,
-    which may differ from each other.
+    for every channel of every sequence. If requested, delta_bias is added to delta and softplus
+    applied to the sum beforehand. The state is float32 whatever the dtypes of the arguments, which
+    may differ from each other.
 
-    Reverse-mode derivatives exist for every floating argument; forward-mode ones only for
-    "sequential" and "associative". Several orders of one layer are a `jax.vmap` over delta, A, B,
-    C, D, delta_bias and order, with u unmapped.
+    Every floating argument has reverse-mode derivatives; only "sequential" and "associative" have
+    forward-mode ones. To scan in several orders, use `jax.vmap` over delta, A, B, C, D, delta_bias
+    and order, with u unmapped.
 
     Args:
-        u: what is scanned, (batch, length, channels).
+        u: input sequence, (batch, length, channels).
         delta: step sizes, shaped like u; positive once bias and softplus are applied.
-        A: decay rates, (channels, state), negative for a stable recurrence.
-        B: what u writes into the state, (batch, length, state).
-        C: what is read from the state, shaped like B.
-        D: weight of the skip from u to y, (channels,).
-        z: the gate before its silu, shaped like u.
-        delta_bias: added to delta, (channels,).
-        delta_softplus: whether delta (plus bias) goes through softplus.
-        h0: the state before the first step, (batch, channels, state); zero if absent.
+        A: decay rates, (channels, state); negative for a stable recurrence.
+        B: input weights of the state, (batch, length, state).
+        C: output weights of the state, shaped like B.
+        D: skip weights from u to y, (channels,).
+        z: gate before silu, shaped like u.
+        delta_bias: bias added to delta, (channels,).
+        delta_softplus: apply softplus to delta (plus bias).
+        h0: state before the first step, (batch, channels, state); None for zeros.
         order: int32 permutation of range(length): step s visits row order[s]. All arrays stay in
-            row order. Checked where its values are known; a traced one is trusted.
-        reverse: visit from the last step to the first (with `order`, from its last entry).
+            row order. Values are validated unless `order` is traced.
+        reverse: visit the rows from the last step to the first (with `order`, from its last entry).
         return_last_state: also return the state after the last step visited.
         implementation: "sequential", "associative", "chunked", "pallas_triton" or
-            "pallas_mosaic"; None takes the best for the platform that the program is lowered for,
-            which is where the arrays are: a Pallas kernel on NVIDIA GPUs (`kernel_for_gpus`), on
-            others "chunked". A named one never falls back; on a CPU a Pallas kernel is
+            "pallas_mosaic". None selects the best one for the platform of the arrays, for which
+            the program is lowered: a Pallas kernel on NVIDIA GPUs (`kernel_for_gpus`), "chunked"
+            elsewhere. A named implementation never falls back; on a CPU a Pallas kernel is
             interpreted, which is slow.
 
     Returns:
@@ -120,11 +120,11 @@ def selective_scan(
         (batch, channels, state).
 
     Raises:
-        ValueError: shapes which disagree, an order which is no permutation, an unknown
-            implementation.
-        TypeError: something else than a floating array, an order which is not int32.
-        NotImplementedError: the named implementation cannot run here; of a Pallas kernel on a
-            platform that has none, when the program is lowered for it.
+        ValueError: if shapes disagree, `order` is not a permutation, or the implementation is
+            unknown.
+        TypeError: if an argument is anything other than a floating array, or `order` is not int32.
+        NotImplementedError: if the named implementation cannot run here. A Pallas kernel raises it
+            when the program is lowered for a platform without kernels.
     """
     if implementation is not None:
         check_implementation(implementation, IMPLEMENTATIONS)
@@ -145,6 +145,6 @@ def selective_scan(
             raise
         raise NotImplementedError(
             f"selective_scan: {repr(implementation) if implementation else 'the default'} has no "
-            "forward-mode derivative; name 'sequential' or 'associative', which have"
+            "forward-mode derivative; use implementation='sequential' or 'associative'"
         ) from error
     return (y, last_state) if return_last_state else y

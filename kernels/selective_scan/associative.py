@@ -1,7 +1,7 @@
-"""All time steps at once, by `jax.lax.associative_scan`: the usual form in JAX, for comparison.
+"""All time steps at once by `jax.lax.associative_scan`: the usual form in JAX, for comparison.
 
-The pairs (a, b), standing for h -> a h + b, compose associatively. Every level of the scan holds
-arrays of (batch, length, channels, state).
+Pairs (a, b), which represent h -> a h + b, compose associatively. Every level of the scan holds
+arrays of shape (batch, length, channels, state).
 """
 
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """The default: a Pallas kernel in programs for NVIDIA GPUs, "chunked" in all others.
 
-Both ways of the gradient are decided alike, each where its program is lowered. What is kept for the
-backward pass has room for either implementation's, and XLA removes the other's.
+The forward and the backward pass choose in the same way, each when its program is lowered. The
+residuals have room for those of both implementations; XLA removes the unused ones.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from kernels.selective_scan.by_platform import by_platform
 
 
 def kernel_in_jax(state: int) -> tuple[ModuleType | None, str]:
-    """The best kernel that this jax has for so many states, or None; and what others lack."""
+    """The best kernel in this jax for a state size, or None; and why better kernels are missing."""
     reasons = []
     for kernel in (pallas_triton, pallas_mosaic):
         try:
@@ -28,11 +28,11 @@ def kernel_in_jax(state: int) -> tuple[ModuleType | None, str]:
 
 
 def kernel_for_gpus(state: int) -> tuple[ModuleType | None, str]:
-    """The kernel in programs for NVIDIA GPUs, None for "chunked"; and why it is that one.
+    """The kernel for programs on NVIDIA GPUs, or None for "chunked"; and the reason.
 
-    It is chosen for the GPU at hand. Where there is none, because a program is lowered to run
-    elsewhere, one from sm_80 on is meant; but jax from 0.11 on lowers no kernel then unless a mesh
-    names the GPU (`jax.sharding.AbstractDevice`), so there it is "chunked".
+    It depends on the local GPU. Without one, when a program is lowered to run elsewhere, sm_80 or
+    later is assumed. jax 0.11 and later lower no kernel in that case unless a mesh names the GPU
+    (`jax.sharding.AbstractDevice`), so the choice there is "chunked".
     """
     kernel, reason = kernel_in_jax(state)
     if kernel is None:
@@ -49,7 +49,7 @@ def kernel_for_gpus(state: int) -> tuple[ModuleType | None, str]:
 def scan(
     kernel: ModuleType, u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, h0, order, reverse
 ):
-    """See `kernels.selective_scan.api.selective_scan`; `kernel` is of `kernel_in_jax`."""
+    """See `kernels.selective_scan.api.selective_scan`; `kernel` comes from `kernel_in_jax`."""
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
     return _scan(kernel, (delta_softplus, reverse), arrays, order)
 
@@ -94,7 +94,7 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _chosen(default, with_kernel, arrays, *others):
-    """Whichever of the two is for what the program is lowered for, called."""
+    """Calls the one of the two that suits the platform the program is lowered for."""
 
     def cuda(arrays, *others):
         kernel, _ = kernel_for_gpus(arrays["A"].shape[1])

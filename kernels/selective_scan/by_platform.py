@@ -1,10 +1,10 @@
-"""A function which differs from platform to platform: lowering decides which one runs.
+"""A function that differs between platforms; the choice is made at lowering.
 
-What a program is lowered for is where its arrays are, whatever JAX's default backend is.
-`jax.lax.platform_dependent` decides so, too, but traces and transforms every branch on every
-platform. A kernel takes seconds to trace, and knows fewer transformations than what stands in for
-it elsewhere. So here only the default is traced; another platform's function is traced, transformed
-as the default was, when a program is lowered for that platform.
+A program is lowered for the platform of its arrays, whatever JAX's default backend is.
+`jax.lax.platform_dependent` also chooses there, but traces and transforms every branch on every
+platform, and a kernel takes seconds to trace and supports fewer transformations than its
+substitutes. So only the default is traced here. The function of another platform is traced, and
+transformed as the default was, when a program is lowered for that platform.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +23,11 @@ _choice.multiple_results = True
 
 
 def by_platform(default: Callable, **others: Callable) -> Callable:
-    """Return the function which is `others[platform]` on those of PLATFORMS, `default` elsewhere.
+    """Return a function that runs `others[platform]` where given, and `default` elsewhere.
 
-    Its arguments and results are trees of arrays. All return what the default does, as far as
-    shapes and dtypes go. What the default returns of its arguments untouched comes back untouched
-    on every platform, without a copy.
+    Arguments and results are trees of arrays. The keys of `others` are among PLATFORMS, and all
+    functions return the shapes and dtypes of the default. Arguments that the default returns
+    unchanged are returned without a copy on every platform.
     """
 
     def function(*arguments: Any) -> Any:
@@ -58,7 +58,7 @@ def by_platform(default: Callable, **others: Callable) -> Callable:
 def _transformed(
     transform: Callable, arguments: Sequence, default: ClosedJaxpr, others: tuple
 ) -> dict:
-    """Parameters of the choice between the functions that `transform` makes of these."""
+    """Parameters of the primitive after `transform` is applied to every function."""
     return {
         "default": jax.make_jaxpr(transform(jaxpr_as_fun(default)))(*arguments),
         "others": tuple((name, transform(other)) for name, other in others),
@@ -129,8 +129,8 @@ ad.primitive_jvps[_choice] = _differentiate
 
 def _transpose(*arguments, **functions):
     raise NotImplementedError(
-        "selective_scan: the default has no second derivatives in reverse mode; take the outer one "
-        "in forward mode, or name 'sequential' or 'associative', which have all"
+        "selective_scan: the default has no second derivatives in reverse mode; take the outer "
+        "derivative in forward mode, or use implementation='sequential' or 'associative'"
     )
 
 

@@ -1,4 +1,4 @@
-"""GPUs as their data sheets give them, for planning, bounds, and compiling where there is none."""
+"""GPU data sheets, for launch planning, roofline bounds, and compiling without a GPU."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ class Chip:
     gigahertz: float
     bytes_per_second: float
     cache: int
-    """Bytes of the second-level cache."""
+    """Bytes of the L2 cache."""
     memory: int
-    """Bytes."""
+    """Bytes of device memory."""
     shared: int
-    """Bytes of shared memory of one multiprocessor."""
+    """Bytes of shared memory per multiprocessor."""
     threads: int
-    """Of one multiprocessor."""
+    """Resident threads per multiprocessor."""
 
 
 CHIPS = {
@@ -28,10 +28,10 @@ CHIPS = {
 }
 
 LANES = 32
-"""Threads of a warp."""
+"""Threads per warp."""
 
 SCHEDULERS = 4
-"""Of one multiprocessor, from sm_80 to sm_120."""
+"""Warp schedulers per multiprocessor, from sm_80 to sm_120."""
 
 EXPONENTIALS = 16
-"""Of one multiprocessor in one clock."""
+"""Exponentials per multiprocessor and clock."""

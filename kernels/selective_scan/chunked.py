@@ -1,17 +1,17 @@
-"""The selective scan as one loop over time, with its own gradient. The default.
+"""The selective scan as one loop over time, with its own gradient. The default without a kernel.
 
-Every step touches the whole state at once, laid out (batch, state, channels) so that the widest
-axis is the fastest one. With a_l = exp(delta_l A), the forward recurrence is
+Every step updates the whole state, laid out (batch, state, channels) so that the widest axis is
+contiguous. With a_l = exp(delta_l A), the forward recurrence is
 
     (1)  h_l = a_l h_{l-1} + delta_l u_l B_l                                             h_0 given
     (2)  y_l = sum_n C_l h_l + D u_l
 
-Let bars denote the derivative of a scalar loss. The adjoint of the state runs backwards in time,
+Bars denote derivatives of a scalar loss. The adjoint of the state runs backwards in time,
 
-    (3)  hbar_l = C_l ybar_l + a_{l+1} hbar_{l+1}     with the last state's own cotangent as the
-                                                      second term where l is the last step
+    (3)  hbar_l = C_l ybar_l + a_{l+1} hbar_{l+1}     at the last step the second term is the
+                                                      cotangent of the last state
 
-and every gradient is a sum over it, or over w_l = a_l hbar_l h_{l-1} and q_l = sum_n B_l hbar_l:
+and every gradient is a sum over hbar_l, w_l = a_l hbar_l h_{l-1} or q_l = sum_n B_l hbar_l:
 
     (4)  Cbar_l = sum_d h_l ybar_l
     (5)  Bbar_l = sum_d hbar_l delta_l u_l
@@ -21,14 +21,12 @@ and every gradient is a sum over it, or over w_l = a_l hbar_l h_{l-1} and q_l = 
     (9)  Dbar = sum_{b,l} u_l ybar_l
     (10) h_0bar = a_1 hbar_1
 
-(4), (7) and (8) need the states, which are not kept: the forward pass stores h at the start of
-every CHUNK steps, and the backward pass takes the chunks from the last to the first and runs (1)
-through each again. The residuals are the arguments and (length / CHUNK, batch, state, channels)
-floats.
+(4), (7) and (8) need the states, which are recomputed: the forward pass stores h before every
+CHUNK steps, and the backward pass visits the chunks from last to first and repeats (1) in each.
+The residuals are the arguments and (length / CHUNK, batch, state, channels) floats.
 
-A step reads and writes its row of the arrays in place, wherever an order puts that row. So no
-permuted or time-major copy exists, forward or backward, and the gradient of an order is free of
-scatters.
+Each step reads and writes its row in place, wherever an order puts it. Neither pass makes permuted
+or time-major copies, and the gradient of an order needs no scatters.
 """
 
 from functools import partial
@@ -41,7 +39,7 @@ from jaxtyping import Array, Float, Int
 from kernels.selective_scan.ordering import one_order_at_a_time, visited_rows
 from kernels.selective_scan.pointwise import gate, step_sizes
 
-CHUNK = 16  # so that the states of one chunk, kept while its adjoint runs, stay in the L2 cache
+CHUNK = 16  # the states of one chunk, kept while its adjoint runs, fit in the L2 cache
 
 
 def scan(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, h0, order, reverse):
@@ -63,7 +61,7 @@ def scan(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, h0, order, reve
 
 @jax.custom_vjp
 def _recurrence(u, delta, A, B, C, D, h0, rows):
-    """(1) and (2), with A (state, channels), D and h0 (batch, state, channels) in float32."""
+    """(1) and (2). A (state, channels), D and h0 (batch, state, channels) are float32."""
     return _recurrence_forward(u, delta, A, B, C, D, h0, rows)[0]
 
 
@@ -83,7 +81,7 @@ _recurrence.defvjp(_recurrence_forward, _recurrence_backward)
 
 
 def _batchable(function, rows):
-    """`jax.vmap` over rows would turn reads and writes in place into gathers and scatters."""
+    """Avoids `jax.vmap` over rows, which would turn in-place accesses into gathers and scatters."""
     return function if rows is None else one_order_at_a_time(function)
 
 
@@ -118,7 +116,7 @@ def _backward(rows, arrays):
     length = u.shape[1]
 
     def recompute(index, carry, start):
-        """(1) again, keeping the states; and (4), which needs nothing else."""
+        """Repeats (1), keeps the states, and computes (4)."""
         h, states, Cbar = carry
         row = index if rows is None else _take(rows, index)
         u_l, delta_l = _read(u, row), _read(delta, row)
@@ -127,7 +125,7 @@ def _backward(rows, arrays):
         return h, states, _write(Cbar, _sum_channels(h, _read(ybar, row)), row)
 
     def adjoint(countdown, carry, start, stop, states):
-        """(3) and (5) to (8). The carried g is the second term of (3), and (10) in the end."""
+        """(3) and (5) to (8). The carried g is the second term of (3), and finally (10)."""
         g, ubar, deltabar, Abar, Bbar = carry
         index = stop - 1 - (countdown - start)
         row = index if rows is None else _take(rows, index)
@@ -149,7 +147,7 @@ def _backward(rows, arrays):
         )
 
     def chunk(carry, start_and_state):
-        # `states` is only scratch; carried, it is allocated and cleared once, not per chunk.
+        # `states` is scratch. Carrying it avoids allocating and clearing it for every chunk.
         states, Cbar, *adjoints = carry
         start, h = start_and_state
         stop = jnp.minimum(start + CHUNK, length)
@@ -175,7 +173,7 @@ def _chunk_starts(length: int) -> Int[Array, "chunks"]:
     return jnp.arange(0, length, CHUNK, dtype=jnp.int32)
 
 
-# Indices are never negative; saying so spares every access its wrap-around arithmetic.
+# Indices are never negative; stating that removes the wrap-around arithmetic of every access.
 def _take(x, index):
     return lax.dynamic_index_in_dim(x, index, 0, keepdims=False, allow_negative_indices=False)
 
@@ -202,7 +200,7 @@ def _outer(over_states, over_channels):
     return over_states[:, :, None] * over_channels[:, None]
 
 
-# As contractions rather than as products and sums: XLA's dots beat its reductions on a CPU.
+# Contractions, because XLA's dots are faster than its reductions on a CPU.
 _contract = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 

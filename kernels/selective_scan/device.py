@@ -1,4 +1,4 @@
-"""The devices at hand, as far as choosing and planning a kernel needs to know them."""
+"""Properties of the local devices that the choice and planning of a kernel depend on."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from kernels.selective_scan.launch_plan import MULTIPROCESSORS
 
 
 def platform() -> str:
-    """What programs are lowered for unless arrays are elsewhere: "cpu", "cuda", "rocm", "tpu"."""
+    """Platform of JAX's default device: "cpu", "cuda", "rocm" or "tpu"."""
     default = jax.config.jax_default_device
     name = jax.default_backend() if default is None else getattr(default, "platform", default)
     if name != "gpu":
@@ -18,13 +18,13 @@ def platform() -> str:
 
 
 def gpu() -> Any:
-    """The first NVIDIA GPU of this process, whether or not it is the default, or None.
+    """The first NVIDIA GPU of this process, even if it is not the default device; None without one.
 
-    Where a mesh says for which device programs are lowered (from jax 0.11 on), that one.
+    If a mesh names the device that programs are lowered for (from jax 0.11), it is that device.
     """
-    meant = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    if getattr(meant, "platform", None) == "gpu":
-        return meant
+    target = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    if getattr(target, "platform", None) == "gpu":
+        return target
     try:
         return jax.local_devices(backend="cuda")[0]
     except RuntimeError:
@@ -32,16 +32,16 @@ def gpu() -> Any:
 
 
 def compute_capability() -> tuple[int, int] | None:
-    """(major, minor) of that GPU, or None."""
-    found = gpu()
-    text = getattr(found, "compute_capability", "")
+    """(major, minor) of the first GPU, or None without one."""
+    device = gpu()
+    text = getattr(device, "compute_capability", "")
     major, point, minor = text.partition(".")
     if point and (major + minor).isdigit():
         return int(major), int(minor)
-    kind = getattr(found, "device_kind", "")
+    kind = getattr(device, "device_kind", "")
     return next((chip.capability for name, chip in CHIPS.items() if name in kind), None)
 
 
 def multiprocessors() -> int:
-    """Of that GPU; of an H200 where there is none."""
+    """Number of SMs of the first GPU (an H200's where there is none)."""
     return getattr(gpu(), "core_count", MULTIPROCESSORS)

@@ -1,4 +1,4 @@
-"""The body of the backward kernel; see `kernel_layout` for what a program is.
+"""The body of the backward kernel. `kernel_layout` defines programs, lanes and chunks.
 
 The equations and their numbers are those of `chunked`.
 """
@@ -12,14 +12,15 @@ from kernels.selective_scan.kernel_layout import Layout, Machine, Refs
 
 
 def backward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) -> None:
-    """All gradients, the chunks from the last to the first.
+    """All gradients; the chunks run from last to first.
 
-    Beside the inputs of `forward`: its checkpoints, and the cotangents ybar and last_state_bar.
-    Of B and C the sums over this program's channels are stored, of A (without the factor ln 2), D
-    and delta_bias those over this sequence. A and h0 hold sums and adjoints on the way.
+    Inputs are those of `forward`, its checkpoints, and the cotangents ybar and last_state_bar. The
+    gradients of B and C are sums over this program's channels, those of A (without the factor
+    ln 2), D and delta_bias sums over this sequence. Until the end, the outputs A and h0 hold
+    partial sums and adjoints.
 
-    A chunk's row values stay in registers while the states pass by one at a time: each recomputes
-    its steps from the checkpoint, then runs its adjoint backwards.
+    The row values of a chunk stay in registers while a loop visits the states one at a time: it
+    recomputes a state's steps from the checkpoint, then runs its adjoint backwards.
     """
     load, store, fma = machine.load, machine.store, machine.fma
     vectors = layout.vectors
@@ -35,7 +36,7 @@ def backward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) -
             store(outputs["A"], place, machine.zeros())
 
     def one_chunk(index, length: int, totals):
-        """The chunk `index`, of so many steps."""
+        """Process chunk `index`, of `length` steps."""
         steps = range(length)
         start = index * layout.chunk
         rows = [layout.row(machine, inputs, start + t) for t in steps]
@@ -57,7 +58,7 @@ def backward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) -
                 ybar[v].append(gradient)
 
         def load_state(n):
-            """What a state brings along, by vector."""
+            """A, checkpoint, adjoint and sum for A of state n, by vector."""
             refs = inputs["A"], inputs["checkpoints"], outputs["h0"], outputs["A"]
             before = (), (index,), (), ()
             return [
@@ -68,7 +69,7 @@ def backward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) -
         def one_state(n, carry):
             q, wA, y, state = carry
             q, wA, y = ([list(values) for values in part] for part in (q, wA, y))
-            # Asked for before it is needed, as in the forward kernel.
+            # Prefetch the next state, as in the forward kernel.
             state_after = load_state(jnp.minimum(n + 1, layout.states - 1))
             A, h, g, A_bar = (list(values) for values in state)
             decay, decayed = ([[] for _ in vectors] for _ in range(2))
@@ -106,7 +107,7 @@ def backward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) -
         y = zeros if "z" in inputs else [[] for _ in vectors]
         carry = zeros, zeros, y, load_state(jnp.int32(0))
         q, wA, y, _ = lax.fori_loop(0, layout.states, one_state, carry)
-        # Found anew: else their addresses would be held in registers all the while.
+        # Recomputed, so that the loop above need not keep their addresses in registers.
         start = machine.obscured(start)
         rows = [layout.row(machine, inputs, start + t) for t in steps]
         chunk.done(rows)

@@ -1,4 +1,4 @@
-"""The body of the forward kernel; see `kernel_layout` for what a program is."""
+"""The body of the forward kernel. `kernel_layout` defines programs, lanes and chunks."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -6,16 +6,16 @@ from jax import lax
 from kernels.selective_scan.kernel_layout import Layout, Machine, Refs
 
 FAR = 8
-"""Steps ahead of their use that u, delta and z are asked for: they come from memory, which takes
-about as long as computing that many steps."""
+"""Steps by which u, delta and z are prefetched: they come from memory, with a latency of about as
+many steps of computation."""
 
 NEAR = 32
-"""Steps, times channels and states of a lane, for B and C: they come from a cache, since all
-programs of a sequence read them."""
+"""The prefetch distance of B and C in steps, times channels and states of a lane. It is shorter,
+because all programs of a sequence read them and they come from a cache."""
 
 
 def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) -> None:
-    """y, the last state, and the state before each chunk where there is a place for it."""
+    """Write y, the last state and, if `outputs` has "checkpoints", the state before each chunk."""
     load, store, fma = machine.load, machine.store, machine.fma
     vectors, states = layout.vectors, range(layout.states)
     channels = machine.channels()
@@ -32,7 +32,7 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) ->
     near = min(max(NEAR // (layout.plan.vectors * layout.states), 1), far)
 
     def rows_of(start):
-        """The rows of `far` steps; behind the last ones, those are asked for in vain."""
+        """The rows of `far` steps; past the end, the last rows are read again and discarded."""
         start = jnp.minimum(start, layout.whole_chunks * layout.chunk - far)
         return [layout.row(machine, inputs, start + k) for k in range(far)]
 
@@ -44,7 +44,7 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) ->
         return {name: [load(inputs, row, n) for n in states] for name, load in names.items()}
 
     def compute(h, row, far_row, near_row):
-        """One step; the states after it."""
+        """Compute one step; return the states after it."""
         h = [list(values) for values in h]
         for v in vectors:
             u, delta = (far_row[name][v].astype(jnp.float32) for name in ("u", "delta"))
@@ -66,9 +66,9 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) ->
         return h
 
     def several_steps(start, carry):
-        """`far` steps, while what as many after them need is on its way."""
+        """Compute `far` steps while the inputs of the next `far` steps are loaded."""
         h, rows, far_rows, near_rows = carry
-        if ordered:  # an order's entries are on their way one round earlier still
+        if ordered:  # entries of an order are prefetched one round earlier
             rows_after = rows[far:] + rows_of(start + 2 * far)
         else:
             rows, rows_after = rows_of(start) + rows_of(start + far), []
@@ -110,7 +110,7 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) ->
 
 
 def step_size(layout: Layout, machine: Machine, raw, bias):
-    """delta as the recurrence uses it."""
+    """delta after bias and softplus."""
     if bias is not None:
         raw += bias
     return machine.softplus(raw) if layout.softplus else raw

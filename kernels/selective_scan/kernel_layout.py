@@ -1,14 +1,14 @@
-"""What the bodies of the Pallas kernels, which are written once for all backends, are given.
+"""The interface between the kernel bodies, written once for all backends, and the backends.
 
 A program scans a block of channels of one sequence. A lane owns one or two channels with all their
-states, or a share of one channel's states; vectors have one element per lane, and the states are a
-Python list of them. Time runs sequentially, a chunk after the other; what a length leaves over is a
-shorter chunk at the end, so nothing is masked. Step s of the scan touches row `Layout.row(s)` of
-the arrays, wherever an order puts it, so no permuted copy exists.
+states, or a share of one channel's states. Vectors have one element per lane, and the states are a
+Python list of vectors. Time runs sequentially, chunk by chunk. The steps that remain at the end
+form a shorter chunk, so nothing is masked. Step s of the scan accesses row `Layout.row(s)` of the
+arrays, wherever an order puts it, so there are no permuted copies.
 
-References come in dicts by the argument's name in `selective_scan`; optional ones are absent. They
-have the axes that `pallas_scan` lists, but "batch" and "blocks", of which a program has one entry.
-Their number of channels is a multiple of the plan's.
+References are passed in dicts keyed by argument names of `selective_scan`, without entries for
+absent arguments. Their axes are those listed in `pallas_scan` without "batch" and "blocks", of
+which a program has one entry. Their number of channels is a multiple of the plan's.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ Refs = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a kernel is traced for."""
+    """Static parameters of a kernel."""
 
     length: int
     state: int
     plan: Plan
     chunk: int
-    """Steps between two checkpoints of the state."""
+    """Steps between checkpoints of the state."""
     softplus: bool
     reverse: bool
 
@@ -38,12 +38,12 @@ class Layout:
 
     @property
     def vectors(self) -> range:
-        """Of a lane's channels."""
+        """Indices of a lane's channels."""
         return range(self.plan.vectors)
 
     @property
     def states(self) -> int:
-        """Of one channel in one lane."""
+        """States per channel in one lane."""
         return self.state // self.plan.groups
 
     @property
@@ -52,11 +52,11 @@ class Layout:
 
     @property
     def left_over(self) -> int:
-        """Steps of the last chunk if it is not a whole one."""
+        """Steps of the last, partial chunk; 0 without one."""
         return self.length % self.chunk
 
     def row(self, machine: "Machine", inputs: Refs, step):
-        """The row that a step visits."""
+        """The row that `step` visits."""
         if self.reverse:
             step = self.length - 1 - step
         return machine.load(inputs["order"], step) if "order" in inputs else step
@@ -64,10 +64,10 @@ class Layout:
 
 @runtime_checkable
 class Machine(Protocol):
-    """What a backend brings: indices, memory, and arithmetic on vectors with one float32 a lane."""
+    """A backend's indices, memory access, and arithmetic on vectors of one float32 per lane."""
 
     def channels(self) -> list:
-        """For each of a lane's vectors, the index of its channels."""
+        """The channel index of each of a lane's vectors."""
 
     def state(self, n):
         """The index of each lane's n-th state."""
@@ -75,13 +75,13 @@ class Machine(Protocol):
     def zeros(self): ...
 
     def load(self, ref, *index):
-        """A number, or a vector where an index is one; in the reference's dtype."""
+        """A scalar, or a vector if an index is a vector, in the dtype of the reference."""
 
     def store(self, ref, index: tuple, value) -> None:
-        """Any value, in the reference's dtype."""
+        """Store `value`, cast to the dtype of the reference."""
 
     def load_B(self, inputs: Refs, row, n):
-        """Of each lane's n-th state."""
+        """B of each lane's n-th state."""
 
     def load_C(self, inputs: Refs, row, n): ...
 
@@ -93,20 +93,20 @@ class Machine(Protocol):
     def softplus_slope(self, softplus): ...
 
     def sum_over_states(self, x):
-        """The sum over lanes that share a channel, in each of them."""
+        """The sum over the lanes that share a channel, returned in each of them."""
 
     def obscured(self, x):
-        """The int32 scalar x, by a way that the compiler does not see through."""
+        """The int32 scalar x, hidden from the compiler's optimisation."""
 
     def chunk(self, inputs: Refs, outputs: Refs, rows: list, start) -> "Chunk": ...
 
 
 @runtime_checkable
 class Chunk(Protocol):
-    """A chunk of B and C, and where their gradients are summed over the program's channels.
+    """B and C of one chunk, and the sums of their gradients over the program's channels.
 
-    A state at a time: `put_C` for all steps, `C_done`, `put_B` for all steps, `B_done`; when all
-    states have passed, `done`.
+    The calls for one state are `put_C` for all steps, `C_done`, `put_B` for all steps, `B_done`.
+    After all states, `done` is called.
     """
 
     def B(self, t: int, n): ...

@@ -1,13 +1,13 @@
-"""How the work of a GPU kernel is laid over lanes, warps and schedulers: one cost formula.
+"""A cost model that assigns the work of a GPU kernel to lanes, warps and schedulers.
 
-A lane may have one channel, two of them, or a half or a quarter of one channel's states. Two
-channels share what is read for both; parts of a channel bring more warps where there are too few
-to fill the GPU, at the price of doing a step's work beside the states (softplus, gate, addresses)
-more than once. Time runs sequentially in every warp, so a launch takes
+A lane has one channel, two channels, or half or a quarter of the states of one channel. Two
+channels share the loads common to both. Parts of a channel give more warps where there are too few
+to fill the GPU, but repeat the work of a step that does not depend on the state (softplus, gate,
+addresses). Time runs sequentially in every warp, so a launch takes
 
     rounds x steps x instructions of one warp in one step
 
-with rounds = ceil(warps / schedulers), each scheduler issuing one instruction a cycle.
+with rounds = ceil(warps / schedulers); each scheduler issues one instruction per cycle.
 """
 
 import dataclasses
@@ -16,43 +16,43 @@ import math
 from kernels.selective_scan.chips import CHIPS, LANES, SCHEDULERS
 
 STATES = (4, 8, 16, 32)
-"""Numbers of states that the GPU kernels take."""
+"""State sizes that the GPU kernels support."""
 
 MULTIPROCESSORS = CHIPS["H200"].multiprocessors
-"""What is planned for where no GPU is at hand."""
+"""Number of SMs assumed without a local GPU."""
 
 MAX_STATES_PER_LANE = 32
-"""Of all its channels: more, with the rows that are read ahead, do not fit the registers."""
+"""Over all channels of the lane: more states and the prefetched rows exceed the registers."""
 
 MAX_ROWS_PER_LANE = 16
-"""Steps times channels of one lane whose rows the backward kernel keeps in registers."""
+"""Steps times channels of a lane whose rows the backward kernel keeps in registers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One kernel's share of work per lane, and the size of its programs."""
+    """The share of work per lane and the size of a program, for one kernel."""
 
     vectors: int
-    """Channels of one lane."""
+    """Channels per lane."""
     groups: int = 1
-    """Lanes that share one channel's states; 1 where `vectors` is 2."""
+    """Lanes that share the states of one channel; 1 if `vectors` is 2."""
     warps: int = 1
-    """Of one program."""
+    """Warps per program."""
 
     @property
     def channels(self) -> int:
-        """Channels of one program."""
+        """Channels per program."""
         return self.vectors * self.warps * LANES // self.groups
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Instructions of one warp and step, counted in machine code for sm_90."""
+    """Instructions per warp and step, counted in sm_90 machine code."""
 
     per_state: dict[int, float]
-    """For one state of one channel, by channels per lane."""
+    """Instructions per state of a channel, keyed by channels per lane."""
     per_row: float
-    """For what a channel costs beside its states."""
+    """Instructions per channel that do not depend on its states."""
 
 
 def plan(
@@ -64,14 +64,14 @@ def plan(
     state: int,
     multiprocessors: int = MULTIPROCESSORS,
 ) -> Plan:
-    """Return the cheapest of `plans`; the length multiplies all alike.
+    """Return the cheapest of `plans`; the length scales all costs alike.
 
     Args:
-      cost: of the kernel.
-      plans: those that its backend has.
-      batch: sequences. Orders that `jax.vmap` adds are not known when a scan is planned.
-      channels, state: of the scan; `state` one of STATES.
-      multiprocessors: of the GPU.
+      cost: instruction counts of the kernel.
+      plans: plans of its backend.
+      batch: number of sequences, without the orders that `jax.vmap` adds after planning.
+      channels, state: sizes of the scan; `state` is one of STATES.
+      multiprocessors: SMs of the GPU.
     """
 
     def cycles(candidate: Plan) -> float:

@@ -1,7 +1,7 @@
-"""The machine of `kernel_layout` in Mosaic GPU: a program is a warpgroup, sums go by shared memory.
+"""The `Machine` of Mosaic GPU: a program is a warpgroup, and lanes sum through shared memory.
 
-References are whole arrays but for the axes that a program has one entry of. Shared memory is
-ordered between lanes by `barrier` alone.
+References are whole arrays, without the axes of which a program has one entry. Only `barrier`
+orders accesses to shared memory between lanes.
 """
 
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ from kernels.selective_scan.kernel_layout import Layout, Refs
 
 
 class Interpreted(Arithmetic):
-    """In the interpreter of `pl.pallas_call`."""
+    """The machine in the interpreter of `pl.pallas_call`."""
 
     def __init__(self, layout: Layout, scratch: Refs):
-        """`scratch`: the shared memory that `Chunk` is given."""
+        """`scratch`: shared memory, passed to `Chunk`."""
         self.layout, self.scratch = layout, scratch
 
     def program(self) -> tuple:
-        """The sequence and the block of channels."""
+        """Indices of the sequence and of the block of channels."""
         return pl.program_id(0), pl.program_id(1)
 
     def channels(self) -> list:
@@ -56,19 +56,19 @@ class Interpreted(Arithmetic):
         return Chunk(self, inputs, outputs, rows, **self.scratch)
 
     def barrier(self) -> None:
-        """Waits until all lanes have come here."""
+        """Wait until all lanes have arrived."""
 
     def sum_over_lanes(self, products):
-        """Shared memory (rows, lanes) -> (rows,), where 16 divides the rows."""
+        """Sum shared memory (rows, lanes) to (rows,); rows is a multiple of 16."""
         return jnp.sum(products[...], 1)
 
     def copy(self, source, target) -> None:
-        """A few numbers, one of STATES, from shared memory to global memory or back."""
+        """Copy one row (one of STATES numbers) between shared and global memory."""
         target[...] = source[...]
 
 
 class Warpgroup(Interpreted):
-    """In `plgpu.kernel`, for lane semantics."""
+    """The machine in `plgpu.kernel`, with lane semantics."""
 
     def __init__(self, layout: Layout, scratch: Refs):
         from jax.experimental.mosaic import gpu as mosaic
@@ -89,8 +89,8 @@ class Warpgroup(Interpreted):
         self.wait()
 
     def sum_over_lanes(self, products):
-        # Eight lanes read 32 neighbours of a row at once, four rows a warp: no two meet in a bank
-        # of shared memory, and three exchanges between lanes are left to do.
+        # Eight lanes read 32 adjacent values of a row at once, and a warp reads four rows: there
+        # are no bank conflicts, and three exchanges between lanes remain.
         layout = self.gpu.Layout.TILED(
             self.gpu.Tiling(((16, 32), (4, 32), (4,))),
             warp_dims=(-5,),
@@ -110,23 +110,23 @@ class Warpgroup(Interpreted):
         values = self.gpu.load(source, layout=layout, optimized=False)
         if hasattr(self.gpu, "store"):
             self.gpu.store(target, values, optimized=False)
-        else:  # jax 0.11, where every store to global memory is such a one
+        else:  # in jax 0.11 every store to global memory is unoptimised
             target[...] = values
 
 
 class Chunk:
-    """B and C, and the products to be summed over lanes, pass through shared memory."""
+    """Passes B, C and the products to be summed over lanes through shared memory."""
 
     def __init__(
         self, machine: Interpreted, inputs: Refs, outputs: Refs, rows: list, products, BC, sums
     ):
         """
         Args:
-          products: shared memory (2, rows, lanes), rows of at least twice the chunk: for one state,
-            and in turns for the next, C's and then B's gradient at every step and lane.
-          BC: shared memory (state, rows or more), the chunk's C and then its B, at addresses known
-            beforehand whatever the order.
-          sums: shared memory (state, rows or more), the products summed over lanes.
+          products: shared memory (2, rows, lanes), with at least twice the chunk's steps as rows.
+            Double-buffered over states: the gradients of C, then B, by step and lane.
+          BC: shared memory (state, at least rows): C of the chunk, then B, at addresses that do not
+            depend on the order.
+          sums: shared memory (state, at least rows): the products summed over lanes.
         """
         self.machine, self.outputs = machine, outputs
         self.products, self.BC, self.sums = products, BC, sums
@@ -143,7 +143,7 @@ class Chunk:
         ]
 
     def _values(self, n) -> list:
-        """C and then B of all steps: all at once, so that one instruction reads several."""
+        """C and then B of all steps, read at once so that one instruction loads several."""
         if self.read is None or self.read[0] is not n:
             self.read = n, [self.BC[n, place] for _, _, place in self._places()]
         return self.read[1]
@@ -158,14 +158,14 @@ class Chunk:
         self.products[n % 2, t, :] = value
 
     def C_done(self, n) -> None:
-        """Both are summed at once."""
+        """Nothing to do: `B_done` sums both."""
 
     def put_B(self, t: int, n, value) -> None:
         self.products[n % 2, self.length + t, :] = value
 
     def B_done(self, n) -> None:
-        # One wait a state: whoever writes the same half again has waited for the next state, and
-        # before that everybody has read this one.
+        # Double-buffered: the barrier of state n+1 guarantees that all reads of state n are done
+        # before state n+2 overwrites its half.
         self.machine.barrier()
         rows = self.products.shape[1]
         self.sums[n, pl.ds(0, rows)] = self.machine.sum_over_lanes(self.products.at[n % 2])

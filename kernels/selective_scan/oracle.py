@@ -1,6 +1,6 @@
-"""The selective scan in float64 NumPy, one step at a time, and its adjoint derived by hand.
+"""The selective scan in float64 NumPy, one step at a time, with an adjoint derived by hand.
 
-What every implementation is tested and benchmarked against; slow, and no part of any of them.
+Every implementation is tested and benchmarked against it. It is slow and shares no code with them.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def _float64(arrays):
 
 
 def _states(u, step, A, B, h0, rows):
-    """h before every visit and after the last: a list of length + 1."""
+    """h before each step and after the last, a list of length + 1."""
     h = np.zeros((u.shape[0], *A.shape)) if h0 is None else h0
     states = [h]
     for row in rows:
@@ -41,7 +41,7 @@ def _outputs(states, u, C, D, rows):
 
 
 def forward(arrays, *, delta_softplus=False, order=None, reverse=False):
-    """(y, last_state) for `arrays`, a dict by argument name in which None means absent."""
+    """(y, last_state) for `arrays`, a dict keyed by argument name with None for absent ones."""
     v = _float64(arrays)
     _, step, rows = _prepare(v["delta"], v["delta_bias"], delta_softplus, order, reverse)
     states = _states(v["u"], step, v["A"], v["B"], v["h0"], rows)
@@ -52,7 +52,7 @@ def forward(arrays, *, delta_softplus=False, order=None, reverse=False):
 
 
 def gradients(arrays, ybar, hbar, *, delta_softplus=False, order=None, reverse=False):
-    """The gradients of sum(ybar y) + sum(hbar last_state), for every array which is present."""
+    """The gradients of sum(ybar y) + sum(hbar last_state) for every array present."""
     v = _float64(arrays)
     u, A, B, C, D, z = (v[name] for name in ("u", "A", "B", "C", "D", "z"))
     ybar, hbar = np.asarray(ybar).astype(np.float64), np.asarray(hbar).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Scan orders: step s of a scan visits row order[s], or from the last s when reversed."""
+"""Scan orders: step s of a scan visits row order[s], or order[length - 1 - s] when reversed."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, Shaped
 def visited_rows(
     order: Int[Array, "length"] | None, length: int, reverse: bool
 ) -> Int[Array, "length"] | None:
-    """The row of each step, or None where step s visits row s."""
+    """The row that each step visits; None if step s visits row s."""
     if reverse:
         order = jnp.arange(length, dtype=jnp.int32) if order is None else order
         return order[::-1]
@@ -22,7 +22,7 @@ def visited_rows(
 def in_sequence(
     x: Shaped[Array, "batch length width"], rows: Int[Array, "length"] | None
 ) -> Shaped[Array, "batch length width"]:
-    """x with the row of step s at position s."""
+    """x permuted so that position s holds the row of step s."""
     return x if rows is None else _permute(x, rows, jnp.argsort(rows))
 
 
@@ -35,7 +35,7 @@ def in_rows(
 
 @jax.custom_vjp
 def _permute(x, rows, inverse):
-    """x[:, rows]. The gradient of a permutation is its inverse: a gather too, not a scatter."""
+    """x[:, rows]. Its gradient is the inverse permutation: also a gather, not a scatter."""
     return jnp.take(x, rows, axis=1, mode="clip")
 
 
@@ -52,11 +52,11 @@ _permute.defvjp(_permute_forward, _permute_backward)
 
 
 def one_order_at_a_time(function: Callable) -> Callable:
-    """`function(order, arrays)`, such that `jax.vmap` over orders is a loop.
+    """`function(order, arrays)` with a batching rule that loops over orders.
 
-    A function which reads and writes row order[s] in place would, batched over orders, have to
-    gather and scatter rows. So several orders run one after another, each on the rows of the same
-    arrays; anything else that is mapped is batched as usual.
+    A function that accesses row order[s] in place would need gathers and scatters when batched over
+    orders. So `jax.vmap` runs several orders one after another; other mapped axes are batched as
+    usual.
     """
     looped = custom_vmap(function)
 

@@ -1,6 +1,6 @@
-"""The selective scan as one Pallas kernel each way, through Mosaic GPU, for NVIDIA GPUs.
+"""The selective scan as a forward and a backward Pallas kernel for NVIDIA GPUs, by Mosaic GPU.
 
-The backend that stays. On a CPU the kernels' bodies are interpreted, which is for tests.
+This backend is to replace Triton's. On a CPU the kernels are interpreted, for tests only.
 """
 
 from functools import partial
@@ -19,17 +19,17 @@ LEAST = (7, 5)
 
 
 def check(state: int) -> None:
-    """Raises NotImplementedError with the reason where JAX's default device cannot run these."""
+    """Raise NotImplementedError, with the reason, if JAX's default device cannot run them."""
     check_kernel(state)
     pallas_scan.check_platform(BACKEND.name, device.platform(), LEAST)
 
 
 def check_kernel(state: int) -> None:
-    """Raises NotImplementedError with the reason where there are no such kernels for any device."""
+    """Raise NotImplementedError, with the reason, if no device can run them."""
     if jax.__version_info__ < LEAST_JAX:
         raise NotImplementedError(
             f"selective_scan: 'pallas_mosaic' needs jax {'.'.join(map(str, LEAST_JAX))} or newer, "
-            f"but this is {jax.__version__}; name 'chunked', which runs on every version"
+            f"but this is {jax.__version__}; use implementation='chunked', which has no such limit"
         )
     pallas_scan.check_state("pallas_mosaic", state)
 
@@ -61,7 +61,7 @@ def _compile(launch: Launch, inputs: Arrays) -> Arrays:
         grid=launch.grid,
         grid_names=("sequence", "block"),
         scratch_types=_scratch(launch),
-        # Stores would each wait for all lanes twice; where that is needed, the body waits itself.
+        # Automatic barriers would wait twice per store; the body waits where it must.
         compiler_params=plgpu.CompilerParams(
             approx_math=True,
             unsafe_no_auto_barriers=True,
@@ -105,10 +105,10 @@ def _scratch(launch: Launch) -> dict:
     if "ybar" not in launch.inputs:
         return {}
     layout = launch.layout
-    rows = max(16, 2 * layout.chunk)  # of B and C, and a multiple of 16
+    rows = max(16, 2 * layout.chunk)  # of B and C; a multiple of 16
     shapes = {
         "products": (2, rows, layout.lanes),
-        # Four more than a multiple of 32, so that the states of a row are not all in one bank.
+        # Padded by four to spread the states of a row over the banks.
         "BC": (layout.state, rows + 4),
         "sums": (layout.state, rows + 4),
     }

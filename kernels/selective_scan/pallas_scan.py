@@ -1,8 +1,8 @@
-"""The selective scan around a pair of Pallas kernels: all that does not depend on the backend.
+"""The backend-independent part of a selective scan by a pair of Pallas kernels.
 
-The forward kernel stores the state before every `chunk` steps where a gradient is wanted; the
-backward kernel recomputes the rest, so what is kept beside the arguments is (batch, length / chunk,
-state, channels) floats. No atomics: two runs give the same bits.
+For a gradient, the forward kernel stores the state before every `chunk` steps and the backward
+kernel recomputes the others, so the residuals are the arguments and (batch, length / chunk, state,
+channels) floats. There are no atomics: two runs give the same bits.
 """
 
 import dataclasses
@@ -26,95 +26,95 @@ from kernels.selective_scan.launch_plan import (
 )
 
 Arrays = dict[str, jax.Array]
-"""By the argument's name in `selective_scan`; what is absent has no entry."""
+"""Arrays by argument name of `selective_scan`, without entries for absent ones."""
 
 Axes = tuple[str, ...]
 
 CHUNKS = (4, 8, 16)
-"""Steps that there may be between two checkpoints of the state."""
+"""Supported numbers of steps between checkpoints of the state."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is known before tracing."""
+    """Static options of a scan."""
 
     softplus: bool
     reverse: bool
     chunk: int
-    """Steps between two checkpoints of the state."""
+    """Steps between checkpoints of the state."""
     forward: Plan
     backward: Plan
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One kernel, and what it is to run on."""
+    """One kernel with its inputs and outputs."""
 
     name: str
     body: Callable
-    """Of (inputs, outputs), references by name, and of `layout=` and `machine=`; see
+    """Called with (inputs, outputs), references by name, and `layout=` and `machine=`; see
     `kernel_layout`."""
     layout: Layout
     inputs: Arrays
-    """Their number of channels is a multiple of the plan's."""
+    """Arrays whose number of channels is a multiple of the plan's."""
     input_axes: dict[str, Axes]
     outputs: dict[str, jax.ShapeDtypeStruct]
     output_axes: dict[str, Axes]
     grid: tuple[int, int]
-    """Sequences, blocks of channels."""
+    """Numbers of sequences and of blocks of channels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
     name: str
-    """Of the implementation."""
+    """Name of the implementation."""
     plans: tuple[Plan, ...]
-    """The cheapest of them is taken."""
+    """Candidates, of which the cheapest is used."""
     forward: Cost
     backward: Cost
     run: Callable[[Launch], Arrays]
-    """To the outputs by name."""
+    """Returns the outputs by name."""
 
 
 def longest_chunk(backward: Plan) -> int:
-    """Most steps between checkpoints whose rows fit the backward kernel's registers."""
-    # Lanes that share a channel read B and C at addresses of their own, two registers each.
+    """The most steps per chunk whose rows fit into the backward kernel's registers."""
+    # Lanes that share a channel hold separate addresses of B and C, in two registers each.
     return MAX_ROWS_PER_LANE // (backward.vectors if backward.groups == 1 else 2)
 
 
 def check_state(name: str, state: int) -> None:
-    """Raises NotImplementedError where A has not one of STATES."""
+    """Raise NotImplementedError unless `state` is one of STATES."""
     if state not in STATES:
         raise NotImplementedError(
-            f"selective_scan: {name!r} takes {', '.join(map(str, STATES))} states, but A "
-            f"has {state}; name 'chunked', which takes any number"
+            f"selective_scan: {name!r} supports {', '.join(map(str, STATES))} states, but A "
+            f"has {state}; use implementation='chunked', which supports any state size"
         )
 
 
 def check_platform(name: str, platform: str, least: tuple[int, int]) -> None:
-    """Raises NotImplementedError where kernels do not run in a program for `platform`.
+    """Raise NotImplementedError if programs for `platform` cannot run the kernels.
 
-    On a CPU they are interpreted, and "cuda" wants the compute capability `least` or a later one:
-    of the GPU at hand, where there is one.
+    On "cpu" the kernels are interpreted. On "cuda" the local GPU, if there is one, needs at least
+    the compute capability `least`.
     """
     if platform not in ("cpu", "cuda"):
         raise NotImplementedError(
             f"selective_scan: {name!r} is for NVIDIA GPUs, but JAX runs on {platform}, no "
-            "NVIDIA GPU; name 'chunked', which runs everywhere"
+            "NVIDIA GPU; use implementation='chunked', which runs everywhere"
         )
     capability = device.compute_capability()
     if platform == "cuda" and capability is not None and capability < least:
-        found = "sm_{}{}".format(*capability)
+        architecture = "sm_{}{}".format(*capability)
         raise NotImplementedError(
             f"selective_scan: {name!r} needs an NVIDIA GPU from sm_{least[0]}{least[1]} on, but "
-            f"this is {found}; name 'chunked', which runs everywhere"
+            f"this is {architecture}; use implementation='chunked', which runs everywhere"
         )
 
 
 def compiled_or_interpreted(
     name: str, least: tuple[int, int], compiled: Callable, interpreted: Callable
 ) -> Callable[[Arrays], Arrays]:
-    """The kernel as its backend compiles it for NVIDIA GPUs, interpreted on CPUs, else refused."""
+    """A kernel that is compiled for NVIDIA GPUs, interpreted on CPUs, and refused elsewhere."""
 
     def checked(platform: str) -> Callable[[Arrays], Arrays]:
         def run(inputs: Arrays) -> Arrays:
@@ -147,17 +147,17 @@ def scan(
     """See `kernels.selective_scan.api.selective_scan`.
 
     Args:
-      backend: whose kernels are to run, which has been checked.
-      chunk: steps between two checkpoints of the state, one of CHUNKS. Fewer of them keep more
-        checkpoints, (batch, length / chunk, state, channels) floats, and leave more registers free.
-        None takes the most that fit the registers.
+      backend: the kernels to run, already checked.
+      chunk: steps between checkpoints of the state, one of CHUNKS. Fewer steps store more
+        checkpoints, (batch, length / chunk, state, channels) floats, and use fewer registers. None
+        selects the most that fit into the registers.
 
     Raises:
-      ValueError: `chunk` is not one of CHUNKS.
+      ValueError: if `chunk` is not one of CHUNKS.
     """
     if chunk not in (None, *CHUNKS):
         raise ValueError(
-            f"selective_scan: chunk is {chunk}: take {', '.join(map(str, CHUNKS))}, or None"
+            f"selective_scan: chunk is {chunk}: choose {', '.join(map(str, CHUNKS))}, or None"
         )
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
     options = _options(backend, arrays, delta_softplus, reverse, chunk)
@@ -165,11 +165,11 @@ def scan(
     return y, last_state.mT
 
 
-# The two ways of the gradient apart, for who differentiates otherwise; arrays are `scan`'s.
+# Forward and backward pass for callers with a custom VJP; arrays are the arguments of `scan`.
 
 
 def checkpoints(backend: Backend, arrays: Arrays, **switches: bool) -> jax.ShapeDtypeStruct:
-    """What `forward` keeps."""
+    """Shape and dtype of the checkpoints that `forward` returns."""
     options = _options(backend, arrays, **switches)
     batch, length, channels = arrays["u"].shape
     shape = (batch, pl.cdiv(length, options.chunk), arrays["A"].shape[1], channels)
@@ -177,7 +177,7 @@ def checkpoints(backend: Backend, arrays: Arrays, **switches: bool) -> jax.Shape
 
 
 def forward(backend: Backend, arrays: Arrays, order, **switches: bool):
-    """(y, last_state), and the checkpoints of the state."""
+    """((y, last_state), checkpoints of the state)."""
     options = _options(backend, arrays, **switches)
     outputs, residuals = _scan_forward(backend, options, _inputs(arrays), _table(order))
     y, last_state = outputs
@@ -185,7 +185,7 @@ def forward(backend: Backend, arrays: Arrays, order, **switches: bool):
 
 
 def backward(backend: Backend, arrays: Arrays, order, checkpoints, cotangents, **switches: bool):
-    """The gradients of the arrays."""
+    """The gradients of `arrays`."""
     options = _options(backend, arrays, **switches)
     inputs, pull_back = jax.vjp(_inputs, arrays)
     ybar, last_state_bar = cotangents
@@ -195,7 +195,7 @@ def backward(backend: Backend, arrays: Arrays, order, checkpoints, cotangents, *
 
 
 def _inputs(arrays: Arrays) -> Arrays:
-    """What the kernels read of the arrays of a scan, whose order is no part of it."""
+    """The inputs of the kernels, without the order."""
     single = lambda x: None if x is None else x.astype(jnp.float32)
     turned = lambda x: None if x is None else single(x).mT
     inputs = {
@@ -236,14 +236,14 @@ def _options(
         for cost in (backend.forward, backend.backward)
     )
     if chunk is None:
-        # A short scan needs no steps past its end.
+        # Avoids steps past the end of a short scan.
         chunk = min(longest_chunk(backward), max(4, pl.next_power_of_2(length)))
     return Options(delta_softplus, reverse, chunk, forward, backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _scan(backend: Backend, options: Options, inputs: Arrays, order: Arrays):
-    """y and the last state (batch, state, channels)."""
+    """y and the last state, (batch, state, channels)."""
     outputs = _forward(backend, options, inputs | order, ("y", "last_state"))
     return outputs["y"], outputs["last_state"]
 
@@ -258,7 +258,7 @@ def _scan_backward(backend, options, residuals, cotangents):
     ybar, last_state_bar = cotangents
     more = {"checkpoints": checkpoints, "ybar": ybar, "last_state_bar": last_state_bar}
     bars = _backward(backend, options, inputs | order | more)
-    # Sums over what the programs had apart: blocks of channels, or sequences.
+    # Sum over programs: blocks of channels, or sequences.
     for name in ("B", "C"):
         bars[name] = jnp.sum(bars[name][:, :, : ybar.shape[1]], 1)
     for name in ("D", "delta_bias", "A"):
@@ -271,7 +271,7 @@ def _scan_backward(backend, options, residuals, cotangents):
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-# What the kernels read and write, by axis.
+# Axes of the kernels' inputs and outputs.
 _SEQUENCE = ("batch", "length", "channels")
 _STATE = ("batch", "state", "channels")
 _CHECKPOINTS = ("batch", "chunks", "state", "channels")
@@ -311,7 +311,7 @@ def _forward(backend: Backend, options: Options, inputs: Arrays, wanted: tuple[s
 
 
 def _backward(backend: Backend, options: Options, inputs: Arrays) -> Arrays:
-    """All gradients, and always that of h0."""
+    """Gradients of all inputs, and always of h0."""
     axes = {name: axes for name, axes in _GRADIENTS.items() if name in inputs or name == "h0"}
     dtypes = {name: inputs[name].dtype for name in ("u", "delta", "z") if name in inputs}
     name, body = "selective_scan_backward", kernel_backward.backward
@@ -328,7 +328,7 @@ def _run(
     output_axes: dict[str, Axes],
     dtypes: dict[str, jnp.dtype],
 ) -> Arrays:
-    """Launch a kernel; outputs whose dtype is not given are float32."""
+    """Launch a kernel; `dtypes` defaults to float32 for each output."""
     channels = inputs["u"].shape[2]
 
     def on_one_device(inputs: Arrays) -> Arrays:
@@ -382,8 +382,8 @@ def _launched(backend: Backend, launch: Launch) -> Arrays:
     @run.defjvp
     def differentiate_again(primals, tangents):
         raise NotImplementedError(
-            f"selective_scan: {backend.name!r} has first derivatives only; name 'sequential' or "
-            "'associative', which have others"
+            f"selective_scan: {backend.name!r} has first derivatives only; use "
+            "implementation='sequential' or 'associative' for higher ones"
         )
 
     return run(launch.inputs)

@@ -1,6 +1,6 @@
-"""The selective scan as one Pallas kernel each way, through Triton, for NVIDIA GPUs from sm_80 on.
+"""The selective scan as a forward and a backward Pallas kernel for GPUs from sm_80, by Triton.
 
-On a CPU the kernels are interpreted, which is for tests.
+On a CPU the kernels are interpreted, for tests only.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ try:
     from jax.experimental.pallas import triton as plt
 
     from kernels.selective_scan.triton_machine import Assembly, Interpreted
-except ImportError:  # deprecated since jax 0.11.0: some day it will be gone
+except ImportError:  # deprecated since jax 0.11.0, to be removed
     plt = None
 
-# Known, and of no use to those who call the scan: Mosaic GPU is to take this backend's place.
+# Of no use to callers of the scan: Mosaic GPU is to replace this backend.
 warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
 
 
@@ -30,17 +30,18 @@ LEAST = (8, 0)
 
 
 def check(state: int) -> None:
-    """Raises NotImplementedError with the reason where JAX's default device cannot run these."""
+    """Raise NotImplementedError, with the reason, if JAX's default device cannot run them."""
     check_kernel(state)
     pallas_scan.check_platform(BACKEND.name, device.platform(), LEAST)
 
 
 def check_kernel(state: int) -> None:
-    """Raises NotImplementedError with the reason where there are no such kernels for any device."""
+    """Raise NotImplementedError, with the reason, if no device can run them."""
     if plt is None:
         raise NotImplementedError(
             f"selective_scan: jax {jax.__version__} has no Triton backend of Pallas, which "
-            "'pallas_triton' needs; name 'pallas_mosaic', or 'chunked', which runs everywhere"
+            "'pallas_triton' needs; use implementation='pallas_mosaic', or 'chunked', which runs "
+            "everywhere"
         )
     pallas_scan.check_state("pallas_triton", state)
 
@@ -80,7 +81,7 @@ def _run(launch: Launch) -> Arrays:
 
 
 def _joined(launch: Launch) -> Launch:
-    """B and C as `triton_machine` wants them."""
+    """The launch with B and C joined, as `triton_machine` expects them."""
     inputs = dict(launch.inputs)
     BC = jnp.concatenate([inputs.pop("B"), inputs.pop("C")], -1)
     axes = launch.input_axes | {"BC": ("batch", "length", "states")}

@@ -1,11 +1,11 @@
-"""What stands before and after the recurrence, row by row: step sizes and output gate."""
+"""Row-wise operations before and after the recurrence: step sizes and output gate."""
 
 import jax
 import jax.numpy as jnp
 
 
 def step_sizes(delta, delta_bias, delta_softplus):
-    """delta, with the bias added and softplus applied where asked for; float32."""
+    """delta in float32, with the bias added if given and softplus applied if requested."""
     delta = delta.astype(jnp.float32)
     if delta_bias is not None:
         delta += delta_bias.astype(jnp.float32)[None, None]
@@ -13,7 +13,7 @@ def step_sizes(delta, delta_bias, delta_softplus):
 
 
 def gate(y, z, dtype):
-    """y, gated by silu(z) where there is a z, in `dtype`."""
+    """y in `dtype`, multiplied by silu(z) if z is given."""
     if z is not None:
         y *= jax.nn.silu(z.astype(jnp.float32))
     return y.astype(dtype)
@@ -21,10 +21,10 @@ def gate(y, z, dtype):
 
 @jax.custom_jvp
 def softplus(x):
-    """log(1 + exp(x)) for float32, to full relative accuracy however small.
+    """log(1 + exp(x)) for float32, to full relative accuracy however small the result.
 
-    With e = exp(-|x|) it is max(x, 0) + log(1 + e), and log(1 + e) = 2 artanh(s) for
-    s = e / (2 + e) <= 1/3. Seven terms of the series leave less than a rounding error, and a
+    With e = exp(-|x|) it equals max(x, 0) + log(1 + e), and log(1 + e) = 2 artanh(s) for
+    s = e / (2 + e) <= 1/3. After seven terms the error of the series is below rounding. The
     polynomial vectorises on a CPU, where `log1p` takes three times as long.
     """
     e = jnp.exp(-jnp.abs(x))

@@ -1,6 +1,6 @@
-"""The recurrence as it is written, one time step after another: what the others are read against.
+"""The reference implementation: the recurrence as it is written, one time step after another.
 
-Differentiated by JAX, so its memory grows with (batch, length, channels, state).
+JAX differentiates it, so its memory grows with (batch, length, channels, state).
 """
 
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""Over several devices: a kernel is no operation that XLA can split, so the scan maps itself.
+"""The scan over several devices: XLA cannot split a kernel, so the scan is mapped explicitly.
 
-Where a mesh is set (`jax.set_mesh`), every device scans its own sequences. Without this, XLA would
-gather the whole batch on each of them.
+If a mesh is set (`jax.set_mesh`), every device scans its own sequences. Without the mapping, XLA
+would gather the whole batch on every device.
 """
 
 import math
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 
 def batch_axes(batch: int) -> tuple[str, ...]:
-    """The axes of the mesh in force over which `batch` sequences can be spread evenly."""
+    """The axes of the current mesh over which `batch` sequences can be spread evenly."""
     mesh = jax.sharding.get_abstract_mesh()
     axes, size = [], 1
     for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
@@ -25,13 +25,13 @@ def batch_axes(batch: int) -> tuple[str, ...]:
 
 
 def share(batch: int) -> int:
-    """Sequences of one device, where the mesh in force spreads `batch`."""
+    """Sequences per device when the current mesh spreads `batch`."""
     mesh = jax.sharding.get_abstract_mesh()
     return batch // math.prod(mesh.shape[name] for name in batch_axes(batch))
 
 
-def _whole(function: Callable) -> Callable:
-    """`function`, but for arrays that are split over an axis of a mesh which is explicit."""
+def _without_explicit_axes(function: Callable) -> Callable:
+    """`function`, which refuses arrays that are split over explicit axes of a mesh."""
 
     def checked(inputs: dict[str, jax.Array]) -> Any:
         for name, x in inputs.items():
@@ -47,14 +47,14 @@ def _whole(function: Callable) -> Callable:
 
 
 def over_batch(function: Callable, batch: int, is_batched: Callable[[str], bool]) -> Callable:
-    """`function(inputs)` for each device's sequences, where a mesh is set; else as it is.
+    """`function(inputs)` mapped over the devices of the current mesh, if one is set.
 
-    `inputs` is a dict of arrays, of which those that `is_batched` names have the batch in front,
-    as all results have; the others are whole everywhere.
+    `inputs` is a dict of arrays. Those for which `is_batched(name)` holds, and all results, have
+    the batch as first axis; the others are replicated.
     """
     axes = batch_axes(batch)
     if not axes:
-        return _whole(function)
+        return _without_explicit_axes(function)
 
     def mapped(inputs: dict[str, jax.Array]) -> Any:
         specs = {name: P(axes) if is_batched(name) else P() for name in inputs}

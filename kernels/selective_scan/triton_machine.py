@@ -1,13 +1,13 @@
-"""The machine of `kernel_layout` in Triton: a program is a warp, sums go by exchange between lanes.
+"""The `Machine` of Triton: a program is a warp, and lanes sum by exchanging registers.
 
-References hold the program's block of channels. B and C are one array, `BC` (rows, states of B and
-then of C), so that a row has one address, and not two to be kept in registers. A vector is one
-register per lane; a state is one number in it and the states are a list, because Triton would split
-a two-dimensional tile over lanes and synchronise them at each step.
+References hold the program's block of channels. B and C are one array, `BC` (rows, states of B,
+then of C), so that a row needs one address register instead of two. A vector is one register per
+lane. The states are a list of vectors, because Triton would split a two-dimensional tile over lanes
+and synchronise them at each step.
 
-XLA's Triton pipeline neither contracts a product and a sum into an FMA nor flushes denormals in
-`exp2`, so a state update would cost 13 to 15 instructions where 8 are enough. Inline assembly
-brings both; it has no rule on a CPU, where jnp takes its place.
+XLA's Triton pipeline neither fuses a product and a sum into an FMA nor flushes denormals in `exp2`,
+so a state update would take 13 to 15 instructions instead of 8. Inline assembly does both. It has
+no rule on a CPU, where jnp replaces it.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ from kernels.selective_scan.kernel_layout import Layout, Refs
 
 
 class Interpreted(Arithmetic):
-    """`plan.groups` lanes side by side share one channel, each with its share of the states; the
-    channels of a second vector follow those of all lanes in the first."""
+    """The machine in jnp. `plan.groups` adjacent lanes share one channel, each with a part of its
+    states; the channels of a second vector follow those of the first."""
 
     def __init__(self, layout: Layout):
         self.layout = layout
@@ -59,7 +59,7 @@ class Interpreted(Arithmetic):
         return Chunk(self, inputs, outputs, rows, start)
 
     def swap_lanes(self, x, stride: int):
-        """In each lane, the value of the lane whose number differs in the bit `stride`."""
+        """In each lane, x of the lane whose index differs in bit `stride`."""
         return x.reshape(-1, 2, stride)[:, ::-1].reshape(LANES)
 
     def obscured(self, x):
@@ -73,11 +73,11 @@ class Interpreted(Arithmetic):
         return x
 
     def sum_over_channels(self, values: Sequence) -> list:
-        """Sum each of the values, a power of two of them, spreading the sums over lanes.
+        """Sum each of 2^k values over lanes; the sums are spread over the lanes.
 
-        Every exchange between lanes whose number differs in one bit also halves the list: a lane
-        hands over the values that its partner goes on with. So 16 sums over 32 lanes take 16
-        exchanges, not 80. `summed_steps` says which sum is where.
+        Every exchange between lanes whose index differs in one bit also halves the list: a lane
+        sends the values that its partner continues with. So 16 sums over 32 lanes take 16
+        exchanges instead of 80. `summed_steps` returns which lane holds which sum.
         """
         values = list(values)
         stride = self.groups
@@ -96,7 +96,7 @@ class Interpreted(Arithmetic):
         return values
 
     def summed_steps(self, count: int) -> list:
-        """Which of `count` sums each lane has, for every result of `sum_over_channels`."""
+        """The index among `count` sums in each lane, for every result of `sum_over_channels`."""
         step = jnp.zeros(LANES, jnp.int32)
         stride = self.groups
         while stride < LANES and count > 1:
@@ -107,7 +107,7 @@ class Interpreted(Arithmetic):
 
 
 class Assembly(Interpreted):
-    """The same in PTX."""
+    """The machine in PTX."""
 
     def exp2(self, x):
         return _assembly("ex2.approx.ftz.f32 $0, $1;", x)
@@ -133,13 +133,13 @@ class Assembly(Interpreted):
 
 
 class Chunk:
-    """B and C are read where they are."""
+    """Reads B and C in place."""
 
     def __init__(self, machine: Interpreted, inputs: Refs, outputs: Refs, rows: list, start):
         self.machine, self.inputs, self.outputs, self.rows = machine, inputs, outputs, rows
         self.products: dict = {}
-        # Of a chunk that is no power of two, sums of nothing fill it up; their rows are behind
-        # the last one.
+        # A chunk whose length is not a power of two is padded with zero sums, which are stored in
+        # rows past the last one.
         self.count = pl.next_power_of_2(len(rows))
         self.sums = []
         length = machine.layout.length
@@ -176,11 +176,11 @@ class Chunk:
             self.machine.store(self.outputs[name], (row, state), value)
 
     def done(self, rows: list) -> None:
-        """Everything is in place."""
+        """Nothing to do: the sums are stored already."""
 
 
 def _at(ref, index: tuple):
-    """The place `index` in a reference; Pallas wants plain numbers as arrays there."""
+    """The element or vector of `ref` at `index`; Pallas needs Python integers as arrays."""
     return ref.at[tuple(jnp.int32(i) if isinstance(i, int) else i for i in index)]
 
 

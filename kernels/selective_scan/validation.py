@@ -1,4 +1,4 @@
-"""Every check of what a caller hands over, each answered by one sentence."""
+"""Validation of the arguments of `selective_scan`, with one sentence per error."""
 
 from collections.abc import Iterable, Mapping
 
@@ -21,7 +21,7 @@ _REQUIRED = ("u", "delta", "A", "B", "C")
 
 
 def check_implementation(name: str, known: Iterable[str]) -> None:
-    """Raises ValueError unless `name` is one of `known`."""
+    """Raise ValueError unless `name` is one of `known`."""
     if name not in known:
         raise ValueError(
             f"selective_scan: there is no implementation {name!r}; "
@@ -30,7 +30,7 @@ def check_implementation(name: str, known: Iterable[str]) -> None:
 
 
 def check_arguments(arrays: Mapping, order) -> None:
-    """Raises TypeError or ValueError unless dtypes, shapes and order fit together."""
+    """Raise TypeError or ValueError unless dtypes, shapes and order are consistent."""
     for name, array in arrays.items():
         if array is not None or name in _REQUIRED:
             _check_floating(name, array)

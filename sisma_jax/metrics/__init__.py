@@ -1,4 +1,4 @@
-"""What pictures and masks are scored by."""
+"""Metrics for pictures and label maps."""
 
 from sisma_jax.metrics.frechet import frechet_distance
 from sisma_jax.metrics.image_quality import psnr, ssim

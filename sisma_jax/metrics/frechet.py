@@ -1,13 +1,13 @@
-"""The Frechet distance of two sets of features, such as FID: the 2-Wasserstein distance, squared,
-of the Gaussians with their means and covariances,
+"""The Fréchet distance of two sets of features, such as FID: the squared 2-Wasserstein distance of
+the Gaussians with their means and covariances,
 
     d = |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)).                   (1)
 
-With factors A = F F^T and B = G G^T the last trace is the sum of the singular values of F^T G. That
-form is exact to rounding also where there are fewer samples than features: roots of A B, or of its
-eigenvalues, turn the rounding error e of each of the many that are zero into sqrt(e).
+With factors A = F F^T and B = G G^T the last trace is the sum of the singular values of F^T G. This
+form is accurate even with fewer samples than features, where a square root of A B or its
+eigenvalues would turn the rounding error e of every zero eigenvalue into sqrt(e).
 
-Everything is float64 in NumPy (Heusel et al., arXiv 1706.08500).
+All computations are float64 in NumPy (Heusel et al., arXiv 1706.08500).
 """
 
 import dataclasses
@@ -24,47 +24,47 @@ from sisma_jax.errors import InputError
 from sisma_jax.files import refuse_lfs_pointer, write_atomically
 
 ASYMMETRY = 1e-6
-"""What a covariance may differ from its transpose, of its largest value: float32's rounding."""
+"""Largest asymmetry of a covariance relative to its largest entry, for float32 rounding."""
 NEGATIVITY = 1e-5
-"""What an eigenvalue may lie below zero, of the largest."""
+"""Largest negative eigenvalue relative to the largest eigenvalue, in absolute value."""
 DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What NumPy and the zip format raise for files that are no intact .npz."""
+"""Exceptions of NumPy and zipfile for anything other than an intact .npz."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features:
-    """What makes features comparable: distances between those of two kinds mean nothing."""
+    """Where features come from; only features that agree in this are comparable."""
 
     network: str
-    """Its name and version."""
+    """Name and version of the network."""
     weights: str
-    """Digest."""
+    """Digest of its weights."""
     resize: str
-    """How pictures were brought to the network's size."""
+    """How pictures were resized to the network's input."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Mean and covariance of features."""
+    """Mean and covariance of features, float64."""
 
     mean: Float[np.ndarray, " d"]
     cov: Float[np.ndarray, "d d"]
     """Normalised by count - 1."""
     count: int | None
-    """Samples; None where a file does not say."""
+    """Number of samples; None if unknown."""
     features: Features | None = None
-    """None where a file does not say."""
+    """Origin of the features; None if unknown."""
 
 
 FEATURE_FIELDS = tuple(field.name for field in dataclasses.fields(Features))
-"""Of a file."""
+"""Names of `Features` in a file."""
 
 
 class Accumulator:
-    """Statistics of features that come in batches, without keeping them.
+    """Accumulates the statistics of batches of features without keeping them.
 
-    Means and covariances are updated as Chan, Golub and LeVeque (1983) do, so that their rounding
-    errors are those of centred features.
+    Mean and covariance are updated as by Chan, Golub and LeVeque (1983), with the rounding errors
+    of centred features.
     """
 
     def __init__(self) -> None:
@@ -74,16 +74,16 @@ class Accumulator:
         """Add features (n, d) in float64.
 
         Raises:
-          InputError: unless they are finite, of two axes, and as many per sample as before.
+          InputError: unless they are finite, have two axes, and d is that of earlier batches.
         """
         rows = np.asarray(features, np.float64)
         if rows.ndim != 2:
-            raise InputError(f"features are of shape {rows.shape}: give (samples, features)")
+            raise InputError(f"features have shape {rows.shape}: give (samples, features)")
         broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(broken):
             raise InputError(
                 f"{len(broken)} of {len(rows)} samples have features that are not finite, the "
-                f"first one is number {broken[0]}: look at its image"
+                f"first one is number {broken[0]}: check its image"
             )
         if not len(rows):
             return
@@ -92,8 +92,8 @@ class Accumulator:
             self._scatter = np.zeros((rows.shape[1], rows.shape[1]))
         elif rows.shape[1] != len(self._mean):
             raise InputError(
-                f"features are {rows.shape[1]} per sample and were {len(self._mean)} before: give "
-                "those of one network"
+                f"samples have {rows.shape[1]} features and had {len(self._mean)} before: give "
+                "features of one network"
             )
         mean = rows.mean(0)
         centred, shift = rows - mean, mean - self._mean
@@ -104,10 +104,10 @@ class Accumulator:
         self._count = count
 
     def statistics(self) -> Statistics:
-        """Return the statistics of all that was added.
+        """Return the statistics of all samples added.
 
         Raises:
-          InputError: if these are fewer than two samples.
+          InputError: if there are fewer than two samples.
         """
         if self._count < 2:
             raise InputError(f"there is no covariance of {self._count} samples: give at least 2")
@@ -116,7 +116,7 @@ class Accumulator:
 
 
 def statistics(features: Num[Array | np.ndarray, "..."]) -> Statistics:
-    """Return mean and covariance of features (n, d), as `Accumulator` does in one batch."""
+    """Return the statistics of features (n, d)."""
     accumulator = Accumulator()
     accumulator.add(features)
     return accumulator.statistics()
@@ -128,11 +128,11 @@ def frechet_distance(
     mean_b: Num[Array | np.ndarray, "..."],
     cov_b: Num[Array | np.ndarray, "..."],
 ) -> float:
-    """Return the squared Frechet distance of two Gaussians, equation (1).
+    """Return the squared Fréchet distance of two Gaussians, equation (1).
 
     Args:
-      mean_a, mean_b: (d,).
-      cov_a, cov_b: (d, d).
+      mean_a, mean_b: means, (d,).
+      cov_a, cov_b: covariances, (d, d).
 
     Raises:
       InputError: if shapes do not match, or a covariance is not finite, not symmetric or has
@@ -152,7 +152,7 @@ def frechet_distance(
 
 
 def factor(where: str, cov: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d rank"]:
-    """Return F with F F^T = cov, without the directions in which there is only rounding.
+    """Return F with F F^T = cov, without directions of rounding errors only.
 
     Raises:
       InputError: if the covariance has negative eigenvalues.
@@ -174,7 +174,7 @@ def checked(
     """Return mean and covariance in float64, the covariance exactly symmetric.
 
     Raises:
-      InputError: if they are none.
+      InputError: if shapes are wrong, values are not finite, or the covariance is not symmetric.
     """
     mean, cov = np.asarray(mean, np.float64), np.asarray(cov, np.float64)
     if mean.ndim != 1 or not mean.size or cov.shape != (len(mean), len(mean)):
@@ -194,8 +194,8 @@ def checked(
 
 
 def save_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
-    """Write statistics as pytorch-fid does, `mu` and `sigma` in an .npz file, with `count` and what
-    the features are (`network`, `weights`, `resize`) beside them where it is known."""
+    """Write statistics like pytorch-fid, as `mu` and `sigma` in an .npz file, with `count` and the
+    `Features` (`network`, `weights`, `resize`) if known."""
     arrays = {"mu": statistics.mean, "sigma": statistics.cov}
     if statistics.count is not None:
         arrays["count"] = np.array(statistics.count)
@@ -207,11 +207,10 @@ def save_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
 
 
 def load_statistics(path: str | os.PathLike) -> Statistics:
-    """Read an .npz file of `save_statistics` or pytorch-fid, which says neither `count` nor
-    `features`.
+    """Read an .npz file of `save_statistics`, or of pytorch-fid without `count` and `features`.
 
     Raises:
-      InputError: if the file is missing, damaged or of another content.
+      InputError: if the file is missing, damaged or has other contents.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -232,18 +231,18 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     count = arrays.pop("count", None)
     if count is not None and (count.shape != () or count.dtype.kind not in "iu" or count < 2):
         raise InputError(f"count in {path} is {count}: give the whole number of samples")
-    said = {name: arrays.pop(name) for name in FEATURE_FIELDS if name in arrays}
-    words = [x for x in said.values() if x.dtype.kind == "U" and x.shape == ()]
-    if said and len(words) < len(FEATURE_FIELDS):
+    origin = {name: arrays.pop(name) for name in FEATURE_FIELDS if name in arrays}
+    strings = [x for x in origin.values() if x.dtype.kind == "U" and x.shape == ()]
+    if origin and len(strings) < len(FEATURE_FIELDS):
         raise InputError(
-            f"{path} does not say in words what its features are ({', '.join(FEATURE_FIELDS)}): "
+            f"{path} does not describe its features by strings ({', '.join(FEATURE_FIELDS)}): "
             "compute the statistics again"
         )
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu":
-            raise InputError(f"{name} in {path} is of type {array.dtype}: give real numbers")
+            raise InputError(f"{name} in {path} has dtype {array.dtype}: give real numbers")
     mean, cov = checked(str(path), arrays["mu"], arrays["sigma"])
-    features = Features(**{name: str(x) for name, x in said.items()}) if said else None
+    features = Features(**{name: str(x) for name, x in origin.items()}) if origin else None
     return Statistics(
         mean=mean, cov=cov, count=None if count is None else int(count), features=features
     )

@@ -1,6 +1,6 @@
-"""How close a picture is to another: PSNR and SSIM, per picture, computed in float64 on the host.
+"""PSNR and SSIM of pairs of pictures, computed in float64 on the host.
 
-Both take lone pictures (H, W, C), for which they return a scalar, or several (N, H, W, C).
+Both take single pictures (H, W, C), for which they return a scalar, or batches (N, H, W, C).
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from skimage.metrics import structural_similarity
 from sisma_jax.errors import InputError
 
 WINDOW = 11
-"""Side of SSIM's Gaussian window, of deviation 1.5 (Wang et al. 2004)."""
+"""Side of SSIM's Gaussian window with standard deviation 1.5 (Wang et al. 2004)."""
 
 
 def psnr(
@@ -20,11 +20,11 @@ def psnr(
     b: Num[Array | np.ndarray, "..."],
     data_range: float | int,
 ) -> Float64[np.ndarray, "*n"]:
-    """Return the peak signal-to-noise ratio of each picture in dB, infinite where they are equal.
+    """Return the peak signal-to-noise ratio of each pair in dB, infinite for equal pictures.
 
     Args:
-      a, b: pictures, bytes or floats.
-      data_range: largest minus smallest possible value: 255 for bytes, 2 for [-1, 1].
+      a, b: pictures, uint8 or floats.
+      data_range: largest minus smallest possible value: 255 for uint8, 2 for [-1, 1].
 
     Raises:
       InputError: if the shapes differ or `data_range` is not positive.
@@ -40,14 +40,15 @@ def ssim(
     b: Num[Array | np.ndarray, "..."],
     data_range: float | int,
 ) -> Float64[np.ndarray, "*n"]:
-    """Return the structural similarity of each picture in [-1, 1], averaged over its channels.
+    """Return the structural similarity of each pair in [-1, 1], averaged over channels.
 
-    Wang's definition: Gaussian window, K1 = 0.01, K2 = 0.03, places where the window fits. In
-    float64: in float32 variances, small differences of large squares, would be off by 1e-5.
+    As defined by Wang et al.: Gaussian window, K1 = 0.01, K2 = 0.03, averaged over positions where
+    the window fits. In float32 the variances, small differences of large squares, would be off by
+    1e-5, hence float64.
 
     Args:
-      a, b: pictures, bytes or floats, at least `WINDOW` pixels along each side.
-      data_range: largest minus smallest possible value: 255 for bytes, 2 for [-1, 1].
+      a, b: pictures, uint8 or floats, at least `WINDOW` pixels along each side.
+      data_range: largest minus smallest possible value: 255 for uint8, 2 for [-1, 1].
 
     Raises:
       InputError: if the shapes differ, the pictures are smaller than the window, or `data_range`

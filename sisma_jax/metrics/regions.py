@@ -1,9 +1,9 @@
-"""How far a picture is organised by a mask, without a trained judge.
+"""How well pictures follow their masks, measured without a trained network.
 
-Two numbers for models that should follow masks and still leave them many right answers:
-`explained_variance` (do the parts lie where the mask says?) and `spread` (do the samples of one
-mask differ?). Both mean something only beside the same numbers of real pictures. For models that
-take styles and edits: the colours of regions, and what changes where.
+There are two metrics for mask-conditioned models: `explained_variance` (are the parts where the
+mask puts them?) and `spread` (do samples of one mask differ?). Both are meaningful only in
+comparison with their values for real pictures. For styles and edits there are the colours of
+regions, and the change outside of edited ones.
 """
 
 import numpy as np
@@ -15,11 +15,11 @@ from sisma_jax.data.classes import CLASSES
 def explained_variance(
     images: UInt8[np.ndarray, "n h w 3"], labels: UInt8[np.ndarray, "n h w"]
 ) -> Float[np.ndarray, " n"]:
-    """Return the share of each picture's pixel variance that its mask's regions explain.
+    """Return the share of each picture's pixel variance that the regions of its mask explain.
 
-    1 - (squared deviations from the mean colour of the pixel's region) / (from the mean colour of
-    the picture), summed over pixels and channels: 1 for flat regions, about 0 for a mask that has
-    nothing to do with the picture.
+    It is 1 - (squared deviations from the mean colour of the pixel's region) / (squared deviations
+    from the mean colour of the picture), each summed over pixels and channels: 1 for flat regions,
+    about 0 for an unrelated mask.
     """
     shares = []
     for image, mask in zip(images.astype(np.float64), labels, strict=True):
@@ -34,15 +34,15 @@ def explained_variance(
 
 
 def spread(images: UInt8[np.ndarray, "n k h w 3"]) -> Float[np.ndarray, " n"]:
-    """Return how much k pictures of one mask differ: the standard deviation of a pixel over the k
-    pictures, averaged over pixels and channels, in units of the full range."""
+    """Return the standard deviation of pixels over k pictures of one mask, averaged over pixels and
+    channels, as a share of the full range."""
     return images.astype(np.float64).std(axis=1, ddof=1).mean((1, 2, 3)) / 255
 
 
 def class_colours(
     images: UInt8[np.ndarray, "n h w 3"], labels: UInt8[np.ndarray, "n h w"], num_classes: int
 ) -> Float[np.ndarray, "n k 3"]:
-    """Return the mean colour of each class's pixels, 0 to 255; NaN where a picture has none."""
+    """Return the mean colour of each class's pixels, 0 to 255; NaN if a picture has none."""
     colours = np.full((len(images), num_classes, 3), np.nan)
     for i, (image, mask) in enumerate(zip(images, labels, strict=True)):
         flat, pixels = mask.ravel(), image.reshape(-1, 3).astype(np.float64)
@@ -57,10 +57,10 @@ def class_colours(
 def colour_errors(
     colours: Float[np.ndarray, "n k 3"], wanted: Float[np.ndarray, "n k 3"]
 ) -> Float[np.ndarray, " k"]:
-    """Return by class how far mean colours are from those wanted, in grey levels.
+    """Return the error of mean colours per class, in grey levels.
 
-    The root mean square over channels, averaged over the pictures that have the class on both
-    sides; NaN where there are none.
+    It is the root mean square over channels, averaged over the pictures for which both colours are
+    known; NaN if there are none.
     """
     error = np.sqrt(np.mean(np.square(colours - wanted), axis=-1))
     seen = ~np.isnan(error)
@@ -69,7 +69,7 @@ def colour_errors(
 
 
 def far_from(changed: Bool[np.ndarray, "n h w"], margin: int) -> Bool[np.ndarray, "n h w"]:
-    """Pixels more than `margin` from every changed one, in rows and columns."""
+    """Return which pixels are more than `margin` rows or columns from every changed one."""
     padded = np.pad(changed, ((0, 0), (margin, margin), (margin, margin)))
     side = 2 * margin + 1
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
@@ -81,5 +81,5 @@ def rms_change(
     b: UInt8[np.ndarray, "n h w 3"],
     where: Bool[np.ndarray, "n h w"],
 ) -> float:
-    """Return the root mean square of the differences at some pixels, in grey levels."""
+    """Return the root mean square difference of a and b at pixels `where`, in grey levels."""
     return float(np.sqrt(np.mean(np.square(a.astype(float) - b.astype(float))[where])))

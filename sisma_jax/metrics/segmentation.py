@@ -1,7 +1,7 @@
-"""How well predicted label maps agree with given ones: from one confusion matrix over all pixels.
+"""Agreement of predicted label maps with given ones, from one confusion matrix over all pixels.
 
-The matrix is pooled over a whole set of pictures before anything is divided, as the papers on this
-task do; the mean of per-picture scores would be another number.
+As in the papers on this task, the matrix is pooled over a set of pictures before scores are
+computed; the mean of per-picture scores would differ.
 """
 
 import numpy as np
@@ -16,21 +16,21 @@ def confusion_matrix(
     num_classes: int,
     ignore: int | None = None,
 ) -> Int64[np.ndarray, "num_classes num_classes"]:
-    """Count pixels by class: entry (i, j) are those of label i that were predicted as j.
+    """Count pixels by class: entry (i, j) counts pixels of label i that were predicted as j.
 
     Args:
-      labels: class ids, what is true.
-      predictions: class ids of the same shape.
+      labels: true class ids.
+      predictions: predicted class ids, shaped like `labels`.
       num_classes: ids are 0..num_classes - 1.
-      ignore: pixels with this label are not counted (255: unlabelled).
+      ignore: label of pixels that are not counted (255: unlabelled).
 
     Raises:
-      InputError: if the shapes differ, or an id is of no class.
+      InputError: if the shapes differ, or an id is not a class.
     """
     if labels.shape != predictions.shape:
         raise InputError(
             f"labels of shape {labels.shape} and predictions of shape {predictions.shape} cannot "
-            "be compared: give as many of both, of one size"
+            "be compared: give equal shapes"
         )
     if ignore is not None:
         kept = labels != ignore
@@ -39,8 +39,8 @@ def confusion_matrix(
         wrong = (ids < 0) | (ids >= num_classes)
         if wrong.any():
             raise InputError(
-                f"{name} {ids[wrong][0]} is no class: use ids 0..{num_classes - 1}"
-                + (", or name it as `ignore`" if name == "label" else "")
+                f"{name} {ids[wrong][0]} is not a class: use ids 0..{num_classes - 1}"
+                + (", or pass it as `ignore`" if name == "label" else "")
             )
     pairs = labels.astype(np.int64).ravel() * num_classes + predictions.ravel()
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -49,14 +49,14 @@ def confusion_matrix(
 def class_iou(
     confusion: Int64[np.ndarray, "classes classes"],
 ) -> Float64[np.ndarray, " classes"]:
-    """Return intersection over union by class; NaN of classes that occur nowhere."""
+    """Return the intersection over union per class; NaN for classes that do not occur."""
     both = np.diagonal(confusion)
     either = confusion.sum(0) + confusion.sum(1) - both
     return np.where(either > 0, both / np.maximum(either, 1), np.nan)
 
 
 def mean_iou(confusion: Int64[np.ndarray, "classes classes"]) -> float:
-    """Return the mean of `class_iou` over the classes that occur, as label or as prediction.
+    """Return the mean of `class_iou` over the classes that occur as label or prediction.
 
     Raises:
       InputError: if no pixel was counted.
@@ -66,7 +66,7 @@ def mean_iou(confusion: Int64[np.ndarray, "classes classes"]) -> float:
 
 
 def pixel_accuracy(confusion: Int64[np.ndarray, "classes classes"]) -> float:
-    """Return the share of pixels that were predicted as what they are.
+    """Return the share of correctly predicted pixels.
 
     Raises:
       InputError: if no pixel was counted.
@@ -77,4 +77,4 @@ def pixel_accuracy(confusion: Int64[np.ndarray, "classes classes"]) -> float:
 
 def _check_counted(confusion: np.ndarray) -> None:
     if not confusion.sum():
-        raise InputError("the confusion matrix has counted no pixel: give it labelled ones")
+        raise InputError("the confusion matrix is empty: give labelled pixels")

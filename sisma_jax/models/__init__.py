@@ -1,4 +1,4 @@
-"""The networks: SISMA and its parts, and the autoencoder whose latents it works on."""
+"""The networks: SISMA, the models it is compared with, their autoencoder, and judges."""
 
 from sisma_jax.models.sisma import SISMA
 from sisma_jax.models.sisma_config import SISMAConfig

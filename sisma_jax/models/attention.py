@@ -1,12 +1,12 @@
-"""The attention of every network here: softmax(q k^T / sqrt(head) + bias) v.
+"""The attention of all networks in this package: softmax(q k^T / sqrt(head) + bias) v.
 
-XLA's matrix products with a softmax in float32 between, on every device, as
-`jax.nn.dot_product_attention` is where no other is named; that one has no backward pass for
-bfloat16 where dtype promotion is strict. cuDNN's fused attention, which never writes the softmax to
-memory and is faster on GPUs, takes no float32 and no CPU.
+On every device it is XLA's matrix products with a float32 softmax in between, like the default of
+`jax.nn.dot_product_attention`, which has no backward pass for bfloat16 under strict dtype
+promotion. cuDNN's fused attention, which does not write the softmax to memory and is faster on
+GPUs, supports neither float32 nor CPUs.
 
-Memory is linear in the number of tokens, by two things: the backward pass keeps q, k and v and
-computes the softmax again, and `blocked_attention` goes through many queries in blocks.
+Memory is linear in the number of tokens: the backward pass keeps q, k and v and recomputes the
+softmax, and `blocked_attention` processes long sequences of queries in blocks.
 
 Shape letters: b batch, l queries, s keys, n heads, h channels of a head.
 """
@@ -19,9 +19,9 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 LONGEST_WHOLE = 2048
-"""Tokens up to which all queries are taken at once."""
+"""The most queries that are processed at once."""
 QUERIES = 1024
-"""Queries of a block, where there are more."""
+"""Queries per block of longer sequences."""
 
 
 def attention(
@@ -34,14 +34,14 @@ def attention(
     """softmax(q k^T / sqrt(h) + bias) v for n heads, all queries at once.
 
     Args:
-      q, k, v: of one type, which the output has; the softmax is float32.
-      bias: float32, the same for all heads; minus infinity where a query is not to see a key. One
-        that sees none reads zeros.
-      precision: of both products.
+      q, k, v: queries, keys and values of one dtype, also the output's; the softmax is float32.
+      bias: float32, shared by all heads; minus infinity masks a key. A query whose keys are all
+        masked returns zeros.
+      precision: precision of both matrix products.
     """
     product = partial(jnp.einsum, precision=precision)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # SISMA's passes are loops, apart already
+    @partial(jax.checkpoint, prevent_cse=False)  # not needed inside SISMA's scans
     def attend(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
         logits = product("blnh,bsnh->bnls", q, k, preferred_element_type=jnp.float32)
         logits = logits * q.shape[-1] ** -0.5
@@ -62,7 +62,7 @@ def blocked_attention(
     v: Float[Array, "b s n h"],
     bias: Float[Array, "b l s"] | None = None,
 ) -> Float[Array, "b l n h"]:
-    """`attention`, in blocks of queries where they are many."""
+    """`attention`, in blocks of QUERIES if there are more than LONGEST_WHOLE queries."""
     if q.shape[1] <= LONGEST_WHOLE:
         return attention(q, k, v, bias)
     count = q.shape[1] // QUERIES

@@ -1,19 +1,19 @@
-"""Self- and cross-attention: what Self- and Cross-Mamba are compared with.
+"""Self- and cross-attention, the counterparts that Self- and Cross-Mamba are compared with.
 
-The twin of SISMA (`model.mixer="attention"`) has these two in place of the Mamba mixers, and is
-otherwise the same. With X the normalised tokens and heads of `head` channels,
+The twin of SISMA (`model.mixer="attention"`) uses them in place of the Mamba mixers and is
+otherwise identical. With X the normalised tokens and heads of `head` channels,
 
   Self-attention                          Cross-attention, S = the mask's tokens
     q = X W_q                               q = X W_q
     k = X W_k;  v = X W_v                   k = S W_k;  v = S W_v
                     out = softmax(q k^T / sqrt(head)) v  W_out
 
-Every token sees every other one: there is no scan order. Place is in the tokens alone, by their
-learned positions. Times of the twin on a GPU are those of XLA's attention (`attention`).
+Every token attends to all others, without a scan order; learned positions alone encode places. On a
+GPU the twin's speed is that of XLA's attention (`attention`).
 
-A block of the twin has 9 D^2 parameters for the modulation by t, 2 ff_ratio D^2 in the feed-forward
-network and 4 D^2 in either mixer: at ff_ratio 7 in all 31 D^2, which is what a block of Mamba has
-at ff_ratio 4 and expand 2 (9 + 8 + 6 + 8, in leading order). The study compares these two.
+A block of the twin has 9 D^2 parameters in the modulation by t, 2 ff_ratio D^2 in the feed-forward
+network and 4 D^2 in each mixer. With ff_ratio 7 these are 31 D^2, as many as a Mamba block has with
+ff_ratio 4 and expand 2 (9 + 8 + 6 + 8, to leading order). The study compares these two.
 """
 
 from functools import partial
@@ -29,7 +29,7 @@ from sisma_jax.models.mamba import xavier
 
 
 class AttentionMaps(nn.Module):
-    """What attentions share: the four maps, heads, and softmax over all keys."""
+    """The shared part of the attentions: four linear maps, heads, and softmax over all keys."""
 
     width: int
     head: int
@@ -61,9 +61,9 @@ class AttentionMaps(nn.Module):
 
 @flax.struct.dataclass
 class MaskKeys:
-    """All that one cross-attention needs of the mask; the same at every solver step.
+    """Keys and values of the mask for one cross-attention, the same at every solver step.
 
-    Keys and values, (b, s, n, h); for a whole model with one more axis in front, the blocks.
+    Both are (b, s, n, h); for the whole model they have a leading axis of blocks.
     """
 
     k: Any
@@ -71,7 +71,7 @@ class MaskKeys:
 
 
 class SelfAttention(AttentionMaps):
-    """Tokens mix among themselves (module docstring, left column)."""
+    """Self-attention of image tokens (module docstring, left column)."""
 
     def __call__(self, tokens: Float[Array, "b l width"]) -> Float[Array, "b l width"]:
         own = self._keys(tokens)
@@ -79,7 +79,7 @@ class SelfAttention(AttentionMaps):
 
 
 class CrossAttention(AttentionMaps):
-    """Image tokens read the mask's (module docstring, right column)."""
+    """Cross-attention of image tokens to mask tokens (module docstring, right column)."""
 
     def mask_stream(self, mask_tokens: Float[Array, "b s width"]) -> MaskKeys:
         return self._keys(mask_tokens)

@@ -1,22 +1,22 @@
 """The arithmetic of SISMA: multiply-accumulates (MACs) of one image, derived by hand.
 
-One MAC is two floating-point operations. The backward pass costs two forward passes, so training
-costs three: six operations per image and MAC of `macs`, whatever `remat` computes a second time.
+One MAC is two floating-point operations. A backward pass costs two forward passes, so training
+costs three: six operations per image and MAC of `macs`, not counting what `remat` recomputes.
 
-Counted:
-  - linear maps and convolutions, at every position of their output: neither the windows that reach
-    into zero padding nor the zeros of one-hot labels are subtracted;
-  - the selective scan as its recurrence says, not as an implementation computes it, with three
-    MACs per token, channel, state and order: decay h, (Delta u) B added to it, and C h added up;
-  - of attention, the two products with all L tokens: q k^T, and the softmax times v.
-Not counted: norms, activations, biases, gates, residuals, positions, the softmax of attention, and
-in the scan softplus, exp(Delta A), Delta u and the skip D u.
+Counted are
+  - linear maps and convolutions at every position of their output, including windows that reach
+    into zero padding and the zeros of one-hot labels;
+  - the selective scan by its recurrence, independent of the implementation: three MACs per token,
+    channel, state and order, for the decay of h, the input (Delta u) B, and the sum over C h;
+  - the two products of attention over all L tokens: q k^T, and the softmax times v.
+Not counted are norms, activations, biases, gates, residuals, positions, the softmax of attention,
+and in the scan softplus, exp(Delta A), Delta u and the skip D u.
 
-Letters as in `mamba`: D width, d = expand x D channels, n states, r rank of delta, L tokens, K
-orders. Maps of tokens are counted L times, maps of the time embedding once. A model with a style
-has T numbers for each of S classes.
+The letters are those of `mamba`: D width, d = expand x D channels, n states, r rank of delta, L
+tokens, K orders. Maps of tokens are counted L times, maps of the time embedding once. A model with
+a style has T numbers for each of S classes.
 
-`xla_cost` has XLA's count of the same.
+`xla_cost` computes XLA's count of the same model.
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ from sisma_jax.models.sisma_config import SISMAConfig
 
 
 def macs(config: SISMAConfig) -> int:
-    """Return the MACs of one forward pass of the whole model: of `SISMA.__call__`.
+    """Return the MACs of one forward pass of the whole model, `SISMA.__call__`.
 
-    With a style, its reference is encoded, too.
+    With a style, they include encoding its reference.
     """
     return mask_macs(config) + velocity_macs(config) + style_macs(config)
 
 
 def mask_macs(config: SISMAConfig) -> int:
-    """Return the MACs of what depends on mask and style alone: of `SISMA.encode_mask`."""
+    """Return the MACs of `SISMA.encode_mask`, which depends on mask and style only."""
     return mask_encoder(config) + config.depth * (mask_stream(config) + style_stream(config))
 
 
 def style_macs(config: SISMAConfig) -> int:
-    """Return the MACs of a reference's style: of `SISMA.encode_style`; 0 without."""
+    """Return the MACs of `SISMA.encode_style`; 0 for a model without style."""
     if config.style == "none":
         return 0
     return style_encoder(
@@ -50,9 +50,9 @@ def style_macs(config: SISMAConfig) -> int:
 
 
 def velocity_macs(config: SISMAConfig) -> int:
-    """Return the MACs of one velocity in synthesis: of `SISMA.velocity`.
+    """Return the MACs of one velocity in synthesis, `SISMA.velocity`.
 
-    A step of "euler" takes one, of the other solvers two; guidance doubles either.
+    A step of "euler" evaluates one velocity, the other solvers two; guidance doubles the number.
     """
     block = modulation, self_mixer, cross_mixer, style_mixer, feed_forward
     once = patch_in, time_embedding, final_layer
@@ -84,13 +84,13 @@ def time_embedding(c: SISMAConfig) -> int:
 
 
 def modulation(c: SISMAConfig) -> int:
-    """Shift, scale and gate of a block's sub-layers."""
+    """The map of t to shift, scale and gate of a block's sub-layers."""
     return c.width * 3 * c.sublayers * c.width
 
 
 def self_mixer(c: SISMAConfig) -> int:
-    """Of Mamba W_in, W_out; per order W_x, W_dt; one convolution, the scan. Of attention W_q, W_k,
-    W_v, W_out and its products."""
+    """Mamba: W_in, W_out, per order W_x, W_dt, one convolution, the scan. Attention: W_q, W_k, W_v,
+    W_out and its products."""
     D, d, n, r, L, K = _letters(c)
     if c.mixer == "attention":
         return L * 4 * D**2 + attention_products(c)
@@ -99,8 +99,8 @@ def self_mixer(c: SISMAConfig) -> int:
 
 
 def cross_mixer(c: SISMAConfig) -> int:
-    """The image's part. Of Mamba W_in, W_out; per order W_x->C; one convolution, the scan. Of
-    attention W_q, W_out and its products."""
+    """The image's part. Mamba: W_in, W_out, per order W_x->C, one convolution, the scan. Attention:
+    W_q, W_out and its products."""
     D, d, n, _, L, K = _letters(c)
     if c.mixer == "attention":
         return L * 2 * D**2 + attention_products(c)
@@ -109,8 +109,8 @@ def cross_mixer(c: SISMAConfig) -> int:
 
 
 def mask_stream(c: SISMAConfig) -> int:
-    """The mask's part of a Cross-Mamba: W_s; per order W_s->dtB, W_dt; one convolution. Of
-    cross-attention W_k, W_v."""
+    """The mask's part. Mamba: W_s, per order W_s->dtB, W_dt, one convolution. Attention: W_k,
+    W_v."""
     D, d, n, r, L, K = _letters(c)
     if c.mixer == "attention":
         return L * 2 * D**2
@@ -119,7 +119,7 @@ def mask_stream(c: SISMAConfig) -> int:
 
 
 def style_mixer(c: SISMAConfig) -> int:
-    """The image's part. Of attention W_q, W_out and its products with S classes; of mamba as
+    """The image's part. Attention: W_q, W_out and the products with S classes. Mamba: as
     `cross_mixer`."""
     D, _, _, _, L, _ = _letters(c)
     if c.style == "none":
@@ -130,8 +130,8 @@ def style_mixer(c: SISMAConfig) -> int:
 
 
 def style_stream(c: SISMAConfig) -> int:
-    """The style's part. Of attention W_k, W_v of S tokens of T numbers; of mamba the map to the
-    width, its products with shares of classes, and as `mask_stream`."""
+    """The style's part. Attention: W_k, W_v of S tokens of T numbers. Mamba: the map to the width,
+    the products with the shares of classes, and those of `mask_stream`."""
     D, _, _, _, L, _ = _letters(c)
     S, T = c.num_classes, c.style_levels * c.style_features
     if c.style == "none":
@@ -142,19 +142,19 @@ def style_stream(c: SISMAConfig) -> int:
 
 
 def attention_products(c: SISMAConfig) -> int:
-    """q k^T and softmax v of one attention, over all heads."""
+    """q k^T and softmax times v of one attention, over all heads."""
     D, _, _, _, L, _ = _letters(c)
     return 2 * L**2 * D
 
 
 def depthwise_conv(c: SISMAConfig) -> int:
-    """3x3 on every channel of one stream."""
+    """The 3x3 depthwise convolution of one stream."""
     _, d, _, _, L, _ = _letters(c)
     return L * 9 * d
 
 
 def selective_scan(c: SISMAConfig) -> int:
-    """The K scans of one mixer. See the module docstring."""
+    """The K scans of one mixer; see the module docstring."""
     _, d, n, _, L, K = _letters(c)
     return L * K * 3 * d * n
 
@@ -165,13 +165,13 @@ def feed_forward(c: SISMAConfig) -> int:
 
 
 def final_layer(c: SISMAConfig) -> int:
-    """Its modulation, and the map back to patches."""
+    """Modulation and the map to patches."""
     D, _, _, _, L, _ = _letters(c)
     return D * 2 * D + L * D * c.patch**2 * c.latent_channels
 
 
 def mask_encoder(c: SISMAConfig) -> int:
-    """3x3 convolutions: each halves the side and doubles the channels, the last maps to D."""
+    """3x3 convolutions that halve the side and double the channels; the last one maps to D."""
     total, side, inputs, outputs = 0, c.image_size, c.num_classes, c.mask_channels
     while side > c.grid[0]:
         side //= 2
@@ -183,8 +183,8 @@ def mask_encoder(c: SISMAConfig) -> int:
 def style_encoder(
     size: int, classes: int, channels: int, levels: int, features: int, colours: bool = False
 ) -> int:
-    """`StyleEncoder` on one image: 3x3 convolutions of each class's channels, the sums over its
-    pixels, and a linear map at every level. Resizing is not counted."""
+    """`StyleEncoder` on one image: 3x3 convolutions of each class's channels, sums over its pixels,
+    and a linear map per level. Resizing is not counted."""
     width = [channels * 2**halvings for halvings in range(levels + 2)]
     total = size**2 * 9 * 3 * classes * channels
     for i in range(1, levels + 2):

@@ -11,7 +11,7 @@ TIME_FREQUENCIES = 256
 def sincos_positions(
     height: int, width: int, features: int
 ) -> Float[np.ndarray, "length features"]:
-    """Return fixed 2-D sine-cosine positions, the initial value of the learned ones (DiT's)."""
+    """Return DiT's 2-D sine-cosine positions, float32, the initial value of the learned ones."""
 
     def axis(positions: np.ndarray, features: int) -> np.ndarray:
         frequencies = 10000.0 ** -(np.arange(features // 2) / (features // 2))
@@ -24,7 +24,7 @@ def sincos_positions(
 
 
 class Positions(nn.Module):
-    """Adds a learned position to every token, in float32; starts from sines and cosines."""
+    """Adds a learned position to every token in float32, initialised by sines and cosines."""
 
     grid: tuple[int, int]
 
@@ -36,7 +36,7 @@ class Positions(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of 1000 t (cosines first), then a two-layer perceptron."""
+    """Embeds t in [0, 1] by sinusoids of 1000 t (cosines first) and a two-layer perceptron."""
 
     width: int
     dtype: str

@@ -1,13 +1,13 @@
-"""The Inception-v3 that FID is defined by, in Flax Linen.
+"""The Inception-v3 that defines FID, in Flax Linen.
 
 It is the network of December 2015 whose weights the original FID code downloads, in the layout of
 pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`. It differs from torchvision's Inception-v3 in
-its weights and its 1008 classes, in average pooling that leaves the padding out, and in the last
-block, which pools by the maximum (Szegedy et al., arXiv 1512.00567; Heusel et al., 1706.08500).
+weights, 1008 classes, average pooling that excludes the padding, and a last block with max pooling
+(Szegedy et al., arXiv 1512.00567; Heusel et al., 1706.08500).
 
     bytes --resize to 299 x 299, scale to [-1, 1]--> images --convolutions, mean--> 2048 features
 
-Submodules carry pytorch-fid's names. Batch normalisation is folded into the convolution before it.
+Submodules are named as in pytorch-fid. Batch norms are folded into the preceding convolutions.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ from sisma_jax.errors import InputError
 from sisma_jax.models.weights import listed, read_tensors
 
 PUBLISHED_FILE = "pt_inception-2015-12-05-6726825d.pth"
-"""A release of the repository mseitzer/pytorch-fid; torch-fidelity's has the same checksum."""
+"""Release file of the repository mseitzer/pytorch-fid, identical to torch-fidelity's."""
 SIDE = 299
-"""Pixels along each side of what the convolutions see."""
+"""Side in pixels of the network's input."""
 FEATURES = 2048
 CLASSES = 1008
 NORM_EPSILON = 1e-3
 SCALINGS = {"tf1": 128.0, "half_pixel": 127.5}
-"""Ways of resizing, each with s of the scaling (x - s) / s that goes with it.
+"""Resizing methods, each with s of its scaling (x - s) / s.
 
-"tf1": TensorFlow 1's, as the original code and torch-fidelity; pixel i of n lies at i * m / n of m.
-"half_pixel": PyTorch's, as pytorch-fid; it lies at (i + 1/2) * m / n - 1/2.
+"tf1": TensorFlow 1, the original code and torch-fidelity; output pixel i of n is at input position
+i * m / n of m. "half_pixel": PyTorch and pytorch-fid; it is at (i + 1/2) * m / n - 1/2.
 """
 
 same_max_pool = partial(nn.max_pool, window_shape=(3, 3), padding="SAME")
@@ -54,7 +54,7 @@ def unit(
     stride: int = 1,
     padding: str = "SAME",
 ) -> Float[Array, "b _ _ channels"]:
-    """A convolution in full float32, also where TF32 is the default, and a ReLU."""
+    """A convolution, in full float32 even where TF32 is the default, and a ReLU."""
     conv = nn.Conv(
         channels,
         size,
@@ -72,7 +72,7 @@ halving_unit = partial(unit, size=(3, 3), stride=2, padding="VALID")
 def branch(
     x: Float[Array, "b h w c"], name: str, *layers: tuple[int, tuple[int, int]]
 ) -> Float[Array, "b h w _"]:
-    """Units of (channels, size) one after another, counted from 1."""
+    """Applies units of (channels, size) in sequence, numbered from 1."""
     for i, (channels, size) in enumerate(layers, 1):
         x = unit(x, f"{name}_{i}", channels, size)
     return x
@@ -83,7 +83,7 @@ def joined(*branches: Float[Array, "b h w _"]) -> Float[Array, "b h w c"]:
 
 
 class BlockA(nn.Module):
-    """35 x 35: branches of 1x1, 5x5 and twice 3x3."""
+    """Branches of 1x1, 5x5 and two 3x3 convolutions, at 35 x 35."""
 
     pool_channels: int
 
@@ -98,7 +98,7 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """35 x 35 to 17 x 17."""
+    """Reduces 35 x 35 to 17 x 17."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
@@ -111,7 +111,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17 x 17: 7x7 as rows and columns, once and twice."""
+    """7x7 convolutions factored into rows and columns, once and twice, at 17 x 17."""
 
     channels: int
 
@@ -129,7 +129,7 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """17 x 17 to 8 x 8."""
+    """Reduces 17 x 17 to 8 x 8."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ _"]:
@@ -142,7 +142,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8 x 8: 3x3 as rows beside columns, once and behind another 3x3."""
+    """3x3 convolutions split into parallel rows and columns, also after another, at 8 x 8."""
 
     max_pool: bool
 
@@ -162,7 +162,7 @@ class BlockE(nn.Module):
 
 
 class InceptionNet(nn.Module):
-    """Images in [-1, 1] to the mean of the last block."""
+    """Maps images in [-1, 1] to the spatial mean of the last block."""
 
     @nn.compact
     def __call__(self, images: Float[Array, "b 299 299 3"]) -> Float[Array, "b 2048"]:
@@ -205,10 +205,10 @@ class InceptionV3:
 
         Args:
           images: uint8 (n, h, w, 3).
-          resize: "tf1" or "half_pixel" (`SCALINGS`). Features of both are not to be mixed.
+          resize: "tf1" or "half_pixel" (`SCALINGS`); do not mix features of both.
 
         Raises:
-          InputError: if the images are no such bytes, or `resize` is unknown.
+          InputError: if the images have another dtype or shape, or `resize` is unknown.
         """
         if resize not in SCALINGS:
             raise InputError(f"resize is {resize!r}: choose one of {', '.join(SCALINGS)}")
@@ -221,7 +221,7 @@ class InceptionV3:
 
     @jax.jit
     def of_resized(self, images: Float[Array, "n 299 299 3"]) -> Float[Array, "n 2048"]:
-        """Return the features of what `resized` gives."""
+        """Return the features of images from `resized`."""
         return InceptionNet().apply({"params": self.params}, images)
 
 
@@ -230,7 +230,7 @@ jax.tree_util.register_dataclass(InceptionV3, data_fields=["params"], meta_field
 
 @partial(jax.jit, static_argnames="resize")
 def resized(images: Num[Array, "n h w 3"], resize: str) -> Float[Array, "n 299 299 3"]:
-    """Return bytes as the 299 x 299 images in [-1, 1] that the network takes (`SCALINGS`)."""
+    """Return uint8 images resized to the network's input, 299 x 299 in [-1, 1] (`SCALINGS`)."""
     rows, columns = (interpolation(size, resize) for size in images.shape[1:3])
     product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     x = product("ih,nhwc->niwc", rows, images.astype(jnp.float32))
@@ -239,8 +239,8 @@ def resized(images: Num[Array, "n h w 3"], resize: str) -> Float[Array, "n 299 2
 
 
 def interpolation(size: int, resize: str) -> Float[np.ndarray, "299 size"]:
-    """Return the matrix that resizes `size` pixels to 299, linearly and without antialiasing."""
-    # In float32, since TensorFlow and PyTorch round the places to it.
+    """Return the float32 matrix of linear resizing from `size` to 299, without antialiasing."""
+    # float32, as TensorFlow and PyTorch compute the positions.
     index, step = np.arange(SIDE, dtype=np.float32), np.float32(size) / np.float32(SIDE)
     half = np.float32(0.5)
     places = index * step if resize == "tf1" else np.maximum((index + half) * step - half, 0)
@@ -257,8 +257,8 @@ def load_inception(path: str | os.PathLike) -> InceptionV3:
     """Read FID's Inception-v3.
 
     Args:
-      path: pytorch-fid's `PUBLISHED_FILE`, converted to safetensors (`weights.RECIPE`). Its
-        classifier and the counters of its norms, if it has them, are known and not used.
+      path: pytorch-fid's `PUBLISHED_FILE`, converted to safetensors (`weights.RECIPE`). The
+        classifier and, if present, the counters of the norms are ignored.
 
     Raises:
       InputError: if the file is missing, pickled, damaged or of another network.
@@ -270,9 +270,9 @@ def load_inception(path: str | os.PathLike) -> InceptionV3:
         return (name for name in names if name not in counters)
 
     tensors = read_tensors(path, choose)
-    found = {name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()}
+    present = {name: (tensor.shape, tensor.dtype.name) for name, tensor in tensors.items()}
     wanted = {name: (shape, "float32") for name, shape in published_shapes(kernels).items()}
-    differing = listed({name for name, _ in found.items() ^ wanted.items()})
+    differing = listed({name for name, _ in present.items() ^ wanted.items()})
     if differing:
         raise InputError(
             f"{path} does not hold FID's Inception-v3 (missing, left over, of another shape or "
@@ -283,7 +283,7 @@ def load_inception(path: str | os.PathLike) -> InceptionV3:
 
 
 def kernel_shapes() -> dict[str, tuple[int, ...]]:
-    """Return the shape in Flax' layout of each convolution's kernel, by pytorch-fid's name."""
+    """Return the kernel shape of each convolution in Flax' layout, by pytorch-fid's name."""
     images = jnp.zeros((1, SIDE, SIDE, 3))
     params = jax.eval_shape(InceptionNet().init, jax.random.key(0), images)["params"]
     flat = flatten_dict(params, sep=".")
@@ -295,7 +295,7 @@ def kernel_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def published_shapes(kernels: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the published tensors by name, without the norms' counters."""
+    """Return the shapes of the published tensors by name, without counters of the norms."""
     shapes = {"fc.weight": (CLASSES, FEATURES), "fc.bias": (CLASSES,)}
     for layer, (height, width, inputs, outputs) in kernels.items():
         shapes[f"{layer}.conv.weight"] = (outputs, inputs, height, width)
@@ -305,7 +305,7 @@ def published_shapes(kernels: dict[str, tuple[int, ...]]) -> dict[str, tuple[int
 
 
 def folded_unit(tensors: dict[str, np.ndarray], layer: str) -> dict[str, Array]:
-    """Return the convolution that equals one without bias and the norm behind it."""
+    """Return a convolution with the batch norm that follows it folded in."""
     kernel = tensors[f"{layer}.conv.weight"].astype(np.float64)
     scale, shift, mean, variance = (
         tensors[f"{layer}.bn.{name}"].astype(np.float64)

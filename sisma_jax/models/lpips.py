@@ -1,11 +1,11 @@
-"""LPIPS, version 0.1: a perceptual distance of images, with AlexNet or VGG-16 behind it.
+"""LPIPS, version 0.1: a perceptual distance of images, computed with AlexNet or VGG-16.
 
-Zhang et al., arXiv 1801.03924. With y_l(a) the activations of level l, each pixel's divided by
-their norm over channels, and w_l >= 0 a learned weight per channel,
+Zhang et al., arXiv 1801.03924. With y_l(a) the activations of level l, divided by their norm over
+channels at each pixel, and w_l >= 0 a learned weight per channel,
 
     d(a, b) = sum_l mean_pixels sum_channels w_l (y_l(a) - y_l(b))^2.              (1)
 
-Hence d is the squared Euclidean distance of the features sqrt(w_l / pixels) y_l, which are computed
+So d is the squared Euclidean distance of the features sqrt(w_l / pixels) y_l, which are computed
 once per image, however many images it is compared with.
 """
 
@@ -28,13 +28,13 @@ from sisma_jax.models.weights import listed, read_tensors
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
-"""Mean and deviation of ImageNet's colours, of images in [-1, 1]."""
+"""Mean (SHIFT) and standard deviation of ImageNet's colours in [-1, 1]."""
 NORM_EPSILON = 1e-10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Level:
-    """Convolutions with a ReLU each; the last one's is compared."""
+    """Convolutions with a ReLU each; LPIPS compares the last activations."""
 
     channels: int
     convs: int = 1
@@ -42,23 +42,23 @@ class Level:
     stride: int = 1
     padding: int = 1
     pool: int | None = None
-    """Side of the window of the maximum, of stride 2, ahead of the convolutions."""
+    """Window of the stride-2 max pooling before the convolutions; None for no pooling."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """The part of a network of torchvision's that LPIPS looks at."""
+    """The part of a torchvision network that LPIPS uses."""
 
     name: str
     file: str
-    """torchvision's weights."""
+    """File name of torchvision's weights."""
     linear_file: str
-    """Weights w of equation (1), in the Python package lpips."""
+    """File of the weights w of equation (1) in the Python package lpips."""
     levels: tuple[Level, ...]
 
     @property
     def smallest(self) -> int:
-        """Pixels along a side that leave one at the last level."""
+        """Smallest side of an image in pixels; it leaves one pixel at the last level."""
         side = 1
         for level in reversed(self.levels):
             for _ in range(level.convs):
@@ -96,10 +96,10 @@ BACKBONES = (ALEXNET, VGG16)
 
 
 class LpipsNet(nn.Module):
-    """Images to the weighted features of every level.
+    """Maps images to the weighted features of every level.
 
-    Parameters carry the published names, with "_" where PyTorch counts with "."; w of equation (1)
-    is the kernel of a 1x1 convolution there.
+    Parameters have the published names, with "_" for the "." before an index. In the published
+    files w of equation (1) is the kernel of a 1x1 convolution.
     """
 
     backbone: Backbone
@@ -108,7 +108,7 @@ class LpipsNet(nn.Module):
     def __call__(self, images: Float[Array, "n h w 3"]) -> tuple[Float[Array, "n _ _ _"], ...]:
         shift, deviation = (jnp.array(colour).reshape(1, 1, 1, 3) for colour in (SHIFT, SCALE))
         x = (images - shift) / deviation
-        index, features = 0, []  # torchvision counts ReLUs and pools, too
+        index, features = 0, []  # torchvision also counts ReLUs and pools
         for number, level in enumerate(self.backbone.levels):
             if level.pool:
                 x = nn.max_pool(x, (level.pool, level.pool), strides=(2, 2))
@@ -146,15 +146,15 @@ class Lpips:
     def features(
         self, images: Num[Array | np.ndarray, "n h w 3"]
     ) -> tuple[Float[Array, "n _ _ _"], ...]:
-        """Return one array per level, whose squared Euclidean distances are LPIPS.
+        """Return one float32 array per level, whose squared Euclidean distances sum to LPIPS.
 
         At 256 x 256 pixels they take 2.6 MB per image with AlexNet, 32 MB with VGG-16.
 
         Args:
-          images: bytes, or floats in [-1, 1].
+          images: uint8, or floats in [-1, 1].
 
         Raises:
-          InputError: if the images are smaller than the backbone can see, or neither bytes nor
+          InputError: if the images are smaller than `backbone.smallest`, or neither uint8 nor
             floats.
         """
         height, width = images.shape[1:3]
@@ -173,7 +173,7 @@ class Lpips:
         """Return LPIPS of each pair of images, 0 where they are equal.
 
         Args:
-          a, b: bytes, or floats in [-1, 1].
+          a, b: uint8, or floats in [-1, 1].
 
         Raises:
           InputError: if the shapes differ, or as `features` does.
@@ -187,12 +187,12 @@ class Lpips:
 
     @jax.jit
     def pairwise(self, images: Num[Array | np.ndarray, "k h w 3"]) -> Float[Array, "k k"]:
-        """Return LPIPS of every image with every other: symmetric, zeros on the diagonal.
+        """Return the LPIPS of all pairs of images: symmetric, with zeros on the diagonal.
 
-        Memory is that of the features of k images and of one comparison of k with one.
+        It needs memory for the features of k images and for one comparison of k images with one.
 
         Args:
-          images: bytes, or floats in [-1, 1].
+          images: uint8, or floats in [-1, 1].
 
         Raises:
           InputError: as `features` does.
@@ -209,10 +209,10 @@ jax.tree_util.register_dataclass(Lpips, data_fields=["params"], meta_fields=["ba
 
 
 def in_unit_range(images: Num[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
-    """Bytes or floats as float32 images in [-1, 1].
+    """Return uint8 images, or floats in [-1, 1], as float32 in [-1, 1].
 
     Raises:
-      InputError: if they are neither.
+      InputError: if the dtype is neither.
     """
     if images.dtype == jnp.uint8:
         return to_float(images)
@@ -222,26 +222,26 @@ def in_unit_range(images: Num[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
 
 
 def squared_distance(a: Iterable[Array], b: Iterable[Array]) -> Float[Array, " n"]:
-    """Squared Euclidean distance over all levels; one side may have one row for all of the other's.
+    """Squared Euclidean distance over all levels; either side may have a single row.
 
-    Differences and not products are squared: images nearly the same would cancel.
+    It is computed from differences, since expanding the square would cancel for similar images.
     """
     levels = (p - jnp.broadcast_to(q, p.shape) for p, q in zip(a, b, strict=True))
     return sum(jnp.sum(jnp.square(level), axis=(1, 2, 3)) for level in levels)
 
 
 def load_lpips(backbone_path: str | os.PathLike, linear_path: str | os.PathLike) -> Lpips:
-    """Read LPIPS; which network is behind it is read off the tensors.
+    """Read LPIPS; the backbone is recognised by its tensors.
 
     Args:
       backbone_path: torchvision's AlexNet or VGG-16, `Backbone.file`, converted to safetensors
         (`weights.RECIPE`). Its classifier is not read.
-      linear_path: `Backbone.linear_file` of the Python package lpips, converted as well. Its v0.0
-        files have the same names and shapes and other weights.
+      linear_path: `Backbone.linear_file` of the Python package lpips, converted likewise. Beware of
+        its v0.0 files, which have the same names and shapes but other weights.
 
     Raises:
-      InputError: if a file is missing, pickled, damaged or of another network, if the two do not
-        belong together, or if a weight w is negative.
+      InputError: if a file is missing, pickled, damaged or of another network, the two do not
+        belong together, or a weight w is negative.
     """
     tensors = read_tensors(backbone_path, without_classifier)
     linear = read_tensors(linear_path)
@@ -255,7 +255,7 @@ def load_lpips(backbone_path: str | os.PathLike, linear_path: str | os.PathLike)
         )
     if any((tensor < 0).any() for tensor in linear.values()):
         raise InputError(
-            f"{linear_path} holds negative weights, which LPIPS has none of: convert "
+            f"{linear_path} holds negative weights, which LPIPS does not allow: convert "
             f"{backbone.linear_file} of the Python package lpips again"
         )
     tensors |= linear
@@ -273,15 +273,15 @@ def without_classifier(names: list[str]) -> list[str]:
 def recognised(
     path: str | os.PathLike, tensors: Mapping[str, np.ndarray], *, linear: bool
 ) -> Backbone:
-    """Return the backbone whose tensors, or whose weights w, exactly these are.
+    """Return the backbone with exactly these tensors, or with these weights w if `linear`.
 
     Raises:
-      InputError: if there is none.
+      InputError: if there is no such backbone.
     """
-    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    present = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     for backbone in BACKBONES:
         shapes = published_shapes(backbone)
-        if found == {
+        if present == {
             name: (shape, np.float32)
             for name, shape in shapes.items()
             if name.startswith("lin") == linear
@@ -294,13 +294,13 @@ def recognised(
         what, package = "torchvision's AlexNet or VGG-16 in float32", "torchvision"
         files = (each.file for each in BACKBONES)
     raise InputError(
-        f"{path} does not hold {what} but {listed(found) or 'nothing'}: convert "
+        f"{path} does not hold {what} but {listed(present) or 'nothing'}: convert "
         f"{' or '.join(files)} of {package} to safetensors"
     )
 
 
 def published_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the published tensors of both files by name, without the classifier."""
+    """Return the shapes of the tensors of both published files by name, without the classifier."""
     return {
         pytorch_name(name): jax.eval_shape(to_pytorch_layout, leaf).shape
         for name, leaf in parameter_shapes(backbone).items()
@@ -308,7 +308,7 @@ def published_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_shapes(backbone: Backbone) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shape of each parameter by its path; computes nothing."""
+    """Return the shape and dtype of each parameter by its path, without computing it."""
     images = jnp.zeros((1, backbone.smallest, backbone.smallest, 3))
     tree = jax.eval_shape(LpipsNet(backbone).init, jax.random.key(0), images)
     return flatten_dict(tree["params"], sep="/")

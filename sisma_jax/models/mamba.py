@@ -12,11 +12,11 @@ normalised tokens, d = expand x D channels, n states, and pi a scan order (`scan
                           Delta = softplus(delta W_dt + b_dt),  A = -exp(A_log)
                           out = (LayerNorm(y) * SiLU(z)) W_out
 
-Rows are visited in the order pi, and y stays in grid order. In Cross-Mamba the image reads a state
-that the mask alone has written: keys B and values s come from the mask, the query C and the gate z
-from the image; one depthwise convolution serves both streams (the wiring of Mamba-ST,
-arXiv 2409.10385, with the mask in place of the style). With K orders, W_x, W_dt, b_dt, A_log and
-D_skip exist once per order, and the K outputs are summed before the LayerNorm.
+Rows are visited in the order pi; y stays in grid order. In Cross-Mamba the image reads a state that
+only the mask writes: keys B and values s come from the mask, the query C and the gate z from the
+image, and both streams share one depthwise convolution (the wiring of Mamba-ST, arXiv 2409.10385,
+with the mask in place of the style). With K orders, W_x, W_dt, b_dt, A_log and D_skip exist once
+per order, and the K outputs are summed before the LayerNorm.
 
 Shape letters: b batch, l length = H W, c channels d, k orders K, n state, r rank of delta.
 """
@@ -48,9 +48,10 @@ layer_norm = partial(nn.LayerNorm, epsilon=1e-6)
 def depthwise_conv3x3(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"]
 ) -> Float[Array, "b h w c"]:
-    """Convolve every channel with its own 3x3 kernel, zero padding.
+    """Convolve every channel with its own 3x3 kernel, with zero padding.
 
-    Nine shifted multiply-adds in one pass; XLA's grouped convolution is many times slower on a CPU.
+    It is nine shifted multiply-adds in one pass, on a CPU many times faster than XLA's grouped
+    convolution.
     """
     shifts = _shifted(x)
     terms = [shifts[i][j] * kernel[i, j][None, None, None] for i in range(3) for j in range(3)]
@@ -58,10 +59,10 @@ def depthwise_conv3x3(
 
 
 def _shifted(x: Float[Array, "b h w c"]) -> list[list[Float[Array, "b h w c"]]]:
-    """The nine neighbours of every pixel, by row and column of the kernel.
+    """The nine shifted images, by row and column of the kernel.
 
-    The barriers here and around: without them XLA fuses what comes before and after into each of
-    the nine reads, and computes it nine times (13 % of a training step on a CPU).
+    Without the barriers here and in the callers, XLA fuses neighbouring operations into each of the
+    nine reads and computes them nine times (13 % of a training step on a CPU).
     """
     height, width = x.shape[1:3]
     padded = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
@@ -85,7 +86,7 @@ depthwise_conv3x3.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class GridConv(nn.Module):
-    """SiLU(DWConv3x3(x)) of tokens on their grid; the convolution is not causal."""
+    """SiLU(DWConv3x3(x)) of tokens on their grid, not causal."""
 
     grid: tuple[int, int]
     dtype: str
@@ -108,13 +109,13 @@ def _a_log_init(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _delta_weight_init(key: Array, shape: tuple[int, ...]) -> Array:
-    """U(-r^-1/2, r^-1/2): keeps the variance of delta at initialisation."""
+    """U(-r^-1/2, r^-1/2), which preserves the variance of delta at initialisation."""
     bound = shape[-2] ** -0.5
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 def _delta_bias_init(key: Array, shape: tuple[int, ...]) -> Array:
-    """softplus^-1 of step sizes log-uniform in [1e-3, 1e-1], at least 1e-4."""
+    """softplus^-1 of step sizes that are log-uniform in [1e-3, 1e-1], at least 1e-4."""
     low, high = jnp.log(1e-3), jnp.log(1e-1)
     delta = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
     delta = jnp.maximum(delta, 1e-4)
@@ -136,7 +137,7 @@ class PerOrderDense(nn.Module):
 
 
 class OrderedScan(nn.Module):
-    """The selective scans of one layer, one per order, summed: the state space's own parameters."""
+    """The sum of a layer's selective scans, one per order, with the state space parameters."""
 
     channels: int
     state: int
@@ -171,7 +172,7 @@ class OrderedScan(nn.Module):
         *,
         raw: bool = False,
     ) -> Float[Array, "b l c"]:
-        """Scan u; `raw` if delta still lacks bias and softplus, which the scan then applies."""
+        """Scan u. If `raw`, delta lacks bias and softplus, and the scan applies them."""
         mapped = {
             "delta": delta,
             "A": -jnp.exp(self.A_log),
@@ -193,7 +194,7 @@ class OrderedScan(nn.Module):
 
 
 class _Mixer(nn.Module):
-    """What Self- and Cross-Mamba share: projections in and out, convolution, scan, gate."""
+    """The shared part of the two mixers: input and output projections, convolution, scan, gate."""
 
     width: int
     grid: tuple[int, int]
@@ -226,7 +227,7 @@ class _Mixer(nn.Module):
 
 
 class SelfMamba(_Mixer):
-    """Tokens mix among themselves (module docstring, left column)."""
+    """Scans the image tokens (module docstring, left column)."""
 
     def setup(self) -> None:
         super().setup()
@@ -245,10 +246,10 @@ class SelfMamba(_Mixer):
 
 @flax.struct.dataclass
 class MaskStream:
-    """All that one Cross-Mamba needs of the mask; the same at every solver step.
+    """The mask's part of one Cross-Mamba, the same at every solver step.
 
-    u (b, l, c), delta (k, b, l, c) in float32, B (k, b, l, n); for a whole model each has one more
-    axis in front, the blocks.
+    u (b, l, c), delta (k, b, l, c) in float32, B (k, b, l, n); for the whole model they have a
+    leading axis of blocks.
     """
 
     u: Any
@@ -257,7 +258,7 @@ class MaskStream:
 
 
 class CrossMamba(_Mixer):
-    """Image tokens read the state that the mask wrote (module docstring, right column)."""
+    """Lets image tokens read a state written by the mask (module docstring, right column)."""
 
     def setup(self) -> None:
         super().setup()

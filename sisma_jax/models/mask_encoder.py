@@ -1,8 +1,8 @@
-"""From a label map to one token per position of the latent grid.
+"""The encoder of a label map into one token per position of the latent grid.
 
-The map is narrowed by learned strided convolutions rather than by resizing it to the grid, which
-would lose parts thinner than a token (lips, brows). The paper shows a narrowing encoder and
-publishes none of its layers: these are our choice.
+Learned strided convolutions down-sample the map; resizing it to the grid would lose parts thinner
+than a token (lips, brows). The paper shows such an encoder without its layers; these are our
+choice.
 """
 
 import flax.linen as nn
@@ -17,10 +17,10 @@ NORM_GROUPS = 8
 
 
 class MaskEncoder(nn.Module):
-    """One-hot labels -> strided convolutions -> tokens, position added, normalised.
+    """One-hot labels -> strided convolutions -> tokens -> positions added -> LayerNorm.
 
-    A label outside 0..num_classes-1 (255: unlabelled) is a zero vector, so that a map of 255
-    everywhere is the null mask.
+    A label outside 0..num_classes-1 (255: unlabelled) is a zero vector, and a map of 255 everywhere
+    is the null mask.
     """
 
     width: int

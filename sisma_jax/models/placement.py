@@ -1,8 +1,8 @@
-"""Where a model's arrays lie while a mesh is in force (`jax.set_mesh`); without one nothing acts.
+"""Sharding constraints under a mesh (`jax.set_mesh`); without one these functions do nothing.
 
-Parameters may be stored in pieces, cut along one of their axes (FSDP). Left to itself, XLA may then
-cut the activations along their features too, and gather those, which are far larger. So a sharded
-parameter is gathered just before its use, and rows of a batch stay where they are.
+Parameters may be sharded along one of their axes (FSDP). Without constraints XLA may shard the
+activations along their features too and gather those, which are far larger. So a sharded parameter
+is gathered just before its use, and the rows of a batch stay on their devices.
 """
 
 from typing import Any, TypeVar
@@ -13,13 +13,13 @@ from jax.sharding import AxisType, PartitionSpec
 Tree = TypeVar("Tree", bound=Any)
 
 
-def whole(tree: Tree) -> Tree:
-    """The arrays of `tree`, all of each on every device."""
+def replicate(tree: Tree) -> Tree:
+    """The arrays of `tree`, replicated on every device."""
     return _placed(tree, lambda axes: PartitionSpec())
 
 
 def by_rows(tree: Tree, axis: int = 0) -> Tree:
-    """The arrays of `tree`, their axis `axis` (the batch) spread over all devices."""
+    """The arrays of `tree`, sharded along `axis` (the batch) over all devices."""
     return _placed(tree, lambda axes: PartitionSpec(*(None,) * axis, axes))
 
 

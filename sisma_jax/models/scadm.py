@@ -1,18 +1,18 @@
-"""SCA-DM (arXiv 2403.12743): noise in a face's latents, from its mask and a reference's style.
+"""SCA-DM (arXiv 2403.12743): predicts the noise in latents from a mask and a reference's style.
 
-    x_t -> encoder -> middle -> decoder -> noise, at the latents' pixels
+    x_t -> encoder -> middle -> decoder -> noise, at the latents' resolution
     t -> embedding -> every residual block
     labels -> one channel per class -> SPADE in every block of the middle and the decoder
     reference -> style encoder -> a token per class -> cross-attention of every transformer,
-                                  where a pixel sees the token of its own class (labels again)
+                                  where a pixel sees the token of its own class only (by labels)
 
-Sizes and wiring are those of the published code. The U-Net has 486,895,363 parameters (there
-17,024 more: an embedding of classes that nothing reads), the style encoder 18,069,304. A new model
-predicts no noise, because the last layer of every residual block, of every transformer and of the
-U-Net starts at zero, as published.
+Sizes and wiring are those of the published code. The U-Net has 486,895,363 parameters (the
+published one 17,024 more, in an unused embedding of classes), the style encoder 18,069,304. A new
+model predicts zero, because the last layers of residual blocks, transformers and U-Net start at
+zero, as published.
 
 x_t and t are DDPM's: see `sisma_jax.diffusion`. Labels outside 0..num_classes-1 (255: unlabelled)
-are of no class: SPADE sees nothing there, and cross-attention reads all tokens alike.
+have no class: their input to SPADE is zero, and cross-attention averages all tokens.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ IMAGE_CHANNELS = 3
 
 
 class UNet(nn.Module):
-    """The denoiser: the module docstring without the style encoder."""
+    """The denoiser; the style encoder is separate."""
 
     config: SCADMConfig
 
@@ -88,7 +88,7 @@ class UNet(nn.Module):
 
 
 class SCADM(nn.Module):
-    """Noise of noisy latents given label maps and styles. See the module docstring."""
+    """Predicts the noise in latents from label maps and styles. See the module docstring."""
 
     config: SCADMConfig
 
@@ -111,16 +111,16 @@ class SCADM(nn.Module):
         labels: UInt8[Array, "b H W"],
         style: Float32[Array, "b k token"],
     ) -> Float32[Array, "b h w c"]:
-        """Return the noise in latents.
+        """Return the predicted noise, float32.
 
         Args:
           x_t: noisy latents.
-          t: their steps, 0 (least noisy) to 999; in between as well.
+          t: diffusion steps, 0 (least noisy) to 999, not necessarily integers.
           labels: class ids at the image's size; 255 is unlabelled.
-          style: what `encode_style` returns.
+          style: output of `encode_style`.
 
         Raises:
-          ValueError: if latents, labels or style have another size than the configuration's.
+          ValueError: if latents, labels or style do not have the configuration's size.
         """
         c = self.config
         self._check_size(labels)
@@ -136,21 +136,21 @@ class SCADM(nn.Module):
     def encode_style(
         self, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
     ) -> Float32[Array, "b k token"]:
-        """Return a style token per class of references, in (-1, 1).
+        """Return one style token per class of each reference, in (-1, 1).
 
         Args:
-          images: in [-1, 1].
-          labels: their class ids. A class without pixels has the token of "no style".
+          images: references in [-1, 1].
+          labels: their class ids. A class without pixels gets the token of "no style".
 
         Raises:
-          ValueError: if they have another size than the configuration's.
+          ValueError: if images or labels do not have the configuration's size.
         """
         self._check_size(images)
         self._check_size(labels)
         return self.style_encoder(images, labels)
 
     def no_style(self) -> Float32[Array, "1 k token"]:
-        """Return the tokens that stand for no reference."""
+        """Return the style tokens that represent no reference."""
         return no_style(self.style_encoder, self.config.image_size)
 
     def _check_size(self, pixels: Array) -> None:
@@ -161,7 +161,7 @@ class SCADM(nn.Module):
 
 
 def init_params(config: SCADMConfig, key: PRNGKeyArray) -> dict:
-    """Return new parameters of `SCADM(config)` in float32, as `apply` takes them under "params"."""
+    """Return new float32 parameters of `SCADM(config)`, for `apply({"params": ...})`."""
     latents = (1, config.latent_size, config.latent_size, config.latent_channels)
     size = (1, config.image_size, config.image_size)
     labels = jnp.zeros(size, jnp.uint8)
@@ -176,8 +176,8 @@ def init_params(config: SCADMConfig, key: PRNGKeyArray) -> dict:
 def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return (input axes, output axes) of a parameter that is a linear map, else None.
 
-    Convolutions sum over their window, too. The style encoder's maps have classes in front, but
-    for those that all classes share.
+    The input axes of convolutions include their window. Kernels of the style encoder have a leading
+    axis of classes, except for those shared by all classes.
     """
     if path[-1].key != "kernel":
         return None
@@ -187,10 +187,10 @@ def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def scadm_macs(config: SCADMConfig) -> int:
-    """Return the multiply-accumulates of predicting the noise of one image, its style given.
+    """Return the multiply-accumulates of one noise prediction for one image with given style.
 
-    Counted as in `sisma_jax.models.cost`: linear maps, convolutions at every position of their
-    output, and the two products of attention. A step takes one pass, guided two.
+    They are counted as in `sisma_jax.models.cost`. A solver step takes one pass, or two with
+    guidance.
     """
     c = config
     time = c.channels * c.time_width + c.time_width**2
@@ -215,7 +215,7 @@ def scadm_macs(config: SCADMConfig) -> int:
 
 
 def style_macs(config: SCADMConfig) -> int:
-    """Return those of the style of one reference."""
+    """Return the multiply-accumulates of encoding the style of one reference."""
     c = config
     return style_encoder(
         c.image_size, c.num_classes, c.style_channels, c.style_levels, c.style_features,
@@ -231,7 +231,7 @@ class _Block(NamedTuple):
 
 
 def _residual_blocks(c: SCADMConfig) -> tuple[list[_Block], list[_Block]]:
-    """The encoder's blocks, and those with SPADE: the middle's and the decoder's."""
+    """The encoder's blocks, and the blocks with SPADE in middle and decoder."""
     sizes = [c.latent_size >> level for level in range(len(c.multipliers))]
     levels = [
         (multiplier * c.channels, size, size in c.attention_sizes)
@@ -255,7 +255,7 @@ def _residual_blocks(c: SCADMConfig) -> tuple[list[_Block], list[_Block]]:
 
 
 def _block_macs(c: SCADMConfig, block: _Block) -> int:
-    """One block's without SPADE, with the transformer that follows it."""
+    """MACs of one block without SPADE, including the transformer after it."""
     inputs, width, size, attention = block
     length = size**2
     skip = inputs * width if inputs != width else 0

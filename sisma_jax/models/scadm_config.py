@@ -1,4 +1,4 @@
-"""The sizes of SCA-DM."""
+"""The configuration of SCA-DM."""
 
 import dataclasses
 from typing import Any
@@ -10,37 +10,41 @@ from sisma_jax.models.style_encoder import check_levels
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SCADMConfig:
-    """Sizes of an SCA-DM; the defaults are the published ones (see `scadm`)."""
+    """Sizes of an SCA-DM; the defaults are the published ones (see `scadm`).
+
+    Raises:
+      InputError: if a value is out of range, or values contradict each other.
+    """
 
     latent_size: int = 64
     """Height and width of the latents."""
     latent_channels: int = 3
     factor: int = 4
-    """Down-sampling of the autoencoder: label maps measure latent_size * factor."""
+    """Down-sampling of the autoencoder; label maps measure latent_size * factor."""
     num_classes: int = 19
     channels: int = 224
-    """Of the finest resolution; the embedding of t has four times as many."""
+    """Channels of the finest resolution; the embedding of t has four times as many."""
     multipliers: tuple[int, ...] = (1, 2, 3, 4)
-    """Channels of each resolution over `channels`, finest first; each further one halves the
+    """Channels of each resolution over `channels`, finest first; each further level halves the
     latents."""
     blocks: int = 2
     """Residual blocks per resolution of the encoder; the decoder has one more."""
     attention_sizes: tuple[int, ...] = (32, 16, 8)
-    """Sides in latent pixels of the resolutions with attention; the middle always has it."""
+    """Sides, in latent pixels, of the resolutions with attention; the middle always has it."""
     head_width: int = 32
     spade_hidden: int = 128
     norm_groups: int = 32
     style_levels: int = 5
-    """Resolutions that the style encoder takes features at."""
+    """Number of resolutions from which the style encoder takes features."""
     style_features: int = 256
-    """Features of each class and level."""
+    """Features per class and level."""
     style_channels: int = 4
-    """Channels of each class in the style encoder's first convolution."""
+    """Channels per class in the style encoder's first convolution."""
     style_colours: bool = False
-    """Tell it the classes' mean colours, too: not published, for short trainings."""
+    """Also give the style encoder the classes' mean colours; unpublished, for short trainings."""
     mask_attention: bool = True
-    """A pixel reads the style of its own class only; False is the paper's ablation, where it reads
-    those of all classes."""
+    """A pixel attends to the style of its own class only; False, the paper's ablation, lets it
+    attend to all classes."""
     dtype: str = "bfloat16"
     """Compute type of convolutions, attention and residual sums."""
 
@@ -50,7 +54,7 @@ class SCADMConfig:
         for side in self.attention_sizes:
             if side not in sides:
                 raise InputError(
-                    f"model.attention_sizes has {side!r}, a side of none of the resolutions: "
+                    f"model.attention_sizes has {side!r}, which is not the side of a resolution: "
                     f"choose among {', '.join(map(str, sides))}"
                 )
         check_levels(self.style_levels, self.image_size)
@@ -75,7 +79,7 @@ class SCADMConfig:
 
     @classmethod
     def tiny(cls, **changes: Any) -> "SCADMConfig":
-        """For tests on a CPU."""
+        """A small configuration for tests on a CPU."""
         sizes = dict(
             latent_size=8,
             factor=2,

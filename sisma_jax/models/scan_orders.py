@@ -1,8 +1,8 @@
-"""The order in which a scan visits the tokens of a grid.
+"""The orders in which scans visit the tokens of a grid.
 
-A selective scan is causal: a token sees only what comes before it. Eight zig-zag orders, a
-different one in every block, let each token see the whole grid after a few blocks (ZigMa,
-arXiv 2403.13802). Neighbours in an order are always neighbours on the grid.
+A selective scan is causal: a token depends only on its predecessors. With eight zig-zag orders,
+a different one in each block, every token depends on the whole grid after a few blocks (ZigMa,
+arXiv 2403.13802). Successive tokens are always neighbours on the grid.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ NUM_ORDERS = 8
 
 
 def zigzag(height: int, width: int, index: int) -> Int32[np.ndarray, " length"]:
-    """Return zig-zag order `index` (0..7) of a grid: step s visits token `order[s]`.
+    """Return zig-zag order `index` (0..7) of a grid, int32: step s visits token `order[s]`.
 
     Tokens are numbered row by row. On a 4x4 grid:
 
@@ -42,10 +42,10 @@ def zigzag(height: int, width: int, index: int) -> Int32[np.ndarray, " length"]:
 def block_orders(
     height: int, width: int, depth: int, orders_per_layer: int
 ) -> Int32[np.ndarray, "depth orders length"]:
-    """Return the order tables of a stack of blocks: order k of block i is (i K + k) mod 8.
+    """Return the int32 orders of a stack of blocks: order k of block i is (i K + k) mod 8.
 
-    With K = 1 block i takes order i mod 8 (U-Shape Mamba's schedule). With K = 2 a block has an
-    order and its reverse, so that every token sees the whole grid within one layer.
+    With K = 1 block i uses order i mod 8 (U-Shape Mamba's schedule). With K = 2 a block has an
+    order and its reverse, so every token depends on the whole grid within one layer.
     """
     tables = np.stack([zigzag(height, width, index) for index in range(NUM_ORDERS)])
     picked = np.arange(depth * orders_per_layer).reshape(depth, orders_per_layer) % NUM_ORDERS

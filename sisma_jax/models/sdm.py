@@ -1,15 +1,15 @@
-"""SDM: the Semantic Diffusion Model (arXiv 2207.00050), which SISMA's speed is measured against.
+"""SDM: the Semantic Diffusion Model (arXiv 2207.00050), for comparisons of speed with SISMA.
 
-    x_t -> encoder -> middle -> decoder -> noise and variance, at the image's own pixels
+    x_t -> encoder -> middle -> decoder -> noise and variance, at the image's resolution
     t -> embedding -> every residual block
     labels -> one-hot classes and edges -> SPADE in every block of the middle and the decoder
 
-The sizes and the wiring are those of the published code for CelebAMask-HQ at 256 pixels. No weights
-come with it, and nothing here trains: the weights are random, for what a step costs does not depend
-on them. Layers that the published code starts at zero are random too, because a GPU multiplies
+Sizes and wiring are those of the published code for CelebAMask-HQ at 256 pixels. There are no
+weights for it and no training here: the cost of a step does not depend on the weights, so they are
+random. Layers that the published code initialises to zero are random too, because a GPU multiplies
 zeros faster.
 
-Convention: t = 0 is the least noisy of 1,000 steps, whose variances beta_t grow linearly from 1e-4
+Convention: t = 0 is the least noisy of 1,000 steps. Their variances beta_t grow linearly from 1e-4
 to 0.02, alpha_t = 1 - beta_t, and A_t is the product of alpha_0 .. alpha_t:
 
     x_t = sqrt(A_t) x + sqrt(1 - A_t) eps,    eps ~ N(0, I)                                     (1)
@@ -43,19 +43,23 @@ UNLABELLED = 255
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SDMConfig:
-    """Sizes of an SDM; the defaults are the published ones (653,062,918 parameters)."""
+    """Sizes of an SDM; the defaults are the published ones (653,062,918 parameters).
+
+    Raises:
+      InputError: if a value is out of range, or values contradict each other.
+    """
 
     image_size: int = 256
     num_classes: int = 19
     channels: int = 256
-    """Of the finest resolution; the embedding of t has four times as many."""
+    """Channels of the finest resolution; the embedding of t has four times as many."""
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
-    """Channels of each resolution over `channels`, finest first; each further one halves the
+    """Channels of each resolution over `channels`, finest first; each further level halves the
     image."""
     blocks: int = 2
     """Residual blocks per resolution of the encoder; the decoder has one more."""
     attention_sizes: tuple[int, ...] = (32, 16, 8)
-    """Sides in pixels of the resolutions with self-attention; the middle always has it."""
+    """Sides, in pixels, of the resolutions with self-attention; the middle always has it."""
     head_width: int = 64
     spade_hidden: int = 128
     norm_groups: int = 32
@@ -71,7 +75,7 @@ class SDMConfig:
 
     @classmethod
     def tiny(cls, **changes: Any) -> "SDMConfig":
-        """For tests on a CPU."""
+        """A small configuration for tests on a CPU."""
         sizes = dict(
             image_size=16,
             channels=16,
@@ -89,10 +93,10 @@ class SDMConfig:
 def semantic_map(
     labels: UInt8[Array, "b H W"], num_classes: int, dtype: str = "float32"
 ) -> Float[Array, "b H W k"]:
-    """Return one channel per class, and a last one that is 1 where a neighbour has another label.
+    """Return one channel per class, and a last channel that is 1 where a neighbour's label differs.
 
-    Neighbours are those above, below, left and right. A label outside 0..num_classes-1 (255:
-    unlabelled) has no class, so that a map of 255 everywhere is all zero: the null condition.
+    Neighbours are above, below, left and right. A label outside 0..num_classes-1 (255: unlabelled)
+    has no class, so a map of 255 everywhere is all zero: the null condition.
     """
     down = labels[:, 1:] != labels[:, :-1]
     right = labels[:, :, 1:] != labels[:, :, :-1]
@@ -104,7 +108,7 @@ def semantic_map(
 
 
 class SDM(nn.Module):
-    """Noise and variance of noisy images given their label maps. See the module docstring."""
+    """Predicts noise and variance of noisy images from label maps. See the module docstring."""
 
     config: SDMConfig
 
@@ -112,13 +116,17 @@ class SDM(nn.Module):
     def __call__(
         self, x: Float[Array, "b H W 3"], t: Int32[Array, " b"], labels: UInt8[Array, "b H W"]
     ) -> Float32[Array, "b H W 6"]:
-        """Return for images `x` at steps `t` (0 to 999) the noise, then the variance's range.
+        """Return three channels of noise, then three that interpolate the variance, float32.
 
-        Labels are class ids; 255 is unlabelled, and a map of 255 everywhere the null condition.
-        The range lies about -1 (the least variance possible) to 1 (the most), unbounded.
+        The latter are about -1 for the smallest variance and 1 for the largest, but unbounded.
+
+        Args:
+          x: noisy images.
+          t: steps, 0 to 999.
+          labels: class ids; 255 is unlabelled, and a map of 255 everywhere is the null condition.
 
         Raises:
-          ValueError: if images or labels have another size than the configuration's.
+          ValueError: if images or labels do not have the configuration's size.
         """
         cfg = self.config
         size = (cfg.image_size, cfg.image_size)
@@ -165,16 +173,16 @@ class SDM(nn.Module):
 
 
 def init_params(config: SDMConfig, key: PRNGKeyArray) -> dict:
-    """Return new parameters of `SDM(config)` in float32, as `apply` takes them under "params"."""
+    """Return new float32 parameters of `SDM(config)`, for `apply({"params": ...})`."""
     size = (1, config.image_size, config.image_size)
     images, labels = jnp.zeros((*size, IMAGE_CHANNELS)), jnp.zeros(size, jnp.uint8)
     return SDM(config).init(key, images, jnp.zeros(1, jnp.int32), labels)["params"]
 
 
 def in_compute_type(config: SDMConfig, params: dict) -> dict:
-    """Round once what every step would round again: weights that compute in `config.dtype`.
+    """Return `params` with the weights that compute in `config.dtype` rounded to it in advance.
 
-    The published code samples from such a copy, in float16. It computes the same as `params`.
+    The results are unchanged. The published code samples from such a copy, in float16.
     """
 
     def stored(path: tuple, leaf: Array) -> Array:
@@ -186,7 +194,7 @@ def in_compute_type(config: SDMConfig, params: dict) -> dict:
 
 
 class _Schedule(NamedTuple):
-    """Numbers per step t, float32, named by what they are in `sdm_step`."""
+    """Float32 coefficients of `sdm_step` by step t."""
 
     image_of_x: np.ndarray
     image_of_noise: np.ndarray
@@ -202,8 +210,8 @@ def _schedule() -> _Schedule:
     product = np.cumprod(1 - beta)
     before = np.append(1.0, product[:-1])
     posterior = beta * (1 - before) / (1 - product)
-    # The variance of q(x_{t-1} | x_t, x) is 0 at t = 0, where no noise is added: any logarithm will
-    # do, and the published code takes the next.
+    # The variance of q(x_{t-1} | x_t, x) is 0 at t = 0, where no noise is added. Any finite
+    # logarithm would do; the published code takes that of t = 1.
     posterior[0] = posterior[1]
     numbers = _Schedule(
         image_of_x=np.sqrt(1 / product),
@@ -226,21 +234,21 @@ def sdm_step(
     key: PRNGKeyArray,
     guidance: float = 1.0,
 ) -> Float32[Array, "b H W 3"]:
-    """Return x_{t-1}: one ancestral step of sampling, DDPM's with a learned variance.
+    """Return x_{t-1} after one ancestral sampling step, DDPM's with a learned variance.
 
     Args:
-      config: of the model.
-      params: its parameters, or those of `in_compute_type`.
+      config: sizes of the model.
+      params: its parameters, possibly from `in_compute_type`.
       x_t: noisy images.
-      t: steps, 0 to 999; after t = 0, where no noise is added, the images are done.
-      labels: class ids, 255 where unlabelled.
-      key: of the noise.
-      guidance: 1 is the plain model in one pass; another value takes a pass over twice the batch,
-        with noise eps_null + guidance (eps - eps_null). Published for faces: 1.5.
+      t: steps, 0 to 999; the step at t = 0 adds no noise and is the last one.
+      labels: class ids; 255 is unlabelled.
+      key: random key of the noise.
+      guidance: 1 is the plain model in one pass. Other values use eps_null + guidance
+        (eps - eps_null), with a pass over twice the batch. Published for faces: 1.5.
 
-    The mean is that of q(x_{t-1} | x_t, x) at the image x that the noise implies, clipped to
-    [-1, 1]. The logarithm of the variance lies between that of q and that of beta_t, where the
-    second half of the model's output puts it (arXiv 2102.09672, equation 15).
+    The mean is that of q(x_{t-1} | x_t, x) for the image x that the noise implies, clipped to
+    [-1, 1]. The second half of the model's output interpolates the logarithm of the variance
+    between those of q and of beta_t (arXiv 2102.09672, equation 15).
     """
     apply = partial(SDM(config).apply, {"params": params})
     if guidance == 1.0:
@@ -264,8 +272,8 @@ def sdm_step(
 def sdm_macs(config: SDMConfig) -> int:
     """Return the multiply-accumulates of one pass of the model over one image.
 
-    Counted as in `sisma_jax.models.cost`: linear maps, convolutions at every position of their
-    output, and the two products of attention. A sampling step takes one pass, guided two.
+    They are counted as in `sisma_jax.models.cost`. A sampling step takes one pass, or two with
+    guidance.
     """
     c, pixels = config, config.image_size**2
     encoder, decoder = _residual_blocks(c)
@@ -277,9 +285,9 @@ def sdm_macs(config: SDMConfig) -> int:
 
 
 def sdm_mask_macs(config: SDMConfig) -> int:
-    """Return those of SPADE's convolutions: what depends on the mask alone.
+    """Return the multiply-accumulates of SPADE's convolutions, which depend on the mask only.
 
-    It is the same at every step; the published code computes it at each, and so does `SDM`.
+    Like the published code, `SDM` computes them at every step, although the results are the same.
     """
     inputs, hidden = config.num_classes + 1, config.spade_hidden
     return sum(
@@ -298,7 +306,7 @@ class _Block(NamedTuple):
 
 
 def _residual_blocks(c: SDMConfig) -> tuple[list[_Block], list[_Block]]:
-    """The encoder's blocks, and those with SPADE: the middle's and the decoder's."""
+    """The encoder's blocks, and the blocks with SPADE in middle and decoder."""
     widths = [multiplier * c.channels for multiplier in c.multipliers]
     sizes = [c.image_size >> level for level in range(len(widths))]
     encoder, skips, inputs = [], [widths[0]], widths[0]
@@ -323,7 +331,7 @@ def _residual_blocks(c: SDMConfig) -> tuple[list[_Block], list[_Block]]:
 
 
 def _residual_macs(c: SDMConfig, block: _Block) -> int:
-    """One block's without SPADE, with the attention that follows it."""
+    """MACs of one block without SPADE, including the attention after it."""
     inputs, width, _, size, attention = block
     length = size**2
     skip = inputs * width if inputs != width else 0

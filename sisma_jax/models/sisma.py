@@ -5,28 +5,27 @@
     t -> embedding -> shift, scale and gate of every sub-layer (adaLN-Zero)
     reference and its labels -> style encoder -> every block's style sub-layer, with `style`
 
-A block is three residual sub-layers, x + gate * f(shift + (1 + scale) * LayerNorm(x)), with
-f = Self-Mamba, Cross-Mamba and a feed-forward network in this order. Gates and the last linear map
-start at zero: a new model is the zero velocity, every block the identity.
+A block has three residual sub-layers, x + gate * f(shift + (1 + scale) * LayerNorm(x)), where f is
+Self-Mamba, Cross-Mamba and a feed-forward network, in this order. Gates and the last linear map
+start at zero: a new model predicts zero velocity, and its blocks are the identity.
 
-Two ablations. `mixer="attention"` puts self- and cross-attention in place of the Mamba mixers: the
-twin, see `attention_mixers`. `modulation="shift"` reads the paper's figure literally, which prints
-"Shift" behind the operator where its siblings have a gate:
+There are two ablations. `mixer="attention"`, the twin, replaces the Mamba mixers by self- and
+cross-attention (`attention_mixers`). `modulation="shift"` reads the paper's figure literally, which
+prints "Shift" after the operator where related models have a gate:
 
     x + f(shift + (1 + scale) * LayerNorm(x)) + shift_out
 
-with the same map of t, which starts at zero here too. The velocity of a new model is still zero, by
-the last linear map. Its blocks are no longer the identity, for nothing holds f back: they are those
-of a plain pre-norm transformer, x + f(LayerNorm(x)) whatever t.
+The map of t is the same and starts at zero, and the last linear map still makes the velocity of a
+new model zero. Its blocks are not the identity, because no gate suppresses f: they are those of a
+plain pre-norm transformer, x + f(LayerNorm(x)), for every t.
 
-With `style`, which is ours (the paper names references as future work), a fourth sub-layer stands
-behind Cross-Mamba and reads a token per class that the style of a reference face has become
-(`style_encoder`, `style_mixers`). Without a reference these are the tokens of absent classes.
+With `style`, our addition (the paper names references as future work), a fourth sub-layer after
+Cross-Mamba reads one token per class that encodes the style of a reference face (`style_encoder`,
+`style_mixers`). Without a reference the tokens are those of absent classes.
 
-The blocks are one `nn.scan`: parameters are stacked along a leading axis and the program compiles
-once, whatever the depth. Where they are stored in pieces over several devices, each block gathers
-its own as it comes to them; those that the backward pass needs are kept until then, unless `remat`
-has blocks computed again.
+The blocks are one `nn.scan`: parameters are stacked along a leading axis, and the program compiles
+once, whatever the depth. If parameters are sharded over devices, each block gathers its own before
+use. They are kept for the backward pass, unless `remat` recomputes the blocks.
 """
 
 from collections.abc import Callable
@@ -43,23 +42,23 @@ from sisma_jax.models.attention_mixers import CrossAttention, MaskKeys, SelfAtte
 from sisma_jax.models.embeddings import Positions, TimeEmbedding
 from sisma_jax.models.mamba import CrossMamba, MaskStream, SelfMamba, layer_norm, xavier
 from sisma_jax.models.mask_encoder import MaskEncoder
-from sisma_jax.models.placement import whole
+from sisma_jax.models.placement import replicate
 from sisma_jax.models.scan_orders import block_orders
 from sisma_jax.models.sisma_config import SISMAConfig
 from sisma_jax.models.style_encoder import OF_ALL_CLASSES, StyleEncoder, class_shares, no_style
 from sisma_jax.models.style_mixers import StyleAttention, StyleKeys, StyleMamba
 
 MaskFeatures = MaskStream | MaskKeys
-"""What a block, or a whole model, computes from the mask alone; by its mixer."""
+"""What a block, or the whole model, computes from the mask only; depends on `mixer`."""
 StyleFeatures = StyleKeys | MaskStream
-"""Likewise from mask and style; by `style`."""
+"""What it computes from mask and style only; depends on `style`."""
 Placed = tuple[Float[Array, "b s token"], Float[Array, "b l s"]]
-"""Style tokens, and the shares of classes in every cell of the grid."""
+"""Style tokens, and the shares of classes in each cell of the grid."""
 
 
 @flax.struct.dataclass
 class Features:
-    """What a model with a style computes ahead of the solver."""
+    """What a model with a style computes before the solver starts."""
 
     mask: Any
     style: Any
@@ -68,12 +67,12 @@ class Features:
 def modulate(
     x: Float[Array, "b l width"], shift: Float[Array, "b width"], scale: Float[Array, "b width"]
 ) -> Float[Array, "b l width"]:
-    """Scale and shift every token of a sample alike."""
+    """Scale and shift all tokens of a sample alike."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
 class SISMABlock(nn.Module):
-    """Self-Mamba, Cross-Mamba, style if there is one, feed-forward; the body of the scan."""
+    """Self-Mamba, Cross-Mamba, style (optional) and feed-forward; the body of the scan."""
 
     config: SISMAConfig
 
@@ -110,7 +109,7 @@ class SISMABlock(nn.Module):
     def streams(
         self, _: None, mask_tokens: Float[Array, "b l width"], placed: Placed | None
     ) -> tuple[None, MaskFeatures | Features]:
-        """What this block computes from the mask, and the style, alone."""
+        """What this block computes from the mask and the style only."""
         mask = self.cross_mixer.mask_stream(mask_tokens)
         return None, mask if placed is None else Features(
             mask, self.style_mixer.style_stream(*placed)
@@ -123,7 +122,7 @@ class SISMABlock(nn.Module):
         features: MaskFeatures | Features,
         order: Int32[Array, "k l"],
     ) -> tuple[Float[Array, "b l width"], None]:
-        """The block on tokens `x` with the part of mask and style already computed."""
+        """The block applied to tokens `x`, with the features of mask and style precomputed."""
         cfg = self.config
         scanned = (order,) if cfg.mixer == "mamba" else ()
         styled = cfg.style != "none"
@@ -153,7 +152,7 @@ class SISMABlock(nn.Module):
         order: Int32[Array, "k l"],
         placed: Placed | None = None,
     ) -> tuple[Float[Array, "b l width"], None]:
-        """The whole block: in training the mask's part is recomputed with it, not kept."""
+        """The whole block; in training the mask's features are recomputed with it, not kept."""
         return self.with_streams(x, t, self.streams(None, mask_tokens, placed)[1], order)
 
 
@@ -176,12 +175,12 @@ class FinalLayer(nn.Module):
 
 
 class SISMA(nn.Module):
-    """The velocity of latents given a mask. See the module docstring.
+    """Predicts the velocity of latents given a mask. See the module docstring.
 
     `apply(params, z_t, t, labels)` is the whole model, for training. In synthesis the mask is the
-    same at every solver step: `method="encode_mask"` computes once all that depends on it alone,
-    and `method="velocity"` takes the result. With `config.style`, `method="encode_style"` makes the
-    style tokens of references, which both take behind the labels.
+    same at every solver step: `method="encode_mask"` computes once what depends on it only, and
+    `method="velocity"` takes the result. With `config.style`, `method="encode_style"` returns the
+    style tokens of references, an optional last argument of `__call__` and `encode_mask`.
     """
 
     config: SISMAConfig
@@ -206,7 +205,7 @@ class SISMA(nn.Module):
         block = nn.map_variables(
             SISMABlock,
             "params",
-            trans_in_fn=whole,
+            trans_in_fn=replicate,
             init=self.is_initializing(),
             methods=[*methods],
         )
@@ -232,14 +231,14 @@ class SISMA(nn.Module):
         labels: UInt8[Array, "b H W"],
         style: Float[Array, "b s token"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Return the velocity at latents `z_t` and times `t` in [0, 1], in float32.
+        """Return the velocity at latents `z_t` and times `t` in [0, 1], float32.
 
-        Labels are class ids; 255 is unlabelled, and a map of 255 everywhere the null mask. `style`
-        is what `encode_style` returns; None is no reference.
+        Labels are class ids; 255 is unlabelled, and a map of 255 everywhere is the null mask.
+        `style` is the output of `encode_style`, or None for no reference.
 
         Raises:
-          ValueError: if the latents or labels have another size than the configuration's, or the
-            model knows no style.
+          ValueError: if latents or labels do not have the configuration's size, or `style` is given
+            to a model without style conditioning.
         """
         mask, placed = self._condition(labels, style)
         blocks = lambda x, t, orders: self.blocks(x, t, mask, orders, placed)
@@ -248,43 +247,45 @@ class SISMA(nn.Module):
     def encode_style(
         self, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
     ) -> Float[Array, "b s token"]:
-        """Return a style token per class of references, in [-1, 1], float32.
+        """Return one style token per class of each reference, in [-1, 1], float32.
 
         Args:
-          images: the references, in [-1, 1].
-          labels: their class ids. A class without pixels has the token of "no style".
+          images: references in [-1, 1].
+          labels: their class ids. A class without pixels gets the token of "no style".
 
         Raises:
-          ValueError: if the labels have another size than the configuration's.
+          ValueError: if the labels do not have the configuration's size.
         """
         self._check_labels(labels)
         return self.style_encoder(images, labels)
 
     def no_style(self) -> Float[Array, "1 s token"]:
-        """Return the tokens that stand for no reference."""
+        """Return the style tokens that represent no reference."""
         return no_style(self.style_encoder, self.config.image_size)
 
     def encode_mask(
         self, labels: UInt8[Array, "b H W"], style: Float[Array, "b s token"] | None = None
     ) -> MaskFeatures | Features:
-        """Return all that depends on mask and style alone, for `velocity`; leading axis: blocks."""
+        """Return what depends on mask and style only, for `velocity`; the first axis is blocks."""
         return self.blocks.streams(None, *self._condition(labels, style))[1]
 
     def velocity(
         self, z_t: Float[Array, "b h w c"], t: Float[Array, " b"], features: MaskFeatures | Features
     ) -> Float[Array, "b h w c"]:
-        """Return what `__call__` returns, from `encode_mask`'s features of labels and style."""
+        """Return the velocity like `__call__`, from the features of `encode_mask`."""
         blocks = lambda x, t, orders: self.blocks.with_streams(x, t, features, orders)
         return self._through_blocks(z_t, t, blocks)
 
     def _condition(self, labels: Array, style: Array | None) -> tuple[Array, Placed | None]:
-        """Tokens of the mask, and style tokens with where they belong."""
+        """Mask tokens, and style tokens with the cells that they belong to."""
         cfg = self.config
         self._check_labels(labels)
         mask = self.mask_encoder(labels)
         if cfg.style == "none":
             if style is not None:
-                raise ValueError("this model knows no style: give none, or train with model.style")
+                raise ValueError(
+                    "this model has no style conditioning: give no style, or train with model.style"
+                )
             return mask, None
         if style is None:
             style = jnp.repeat(self.no_style(), len(labels), axis=0)
@@ -296,7 +297,7 @@ class SISMA(nn.Module):
         if z_t.shape[1:] != expected:
             raise ValueError(f"latents of shape {z_t.shape[1:]} do not fit the model's {expected}")
         patches = rearrange(z_t, "b (h p) (w q) c -> b (h w) (p q c)", p=cfg.patch, q=cfg.patch)
-        # The residual stream stays in float32 whatever the compute type, as in Mamba.
+        # As in Mamba, the residual stream is float32 whatever the compute type.
         x = self.positions(self.patch_in(patches).astype(jnp.float32))
         t = self.time(t)
         orders = jnp.asarray(block_orders(*cfg.grid, cfg.depth, cfg.orders))
@@ -321,16 +322,16 @@ class SISMA(nn.Module):
 
 
 def _linear_maps(config: SISMAConfig) -> Callable:
-    """The policy for `nn.remat` that keeps the results of linear maps."""
+    """The `nn.remat` policy that keeps the results of linear maps."""
     policies = jax.checkpoint_policies
     if config.mixer == "mamba":
         return policies.dots_saveable
-    # Attention's products, of length^2 numbers, are none: batch and heads are axes of both sides.
+    # Excludes attention's products of length^2 numbers, whose operands share batch and head axes.
     return policies.dots_with_no_batch_dims_saveable
 
 
 def init_params(config: SISMAConfig, key: Array) -> dict:
-    """Return new parameters of `SISMA(config)`, as `apply` takes them under "params"."""
+    """Return new float32 parameters of `SISMA(config)`, for `apply({"params": ...})`."""
     size, latent = config.image_size, config.latent_size
     return SISMA(config).init(
         key,
@@ -340,21 +341,21 @@ def init_params(config: SISMAConfig, key: Array) -> dict:
     )["params"]
 
 
-def gathered(params: dict) -> dict:
-    """The parameters on every device, but for those of the blocks, which gather their own."""
-    return {name: leaf if name == "blocks" else whole(leaf) for name, leaf in params.items()}
+def gather_parameters(params: dict) -> dict:
+    """The parameters replicated on every device, except those of blocks, which gather their own."""
+    return {name: leaf if name == "blocks" else replicate(leaf) for name, leaf in params.items()}
 
 
 def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return (input axes, output axes) of a parameter that is a linear map, else None.
 
-    Not maps: A_log, D, depthwise kernels, positions, norms and biases.
+    It is None for A_log, D, depthwise kernels, positions, norms and biases.
     """
     module, name = path[-2].key if len(path) > 1 else "", path[-1].key
     if name not in ("kernel", "delta_weight") or module == "conv":
         return None
     last = leaf.ndim - 1
-    # Convolutions of the encoders sum over their window too; other axes are blocks, orders or, of
-    # the style encoder, classes.
+    # The input axes of the encoders' convolutions include their window. Other axes are blocks,
+    # orders or, in the style encoder, classes.
     first = {"mask_encoder": 0, "style_encoder": 0 if module in OF_ALL_CLASSES else 1}
     return tuple(range(first.get(path[0].key, last - 1), last)), (last,)

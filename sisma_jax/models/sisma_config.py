@@ -1,4 +1,4 @@
-"""The sizes of SISMA."""
+"""The configuration of SISMA."""
 
 import dataclasses
 from typing import Any
@@ -15,17 +15,20 @@ REMAT_POLICIES = ("none", "block", "dots")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SISMAConfig:
-    """Sizes of a SISMA model; the defaults are the reported model's (`large`).
+    """Sizes of a SISMA model; the defaults are those of the reported model (`large`).
 
-    The paper publishes the block's structure and no sizes. These are our choice, after DiT and
+    The paper publishes the block's structure but no sizes. These are our choice, after DiT and
     U-Shape Mamba.
+
+    Raises:
+      InputError: if a value is out of range, or values contradict each other.
     """
 
     latent_size: int = 32
     """Height and width of the latents."""
     latent_channels: int = 4
     factor: int = 8
-    """Down-sampling of the autoencoder: label maps measure latent_size * factor."""
+    """Down-sampling of the autoencoder; label maps measure latent_size * factor."""
     num_classes: int = 19
     patch: int = 1
     width: int = 768
@@ -34,44 +37,43 @@ class SISMAConfig:
     """Number of blocks N."""
     mixer: str = "mamba"
     """How tokens mix in a block: "mamba" (SISMA), or "attention", the twin it is compared with.
-    The twin has no use for `state`, `expand`, `orders` and `scan`, nor SISMA for `attention_head`:
-    they change nothing there."""
+    The twin ignores `state`, `expand`, `orders` and `scan`; SISMA ignores `attention_head`."""
     state: int = 16
-    """States n of every channel's scan; of the mamba mixer."""
+    """State size n per channel of the scan (mamba mixer only)."""
     expand: int = 2
-    """Scanned channels over width; of the mamba mixer."""
+    """Ratio of scanned channels to width (mamba mixer only)."""
     orders: int = 1
-    """Scan orders K per layer: 1, 2 or 4; of the mamba mixer."""
+    """Scan orders K per layer: 1, 2 or 4 (mamba mixer only)."""
     attention_head: int = 64
-    """Channels of a head, a divisor of `width`; of the attention mixer."""
+    """Channels per head, a divisor of `width` (attention only)."""
     modulation: str = "gate"
-    """What time does to the output of a sub-layer: "gate" multiplies it (adaLN-Zero), "shift" adds
-    to it, as the paper's figure reads literally."""
+    """How time modulates the output of a sub-layer: "gate" multiplies it (adaLN-Zero), "shift" adds
+    to it, the literal reading of the paper's figure."""
     ff_ratio: int = 4
-    """Hidden channels of the feed-forward network over width; at 7 the twin has as many parameters
-    as SISMA at 4."""
+    """Ratio of the feed-forward network's hidden channels to width; the twin at 7 has as many
+    parameters as SISMA at 4."""
     mask_channels: int = 64
-    """Channels of the mask encoder's first convolution; each further one doubles them."""
+    """Channels of the mask encoder's first convolution; each further convolution doubles them."""
     dtype: str = "bfloat16"
     """Compute type of linear maps and convolutions; scan, norms and parameters are float32."""
     remat: str = "none"
-    """What the backward pass computes again instead of keeping: "none", "block" (all of a block:
-    least memory, about a third more time) or "dots" (all but the results of linear maps)."""
+    """What the backward pass recomputes to save memory: "none", "block" (a whole block: least
+    memory, about a third more time) or "dots" (everything but the results of linear maps)."""
     style: str = "none"
     """How blocks read the style of a reference face: "none" (SISMA as published), "attention" to
-    one token per class, conditioned on the mask, "full_attention", not conditioned, or "mamba", a
-    second Cross-Mamba; see `style_mixers`. Both attentions have heads of `attention_head`."""
+    one token per class, conditioned on the mask, "full_attention", without this condition, or
+    "mamba", a second Cross-Mamba; see `style_mixers`. Both attentions use `attention_head`."""
     style_channels: int = 4
-    """Channels of each class in the style encoder's first convolution; with `style`."""
+    """Channels per class in the style encoder's first convolution; with `style`."""
     style_levels: int = 5
-    """Resolutions that it takes features at; with `style`."""
+    """Number of resolutions from which the style encoder takes features; with `style`."""
     style_features: int = 256
-    """Features of each class and level; with `style`."""
+    """Features per class and level; with `style`."""
     style_colours: bool = False
-    """Tell the style encoder the classes' mean colours, which SCA-DM's is not; with `style`."""
+    """Also give the style encoder the classes' mean colours, unlike SCA-DM; with `style`."""
     scan: str = "auto"
     """Implementation of the selective scan: one of `kernels.selective_scan`, or "auto" for the best
-    where the program runs; of the mamba mixer."""
+    on the platform at hand (mamba mixer only)."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -88,7 +90,7 @@ class SISMAConfig:
         if self.downsampling & (self.downsampling - 1):
             raise InputError(
                 f"model.factor x model.patch is {self.factor} x {self.patch}: the mask encoder "
-                "halves the map, so their product has to be a power of two"
+                "halves the map, so their product must be a power of two"
             )
         if self.mixer not in MIXERS:
             raise InputError(f"model.mixer is {self.mixer!r}: choose one of {', '.join(MIXERS)}")
@@ -133,12 +135,12 @@ class SISMAConfig:
 
     @property
     def sublayers(self) -> int:
-        """Of a block."""
+        """Number of sub-layers per block."""
         return 3 if self.style == "none" else 4
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
+        """Numbers of rows and columns of tokens."""
         return (self.latent_size // self.patch,) * 2
 
     @property
@@ -152,7 +154,7 @@ class SISMAConfig:
 
     @classmethod
     def tiny(cls, **changes: Any) -> "SISMAConfig":
-        """For tests and demonstrations on a CPU."""
+        """A small configuration for tests and demonstrations on a CPU."""
         sizes = dict(width=128, depth=4, state=8, patch=2, mask_channels=32, dtype="float32")
         return cls(**(sizes | changes))
 

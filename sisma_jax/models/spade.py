@@ -1,13 +1,13 @@
-"""Layers of diffusion U-Nets that a label map steers by SPADE (Park et al., arXiv 1903.07291).
+"""Layers of diffusion U-Nets conditioned on a label map by SPADE (Park et al., arXiv 1903.07291).
 
-SDM (arXiv 2207.00050) and SCA-DM (arXiv 2403.12743) build on the residual block of Dhariwal and
-Nichol (arXiv 2105.05233). Where the map steers it, both of its norms are SPADE:
+SDM (arXiv 2207.00050) and SCA-DM (arXiv 2403.12743) use the residual block of Dhariwal and Nichol
+(arXiv 2105.05233). In conditioned blocks both norms are SPADE:
 
     SPADE(x, map) = GroupNorm(x) (1 + gamma(map)) + beta(map)
 
-with gamma and beta convolved from the map, so that every position has its own. Arrays are NHWC and
-keep the compute type `dtype` throughout, residual sums too; norms, the softmax, time and parameters
-are float32.
+where convolutions compute gamma and beta from the map for every position. Arrays are NHWC. All
+activations, residual sums included, have the compute type `dtype`; norms, the softmax, time and
+parameters are float32.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ NORM_EPSILON = 1e-5
 
 
 def check_sizes(config: Any, section: str, side: str) -> None:
-    """Raises InputError unless a U-Net can have these sizes.
+    """Raise InputError unless the sizes of a U-Net are valid.
 
     Args:
       config: a dataclass with channels, multipliers, norm_groups, head_width, dtype and others.
-      section: of the config, for errors.
-      side: which field is halved from resolution to resolution.
+      section: name of the config's section, for errors.
+      side: name of the field that every further resolution halves.
     """
     counts = [
         (field.name, getattr(config, field.name))
@@ -68,12 +68,12 @@ def check_sizes(config: Any, section: str, side: str) -> None:
 def conv(
     channels: int, dtype: str, name: str, *, size: int = 3, stride: int = 1, zero: bool = False
 ) -> nn.Conv:
-    """A convolution that keeps the image's size, or divides it by `stride`; `zero`: starts at 0."""
+    """A convolution that divides the image's size by `stride`; `zero` initialises it to zero."""
     return nn.Conv(
         channels,
         (size, size),
         stride,
-        padding=size // 2,  # "SAME" would pad strided ones at one end only, unlike PyTorch
+        padding=size // 2,  # unlike PyTorch, "SAME" pads strided ones at one end only
         kernel_init=nn.initializers.zeros if zero else nn.initializers.lecun_normal(),
         dtype=dtype,
         name=name,
@@ -101,29 +101,29 @@ def normalise(
 
 
 def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """The mean of every 2 x 2 pixels."""
+    """2 x 2 average pooling."""
     return reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=2, j=2)
 
 
 def double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Every pixel four times."""
+    """Double the image by repeating pixels."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
 def at_size(
     semantics: Float[Array, "b H W k"], x: Float[Array, "b h w _"]
 ) -> Float[Array, "b h w k"]:
-    """The map at the size of `x`, which may be coarser.
+    """The map down-sampled to the size of `x`, which may be coarser.
 
-    Of every square of pixels that falls on one of `x` the first counts, as in PyTorch's nearest
-    interpolation. JAX's takes the middle.
+    Each pixel takes the first of the square of pixels that it covers, as in PyTorch's nearest
+    interpolation; JAX's takes the middle one.
     """
     rows, columns = semantics.shape[1] // x.shape[1], semantics.shape[2] // x.shape[2]
     return semantics[:, ::rows, ::columns]
 
 
 class SPADE(nn.Module):
-    """GroupNorm without parameters of its own, scaled and shifted by what the map says.
+    """GroupNorm whose scale and shift are computed from the label map.
 
     The map (one channel per class) may be finer than `x`: see `at_size`.
     """
@@ -143,18 +143,18 @@ class SPADE(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), time at the second norm; SPADE if given a map.
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with time at the second norm; SPADE with a map.
 
     Attributes:
-      channels: of the output; where the input has others, it is added through a 1 x 1 convolution.
-      groups: of the norms.
+      channels: channels of the output; if the input has others, a 1 x 1 convolution maps it.
+      groups: groups of the norms.
       hidden: channels between the map and SPADE's gamma and beta.
       dtype: compute type.
-      scale_shift: time scales and shifts what the second norm returns; else it is added ahead of
-        that norm.
-      resample: `halve` or `double` applied to both branches, ahead of the first convolution; with
+      scale_shift: time scales and shifts the output of the second norm; otherwise it is added to
+        the norm's input.
+      resample: `halve` or `double`, applied to both branches before the first convolution. With
         `double`, the first norm sees the coarse image and the second the fine one.
-      zero: the second convolution starts at zero, so that a new block adds nothing.
+      zero: initialise the second convolution to zero, so that a new block adds nothing.
     """
 
     channels: int
@@ -196,7 +196,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention of all positions to all, in heads of a fixed width, with a residual connection."""
+    """Residual self-attention over all positions, with heads of a fixed width."""
 
     head_width: int
     groups: int
@@ -206,7 +206,7 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         channels = x.shape[-1]
         h = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(normalise(x, self.groups, "norm"))
-        # The published order: a head's query, key and value lie side by side.
+        # As published, query, key and value of one head are adjacent.
         query, key, value = rearrange(
             h, "b h w (heads part d) -> part b (h w) heads d", part=3, d=self.head_width
         )
@@ -215,7 +215,7 @@ class AttentionBlock(nn.Module):
 
 
 class StepEmbedding(nn.Module):
-    """Sinusoids of a diffusion step's number (cosines first), then a two-layer perceptron."""
+    """Embeds diffusion steps by sinusoids (cosines first) and a two-layer perceptron, float32."""
 
     frequencies: int
     width: int

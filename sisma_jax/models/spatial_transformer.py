@@ -1,4 +1,6 @@
-"""How pixels of a diffusion U-Net read one another and a list of tokens (arXiv 2112.10752).
+"""The transformer of latent diffusion's U-Net: attention among pixels, and from pixels to tokens.
+
+The five steps (arXiv 2112.10752) are
 
     h = linear(GroupNorm(x))
     h = h + attention(LayerNorm(h) to itself)
@@ -6,11 +8,11 @@
     h = h + feed-forward(LayerNorm(h))
     x + linear(h)
 
-SCA-DM (arXiv 2403.12743, equation 8) conditions the second attention on the mask. Its tokens are
-classes, and a pixel sees that of its own class only: before the softmax the logits of all others
-become one large negative number. Two things follow. The pixel takes its class's value whatever its
-query says, so that queries, keys and the norm ahead of the queries learn nothing. And a pixel
-without a class, all of whose logits are that number, weighs all tokens alike: it reads their mean.
+SCA-DM (arXiv 2403.12743, equation 8) conditions the second attention on the mask. There is one
+token per class, and a pixel attends only to that of its own class: the logits of the others are
+replaced by one large negative number before the softmax. So the pixel reads its class's value
+whatever its query, and queries, keys and the norm before the queries receive no gradient. A pixel
+without a class, whose logits all are that number, reads the mean over all tokens.
 """
 
 import flax.linen as nn
@@ -24,14 +26,14 @@ from sisma_jax.models.spade import at_size, conv, normalise
 GROUP_NORM_EPSILON = 1e-6
 LAYER_NORM_EPSILON = 1e-5
 FEED_FORWARD = 4
-"""Hidden channels of the feed-forward network over the image's."""
+"""Ratio of the feed-forward network's hidden channels to the image's."""
 
 
 class Attention(nn.Module):
-    """Attention of tokens to others in heads of a fixed width.
+    """Attention of tokens to others, with heads of a fixed width.
 
-    Where `seen` is False, nothing of the other token reaches the output, and no gradient returns,
-    unless the row has no True at all: see the module docstring.
+    Tokens for which `seen` is False contribute nothing to the output and receive no gradient. If a
+    row is False everywhere, it reads the mean of all tokens: see the module docstring.
     """
 
     head_width: int
@@ -61,11 +63,11 @@ class Attention(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """The module docstring's five lines. A new one adds nothing: its last map starts at zero.
+    """The five steps of the module docstring. A new one adds nothing: its last map starts at zero.
 
     Attributes:
-      head_width: channels of a head of both attentions.
-      groups: of the first norm.
+      head_width: channels per head of both attentions.
+      groups: groups of the first norm.
       dtype: compute type.
     """
 
@@ -80,12 +82,12 @@ class SpatialTransformer(nn.Module):
         tokens: Float[Array, "b k token"],
         semantics: Float[Array, "b H W k"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Return x with what its pixels read.
+        """Return x plus what its pixels read.
 
         Args:
           x: features.
-          tokens: one per class.
-          semantics: one channel per class, 1 at its pixels; None lets a pixel see all tokens.
+          tokens: one token per class.
+          semantics: one channel per class, 1 at its pixels; None to attend to all tokens.
         """
         channels = x.shape[-1]
 

@@ -1,24 +1,24 @@
-"""The style of a reference face, one token per class: SCA-DM's multi-resolution style encoder.
+"""SCA-DM's multi-resolution style encoder: one style token per class of a reference face.
 
     image -> convolution -> grouped convolutions, down -> grouped convolutions, up, with skips
-                                                          |  at L levels, finer every time:
+                                                          |  at each of L levels:
              mean over the class's pixels -> linear map -> tanh -> D features of the class
 
-Groups are classes: each has a small network of its own that sees the whole picture, and is asked at
-every level for the mean of its features over its own pixels. The L x D features of a class, side by
-side, are its token (arXiv 2403.12743, section 3; arXiv 2308.16071 has the same encoder with fewer
+Groups are classes: each class has a small network of its own that sees the whole picture and whose
+features are averaged over the class's pixels at every level. The concatenated L x D features of a
+class are its token (arXiv 2403.12743, section 3; arXiv 2308.16071 has the same encoder with fewer
 levels; layers and sizes as published).
 
-A class without pixels has no mean, and its token is tanh of the last maps' biases, whatever the
-image shows: a learned token for "no style". So a class is left to noise by taking its label from
-the reference's map (255, unlabelled), and a map of 255 everywhere is no reference at all.
+The token of a class without pixels is tanh of the last maps' biases, whatever the image shows: a
+learned token for "no style". So removing a label from the reference's map (255, unlabelled) leaves
+the style of that class to the noise, and a map of 255 everywhere is no reference at all.
 
-`colours` is ours, for encoders trained in minutes: the mean colour of a class's pixels goes to its
-finest features by a map that all classes share. The norms hide absolute colours, which the layers
-between take long to learn to keep.
+`colours` is our addition for encoders trained in minutes: a linear map shared by all classes adds
+the mean colour of a class's pixels to its finest features. The norms hide absolute colours, which
+the layers between take long to learn to keep.
 
-Shape letters: k classes, b batch, c channels of one class. Classes come first: each step is a batch
-of products of matrices, one per class.
+Shape letters: k classes, b batch, c channels of one class. Classes come first, so each step is a
+batch of matrix products, one per class.
 """
 
 import flax.linen as nn
@@ -30,16 +30,16 @@ from jaxtyping import Array, Bool, Float, UInt8
 from sisma_jax.errors import InputError
 
 EPSILON = 1e-5
-"""Of the norms, and below the mean over a class's pixels: PyTorch's default, and the published."""
+"""Epsilon of the norms and of the mean over a class's pixels, as published (PyTorch's default)."""
 
 OF_ALL_CLASSES = ("conv_in", "colour")
-"""Its linear maps that all classes share; kernels of the others have the classes in front."""
+"""Linear maps that all classes share; the kernels of the others have a leading axis of classes."""
 
 per_class = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
 
 
 def check_levels(levels: int, image_size: int) -> None:
-    """Raises InputError unless images of a model can be halved as often as its encoder does."""
+    """Raise InputError unless `image_size` can be halved as often as the style encoder does."""
     if image_size % 2 ** (levels + 1):
         raise InputError(
             f"model.style_levels is {levels}, which halves images of {image_size} pixels "
@@ -48,10 +48,10 @@ def check_levels(levels: int, image_size: int) -> None:
 
 
 class ClassConv3x3(nn.Module):
-    """A 3x3 convolution of each class's channels, zero padding.
+    """A 3x3 convolution of each class's channels, with zero padding.
 
-    Three products of matrices, one for each row of the window: on a CPU XLA's grouped convolution
-    was measured to be 17 to 80 times slower.
+    It is three matrix products, one for each row of the window. XLA's grouped convolution was 17 to
+    80 times slower on a CPU.
     """
 
     channels: int
@@ -76,7 +76,7 @@ class ClassConv3x3(nn.Module):
 
 
 class ClassNorm(nn.Module):
-    """Normalises each class's features over the picture and its channels, in float32; then ReLU."""
+    """Normalises each class's features over positions and channels in float32; then ReLU."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "k b h w c"]) -> Float[Array, "k b h w c"]:
@@ -104,15 +104,16 @@ class ClassDense(nn.Module):
 
 
 class StyleEncoder(nn.Module):
-    """Reference images and their label maps to style tokens. See the module docstring.
+    """Maps reference images and their label maps to style tokens. See the module docstring.
 
     Attributes:
       num_classes: k.
-      channels: of each class after the first convolution; each halving of the image doubles them.
-      levels: L; the image is halved L + 1 times, and doubled L times.
-      features: D of each level.
+      channels: channels per class after the first convolution; each halving of the image doubles
+        them.
+      levels: L; the image is halved L + 1 times and doubled L times.
+      features: D, features per class and level.
       dtype: compute type of the convolutions.
-      colours: add what mean colours say.
+      colours: also encode mean colours.
     """
 
     num_classes: int
@@ -129,8 +130,8 @@ class StyleEncoder(nn.Module):
         """Return float32 tokens in (-1, 1), L x D features per class, coarsest level first.
 
         Args:
-          images: in [-1, 1]; sides multiples of 2 ** (levels + 1).
-          labels: class ids of the images' pixels. Others, like 255, belong to no class.
+          images: images in [-1, 1]; sides are multiples of 2 ** (levels + 1).
+          labels: class ids of the images' pixels; other values (255) belong to no class.
         """
         classes, dtype = self.num_classes, self.dtype
         width = lambda halvings: self.channels * 2**halvings
@@ -156,14 +157,16 @@ class StyleEncoder(nn.Module):
 
 
 def doubled(x: Float[Array, "k b h w c"]) -> Float[Array, "k b 2*h 2*w c"]:
-    """The image at twice its sides, between pixels linear."""
+    """Double the image by linear interpolation."""
     k, b, h, w, c = x.shape
     return jax.image.resize(x, (k, b, 2 * h, 2 * w, c), "linear")
 
 
 def no_style(encoder: StyleEncoder, size: int) -> Float[Array, "1 k token"]:
-    """The tokens of no reference: those of a map without classes, whatever image of `size` pixels
-    it comes with. Call it where `encoder` can be called."""
+    """The tokens of no reference: those of an unlabelled map, whatever the image of `size` pixels.
+
+    Call it where `encoder` can be called, in a bound module.
+    """
     nothing = jnp.full((1, size, size), 255, jnp.uint8)
     return encoder(jnp.zeros((1, size, size, 3)), nothing)
 
@@ -171,9 +174,9 @@ def no_style(encoder: StyleEncoder, size: int) -> Float[Array, "1 k token"]:
 def class_means(
     x: Float[Array, "k b h w c"], labels: UInt8[Array, "b H W"]
 ) -> Float[Array, "k b c"]:
-    """The mean of each class's features over its own pixels, in float32; 0 where it has none.
+    """The mean of each class's features over its pixels, float32; 0 for a class without pixels.
 
-    Of every square of the map's pixels that falls on one of `x`, the first counts.
+    Each position of `x` takes the first of the labels that it covers.
     """
     rows, columns = labels.shape[1] // x.shape[2], labels.shape[2] // x.shape[3]
     own = jax.nn.one_hot(labels[:, ::rows, ::columns], len(x), axis=0, dtype=jnp.float32)
@@ -184,7 +187,7 @@ def class_means(
 def class_colours(
     images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"], num_classes: int
 ) -> Float[Array, "b k 4"]:
-    """The mean colour of each class's pixels, and a 1; zeros where it has none."""
+    """The mean colour of each class's pixels, followed by 1; zeros for a class without pixels."""
     own = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     count = jnp.sum(own, (1, 2))[..., None]
     mean = jnp.einsum("bhwc,bhwk->bkc", images, own) / jnp.maximum(count, 1.0)
@@ -192,7 +195,7 @@ def class_colours(
 
 
 def without(labels: UInt8[Array, "b H W"], dropped: Bool[Array, "b k"]) -> UInt8[Array, "b H W"]:
-    """The maps with the pixels of each one's dropped classes unlabelled."""
+    """The label maps with the pixels of `dropped` classes set to 255, unlabelled."""
     padded = jnp.pad(dropped, ((0, 0), (0, 256 - dropped.shape[1])))
     gone = jax.vmap(lambda row, of: row[of.astype(jnp.int32)])(padded, labels)
     return jnp.where(gone, jnp.uint8(255), labels)
@@ -201,7 +204,7 @@ def without(labels: UInt8[Array, "b H W"], dropped: Bool[Array, "b k"]) -> UInt8
 def class_shares(
     labels: UInt8[Array, "b H W"], grid: tuple[int, int], num_classes: int
 ) -> Float[Array, "b l k"]:
-    """Of each cell of the grid the share of its pixels that each class has."""
+    """The share of each class among the pixels of each cell of the grid, float32."""
     b, height, width = labels.shape
     rows, columns = grid
     cells = labels.reshape(b, rows, height // rows, columns, width // columns)

@@ -1,4 +1,4 @@
-"""How a block of SISMA reads the style: from one token per class to the tokens of the grid.
+"""The style sub-layers of SISMA's blocks, through which image tokens read one token per class.
 
 With X the normalised image tokens, T the style tokens (`style_encoder`), and p(l, k) the share of
 class k among the label map's pixels in the cell of token l,
@@ -7,13 +7,14 @@ class k among the label map's pixels in the cell of token l,
     q = X W_q;  k = T W_k;  v = T W_v                    S = LayerNorm(p T W + position)
     out = softmax(q k^T / sqrt(head) + log p) v W_out    out = Cross-Mamba(X, S)  (`mamba`)
 
-The attention is conditioned on the mask as SCA-DM's (arXiv 2403.12743, equation 8, as its code has
-it): a token sees the classes of its own cell only, by the logarithm of their share. What another
-class's token says reaches it by no path of this layer, and its gradient there is zero. A cell
-without a class reads nothing. "full_attention" leaves log p out, so that every token sees every
-class: the paper's ablation.
+The attention is conditioned on the mask like SCA-DM's (arXiv 2403.12743, equation 8, as in its
+code): a token attends only to the classes in its cell, weighted by the logarithm of their share.
+Tokens of other classes do not affect it and receive no gradient from it. A cell without a class
+reads nothing. "full_attention", the paper's ablation, omits log p, so every token attends to every
+class.
 
-Both cost as much per image token, whatever the number of image tokens: 19 keys, or one scan.
+The cost of either per image token does not depend on the number of image tokens: 19 keys, or one
+scan.
 """
 
 from typing import Any
@@ -30,10 +31,10 @@ from sisma_jax.models.mamba import CrossMamba, MaskStream, layer_norm, xavier
 
 @flax.struct.dataclass
 class StyleKeys:
-    """All that one attention needs of the style; the same at every solver step.
+    """Keys and values of the style for one attention, the same at every solver step.
 
-    k, v: (b, s, n, h), of s classes and n heads; log_share: (b, l, s), minus infinity where a cell
-    has nothing of a class; for a whole model each has one more axis in front, the blocks.
+    k, v: (b, s, n, h), for s classes and n heads; log_share: (b, l, s), minus infinity where a cell
+    has no pixel of a class. For the whole model they have a leading axis of blocks.
     """
 
     k: Any
@@ -42,10 +43,10 @@ class StyleKeys:
 
 
 class StyleAttention(AttentionMaps):
-    """Image tokens read style tokens (module docstring, left column).
+    """Attention of image tokens to style tokens (module docstring, left column).
 
     Attributes:
-      masked: by the mask; else every token sees every class.
+      masked: condition the attention on the mask; False for "full_attention".
     """
 
     masked: bool = True
@@ -64,12 +65,12 @@ class StyleAttention(AttentionMaps):
 
 
 class StyleMamba(nn.Module):
-    """A second Cross-Mamba, over the style laid out as the mask is (module docstring, right)."""
+    """A second Cross-Mamba, over the style laid out on the grid (module docstring, right)."""
 
     width: int
     grid: tuple[int, int]
     mixer: dict[str, Any]
-    """Of `CrossMamba`."""
+    """Attributes of the `CrossMamba`."""
     dtype: str
 
     def setup(self) -> None:

@@ -1,9 +1,9 @@
-"""Weight files: the only module that reads or writes them.
+"""Reading and writing of weight files; no other module does either.
 
-Weights are safetensors. This package's own files hold a parameter tree flattened to names joined by
-"/", such as `encoder/conv_in/kernel`. Reading is strict: every tensor of the file is used once and
-every parameter of the model is filled, with the shape the model declares. Pickled files (.bin,
-.ckpt, .pt, .pth) run code when they are opened and are never read; `RECIPE` converts them.
+Weights are stored as safetensors. This package's own files hold a parameter tree flattened to names
+joined by "/", such as `encoder/conv_in/kernel`. Reading is strict: tensors and parameters must
+match one to one, in shape and dtype. Pickled files (.bin, .ckpt, .pt, .pth) can run code when
+opened and are never read; `RECIPE` converts them.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ RECIPE = (
 )
 """Converts pickled weights of any model (also in docs/autoencoder.md); torch is no dependency."""
 LISTED = 8
-"""Names written out in one message."""
+"""The most names listed in one message."""
 
 
 def check_weight_file(path: Path) -> None:
-    """Refuse what cannot be a weight file before anything is opened.
+    """Check, without opening it, that `path` can be a weight file.
 
     Raises:
       InputError: if `path` is missing, pickled, a git-lfs pointer, or not named .safetensors.
@@ -45,11 +45,11 @@ def check_weight_file(path: Path) -> None:
             "NEW", str(path.with_suffix(".safetensors"))
         )
         raise InputError(
-            f"{path} is a pickled file, which this package does not read because opening one can "
+            f"{path} is a pickled file, which this package does not read because opening it can "
             f"run code: convert it once, where torch is installed, with {recipe}"
         )
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} is no weight file: give one whose name ends in .safetensors")
+        raise InputError(f"{path} is not a weight file: give one whose name ends in .safetensors")
     if not path.is_file():
         raise InputError(f"there is no weight file {path}: check the path")
 
@@ -57,43 +57,43 @@ def check_weight_file(path: Path) -> None:
 def save_tensors(
     path: str | os.PathLike, tensors: Mapping[str, Any], metadata: dict[str, str]
 ) -> None:
-    """Write named arrays to one safetensors file, all of it or nothing.
+    """Write named arrays to one safetensors file, atomically.
 
     Args:
       path: the file, ending in .safetensors; replaced if it exists.
       tensors: arrays by name.
-      metadata: what a reader of the file should know, kept in its header.
+      metadata: strings to store in the file's header.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     write_atomically(Path(path), save(contiguous, metadata))
 
 
 def save_tree(path: str | os.PathLike, tree: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    """Write a tree of arrays, nested mappings, as `save_tensors` does."""
+    """Write a tree of arrays (nested mappings), as `save_tensors` does."""
     save_tensors(path, flatten_dict(tree, sep="/"), metadata)
 
 
 def read_tensors(
     path: str | os.PathLike, choose: Callable[[list[str]], Iterable[str]] = list
 ) -> dict[str, np.ndarray]:
-    """Read the tensors of a file, as the types that the file has.
+    """Read the tensors of a file, in the dtypes of the file.
 
     Args:
       path: the file.
-      choose: the names in the file -> those to read; all by default.
+      choose: selects the names to read from those in the file; all by default.
 
     Raises:
-      InputError: if the file is missing, pickled, cut short or malformed, or holds numbers that
-        are not finite.
+      InputError: if the file is missing, pickled, truncated or malformed, or holds numbers that are
+        not finite.
     """
     path = Path(path)
     check_weight_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in choose(list(file.keys()))}
-    except (SafetensorError, OSError, TypeError, ValueError) as error:  # unknown types, too
+    except (SafetensorError, OSError, TypeError, ValueError) as error:  # unknown dtypes too
         raise InputError(
-            f"{path} cannot be read as safetensors ({error}): it is cut short or of another "
+            f"{path} cannot be read as safetensors ({error}): it is cut short or has another "
             "format, so copy or export it again"
         ) from error
     broken = listed(
@@ -107,24 +107,24 @@ def read_tensors(
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """Read what `save_tensors` was given to keep in the header of an intact file."""
+    """Read the metadata that `save_tensors` stored in the header of an intact file."""
     with safe_open(path, framework="numpy") as file:
         return file.metadata() or {}
 
 
 def load_tree(path: str | os.PathLike, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a tree of arrays that has exactly the names, shapes and types of `like`.
+    """Read a tree of arrays with exactly the names, shapes and dtypes of `like`.
 
     Args:
       path: a file written by `save_tree`.
-      like: nested mappings of anything with `shape` and `dtype`, such as the result of
+      like: nested mappings of objects with `shape` and `dtype`, such as the result of
         `jax.eval_shape`.
 
     Returns:
       Nested dicts of arrays on the default device.
 
     Raises:
-      InputError: if the file cannot be read, or does not fit (`check_tensors`).
+      InputError: if the file cannot be read, or does not match (`check_tensors`).
     """
     tensors = read_tensors(path)
     check_tensors(path, flatten_dict(like, sep="/"), tensors)
@@ -132,32 +132,32 @@ def load_tree(path: str | os.PathLike, like: Mapping[str, Any]) -> dict[str, Any
 
 
 def check_tensors(
-    path: str | os.PathLike, wanted: Mapping[str, Any], found: Mapping[str, np.ndarray]
+    path: str | os.PathLike, wanted: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> None:
     """Compare the tensors of a file with those that a model needs, by name.
 
     Args:
-      path: of the file, for the message.
-      wanted: anything with `shape` and `dtype`.
-      found: the tensors.
+      path: path of the file, for the message.
+      wanted: objects with `shape` and `dtype`.
+      tensors: the tensors of the file.
 
     Raises:
-      InputError: if a tensor is missing, one too many, or of another shape or type. One message
-        lists all of them.
+      InputError: if a tensor is missing, unexpected, or of another shape or dtype. One message
+        lists all differences.
     """
-    shared = wanted.keys() & found.keys()
+    shared = wanted.keys() & tensors.keys()
     kinds = {
-        "missing": wanted.keys() - found.keys(),
-        "left over": found.keys() - wanted.keys(),
+        "missing": wanted.keys() - tensors.keys(),
+        "left over": tensors.keys() - wanted.keys(),
         "of another shape": (
-            f"{name} {found[name].shape} instead of {tuple(wanted[name].shape)}"
+            f"{name} {tensors[name].shape} instead of {tuple(wanted[name].shape)}"
             for name in shared
-            if found[name].shape != tuple(wanted[name].shape)
+            if tensors[name].shape != tuple(wanted[name].shape)
         ),
         "of another type": (
-            f"{name} {found[name].dtype} instead of {jnp.dtype(wanted[name].dtype)}"
+            f"{name} {tensors[name].dtype} instead of {jnp.dtype(wanted[name].dtype)}"
             for name in shared
-            if found[name].dtype != wanted[name].dtype
+            if tensors[name].dtype != wanted[name].dtype
         ),
     }
     phrases = ((kind, listed(names)) for kind, names in kinds.items())
@@ -170,7 +170,7 @@ def check_tensors(
 
 
 def tree_checksum(tree: Mapping[str, Any]) -> str:
-    """SHA-256 of the names, types, shapes and bytes of a tree of arrays."""
+    """SHA-256 of the names, dtypes, shapes and bytes of a tree of arrays."""
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten_dict(tree, sep="/").items()):
         array = np.ascontiguousarray(jax.device_get(leaf))
@@ -180,7 +180,7 @@ def tree_checksum(tree: Mapping[str, Any]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The names in order, the first few of many."""
+    """The names, sorted and joined; only the first LISTED of a long list."""
     names = sorted(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more

@@ -1,19 +1,19 @@
-"""XLA's count of SISMA's arithmetic, beside the hand count of `cost`.
+"""XLA's count of SISMA's arithmetic, for comparison with the hand count of `cost`.
 
-XLA counts every operation of a program as it is given, before optimising it: two for a
-multiply-accumulate (MAC) of a matrix product, and what `cost` leaves out, too: norms, activations,
-gates, conversions. Nothing is compiled here and nothing runs.
+XLA counts the operations of a program before optimising it: two per multiply-accumulate (MAC) of a
+matrix product, and also norms, activations, gates and conversions, which `cost` leaves out. Nothing
+is compiled or run here.
 
-XLA counts the body of a loop once, however often it runs. So what runs in loops is also counted by
-itself, and added as often as it is missing:
+XLA counts the body of a loop once, however often it runs. So the bodies of loops are also counted
+separately and added as often as they are missing:
 
   - a block, depth - 1 times;
-  - a step of the recurrence, length - 1 times. Whatever `model.scan` is, the scan counted is
-    "sequential", the recurrence as it is written: others do more, or hide what they do from XLA.
-    A scan of a single token is that step and what is done per token outside the loop, so `length`
-    of these less one scan of all tokens are the steps that are missing;
-  - a block of queries, where attention has several: what the attention of all queries at once has
-    more than the one in blocks is missing.
+  - a step of the recurrence, length - 1 times. The scan counted is always "sequential", the plain
+    recurrence, because other implementations do more or hide their work from XLA. A scan of one
+    token is one step plus the work per token outside the loop, so `length` such scans minus one
+    scan of all tokens are the missing steps;
+  - a block of queries, if attention has several: the missing operations are the difference between
+    the attention of all queries at once and the attention in blocks.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from sisma_jax.models.sisma_config import SISMAConfig
 
 
 def xla_macs(config: SISMAConfig) -> int:
-    """Return half of XLA's operations for one velocity of one image: of `SISMA.velocity`."""
+    """Return half of XLA's operations for `SISMA.velocity` on one image."""
     one = dataclasses.replace(config, depth=1, scan="sequential")
     params = jax.eval_shape(partial(init_params, one), jax.random.key(0))
     size, latent = one.image_size, one.latent_size
@@ -43,8 +43,8 @@ def xla_macs(config: SISMAConfig) -> int:
         partial(SISMA(one).apply, method=name) for name in ("encode_mask", "velocity")
     )
     features = jax.eval_shape(encode_mask, {"params": params}, labels)
-    whole = _operations(velocity, {"params": params}, z, t, features)
-    # What belongs to blocks is stacked.
+    model = _operations(velocity, {"params": params}, z, t, features)
+    # Parameters and features of blocks are stacked.
     block_params, mask = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (params["blocks"], features)
     )
@@ -58,13 +58,13 @@ def xla_macs(config: SISMAConfig) -> int:
         jax.ShapeDtypeStruct((one.orders, length), jnp.int32),
     )
     missing = _missing_attention if one.mixer == "attention" else _missing_scan
-    # A block's two mixers have the same loop; a style read by mamba has a scan, too.
+    # The two mixers of a block have the same loop; a style mixer "mamba" adds a scan.
     loops = 2 * missing(one) + (one.style == "mamba") * _missing_scan(one)
-    return round((whole + (config.depth - 1) * block + config.depth * loops) / 2)
+    return round((model + (config.depth - 1) * block + config.depth * loops) / 2)
 
 
 def _missing_scan(config: SISMAConfig) -> float:
-    """Operations of one mixer's scans beyond what XLA counts."""
+    """Operations of one mixer's scans that XLA does not count."""
     length, channels = prod(config.grid), config.expand * config.width
 
     def counted(length: int) -> float:
@@ -76,7 +76,7 @@ def _missing_scan(config: SISMAConfig) -> float:
 
 
 def _missing_attention(config: SISMAConfig) -> float:
-    """Operations of one attention beyond what XLA counts."""
+    """Operations of one attention that XLA does not count."""
     heads = config.width // config.attention_head, config.attention_head
     tokens = jax.ShapeDtypeStruct((1, prod(config.grid), *heads), config.dtype)
     return _operations(attention, *(tokens,) * 3) - _operations(blocked_attention, *(tokens,) * 3)
@@ -87,5 +87,5 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def _operations(function: Callable, *arguments: Any) -> float:
-    """XLA's count of a program, the body of every loop once."""
+    """XLA's count of operations of a program, with the body of every loop once."""
     return jax.jit(function).lower(*arguments).cost_analysis()["flops"]

@@ -1,13 +1,13 @@
-"""Checkpoints: the one module that talks to Orbax.
+"""Saving and restoring of checkpoints; the only module that uses Orbax.
 
-A step holds three items, so that synthesis restores the averaged weights alone:
+A step has three items, so that synthesis can restore the averaged weights alone:
 
     state   step, weights and optimizer state
     ema     averaged weights
-    run     JSON: the number of the next global batch, and what the run is: seed, config, data
+    run     JSON: number of the next global batch, and the run's record (seed, config, data)
 
-Saves go on in the background, from all processes, and appear when they are whole. A state is
-restored onto whatever mesh it is asked for.
+All processes save in the background, and a step appears once it is complete. A state can be
+restored onto any mesh.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from sisma_jax.data.checksums import differ
 from sisma_jax.errors import InputError, RunError
 from sisma_jax.files import refuse_lfs_pointer
 from sisma_jax.models.weights import load_tree, read_metadata
-from sisma_jax.training.hosts import all_true, is_first, many, wait_for_all
+from sisma_jax.training.hosts import all_true, is_first, is_multiprocess, wait_for_all
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.state import Params, TrainState
 
@@ -43,34 +43,34 @@ class CheckpointConfig:
     every: int
     """Steps between two saves; the last step is always saved."""
     keep: int
-    """How many of the newest steps stay on disk."""
+    """Number of newest steps kept on disk."""
     keep_every: int
-    """Steps that are a multiple of this stay for good; 0 for none."""
+    """Steps that are a multiple of this are never deleted; 0 for none."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
             raise InputError(
                 f"checkpoint.every is {self.every} and checkpoint.keep {self.keep}: "
-                "both have to be at least 1"
+                "both must be at least 1"
             )
         if self.keep_every < 0 or self.keep_every % self.every:
             raise InputError(
                 f"checkpoint.keep_every is {self.keep_every}: choose a multiple of "
-                f"checkpoint.every {self.every}, or 0 to keep none for good"
+                f"checkpoint.every {self.every}, or 0 to keep none permanently"
             )
 
 
 class Checkpoints:
-    """The checkpoints of a run that is trained; every process has to make the same calls."""
+    """The checkpoints of a run in training; every process must make the same calls."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, record: Mapping[str, Any]) -> None:
         """Open for writing.
 
         Args:
-          folder: of the steps.
-          config: how many of them are kept.
-          record: what the run is; saved with every step. The seed and the data's checksum in it
-            have to be those of a step that is restored.
+          folder: folder of the steps.
+          config: how often to save and what to keep.
+          record: description of the run, saved with every step. Its seed and data checksum must
+            match those of a restored step.
         """
         self._config, self.record = config, record
         self._path = folder.absolute()
@@ -91,20 +91,20 @@ class Checkpoints:
         if error is None:
             with self._saving():
                 self._manager.close()
-        elif not many() or getattr(error, "shared", False):
-            with contextlib.suppress(Exception):  # it would hide what went wrong
+        elif not is_multiprocess() or getattr(error, "shared", False):
+            with contextlib.suppress(Exception):  # it would hide the original error
                 self._manager.close()
-        # Else it would wait for processes that know nothing of the error.
+        # Otherwise closing would wait for processes that are not aware of the error.
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
     def due(self, step: int) -> bool:
-        """Whether `step` is one of those saved on the way."""
+        """Whether `step` is to be saved during training."""
         return step % self._config.every == 0
 
     def save(self, step: int, state: TrainState) -> None:
-        """Begin to save; a step already there stays.
+        """Start saving; does nothing if the step exists already.
 
         Raises:
           RunError: if an earlier save failed.
@@ -119,20 +119,20 @@ class Checkpoints:
                     ema=ocp.args.StandardSave(state.ema),
                     run=ocp.args.JsonSave({"batch": step, **self.record}),
                 ),
-                force=True,  # Orbax would save the first step too
+                force=True,  # otherwise Orbax also saves the first step
             )
 
     def wait(self) -> None:
-        """Return once what is being saved is whole.
+        """Wait until saving is complete.
 
         Raises:
-          RunError: if it failed.
+          RunError: if saving failed.
         """
         with self._saving():
             self._manager.wait_until_finished()
 
     def check(self) -> None:
-        """Raises RunError if a save in the background has failed."""
+        """Raise RunError if a save in the background has failed."""
         with self._saving():
             self._manager.check_for_errors()
 
@@ -145,34 +145,34 @@ class Checkpoints:
             kept = f"step {max(steps)} is kept" if steps else "no step is saved yet"
             raise RunError(
                 f"a checkpoint could not be written to {self._path} ({_reason(error)}): {kept}; "
-                "see that there is room, then the same command continues"
+                "make room on the disk, then run the same command to continue"
             ) from error
 
     def restore(self, abstract: TrainState) -> TrainState | None:
-        """Return the newest intact state, placed as `abstract` (shapes, shardings) says, or None.
+        """Return the newest intact state, or None; `abstract` has its shapes and shardings.
 
         Newer steps that cannot be read are moved to the run folder's `damaged/`, with a warning, so
-        that training can save these steps anew.
+        that training can save them again.
 
         Raises:
-          InputError: if there are checkpoints, but none that can be read and fits, or they are of
-            another seed or other data.
+          InputError: if there are checkpoints, but none is readable and fits, or they have another
+            seed or other data.
         """
         with _Reader(self._path) as reader:
-            found = reader.newest_intact(
+            result = reader.newest_intact(
                 state=ocp.args.StandardRestore(_without_ema(abstract)),
                 ema=ocp.args.StandardRestore(abstract.ema),
                 run=ocp.args.JsonRestore(),
             )
-        if found is None:
+        if result is None:
             return None
-        step, items, damaged = found
+        step, items, damaged = result
         for name, other in (("seed", operator.ne), ("data", differ)):
             now, then = self.record.get(name), items.run.get(name)
             if None not in (now, then) and other(then, now):
                 raise InputError(
-                    f"checkpoint {self._path / str(step)} is of {name} {then!r} where this run has "
-                    f"{now!r}: continue with that, or give --workdir a new folder",
+                    f"checkpoint {self._path / str(step)} has {name} {then!r}, but this run has "
+                    f"{now!r}: continue with the former, or give --workdir a new folder",
                     shared=True,
                 )
         if damaged:
@@ -186,13 +186,13 @@ class Checkpoints:
             for step in steps:
                 shutil.rmtree(aside / str(step), ignore_errors=True)
                 os.replace(self._path / str(step), aside / str(step))
-        wait_for_all()  # and see the folder as the first process leaves it
+        wait_for_all()  # so that all see the changed folder
         self._manager.reload()
 
 
 @contextlib.contextmanager
-def _unsaid() -> Iterator[None]:
-    """Orbax warns of what `read_only` means whenever it is asked for."""
+def _without_warnings() -> Iterator[None]:
+    """Suppresses Orbax's warning about `read_only`."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
     try:
@@ -202,12 +202,12 @@ def _unsaid() -> Iterator[None]:
 
 
 class _Reader:
-    """Reads steps, each process by itself: what one cannot read must not let the others wait."""
+    """Reads steps separately in each process, so that a failure in one does not block others."""
 
     def __init__(self, path: Path) -> None:
         alone = jax.process_index()
         self._path = path.absolute()
-        with _unsaid():
+        with _without_warnings():
             self._manager = ocp.CheckpointManager(
                 self._path,
                 options=ocp.CheckpointManagerOptions(
@@ -228,23 +228,23 @@ class _Reader:
         self._manager.close()
 
     def newest_intact(self, **items: ocp.args.CheckpointArgs) -> tuple[int, Any, list[int]] | None:
-        """The newest step whose items every process can read, them, and the newer steps.
+        """The newest step whose items every process can read, these items, and all newer steps.
 
-        Warns of the latter. None where there are no checkpoints.
+        Warns about the newer steps. Returns None if there are no checkpoints.
 
         Raises:
-          InputError: if there are, but none can be read.
+          InputError: if there are checkpoints, but none can be read.
         """
         failures: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             restored, failure = None, None
             try:
-                # Orbax reports a pointer by many lines, from threads of its own.
+                # Orbax would report git-lfs pointers by many lines from its threads.
                 for file in (self._path / str(step)).rglob("*"):
                     refuse_lfs_pointer(file)
                 restored = self._manager.restore(step, args=ocp.args.Composite(**items))
                 if "run" in items and restored.run["batch"] != step:
-                    failure = f"it says that {restored.run['batch']} batches were read"
+                    failure = f"it records {restored.run['batch']} batches instead of {step}"
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 failure = _reason(error)
             if not all_true(failure is None):
@@ -262,40 +262,40 @@ class _Reader:
         newest, reason = next(iter(failures.items()))
         others = f", nor can {len(failures) - 1} before it" if len(failures) > 1 else ""
         raise InputError(
-            f"checkpoint {self._path / str(newest)} cannot be restored ({reason}){others}: if this "
-            "is not the software or the config it was saved with, take that; otherwise delete "
-            f"{self._path} to begin again",
+            f"checkpoint {self._path / str(newest)} cannot be restored ({reason}){others}: use the "
+            "software and the config that it was saved with, or delete "
+            f"{self._path} to start again",
             shared=True,
         )
 
 
 def averaged_weights(run: RunFolder, abstract: Params) -> tuple[int, Params]:
-    """Return step and averaged weights of a run's newest checkpoint, or of an exported folder.
+    """Return step and averaged weights of a run's newest checkpoint or of an exported folder.
 
     Args:
-      run: either.
-      abstract: shapes with shardings.
+      run: run folder or exported folder.
+      abstract: shapes, dtypes and shardings of the weights.
 
     Raises:
-      InputError: if there are none, or they cannot be read or do not fit.
+      InputError: if there are no weights, or they cannot be read or do not fit.
     """
     if run.weights_file.exists():
         params = load_tree(run.weights_file, abstract)
         step = int(read_metadata(run.weights_file).get("step", 0))
         return step, jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract))
     with _Reader(run.checkpoints) as reader:
-        found = reader.newest_intact(ema=ocp.args.StandardRestore(abstract))
-    if found is None:
+        result = reader.newest_intact(ema=ocp.args.StandardRestore(abstract))
+    if result is None:
         raise InputError(
             f"{run.path} holds no finished checkpoint: train until the first one is saved "
             "(checkpoint.every)"
         )
-    step, items, _ = found
+    step, items, _ = result
     return step, items.ema
 
 
 def _reason(error: BaseException) -> str:
-    """One line of what Orbax or TensorStore say of the first cause, or its end where it is long."""
+    """One line of Orbax' or TensorStore's message about the root cause; its end if it is long."""
     while error.__cause__ is not None:
         error = error.__cause__
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -309,7 +309,7 @@ def _without_ema(state: TrainState) -> dict[str, Any]:
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
-    """Return shapes and dtypes of `tree` with shardings, for restoring."""
+    """Return the shapes and dtypes of `tree` with `shardings`, for restoring."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         tree,

@@ -1,4 +1,4 @@
-"""What is kept of a run whose numbers stopped being finite, so that one can look for the cause."""
+"""Keeps the state of a run whose numbers stopped being finite, for finding the cause."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,15 +20,15 @@ def keep_diverged(
     record: Mapping[str, Any],
     batch_ids: Callable[[int], list[str]],
 ) -> RunError:
-    """Save the state before the first skipped step as a run folder; return what to say of it.
+    """Save the state before the first skipped step as a run folder; return the error to raise.
 
     Args:
       run: the run's own folder.
       step: the last of the skipped steps.
-      skipped: how many in a row.
-      state: of this step or a later one, which has not changed since.
-      record: what the run is, for the checkpoint.
-      batch_ids: number of a global batch -> the data set's names of its items.
+      skipped: number of consecutive skipped steps.
+      state: state after this step or a later one; it has not changed since.
+      record: description of the run, for the checkpoint.
+      batch_ids: maps the number of a global batch to the data set's names of its items.
     """
     before = step - skipped
     folder = RunFolder(run.diverged / f"step_{before}")
@@ -55,7 +55,7 @@ def keep_diverged(
         checkpoints.save(before, state)
     return RunError(
         f"loss or gradient was not finite in {skipped} steps in a row, {before + 1} to {step}: "
-        f"--workdir {folder.path} repeats them, its batches.json names their items; to go on, "
-        "lower train.learning_rate and continue from the last checkpoint",
+        f"--workdir {folder.path} repeats them, its batches.json names their items; to continue, "
+        "lower train.learning_rate and restart from the last checkpoint",
         shared=True,
     )

@@ -1,7 +1,7 @@
-"""The loss on held-out items by training time, at noise that belongs to the item.
+"""The loss on held-out items by training time, with noise determined by the item.
 
-The same weights always get the same numbers, whatever the batch size and the devices, so that
-the curve of a run shows the weights and not the draws.
+The same weights always give the same numbers, whatever the batch size and the devices, so a run's
+curve reflects the weights and not random draws.
 """
 
 import dataclasses
@@ -24,21 +24,21 @@ from sisma_jax.training.sharding import put_batch, replicated, row_share, under_
 from sisma_jax.training.state import Params
 
 GOLDEN = (5**0.5 - 1) / 2
-"""Multiples of it modulo 1 cover every bin evenly, however many items there are."""
+"""Its multiples modulo 1 cover [0, 1] evenly for any number of items."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """The config's section `evaluation`: what training measures of its averaged weights."""
+    """The config's section `evaluation`, for metrics of the averaged weights during training."""
 
     every: int
     """Steps between two evaluations; 0 for none."""
     items: int
-    """Items of the test split that the loss is taken of."""
+    """Number of items of the test split that the loss is computed on."""
     bins: int
-    """Equal parts of the training time in [0, 1] that the loss is taken of one by one."""
+    """Number of equal intervals of training time [0, 1] with a loss each."""
     hook: str
-    """"module:function" to call with (synthesizer, test split) for further metrics; "" for none."""
+    """"module:function", called with (synthesizer, test split) for further metrics; "" for none."""
 
     def __post_init__(self) -> None:
         if self.every < 0:
@@ -61,12 +61,12 @@ def held_out_loss(
     """Return weights -> {"test_loss": mean over all times, "test_loss/0.0-0.2": ..., ...}.
 
     Args:
-      config: of the generator. With a style, each face is made in its own.
-      settings: how many items and bins; all items of a smaller source.
+      config: configuration of the generator. With style conditioning, each face has its own style.
+      settings: numbers of items and bins; all items if the source has fewer.
       source: the test split.
       autoencoder: see `objective.latents_of`.
-      mesh: all devices; every process has to call the result.
-      batch_size: items at a time, over all devices, which divide it.
+      mesh: all devices; every process must call the result.
+      batch_size: global batch size, a multiple of the number of devices.
     """
     count, bins = min(settings.items, len(source)), settings.bins
     place, sharers = row_share(mesh)
@@ -92,7 +92,7 @@ def held_out_loss(
     sums = under_mesh(mesh, sums)
 
     def read(start: int) -> dict[str, np.ndarray]:
-        """This process's rows of the items from `start` on; past the last they weigh nothing."""
+        """This process's rows of the batch at `start`; rows past the last item have weight 0."""
         index = start + place * rows + np.arange(rows)
         batch: dict[str, Any] = items(source, np.minimum(index, count - 1).tolist())
         return batch | {

@@ -1,7 +1,7 @@
-"""Many processes that train one model: how they meet, which one speaks, and agreeing.
+"""Training one model with many processes: connecting, printing, and agreeing on errors and stops.
 
-Each process runs the same program on its own devices. Process 0 prints and writes files; what is
-wrong on any of them ends all, with one sentence.
+Each process runs the same program on its own devices. Process 0 prints and writes files. An error
+in any process ends all of them with one sentence.
 """
 
 import argparse
@@ -22,25 +22,27 @@ MESSAGE_BYTES = 2000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which processes train together."""
+    """Add the options that define which processes train together."""
     group = parser.add_argument_group("many processes")
     group.add_argument(
         "--distributed",
         action="store_true",
         help="train with the processes that the cluster started: SLURM, TPU pods, Kubernetes, MPI",
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, otherwise")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0 on")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="address of process 0, without --distributed"
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
 
 
 def join(args: argparse.Namespace) -> None:
-    """Meet the other processes, before anything else asks JAX for a device.
+    """Connect to the other processes; call it before anything else uses a JAX device.
 
-    Where they do not come, JAX gives up after some minutes, by itself and at length.
+    If they do not start, JAX aborts after some minutes with a long message of its own.
 
     Raises:
-      InputError: if the options do not say which processes there are, or no cluster does.
+      InputError: if neither the options nor a cluster define the processes.
     """
     explicit = {name: getattr(args, name) for name in ("coordinator", "processes", "process")}
     given = [value is not None for value in explicit.values()]
@@ -58,20 +60,20 @@ def join(args: argparse.Namespace) -> None:
             f"{args.processes - 1}"
         )
     if all(given):
-        where = f"process {args.process} of {args.processes} meets the others at {args.coordinator}"
+        where = f"process {args.process} of {args.processes} connects to {args.coordinator}"
         print(where, file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(*explicit.values())
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the processes did not meet ({reason}): start all of them, under SLURM, on a TPU pod "
-            "or in a Kubernetes JobSet with --distributed, elsewhere with --coordinator, "
+            f"the processes did not connect ({reason}): start all of them, under SLURM, on a TPU "
+            "pod or in a Kubernetes JobSet with --distributed, elsewhere with --coordinator, "
             "--processes and --process"
         ) from error
 
 
-def many() -> bool:
+def is_multiprocess() -> bool:
     return jax.process_count() > 1
 
 
@@ -80,33 +82,33 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
-    """Print, on one process. Where nobody listens any more, since the terminal or the pipe is gone,
-    training goes on unheard: no print may cost a save."""
+def print_once(text: str) -> None:
+    """Print in the first process only. If the terminal or the pipe is closed, later output is
+    discarded and training continues: printing must not prevent a save."""
     if not is_first():
         return
     try:
         print(text, flush=True)
-    except (OSError, ValueError):  # ValueError where the stream is closed
-        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
+    except (OSError, ValueError):  # ValueError if the stream is closed
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  open until exit
         try:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        except (OSError, ValueError):  # a stream that is no file, as of a notebook
+        except (OSError, ValueError):  # a stream without a file, as in notebooks
             sys.stdout = nowhere
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Do something on every process, whose InputError on any of them is raised on all.
+    """Run the body on every process; an InputError on any of them is raised on all.
 
-    The body must not wait for other processes; the end of it does.
+    The body must not wait for other processes; leaving it does.
     """
     error = None
     try:
         yield
     except InputError as caught:
         error = caught
-    if many():
+    if is_multiprocess():
         words = "" if error is None else str(error)
         for process, message in enumerate(_everyones(words)):
             if message:
@@ -117,14 +119,16 @@ def together() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Return once every process is here."""
+    """Wait until every process has called this."""
     with together():
         pass
 
 
 def all_true(value: bool) -> bool:
     """Whether `value` holds on every process."""
-    return bool(np.all(multihost_utils.process_allgather(np.array(value)))) if many() else value
+    if not is_multiprocess():
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
 
 
 def _everyones(words: str) -> list[str]:
@@ -137,19 +141,18 @@ def _everyones(words: str) -> list[str]:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Yield (step) -> whether to save and stop after it, because of SIGTERM, SIGINT or SIGHUP.
+    """Yield (step) -> whether to save and stop after it because of SIGTERM, SIGINT or SIGHUP.
 
-    Alone, a process stops after the step at hand, and a second signal acts as it always does. With
-    others, a signal to any of them stops all, after a step that JAX's preemption service agrees on;
-    SIGTERM is its own, so that notices by clusters take the same way. SIGHUP, of a terminal that is
-    closed, is left alone where it is ignored, as nohup has it; it often comes twice, and the second
-    changes nothing.
+    A single process stops after the current step, and a second signal has its default effect. With
+    several processes, a signal to any of them stops all, after a step agreed on by JAX's preemption
+    service, which also handles the SIGTERM of clusters. SIGHUP, sent when a terminal closes, stays
+    ignored if it already is (nohup). It often arrives twice; the second has no effect.
     """
     received: list[int] = []
-    shared = many()
+    shared = is_multiprocess()
 
     def handle(number: int, frame: Any) -> None:
-        # It may come amidst a print, or from a terminal that takes no more: `stop` speaks.
+        # May interrupt a print, or the terminal may be closed, so only `stop` prints.
         received.append(number)
         if number != hangup:
             signal.signal(number, previous[number])
@@ -160,7 +163,7 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
         asked = multihost_utils.reached_preemption_sync_point(step) if shared else bool(received)
         if asked:
             names = [signal.Signals(number).name for number in received] or ["asked to stop"]
-            say(f"{names[0]}: saving step {step}, then stopping")
+            print_once(f"{names[0]}: saving step {step}, then stopping")
         return asked
 
     numbers = [signal.SIGINT] if shared else [signal.SIGINT, signal.SIGTERM]

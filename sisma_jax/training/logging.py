@@ -1,4 +1,4 @@
-"""What a run says while it trains: a line on the screen, a row in metrics.jsonl, TensorBoard."""
+"""Output of a run in training: progress lines, rows in metrics.jsonl, and TensorBoard."""
 
 import json
 import math
@@ -21,37 +21,37 @@ from sisma_jax.training.throughput import mfu, peak_memory
 
 @runtime_checkable
 class Log(Protocol):
-    """Whom a run tells how it goes; the first of its processes does."""
+    """A receiver of a run's metrics and images, called by the first process."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Numbers by name: those of training have a learning rate, those of an evaluation none."""
+        """Metrics by name. Only those of training include "learning_rate"."""
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        """A sheet of samples, or whatever the run draws of itself."""
+        """A picture such as a sheet of samples."""
 
     def close(self) -> None:
-        """Nothing more comes: the run has ended or stopped."""
+        """Called when the run has ended or stopped."""
 
 
 class MetricsLog:
-    """Rows of metrics by step. Rows past the step that a run continues from are dropped.
+    """Writes rows of metrics by step. Rows past the step that a run continues from are dropped.
 
-    TensorBoard's events are written here and now: `tensorboardX.SummaryWriter` leaves them to a
-    thread, which a full disk ends unheard, and then waits for it forever.
+    TensorBoard's events are written synchronously: the thread of `tensorboardX.SummaryWriter` ends
+    silently on a full disk, and the writer then waits for it forever.
     """
 
     def __init__(self, run: RunFolder, start: int) -> None:
         _drop_rows_after(run.metrics_file, start)
         self._file = run.metrics_file.open("a", encoding="utf-8")
         self._events = EventsWriter(str(run.path / "events"))
-        # TensorBoard hides events of earlier files from this step on.
+        # Makes TensorBoard hide events of earlier files from this step on.
         self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Numbers that are not finite are left out: JSON has none.
+        """Write metrics, leaving out those that are not finite, which JSON cannot represent.
 
         Raises:
-          OSError: if a file cannot be written; so does `image`.
+          OSError: if a file cannot be written; `image` raises it too.
         """
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -66,7 +66,7 @@ class MetricsLog:
 
     def close(self) -> None:
         for file in (self._file, self._events):
-            with suppress(OSError):  # only of what `write` or `image` has raised already
+            with suppress(OSError):  # `write` or `image` has raised it already
                 file.close()
 
     def _event(self, step: int, **content: Any) -> None:
@@ -74,7 +74,7 @@ class MetricsLog:
 
 
 class Logs:
-    """Several as one; none in the processes that write none."""
+    """Several logs as one; empty in processes that do not log."""
 
     def __init__(self, logs: Sequence[Log]) -> None:
         self._logs = logs
@@ -106,7 +106,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
 
 
 def evaluated_at(path: Path, step: int) -> bool:
-    """Whether there is a row of an evaluation at `step`: rows of training have a learning rate."""
+    """Whether there is a row of an evaluation, without a learning rate, at `step`."""
     for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError, KeyError, TypeError):  # a row cut short by a crash
             row = json.loads(line)
@@ -116,13 +116,13 @@ def evaluated_at(path: Path, step: int) -> bool:
 
 
 class Progress:
-    """Speed and remaining time, from the moment the first step of this process is done.
+    """Speed and remaining time, measured after the first step of this process.
 
     Args:
       start, steps: the step before the first, and the last.
-      batch_size: of all processes.
-      macs: of one image, for the MFU; None where they are not known.
-      peak: operations per second of all devices, likewise.
+      batch_size: global batch size.
+      macs: multiply-accumulates per image, for the MFU; None if unknown.
+      peak: operations per second of all devices; None if unknown.
     """
 
     def __init__(
@@ -133,36 +133,36 @@ class Progress:
         self._last_step, self._since, self._waited = start, time.monotonic(), 0.0
 
     def compiled(self, step: int) -> None:
-        """Leave out what came before: compilation."""
+        """Start measuring after `step`, which excludes compilation."""
         self._first = (step, time.monotonic())
         self._last_step, self._since, self._waited = step, time.monotonic(), 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data."""
+        """Count the time inside as waiting for data."""
         began = time.monotonic()
         yield
         self._waited += time.monotonic() - began
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside is no training: it does not count for the speed."""
+        """Exclude the time inside from the speed."""
         began = time.monotonic()
         yield
         self._since += time.monotonic() - began
 
     def speed(self, step: int) -> dict[str, float]:
-        """Since the last call: images a second, MFU, share of the time that waited for data; and
-        the memory of a device at its most."""
+        """Images per second, MFU and share of time waiting for data since the last call, and the
+        peak memory of a device in GiB."""
         elapsed = max(time.monotonic() - self._since, 1e-9)
         rate = (step - self._last_step) * self._batch_size / elapsed
-        found = {"memory_gib": peak_memory() / 2**30}
+        metrics = {"memory_gib": peak_memory() / 2**30}
         if rate:
-            found |= {"images_per_second": rate, "data_wait": self._waited / elapsed}
+            metrics |= {"images_per_second": rate, "data_wait": self._waited / elapsed}
             if self._macs and self._peak:
-                found["mfu"] = mfu(self._macs, rate, self._peak)
+                metrics["mfu"] = mfu(self._macs, rate, self._peak)
         self._last_step, self._since, self._waited = step, time.monotonic(), 0.0
-        return found
+        return metrics
 
     def line(self, step: int, metrics: Mapping[str, float]) -> str:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -1,8 +1,8 @@
-"""The loop that trains any of the project's models: restore, step, log, evaluate, sample, save.
+"""The training loop of all models: restore, step, log, evaluate, sample, save.
 
-A run is continued by running it again: state and data position come from the newest checkpoint, and
-what follows equals an undisturbed run. SIGTERM, Ctrl-C and a closed terminal (SIGHUP) finish the
-step at hand, save and return.
+Running the same command again continues a run: state and data position come from the newest
+checkpoint, and the result equals that of an uninterrupted run. After SIGTERM, Ctrl-C or a closed
+terminal (SIGHUP) the loop finishes the current step, saves and returns.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from sisma_jax.training.checkpoint import (
     averaged_weights,
 )
 from sisma_jax.training.divergence import keep_diverged
-from sisma_jax.training.hosts import all_true, is_first, many, say, stop_requests
+from sisma_jax.training.hosts import all_true, is_first, is_multiprocess, print_once, stop_requests
 from sisma_jax.training.logging import Log, Logs, MetricsLog, Progress, evaluated_at
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import Feed
@@ -54,35 +54,35 @@ from sisma_jax.training.state import (
 from sisma_jax.training.throughput import matmul_peak
 
 SHOWN = ("loss", "images_per_second", "mfu", "data_wait", "skipped")
-"""Metrics of the line on the screen, beside those that are the model's own."""
+"""Metrics printed in progress lines, after those of the model."""
 UNREAD = 2
-"""Steps whose metrics are not waited for, so that accelerators have the next step at hand."""
+"""Steps in flight before the loop waits for metrics, so that accelerators do not idle."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained, and what is looked at meanwhile."""
+    """What is trained, evaluated and sampled."""
 
     init_params: Callable[[], Params]
-    """Makes new weights; traced."""
+    """Returns new weights; traced."""
     optimizer: optax.GradientTransformation
-    """By `make_optimizer`."""
+    """Result of `make_optimizer`."""
     draw: Draw
     loss_fn: LossFn
     constants: tuple[Any, ...] = ()
-    """Arrays that the loss needs beside the batch (the frozen autoencoder)."""
+    """Further arguments of the loss (the frozen autoencoder)."""
     feed: Feed
     sample_grid: Callable[[Params], UInt8[np.ndarray, "h w 3"]]
-    """Averaged weights -> a picture for samples/ and TensorBoard; called by one process, with
-    weights that are whole and its own."""
+    """Averaged weights -> a picture for samples/ and TensorBoard; called in one process, with
+    unsharded local weights."""
     evaluate: Callable[[Params], Mapping[str, float]] | None = None
-    """Averaged weights -> metrics; called by all processes."""
+    """Averaged weights -> metrics; called in all processes."""
     evaluate_every: int = 0
     """Steps between two evaluations; 0 for none."""
     macs: int | None = None
-    """Of one image, forward, for the MFU."""
+    """Multiply-accumulates of the forward pass of one image, for the MFU; None if unknown."""
     dtype: str = "float32"
-    """That the model computes in, for the MFU."""
+    """Compute type of the model, for the MFU."""
 
 
 def train(
@@ -95,34 +95,34 @@ def train(
     task: Task,
     watch: Sequence[Log] = (),
 ) -> TrainState:
-    """Train until `config.steps`, or until told to stop; return the last state, which is saved.
+    """Train until `config.steps` or a stop request; return the last state, which is saved.
 
     Args:
-      run: the folder, already claimed.
-      config, checkpoint: the sections of the config.
+      run: the run folder, already claimed.
+      config, checkpoint: sections of the config.
       mesh: all devices of all processes.
-      record: what the run is, for its checkpoints; its "seed" decides all that is random.
+      record: description of the run, for its checkpoints; its "seed" determines all randomness.
       task: what is trained.
-      watch: whom else to tell of metrics and samples, while they are made.
+      watch: further logs that receive metrics and samples.
 
     Raises:
       InputError: if there are checkpoints and none can be restored.
-      RunError: if steps are skipped too many times in a row, a disk is full, or a process is lost.
+      RunError: if too many steps in a row are skipped, a disk is full, or a process is lost.
     """
-    with _in_words(run, config), Checkpoints(run.checkpoints, checkpoint, record) as checkpoints:
+    with _run_errors(run, config), Checkpoints(run.checkpoints, checkpoint, record) as checkpoints:
         state = _restore_or_init(run, checkpoints, config, task, mesh)
         start = int(state.step)
-        # It was saved before it was looked at, and may have been stopped in between.
-        looked_at = not start or _looked_at(run, config, task, start)
-        if start >= config.steps and looked_at:
-            say(f"{run.path} is trained: step {start} of {config.steps}")
+        # Steps are saved before evaluation and sampling, which a stop may have prevented.
+        evaluated = not start or _evaluated_and_sampled(run, config, task, start)
+        if start >= config.steps and evaluated:
+            print_once(f"{run.path} is trained: step {start} of {config.steps}")
             return state
         if start:
-            say(f"continuing {run.path} at step {start}")
+            print_once(f"continuing {run.path} at step {start}")
         step_fn = make_step(task.loss_fn, task.draw, task.optimizer, config, record["seed"])
         step_fn = jit_step(step_fn, jax.tree.map(lambda x: x.sharding, state), mesh)
         constants = jax.device_put(task.constants, replicated(mesh))
-        # One peak stands for all: JAX's processes have devices of one kind.
+        # All processes of JAX have devices of the same kind.
         peak = matmul_peak(task.dtype) * jax.process_count() if task.macs else None
         progress = Progress(start, config.steps, config.batch_size, task.macs, peak)
         log = Logs([MetricsLog(run, start), *watch] if is_first() else [])
@@ -130,8 +130,8 @@ def train(
         try:
             with stop_requests() as stop_requested, closing(on_devices(batches, mesh)) as placed:
                 loop = _Loop(run, config, checkpoints, task, mesh, log, progress)
-                if not looked_at:
-                    loop.look(start, state, last=start >= config.steps)
+                if not evaluated:
+                    loop.evaluate_and_sample(start, state, last=start >= config.steps)
                 return loop.run(state, start, placed, step_fn, constants, stop_requested)
         finally:
             batches.close()
@@ -139,30 +139,30 @@ def train(
 
 
 @contextmanager
-def _in_words(run: RunFolder, config: TrainConfig) -> Iterator[None]:
-    """What the machine says in the middle of a run, in one sentence."""
+def _run_errors(run: RunFolder, config: TrainConfig) -> Iterator[None]:
+    """Turns errors of disks, devices and processes into a RunError of one sentence."""
     try:
         yield
     except OSError as error:
         of_this_folder = str(error.filename or "").startswith(str(run.path))
         if error.errno not in NO_ROOM and not of_this_folder:
-            raise  # of the data, say
+            raise  # such as an error of the data
         raise RunError(
             f"run folder {run.path} cannot be written ({error.strerror}): the last checkpoint is "
-            "kept; mend that, then the same command continues"
+            "kept; fix this, then run the same command to continue"
         ) from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise RunError(
-                f"the devices' memory does not hold a step of train.batch_size "
+                f"the devices' memory is too small for a step of train.batch_size "
                 f"{config.batch_size} ({str(error).splitlines()[0][:200]}): raise "
                 "train.accumulate, set model.remat, or use more devices"
             ) from error
-        if not many():
+        if not is_multiprocess():
             raise
         raise RunError(
-            f"process {jax.process_index()} has lost another one ({str(error).splitlines()[0]}): "
-            "start all of them again, they continue from the last checkpoint"
+            f"process {jax.process_index()} lost another process ({str(error).splitlines()[0]}): "
+            "start all of them again to continue from the last checkpoint"
         ) from error
 
 
@@ -200,7 +200,7 @@ class _Loop:
             self._profile(step, state)
             with self.progress.waiting():
                 batch = next(placed)
-            # Nothing may move between host and device by accident: it would stall every step.
+            # Forbids accidental transfers between host and device, which would stall every step.
             with jax.transfer_guard("disallow"):
                 state, metrics = step_fn(state, batch, *constants)
             self.pending.append((step, metrics))
@@ -217,16 +217,16 @@ class _Loop:
             if last or self.checkpoints.due(step):
                 self._read(0, state)
                 self.checkpoints.save(step, state)
-            if not requested:  # what is left of the time may be short
-                self.look(step, state, last)
+            if not requested:  # a stop request may leave little time
+                self.evaluate_and_sample(step, state, last)
             if last:
                 break
         self._profile(None, state)
-        self.checkpoints.wait()  # while signals are still heard
+        self.checkpoints.wait()  # while signals are still handled
         return state
 
     def _read(self, unread: int, state: TrainState) -> None:
-        """Wait for the metrics of all but the last `unread` steps; stop where they diverge."""
+        """Wait for the metrics of all but the last `unread` steps; raise if training diverged."""
         while len(self.pending) > unread:
             step, metrics = self.pending.popleft()
             row = jax.device_get(metrics)
@@ -249,21 +249,21 @@ class _Loop:
         self.log.write(step, means)
         own = means.keys() - {"learning_rate", "gradient_norm", "memory_gib", *SHOWN}
         shown = {name: means[name] for name in (*sorted(own), *SHOWN) if means.get(name)}
-        say(self.progress.line(step, shown))
+        print_once(self.progress.line(step, shown))
 
-    def look(self, step: int, state: TrainState, last: bool) -> None:
-        """Evaluate and sample where it is time. What was to be saved is being saved."""
+    def evaluate_and_sample(self, step: int, state: TrainState, last: bool) -> None:
+        """Evaluate and sample if due at `step`, after the checkpoint of `step` was started."""
         every = self.task.evaluate_every
         evaluate = every and (step % every == 0 or last)
         sample = step % self.config.sample_every == 0 or last
         if not evaluate and not sample:
             return
-        self._read(0, state)  # no step is in flight whose time would not count
+        self._read(0, state)  # so that no step runs during the pause
         with self.progress.paused():
             if evaluate:
                 metrics = dict(self.task.evaluate(state.ema))
                 self.log.write(step, metrics)
-                say(self.progress.line(step, metrics))
+                print_once(self.progress.line(step, metrics))
             if sample:
                 ema = local_copy(state.ema, self.mesh)
                 if is_first():
@@ -273,7 +273,7 @@ class _Loop:
                     self.log.image(step, "samples", image)
 
     def _profile(self, step: int | None, state: TrainState) -> None:
-        """Begin or end the trace before `step`, or at the end; of one process."""
+        """Start or stop the first process's trace before `step`, or at the end (None)."""
         first = self.config.profile_at
         end = first + self.config.profile_steps
         if not is_first():
@@ -286,11 +286,13 @@ class _Loop:
             self._read(0, state)
             jax.profiler.stop_trace()
             self.tracing = False
-            say(f"traced {self.folder.profile}: open it with TensorBoard's profile plugin or xprof")
+            print_once(
+                f"traced {self.folder.profile}: open it with TensorBoard's profile plugin or xprof"
+            )
 
 
-def _looked_at(run: RunFolder, config: TrainConfig, task: Task, step: int) -> bool:
-    """Whether what was due at `step` was evaluated and sampled before the run ended."""
+def _evaluated_and_sampled(run: RunFolder, config: TrainConfig, task: Task, step: int) -> bool:
+    """Whether evaluation and samples that were due at `step` exist."""
     if not is_first():
         return all_true(True)
     last, every = step >= config.steps, task.evaluate_every
@@ -301,9 +303,9 @@ def _looked_at(run: RunFolder, config: TrainConfig, task: Task, step: int) -> bo
 
 
 def _unread() -> int:
-    """How many steps may be in flight."""
-    # Several devices of one CPU share its threads: two steps in flight could each hold some and
-    # wait for the rest in a collective.
+    """The most steps in flight."""
+    # Several devices of one CPU share its threads: two steps in flight could deadlock in
+    # collectives, each holding some of the threads.
     return 0 if jax.default_backend() == "cpu" else UNREAD
 
 
@@ -315,17 +317,17 @@ def _restore_or_init(
     shardings = state_shardings(abstract, mesh)
     abstract = abstract_like(abstract, shardings)
     overview = parameter_overview.get_parameter_overview(abstract.params, include_stats="sharding")
-    say(overview)
+    print_once(overview)
     if is_first():
         write_atomically(run.parameters_file, (overview + "\n").encode())
     state = checkpoints.restore(abstract)
     if state is not None:
-        # With another limit a streak that goes on could forbid every step.
+        # With a lower limit than before, the streak would block every step.
         streak_is_over = int(state.skipped_in_a_row) >= config.skip_limit
         return state.replace(skipped_in_a_row=state.step * 0) if streak_is_over else state
     if config.init_from:
         params = _weights_of(config.init_from, abstract.params)
-        say(f"starting from the weights of {config.init_from}")
+        print_once(f"starting from the weights of {config.init_from}")
         start = lambda params: init_state(params, task.optimizer)
         return jax.jit(start, out_shardings=shardings)(params)
     return jax.jit(init, out_shardings=shardings)()
@@ -333,5 +335,5 @@ def _restore_or_init(
 
 def _weights_of(path: str, abstract: Params) -> Params:
     run = RunFolder(Path(path))
-    run.config()  # a folder without one is no run
+    run.config()  # raises if the folder holds no run
     return averaged_weights(run, abstract)[1]

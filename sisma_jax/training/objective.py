@@ -1,11 +1,11 @@
-"""The training objective: what is drawn for a batch, and the loss of each of its rows.
+"""The training objective: random draws for a batch, and the loss of each row.
 
-A model with a style is trained to make each face in the face's own style, which it is given, or,
-for a share of the rows, in any: their style is dropped, and of others that of some classes, so that
-one model makes faces with a reference, without, and with one for some parts.
+A model with style conditioning is trained to reconstruct each face given its own style. For a share
+of the rows the style is dropped, and for others that of some classes, so that one model can
+synthesise faces with a reference, without one, and with one for some parts.
 
-Everything random is drawn for the whole batch and by row, ahead of the loss. So the loss of a row
-does not depend on the devices that share the batch, nor on the parts it is gone through in.
+All random numbers are drawn per row for the whole batch before the loss. So the loss of a row does
+not depend on how the batch is distributed over devices or split for accumulation.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.errors import InputError
 from sisma_jax.generators import Config, generator
 from sisma_jax.models.autoencoder import Autoencoder, sample_latent, to_float
-from sisma_jax.models.sisma import gathered
+from sisma_jax.models.sisma import gather_parameters
 from sisma_jax.models.style_encoder import without
 from sisma_jax.training.class_balance import class_weights
 
@@ -34,11 +34,11 @@ class FlowConfig:
     drop: float
     """Share of masks replaced by the null mask, for guidance."""
     style_drop: float = 0.5
-    """Share of rows whose style is dropped, of a model with one."""
+    """Share of rows whose style is dropped, for models with style conditioning."""
     style_class_drop: float = 0.1
-    """Of the others, the share of classes whose style is dropped."""
+    """Share of classes whose style is dropped in the other rows."""
     class_balance: float = 0.0
-    """How far small classes count as much as large ones in the loss, see `class_weights`."""
+    """Balance between small and large classes in the loss, 0 to 1; see `class_weights`."""
 
     def __post_init__(self) -> None:
         if self.sampling not in flow.TIME_SAMPLINGS:
@@ -49,7 +49,7 @@ class FlowConfig:
 
 
 def latent_noise(config: Config, key: PRNGKeyArray, count: int) -> dict[str, Array]:
-    """Draw "posterior" and "noise", both like `count` latents, N(0, 1)."""
+    """Draw "posterior" and "noise", both N(0, 1) with the shape of `count` latents."""
     shape = (count, config.latent_size, config.latent_size, config.latent_channels)
     posterior, noise = jax.random.normal(key, (2, *shape))
     return {"posterior": posterior, "noise": noise}
@@ -58,9 +58,9 @@ def latent_noise(config: Config, key: PRNGKeyArray, count: int) -> dict[str, Arr
 def draw(
     key: PRNGKeyArray, batch: dict[str, Array], *, config: Config, flow_config: FlowConfig
 ) -> dict[str, Array]:
-    """Everything random of a training batch: `latent_noise`, "time" (b,) and "dropped" (b,).
+    """Draw all random numbers of a batch: `latent_noise`, "time" (b,) and "dropped" (b,).
 
-    For a model with a style also "styleless" (b, k), the classes whose style is dropped.
+    With style conditioning also "styleless" (b, k), the classes whose style is dropped.
     """
     noise_key, time_key, drop_key = jax.random.split(key, 3)
     count = len(batch["labels"])
@@ -71,16 +71,16 @@ def draw(
     if not generator(config).has_style:
         return drawn
     all_key, class_key = jax.random.split(jax.random.fold_in(key, 3))
-    whole = jax.random.bernoulli(all_key, flow_config.style_drop, (count, 1))
+    rows = jax.random.bernoulli(all_key, flow_config.style_drop, (count, 1))
     shape = (count, config.num_classes)
     return drawn | {
-        "styleless": whole | jax.random.bernoulli(class_key, flow_config.style_class_drop, shape)
+        "styleless": rows | jax.random.bernoulli(class_key, flow_config.style_class_drop, shape)
     }
 
 
 def nothing_dropped(config: Config, count: int, *, style: bool = True) -> dict[str, Array]:
-    """What `draw` gives beside noise and time where every row has its mask, and its face's style;
-    without `style` no row has one."""
+    """What `draw` returns besides noise and time if no masks are dropped, and no styles either, or
+    all of them if `style` is False."""
     given = {"dropped": jnp.zeros(count, bool)}
     if generator(config).has_style:
         given["styleless"] = jnp.full((count, config.num_classes), not style)
@@ -92,7 +92,7 @@ def latents_of(batch: dict[str, Array], autoencoder: Autoencoder) -> Float[Array
 
     Args:
       batch: "image" uint8 (b, H, W, 3), or "moments" (b, h, w, 2 c) of cached latents.
-      autoencoder: frozen; of cached latents it need not have parameters.
+      autoencoder: the frozen autoencoder; it needs no parameters for cached latents.
     """
     if "moments" not in batch:
         return autoencoder.to_latents(batch["posterior"], to_float(batch["image"]))
@@ -108,17 +108,17 @@ def losses(
     config: Config,
     balance: float = 0.0,
 ) -> Float[Array, " b"]:
-    """The loss of every row.
+    """Return the loss of every row.
 
     Args:
-      params: of the generator.
-      latents: scaled.
-      batch: "labels" uint8 (b, H, W), for a model with a style "image" uint8 (b, H, W, 3), and what
-        `draw` gives.
-      config: of the generator.
+      params: parameters of the generator.
+      latents: scaled latents.
+      batch: "labels" uint8 (b, H, W), "image" uint8 (b, H, W, 3) with style conditioning, and the
+        result of `draw`.
+      config: configuration of the generator.
       balance: see `class_weights`.
     """
-    model, params = generator(config), gathered(params)
+    model, params = generator(config), gather_parameters(params)
     labels = flow.drop_condition(batch["dropped"], batch["labels"], UNLABELLED)
     style = None
     if model.has_style:
@@ -138,6 +138,6 @@ def mean_loss(
     config: Config,
     flow_config: FlowConfig,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The training loss of a batch, see `losses`; it has no parts."""
+    """Return the training loss of a batch (see `losses`) and no metrics."""
     latents, balance = latents_of(batch, autoencoder), flow_config.class_balance
     return jnp.mean(losses(params, latents, batch, config=config, balance=balance)), {}

@@ -1,26 +1,26 @@
-"""What a run folder holds, and where.
+"""The files of a run folder.
 
 config.json     the resolved config
 classes.json    the classes of its label maps
-data.json       the checksum of the data set; of raw ones that of their listing
+data.json       the checksum of the data set, or of the file listing of a raw one
 checkpoints/    Orbax steps: state, ema and position
-damaged/        steps that could not be restored, out of the way
+damaged/        steps that could not be restored
 autoencoder/    a copy of the first stage, so that a moved run still loads
-parser/         the face parser that the run has trained
-metrics.jsonl   rows by step: of training and of evaluations
+parser/         the face parser trained by the run
+metrics.jsonl   rows of training and evaluation metrics by step
 parameters.txt  names and shapes of the weights
 samples/        sample grids by step
-profile/        traces, where train.profile_at asks for one
-diverged/       by step: the state before numbers stopped being finite, a run folder of its own with
-                the batches' ids in batches.json
-lock            held by the process that trains here, whose name is in lock.holder
-report.json     what the finished run was measured to do
+profile/        traces requested by train.profile_at
+diverged/       by step: a run folder with the state before numbers stopped being finite, and the
+                batches' ids in batches.json
+lock            held by the process that trains here, which lock.holder names
+report.json     scores of the finished run
 events.*        TensorBoard
 
 An exported folder (`sisma_jax.export`) has config.json, classes.json, autoencoder/ and, in place of
 checkpoints/, the averaged weights:
 
-model.safetensors   by the names of parameters.txt; the training step is in its header
+model.safetensors   weights by the names of parameters.txt; its header has the training step
 """
 
 import dataclasses
@@ -82,13 +82,13 @@ ADDED = {
     "model.mixer": "mamba",
     "model.modulation": "gate",
 }
-"""Keys that configs of older runs lack, and the value with which such a run is continued; None for
-any, where the value means nothing there."""
+"""Keys that configs of older runs lack, and the value they need to continue such a run; None if any
+value will do because the run does not use it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run folder; raises InputError where it is an address."""
+    """Paths inside one run folder; raises InputError if `path` is a URL."""
 
     path: Path
 
@@ -155,7 +155,7 @@ class RunFolder:
         return self.path / "report.json"
 
     def report(self) -> dict[str, Any] | None:
-        """Read the report, or None where there is none."""
+        """Read the report; None if there is none."""
         file = self.report_file
         return json.loads(file.read_text("utf-8")) if file.exists() else None
 
@@ -170,18 +170,18 @@ class RunFolder:
         write_json(self.classes_file, classes.to_json())
 
     def config(self) -> ConfigDict:
-        """Read the resolved config; raises InputError where there is none."""
+        """Read the resolved config; raises InputError if there is none."""
         return from_json(self.config_file)
 
     def newest_step(self) -> int | None:
-        """Of the checkpoints, as their names say it; None where there are none."""
+        """The newest checkpoint's step, by folder names; None if there are no checkpoints."""
         if not self.checkpoints.is_dir():
             return None
         names = [path.name for path in self.checkpoints.iterdir()]
         return max((int(name) for name in names if name.isdecimal()), default=None)
 
     def check(self, config: ConfigDict) -> None:
-        """Look ahead at what `claim` would say, but of the data, and write nothing.
+        """Check in advance, without writing, what `claim` checks, except for the data.
 
         Raises:
           InputError: as `claim`.
@@ -196,14 +196,14 @@ class RunFolder:
         if self.config_file.exists():
             for key, before, after in fixed_changes(self.config(), config):
                 raise InputError(
-                    f"{self.config_file} has {key} = {before!r} where this run has {after!r}: "
+                    f"{self.config_file} has {key} = {before!r}, but this run has {after!r}: "
                     "continue with the old value, or give --workdir a new folder"
                 )
             step = self.newest_step()
             for key, before, after in changes(self.config(), config):
                 if key == "train.init_from" and after and step is not None:
                     raise InputError(
-                        f"train.init_from is now {after}, but {self.path} goes on from its own "
+                        f"train.init_from is now {after}, but {self.path} continues from its own "
                         f"step {step}: leave it at {before!r}, or give --workdir a new folder"
                     )
         elif not is_new_or_empty(self.path, besides=LOCK_FILES):
@@ -215,19 +215,19 @@ class RunFolder:
                 pass
 
     def not_read(self, key: str, value: Any) -> str:
-        """Why a continued run does not read the new value of a key; "" where it does."""
+        """Why a continued run ignores the new value of a key; "" if it does not."""
         step = self.newest_step()
         if key == "autoencoder.path" and self.autoencoder.exists():
-            return f"it is not read: the run keeps to its own copy, {self.autoencoder}"
+            return f"it is ignored: the run uses its own copy, {self.autoencoder}"
         if key == "train.init_from" and step is not None:
-            return f"it is not read: the run goes on from its own step {step}"
+            return f"it is ignored: the run continues from its own step {step}"
         if key == "train.profile_at" and step is not None and 0 < value <= step:
-            return f"nothing is traced: the run goes on from step {step}"
+            return f"nothing is traced: the run continues from step {step}"
         return ""
 
     def _unwritable(self, reason: str | None) -> InputError:
         return InputError(
-            f"run folder {self.path} cannot be written ({reason}): give --workdir a folder that can"
+            f"run folder {self.path} cannot be written ({reason}): give --workdir a writable folder"
         )
 
     @contextmanager
@@ -237,8 +237,8 @@ class RunFolder:
                 held.enter_context(lock(self.lock_file))
             except LockedError as error:
                 raise InputError(
-                    f"{self.path} is being trained in by {error}: wait for its end, or give "
-                    "--workdir another folder"
+                    f"{self.path} is in use by {error}: wait for it to end, or give --workdir "
+                    "another folder"
                 ) from None
             yield
 
@@ -246,16 +246,16 @@ class RunFolder:
     def claim(
         self, config: ConfigDict, *, data: str | None = None, classes: ClassSet | None = None
     ) -> Iterator[None]:
-        """Make this the folder of a run, or continue the run that it holds; locked meanwhile.
+        """Make this the folder of a new run, or continue its run; hold its lock inside the context.
 
         Args:
-          config: resolved.
-          data: checksum of the data set, where it has one (`data.checksums`).
-          classes: of its label maps, where they are used.
+          config: the resolved config.
+          data: checksum of the data set, if it has one (`data.checksums`).
+          classes: classes of the label maps, if they are used.
 
         Raises:
-          InputError: if it holds a run of another config, data set or classes, an export or other
-            files, cannot be written, or another process trains in it.
+          InputError: if the folder holds a run of another config, data set or classes, an export
+            or other files, cannot be written, or is in use by another process.
         """
         self.check(config)
         if self.config_file.exists():
@@ -275,7 +275,7 @@ class RunFolder:
             yield
 
     def _as_read(self, config: ConfigDict) -> ConfigDict:
-        """`config` with the old values of keys whose new ones are not read, for the record."""
+        """`config` with the old values of keys whose new values are ignored."""
         config = config.copy_and_resolve_references()
         for key, before, after in changes(self.config(), config):
             if self.not_read(key, after):
@@ -287,19 +287,19 @@ class RunFolder:
         if classes is not None and self.classes() != classes:
             raise InputError(
                 f"{self.path} was trained on other classes ({', '.join(self.classes().names)}) "
-                f"than the data set has ({', '.join(classes.names)}): give --workdir a new folder"
+                f"than those of the data ({', '.join(classes.names)}): give --workdir a new folder"
             )
         begun = read_json(self.data_file)
         if begun and differ(begun["checksum"], data):
             raise InputError(
                 f"{self.path} was trained on other data ({begun['checksum'][:8]}) than data.path "
-                f"and autoencoder.cache now have ({data[:8]}): continue with the data set it "
-                "was begun on, or give --workdir a new folder"
+                f"and autoencoder.cache now have ({data[:8]}): continue with the original data, "
+                "or give --workdir a new folder"
             )
 
 
 def fixed_changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
-    """Those of `changes` that make `new` the config of another run."""
+    """The `changes` that a continued run does not allow."""
     return [
         (key, before, after)
         for key, before, after in changes(old, new)
@@ -309,8 +309,8 @@ def fixed_changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]
 
 
 def changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
-    """The keys in which two configs differ, with both values; None for one that is missing."""
-    # Both sides as JSON has them: tuples are lists there.
+    """The keys in which two configs differ, with both values; None for a missing one."""
+    # Compared after a JSON round trip, which turns tuples into lists.
     before, after = (flatten(json.loads(to_json(config))) for config in (old, new))
     return [
         (key, before.get(key), after.get(key))

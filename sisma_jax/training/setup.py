@@ -1,4 +1,4 @@
-"""From a command line to the parts of a run: what the training commands share."""
+"""The shared setup of the training commands, from the command line to the parts of a run."""
 
 import dataclasses
 import hashlib
@@ -24,16 +24,16 @@ from sisma_jax.errors import InputError
 from sisma_jax.files import LOCK_FILES, is_new_or_empty, local_path
 from sisma_jax.training import hosts
 from sisma_jax.training.checkpoint import CheckpointConfig
-from sisma_jax.training.hosts import is_first, say, together
+from sisma_jax.training.hosts import is_first, print_once, together
 from sisma_jax.training.run_folder import CHANGEABLE, RunFolder, changes
 from sisma_jax.training.sharding import MeshConfig, check_batch, make_mesh, row_share
 from sisma_jax.training.state import TrainConfig
 
 LARGEST_SEED = 2**32 - 1
-"""JAX's keys take 32 bits of a seed, and NumPy's no negative ones."""
+"""JAX's keys use 32 bits of a seed, and NumPy does not take negative seeds."""
 
 Batches = Iterator[dict[str, np.ndarray]]
-"""That of `training_stream`, which can be closed."""
+"""The closable iterator of `training_stream`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,15 @@ class DataConfig:
 
     path: str
     size: int
-    """Pixels along each side of images and label maps."""
+    """Side of images and label maps in pixels."""
     test_from: int
     """First id of the test split."""
     flip: bool
     """Mirror half of the training images, with left and right labels swapped."""
     threads: int
-    """Threads that read ahead."""
+    """Number of threads that read ahead."""
     synthetic_count: int
-    """Where `path` does not exist, write so many synthetic faces there first; 0 for never."""
+    """Number of synthetic faces to write to `path` if it does not exist; 0 for none."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "synthetic_count"):
@@ -58,13 +58,13 @@ class DataConfig:
                 raise InputError(f"data.{name} is {getattr(self, name)}: set 0 or more")
 
     def open(self, split: str, fields: Sequence[str]) -> Source:
-        """Open a split; raises InputError where there is no such data."""
+        """Open a split; raises InputError if there is no such data."""
         return open_dataset(
             self.path, self.size, split=split, test_from=self.test_from, fields=fields
         )
 
     def feed(self, source: Source, mesh: Mesh, *, batch_size: int, seed: int) -> "Feed":
-        """Return the batches of a run over the devices of `mesh`."""
+        """Return the feed of global batches for the devices of `mesh`."""
         place, sharers = row_share(mesh)
 
         def open_stream(start: int) -> Batches:
@@ -83,12 +83,10 @@ class DataConfig:
         return Feed(open_stream, ids)
 
     def is_to_be_made(self) -> bool:
-        """Whether `make_if_synthetic` has faces to write: all, or the rest of an unfinished set.
-
-        Whatever else is there is read, or refused.
+        """Whether `make_if_synthetic` has faces to write, all or the rest of an unfinished set.
 
         Raises:
-          InputError: `path` cannot be written.
+          InputError: if `path` cannot be written.
         """
         if not self.synthetic_count or is_prepared(self.path):
             return False
@@ -102,22 +100,22 @@ class DataConfig:
         return {"count": self.synthetic_count, "size": self.size, "seed": 0}
 
     def check_split(self) -> None:
-        """Raises InputError if of the faces that are to be made one split would be empty."""
+        """Raise InputError if a split of the faces to be written would be empty."""
         if not 0 < self.test_from < self.synthetic_count:
             raise InputError(
                 f"data.test_from is {self.test_from} of data.synthetic_count "
                 f"{self.synthetic_count} faces, which leaves the "
-                f"{'train' if self.test_from < 1 else 'test'} split empty: choose one between"
+                f"{'train' if self.test_from < 1 else 'test'} split empty: choose a number between"
             )
 
     def open_if_there(self, train: Sequence[str], test: Sequence[str]) -> list[Source]:
-        """Open the training and the test split; of faces that are to be made none, yet.
+        """Open the training and the test split; return [] if the faces are yet to be written.
 
         Args:
-          train, test: the fields of their items.
+          train, test: fields of the items of either split.
 
         Raises:
-          InputError: if there is no such data, or there would be none.
+          InputError: if there is no such data, or a split would be empty.
         """
         if self.is_to_be_made():
             self.check_split()
@@ -125,16 +123,16 @@ class DataConfig:
         return self.open_both(train, test)
 
     def open_both(self, train: Sequence[str], test: Sequence[str]) -> list[Source]:
-        """Open the training and the test split, items of these fields, as `open` does."""
+        """Open the training and the test split with these fields; see `open`."""
         return [self.open("train", train), self.open("test", test)]
 
     def make_if_synthetic(self) -> None:
-        """Write the synthetic set if the config asks for one and it is not there, or not whole.
+        """Write the synthetic faces if the config requests them and they are missing or incomplete.
 
         Only the first process writes; the others wait.
 
         Raises:
-          InputError: `path` cannot be written.
+          InputError: if `path` cannot be written.
         """
         with together():
             if is_first():
@@ -145,24 +143,24 @@ class DataConfig:
             return
         path = local_path(self.path)
         begun = synthetic.read_unfinished_settings(path)
-        how = "is not finished: going on to" if begun else "has no faces yet: writing"
+        how = "is incomplete: continuing to" if begun else "has no faces yet: writing"
         print(f"{path} {how} {self.synthetic_count} synthetic faces")
         synthetic.write_dataset(path, **self._synthetic_settings())
 
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """Where a run's batches come from."""
+    """The source of a run's batches."""
 
     open: Callable[[int], Batches]
-    """Number of the first global batch -> this process's rows from there on, endlessly."""
+    """Number of the first global batch -> an endless iterator of this process's rows."""
     ids: Callable[[int], list[str]]
-    """Number of a global batch -> the data set's names of its items."""
+    """Number of a global batch -> names of its items in the data set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sections:
-    """Those of a config that every training command has."""
+    """The sections of a config that all training commands share."""
 
     data: DataConfig
     train: TrainConfig
@@ -171,7 +169,7 @@ class Sections:
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Sections":
-        """Raises InputError if one is missing or wrong, or the devices do not divide a batch."""
+        """Raise InputError if one is missing or invalid, or devices do not divide the batch."""
         _check_seed(config)
         train = section(TrainConfig, config, "train")
         mesh = make_mesh(section(MeshConfig, config, "mesh"))
@@ -187,12 +185,12 @@ class Sections:
 def parse_training_command(module: str, description: str, example: str) -> tuple[ConfigDict, Path]:
     """Return the resolved config and the run folder of a training command.
 
-    Meets the other processes, where there are any, and has JAX keep compiled programs.
+    It also connects to the other processes, if any, and enables JAX's compilation cache.
     """
     keys = textwrap.fill(", ".join(CHANGEABLE).replace(".,", ".*,"), 96, initial_indent="  ",
         subsequent_indent="  ")  # fmt: skip
     parser = cli.parser(
-        module, f"{description}\n\nA run may be continued with other values of\n{keys}", example
+        module, f"{description}\n\nA run can be continued with other values of\n{keys}", example
     )
     parser.add_argument(
         "--config",
@@ -222,10 +220,10 @@ def run_claimed(
     data: str | None = None,
     classes: ClassSet | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Claim the folder (`RunFolder.claim`, by the first process) for what happens inside.
+    """Claim the folder in the first process (`RunFolder.claim`) for the body of the context.
 
     Yields:
-      What the run is, for its checkpoints: seed, config and the checksum of its data.
+      The record of the run for its checkpoints: seed, config and checksum of the data.
     """
     with ExitStack() as held:
         with together():
@@ -234,16 +232,16 @@ def run_claimed(
                 held.enter_context(run.claim(config, data=data, classes=classes))
         for key, before, after in changes(begun, config):
             ignored = run.not_read(key, after)
-            said = f"; {ignored}" if ignored else ""
-            say(f"changed in this run: {key} from {before!r} to {after!r}{said}")
+            note = f"; {ignored}" if ignored else ""
+            print_once(f"changed in this run: {key} from {before!r} to {after!r}{note}")
         yield {"seed": config.seed, "config": config.to_dict(), "data": data}
 
 
 def keep_compiled_programs() -> None:
-    """Have JAX keep compiled programs for the next start, unless it has been told where to.
+    """Enable JAX's persistent compilation cache, unless one is configured already.
 
-    They lie in the user's cache folder, on a CPU by its abilities, for programs of one CPU may use
-    instructions that another lacks.
+    It is in the user's cache folder, on CPUs in one folder per set of CPU features, because
+    programs compiled for one CPU may use instructions that another lacks.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
@@ -252,8 +250,8 @@ def keep_compiled_programs() -> None:
     if kind == "cpu":
         info = Path("/proc/cpuinfo")
         lines = info.read_text("utf-8").splitlines() if info.exists() else []
-        abilities = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-        kind += "-" + hashlib.sha256(abilities.encode()).hexdigest()[:8]
+        features = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+        kind += "-" + hashlib.sha256(features.encode()).hexdigest()[:8]
     jax.config.update("jax_compilation_cache_dir", str(cache / "sisma_jax" / kind))
 
 
@@ -269,8 +267,8 @@ def _name(spec: str) -> str:
 
 
 def check_classes(section: str, count: int, sources: Sequence[Source]) -> None:
-    """Raises InputError unless a model has as many classes as its data, the synthetic faces that
-    are still to be made where there are no sources."""
+    """Raise InputError unless the model has as many classes as its data, which are synthetic faces
+    yet to be written if there are no sources."""
     classes = sources[0].classes if sources else CELEBAMASK
     if len(classes) != count:
         whose = f"{sources[0]!r} has" if sources else "synthetic faces have"
@@ -281,8 +279,8 @@ def check_classes(section: str, count: int, sources: Sequence[Source]) -> None:
 
 
 def check_start(run: RunFolder, init_from: str) -> None:
-    """Raises InputError if a run begins with weights of another one that has none."""
-    if not init_from or run.newest_step() is not None:  # a begun run does not read them again
+    """Raise InputError if a new run is to start from a run without weights."""
+    if not init_from or run.newest_step() is not None:  # not read when a run continues
         return
     other = RunFolder(Path(init_from))
     other.config()
@@ -294,9 +292,9 @@ def check_start(run: RunFolder, init_from: str) -> None:
 
 
 def check_image_size(data: DataConfig, factor: int) -> None:
-    """Raises InputError if the autoencoder's factor does not divide the image size."""
+    """Raise InputError unless the image size is a multiple of the autoencoder's factor."""
     if data.size < 1 or data.size % factor:
         raise InputError(
             f"data.size {data.size} is not a multiple of the autoencoder's factor {factor}: "
-            "choose one that is"
+            "choose a multiple"
         )

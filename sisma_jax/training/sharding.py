@@ -1,4 +1,4 @@
-"""Where arrays live: a (data, fsdp) mesh, batches over both axes, parameters over fsdp."""
+"""The (data, fsdp) mesh: batches are sharded over both axes, parameters over fsdp."""
 
 import dataclasses
 import re
@@ -15,30 +15,30 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from sisma_jax.errors import InputError
 
 SMALLEST_SHARDED = 2**16
-"""Arrays with fewer elements are copied to every device."""
+"""Smaller arrays, by number of elements, are replicated."""
 
 FIRST_AXIS_CUT = (
-    (r"\['blocks'\]", 1),  # one block after the other is taken from the first axis
+    (r"\['blocks'\]", 1),  # the first axis is indexed by block
     (r"", 0),
 )
-"""By which axis on an array of the state may be cut over "fsdp": the first line whose pattern is in
-its path counts. Of those axes that the devices divide the longest is cut. The optimizer's arrays
-and the average have the parameters' paths and shapes, hence the same cuts."""
+"""The first axis of a state's array that may be sharded over "fsdp", by the first pattern found in
+its path. Of these axes, the longest one that the devices divide is sharded. Arrays of the optimizer
+and the average have the paths and shapes of the parameters, hence the same shardings."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """The config's section `mesh`; -1 takes the devices that the other axis leaves."""
+    """The config's section `mesh`; -1 takes the devices left by the other axis."""
 
     data: int
     fsdp: int
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Return the mesh over `devices`, by default all of all hosts.
+    """Return the mesh over `devices`, by default those of all hosts.
 
     Raises:
-      InputError: if the axes do not multiply to the number of devices.
+      InputError: if the product of the axes is not the number of devices.
     """
     given = jax.devices() if devices is None else devices
     count = len(given)
@@ -50,31 +50,31 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if min(shape) < 1 or shape[0] * shape[1] != count:
         raise InputError(
             f"mesh.data {config.data} x mesh.fsdp {config.fsdp} does not cover the {count} "
-            "devices: their product has to be that number, and one of them may be -1"
+            "devices: their product must be that number, and one of them may be -1"
         )
     mesh = jax.make_mesh(
         tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=given
     )
     if len(process_order(mesh.devices.flat)) == len({device.process_index for device in given}):
         return mesh
-    # Laid out for the network, the devices of one process do not follow each other: then its rows
-    # would not either, and a batch would not be the same for another number of processes.
+    # A layout optimised for the network may separate the devices of one process. Its rows would be
+    # separated too, and a batch would depend on the number of processes.
     return Mesh(np.reshape(given, shape), mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def process_order(devices: Iterable[Any]) -> list[int]:
-    """The processes in the order of their devices; more than once where those lie apart."""
+    """Processes in the order of their devices, repeated if their devices are not contiguous."""
     return [process for process, _ in groupby(device.process_index for device in devices)]
 
 
 def row_share(mesh: Mesh) -> tuple[int, int]:
-    """This process's place among those that share the rows of a batch, and their number."""
+    """The index of this process among those that share the rows of a batch, and their number."""
     order = process_order(mesh.devices.flat)
     return order.index(jax.process_index()), len(order)
 
 
 def local_mesh() -> Mesh:
-    """Return a mesh over this process's devices, for work that no other process shares."""
+    """Return a mesh over this process's devices, for local work."""
     devices = jax.local_devices()
     return jax.make_mesh(
         (len(devices), 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
@@ -82,20 +82,20 @@ def local_mesh() -> Mesh:
 
 
 def whole_batch(size: int, mesh: Mesh) -> int:
-    """The least number of rows, `size` at least, that the devices share evenly."""
+    """`size` rounded up to a multiple of the number of devices."""
     return -(-size // mesh.size) * mesh.size
 
 
 def fill_up(rows: np.ndarray, size: int) -> np.ndarray:
-    """Repeat the last row until there are `size`: batches of one shape compile once."""
+    """Pad to `size` rows by repeating the last one, so that all batches have one shape."""
     return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
 
 
 def chunks(size: int, mesh: Mesh, *arrays: np.ndarray) -> Iterator[tuple[list[jax.Array], int]]:
-    """The rows of arrays of one length, `size` at a time on the devices of `mesh`.
+    """Batches of `size` rows of arrays of equal length, on the devices of `mesh`.
 
     Yields:
-      Those of each array, the last ones filled up, and how many of them are no filling.
+      The rows of each array, padded by `fill_up`, and their number without padding.
     """
     for start in range(0, len(arrays[0]), size):
         parts = [x[start : start + size] for x in arrays]
@@ -104,7 +104,7 @@ def chunks(size: int, mesh: Mesh, *arrays: np.ndarray) -> Iterator[tuple[list[ja
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch are spread over every device."""
+    """The sharding of a batch: rows over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
@@ -117,18 +117,18 @@ def _same(tree: Any) -> Any:
 
 
 def local_copy(tree: Any, mesh: Mesh) -> Any:
-    """The arrays whole, on this process's devices; every process has to call it."""
+    """The arrays replicated on this process's devices; every process must call it."""
     tree = jax.jit(_same, out_shardings=replicated(mesh))(tree)
     if jax.process_count() == 1:
         return tree
-    # Of a replicated array every device has all.
+    # Every device holds all of a replicated array.
     return jax.device_put(
         jax.tree.map(lambda x: x.addressable_data(0), tree), replicated(local_mesh())
     )
 
 
 def under_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """`function`, called with `mesh` in force, by which the selective scan spreads its batch."""
+    """`function` called with `mesh` set, over which the selective scan shards its batch."""
 
     def call(*arguments: Any, **options: Any) -> Any:
         with jax.set_mesh(mesh):
@@ -138,13 +138,13 @@ def under_mesh(mesh: Mesh, function: Callable) -> Callable:
 
 
 def jit_step(step: Callable, shardings: Any, mesh: Mesh) -> Callable:
-    """Compile (state, ...) -> (state, metrics): the state keeps its shardings and its memory."""
+    """Compile (state, ...) -> (state, metrics); the state keeps `shardings` and is donated."""
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     return under_mesh(mesh, step)
 
 
 def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
-    """Raises InputError if the devices do not divide the batch, gone through in `parts`."""
+    """Raise InputError unless the batch can be split into `parts` over the devices."""
     if batch_size % (mesh.size * parts):
         in_parts = f" in {parts} parts (train.accumulate)" if parts > 1 else ""
         raise InputError(
@@ -154,7 +154,7 @@ def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
 
 
 def state_shardings(abstract: Any, mesh: Mesh) -> Any:
-    """Return a sharding per leaf of a state's shapes, by FIRST_AXIS_CUT."""
+    """Return the sharding of each leaf of a state's shapes, by FIRST_AXIS_CUT."""
     fsdp = mesh.shape["fsdp"]
 
     def leaf(path: tuple, x: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -173,9 +173,9 @@ def state_shardings(abstract: Any, mesh: Mesh) -> Any:
 def on_devices(
     batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
 ) -> Iterator[dict[str, jax.Array]]:
-    """The batches on the devices of `mesh`, `ahead` of them on their way while one is used.
+    """The batches on the devices of `mesh`, prefetched by `ahead` batches.
 
-    A thread reads and places them. Close what this returns before `batches`.
+    A thread reads and places them. Close the returned iterator before `batches`.
     """
     place = lambda: None if (batch := next(batches, None)) is None else put_batch(batch, mesh)
     placer = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -189,6 +189,6 @@ def on_devices(
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Place this process's rows of a global batch on its devices."""
+    """Place this process's rows of a global batch on its devices, as global arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -1,9 +1,9 @@
-"""The state of a run, its optimizer, and one step.
+"""The training state, the optimizer, and the training step.
 
-Everything random in a step is drawn from (seed, step), so the state at a step and the data position
-(the same number) determine all that follows.
+All random numbers of a step are drawn from (seed, step), so the state at a step and the data
+position (the same number) determine everything that follows.
 
-A step whose loss or gradient is not finite changes nothing but its counters.
+A step with a loss or gradient that is not finite changes only the counters.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ from sisma_jax.errors import InputError
 from sisma_jax.models.placement import by_rows
 
 MUON_RMS = 0.2
-"""Size of Muon's updates over the learning rate: about AdamW's, so that one rate fits both."""
+"""RMS of Muon's updates over the learning rate, about AdamW's, so that one rate fits both."""
 
 Params = dict[str, Any]
 Metrics = dict[str, Float[Array, ""]]
 MatrixAxes = Callable[[Any, Array], tuple[tuple[int, ...], tuple[int, ...]] | None]
-"""(path, parameter) -> the axes that a linear map sums over and those it gives, or None."""
+"""(path, parameter) -> (input axes, output axes) of a linear map, or None for other parameters."""
 Batch = dict[str, Array]
 Draw = Callable[[PRNGKeyArray, Batch], Batch]
-"""(key, batch) -> everything random that the loss needs, by row, for the whole batch."""
+"""(key, batch) -> all random numbers that the loss needs, per row of the whole batch."""
 LossFn = Callable[..., tuple[Float[Array, ""], Metrics]]
-"""(params, batch with what was drawn for it, *constants) -> (mean loss, metrics)."""
+"""(params, batch including its draws, *constants) -> (mean loss, metrics)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,31 +41,31 @@ class TrainConfig:
 
     steps: int
     batch_size: int
-    """Of all devices and hosts together."""
+    """Global batch size, over all devices and hosts."""
     accumulate: int
-    """Parts that a batch is gone through in, for a gradient that is kept: less memory."""
+    """Number of parts of a batch whose gradients are accumulated, to save memory."""
     optimizer: str
-    """"adamw", or "muon": matrices by orthogonalised momentum (Jordan et al. 2024), the rest by
-    AdamW; further along after few steps."""
+    """"adamw", or "muon": orthogonalised momentum (Jordan et al. 2024) for matrices and AdamW for
+    the rest; faster in short trainings."""
     learning_rate: float
     warmup: int
     schedule: str
-    """After the warm-up: "constant", or "cosine" down to 5 % at the last step."""
+    """Learning rate after the warm-up: "constant", or "cosine" decay to 5 % at the last step."""
     weight_decay: float
     clip: float
-    """Largest global norm of the gradient."""
+    """Global norm to which larger gradients are clipped."""
     ema_decay: float
-    """The limit of the running average's decay; it starts at 1/10 and grows with the steps."""
+    """Final decay of the running average; it starts at 1/10 and grows with the steps."""
     init_from: str
-    """A run folder whose weights a new run starts from; "" for new weights."""
+    """Run folder whose averaged weights initialise a new run; "" for new weights."""
     skip_limit: int
-    """Steps in a row with a loss or gradient that is not finite after which the run stops."""
+    """The run stops after this many steps in a row with a loss or gradient that is not finite."""
     log_every: int
     sample_every: int
     profile_at: int
-    """The first step that `jax.profiler` traces into the run folder's profile/; 0 for none."""
+    """First step that `jax.profiler` traces into the run folder's profile/; 0 for none."""
     profile_steps: int
-    """How many it traces."""
+    """Number of traced steps."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -94,27 +94,27 @@ class TrainConfig:
         if self.learning_rate <= 0 or self.clip <= 0:
             raise InputError(
                 f"train.learning_rate is {self.learning_rate} and train.clip {self.clip}: "
-                "both have to be positive"
+                "both must be positive"
             )
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes; also as a tree of shapes or shardings, hence the loose types."""
+    """Everything that a step changes. Leaves may also be shapes or shardings, hence the types."""
 
     step: Any
-    """int32 scalar: steps done, skipped ones included."""
+    """int32 scalar: number of steps, including skipped ones."""
     skipped: Any
-    """int32 scalar: of them those that were skipped."""
+    """int32 scalar: number of skipped steps."""
     skipped_in_a_row: Any
-    """int32 scalar: the last so many were."""
+    """int32 scalar: number of skipped steps since the last applied one."""
     params: Params
     ema: Params
     opt_state: optax.OptState
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Linear warm-up, then constant or a cosine to 5 %."""
+    """The schedule: linear warm-up, then constant or a cosine decay to 5 %."""
     peak = config.learning_rate
     if config.schedule == "constant":
         return optax.linear_schedule(0.0, peak, config.warmup) if config.warmup else lambda _: peak
@@ -123,9 +123,9 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainConfig, matrix_axes: MatrixAxes) -> optax.GradientTransformation:
-    """AdamW, or Muon for the matrices and AdamW for the rest, behind a clip of the global norm.
+    """AdamW, or Muon for matrices and AdamW for the rest, after clipping by global norm.
 
-    Weight decay touches matrices only.
+    Weight decay applies to matrices only.
     """
     rate = learning_rate(config)
     is_matrix = lambda path, leaf: matrix_axes(path, leaf) is not None
@@ -148,14 +148,14 @@ def make_optimizer(config: TrainConfig, matrix_axes: MatrixAxes) -> optax.Gradie
 
 
 def kernel_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return (input axes, output axes) in networks whose linear maps and convolutions all sum over
-    all axes of their kernels but the last; None of other parameters."""
+    """Return (input axes, output axes) of kernels whose last axis is their only output axis, else
+    None."""
     last = leaf.ndim - 1
     return (tuple(range(last)), (last,)) if path[-1].key == "kernel" else None
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """Return the state at step 0. The average starts as the weights themselves."""
+    """Return the state at step 0; the average starts as a copy of the weights."""
     none = jnp.zeros((), jnp.int32)
     return TrainState(
         step=none,
@@ -168,7 +168,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def ema_decay(limit: float, step: Int32[Array, ""]) -> Float[Array, ""]:
-    """min(limit, (1 + step) / (10 + step)): an average that forgets its first values soon."""
+    """min(limit, (1 + step) / (10 + step)), so that the average forgets its first values soon."""
     step = step.astype(jnp.float32)
     return jnp.minimum(limit, (1 + step) / (10 + step))
 
@@ -203,8 +203,8 @@ def make_step(
         batch = batch | by_rows(draw(key, batch))
         (loss, metrics), grads = mean_gradient(state.params, batch, *constants)
         norm = optax.tree.norm(grads)
-        # After the last step in a row that may be skipped nothing changes any more, so that the
-        # loop, which looks a little later, still finds the state before the first of them.
+        # After skip_limit skipped steps in a row nothing changes any more, so that the loop, which
+        # reads metrics later, still finds the state before the first of them.
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         good &= state.skipped_in_a_row < config.skip_limit
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -233,9 +233,9 @@ def make_step(
 
 
 def split_rows(batch: Batch, parts: int) -> Batch:
-    """(rows, ...) -> (parts, rows / parts, ...), every part spread over all devices like the whole.
+    """(rows, ...) -> (parts, rows / parts, ...), with every part sharded over all devices.
 
-    Rows do not move between devices: each part has some of every device's.
+    Rows do not move between devices: each part has rows of every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size

@@ -1,9 +1,9 @@
-"""How much of the machine a run uses.
+"""Model FLOPs utilisation (MFU) and peak memory of a run.
 
     MFU = 6 * MACs of an image * images per second / peak
 
-Training takes three passes of two operations per MAC (`models.cost`). The peak is measured, not
-read from a data sheet: operations per second of large matrix products in the compute type, on all
+Training takes three passes with two operations per MAC (`models.cost`). The peak is not a data
+sheet's, but measured: operations per second of large matrix products in the compute type, on all
 devices at once.
 """
 
@@ -18,21 +18,21 @@ from sisma_jax.training.sharding import batch_sharding, local_mesh
 MEASURED_SECONDS = 0.1
 SIDE = {"cpu": 512}
 ACCELERATOR_SIDE = 4096
-"""Of the square matrices: large enough for a rate near the best, small enough to be over soon, and
-small as what they take (32 MiB each in bfloat16) counts in `peak_memory` for the rest of a run."""
+"""Side of the square matrices. Large ones give a rate near the peak, but take longer, and their
+memory (32 MiB each in bfloat16) counts in `peak_memory` for the rest of the run."""
 
 
 def matmul_peak(dtype: str) -> float:
-    """Measure operations per second of this process's devices together.
+    """Measure the operations per second of all devices of this process together.
 
     Args:
-      dtype: "float32" or "bfloat16"; float32 in whatever precision JAX multiplies by default.
+      dtype: "float32", in JAX's default precision of matrix products, or "bfloat16".
     """
     mesh = local_mesh()
     side = SIDE.get(mesh.devices.flat[0].platform, ACCELERATOR_SIDE)
     rows = batch_sharding(mesh)
     keys = jax.random.split(jax.random.key(0))
-    # Made where they are used: the first device need not hold those of all.
+    # Created where they are used, so that no device holds all of them.
     draw = lambda key: jax.random.normal(key, (mesh.size, side, side), dtype)
     a, b = map(jax.jit(draw, out_shardings=rows), keys)
     multiply = jax.jit(jnp.matmul, out_shardings=rows)
@@ -53,18 +53,18 @@ def matmul_peak(dtype: str) -> float:
 
 
 def mfu(macs: int, images_per_second: float, peak: float) -> float:
-    """Return the share of `peak` that training at this rate uses; see the module docstring."""
+    """Return the share of `peak` that training at this rate uses (module docstring)."""
     return 6 * macs * images_per_second / peak
 
 
 def peak_memory() -> int:
-    """Bytes of a device at their most so far; of this process on a CPU, 0 on Windows."""
+    """Peak memory of a device so far in bytes; on a CPU that of the process, 0 on Windows."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
     if sys.platform == "win32":
         return 0
-    import resource  # which Windows has not
+    import resource  # not on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -390,7 +390,7 @@ def test_a_config_that_asks_for_the_set_completes_it(tmp_path, capsys):
         path=str(folder), size=32, test_from=2, flip=False, threads=0, synthetic_count=3
     )
     data.make_if_synthetic()
-    assert "is not finished: going on to 3 synthetic faces" in capsys.readouterr().out
+    assert "is incomplete: continuing to 3 synthetic faces" in capsys.readouterr().out
     assert len(data.open("train", ("image", "labels"))) == 2
 
 

@@ -202,7 +202,7 @@ def test_own_classes_of_plain_folders(parser, tmp_path, capsys):
         "--images", tmp_path / "a", "--reference", tmp_path / "b", "--masks", tmp_path / "masks",
         "--classes", classes, "--out", tmp_path / "report",
     )  # fmt: skip
-    with pytest.raises(InputError, match="tells 19 classes apart where the data has 4"):
+    with pytest.raises(InputError, match="has 19 classes, but the data has 4"):
         call(evaluate.main, *arguments, "--parser", parser)
     call(evaluate.main, *arguments, "--metrics", "ssim")
     found = json.loads((tmp_path / "report/report.json").read_text())

@@ -105,7 +105,7 @@ def test_the_chunks_of_a_gpu(implementation, which, monkeypatch):
 
 @pytest.mark.parametrize("implementation", PALLAS)
 def test_an_interval_of_checkpoints_that_no_kernel_has_is_refused(implementation):
-    with pytest.raises(ValueError, match="chunk is 12: take 4, 8, 16, or None"):
+    with pytest.raises(ValueError, match="chunk is 12: choose 4, 8, 16, or None"):
         IMPLEMENTATIONS[implementation](
             **arrays_of(1, 4, 3, 4), delta_softplus=True, order=None, reverse=False, chunk=12
         )
@@ -115,7 +115,9 @@ def test_an_interval_of_checkpoints_that_no_kernel_has_is_refused(implementation
 def test_second_derivatives_are_refused_in_words(implementation):
     arrays = arrays_of(1, 4, 3, 4)
     scan = lambda u: jnp.sum(selective_scan(**arrays | {"u": u}, implementation=implementation))
-    with pytest.raises(NotImplementedError, match="first derivatives only; name 'sequential'"):
+    with pytest.raises(
+        NotImplementedError, match="first derivatives only; use implementation='seq"
+    ):
         jax.grad(lambda u: jnp.sum(jax.grad(scan)(u)))(arrays["u"])
 
 
@@ -256,14 +258,18 @@ def test_a_batch_that_the_mesh_does_not_divide_is_spread_as_far_as_it_goes():
 def test_forward_mode_is_answered_by_who_has_it(name):
     arrays = arrays_of(1, 4, 3, 4)
     scan = lambda u: selective_scan(**arrays | {"u": u}, implementation=name)
-    with pytest.raises(NotImplementedError, match=f"{name}.* name 'sequential' or 'associ"):
+    with pytest.raises(
+        NotImplementedError, match=f"{name}.* use implementation='sequential' or 'associ"
+    ):
         jax.jvp(scan, (arrays["u"],), (arrays["u"],))
 
 
 @pytest.mark.parametrize("implementation", PALLAS)
 def test_other_numbers_of_states_are_refused_and_the_default_takes_them(implementation):
     arrays = arrays_of(1, 4, 3, 5)
-    with pytest.raises(NotImplementedError, match="4, 8, 16, 32 states, but A has 5; name 'chunk"):
+    with pytest.raises(
+        NotImplementedError, match="32 states, but A has 5; use implementation='chunk"
+    ):
         selective_scan(**arrays, implementation=implementation)
     assert selective_scan(**arrays).shape == (1, 4, 3)
 
@@ -297,7 +303,9 @@ def test_a_recent_gpu_defaults_to_a_kernel(monkeypatch):
     assert best_implementation(5) == "chunked"
     monkeypatch.setattr(jax, "__version_info__", (0, 13, 0))
     monkeypatch.setattr(pallas_triton, "plt", None)  # as in a jax that has dropped it
-    with pytest.raises(NotImplementedError, match=r"no Triton backend .* name 'pallas_mosaic'"):
+    with pytest.raises(
+        NotImplementedError, match=r"no Triton backend .* implementation='pallas_mosaic'"
+    ):
         pallas_triton.check(16)
     assert best_implementation(16) == "pallas_mosaic"
     monkeypatch.setattr(jax, "__version_info__", (0, 11, 1))
@@ -307,7 +315,7 @@ def test_a_recent_gpu_defaults_to_a_kernel(monkeypatch):
 def test_an_old_jax_has_no_mosaic_kernel_and_says_so(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 11, 1))
     with pytest.raises(
-        NotImplementedError, match=r"needs jax 0\.11\.2 or newer, .* name 'chunked'"
+        NotImplementedError, match=r"needs jax 0\.11\.2 or newer, .* use implementation='chunked'"
     ):
         selective_scan(**arrays_of(1, 4, 3, 4), implementation="pallas_mosaic")
 

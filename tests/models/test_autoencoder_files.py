@@ -52,7 +52,7 @@ class TestFiles:
 
     def test_other_folders_are_not_overwritten(self, folder):
         (folder / "notes.txt").write_text("mine")
-        with pytest.raises(InputError, match="holds other things"):
+        with pytest.raises(InputError, match="holds something other"):
             save_autoencoder(folder, SMALL_TINY, random_params(SMALL_TINY))
         assert (folder / "notes.txt").read_text() == "mine"
 

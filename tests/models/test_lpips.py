@@ -167,5 +167,5 @@ class TestRefusals:
             lpips(images, images[:1], alexnet)
         with pytest.raises(InputError, match="LPIPS of int32 images"):
             lpips(images.astype(np.int32), images.astype(np.int32), alexnet)
-        with pytest.raises(InputError, match="no diversity of 1 pictures"):
+        with pytest.raises(InputError, match="diversity is undefined for 1 pictures"):
             diversity(images[:1], alexnet)

@@ -181,7 +181,7 @@ class TestWhereTheyLie:
             for name, x in shapes.items()
         }
         read = lambda factor: published.config_from_shapes(Path("a.safetensors"), tensors, factor)
-        with pytest.warns(UserWarning, match=r"taking Stable Diffusion's, 0\.18215"):
+        with pytest.warns(UserWarning, match=r"assuming Stable Diffusion's, 0\.18215"):
             assert read(None).scaling_factor == 0.18215
         assert read(0.13025).scaling_factor == 0.13025
 
@@ -251,7 +251,7 @@ class TestRefusals:
     def test_two_tensors_of_one_name(self, golden, tiny):
         tensors = tensors_of(golden, "tiny")
         save_file(tensors | as_compvis(tensors, levels=2), tiny / WEIGHTS)
-        with pytest.raises(InputError, match="are the same parameter in two namings"):
+        with pytest.raises(InputError, match="name the same parameter: keep the tensors"):
             load_autoencoder(tiny)
 
     def test_a_vector_quantised_first_stage(self, golden, tmp_path):
@@ -273,18 +273,18 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "phrase"),
         [
-            ({"_class_name": "UNet2DConditionModel"}, "of a model UNet2DConditionModel"),
+            ({"_class_name": "UNet2DConditionModel"}, "describes a UNet2DConditionModel"),
             ({"act_fn": "relu"}, "act_fn = 'relu'"),
             ({"use_quant_conv": False}, "use_quant_conv = False"),
             ({"shift_factor": 0.1}, "shift_factor = 0.1"),
             ({"latents_mean": [0.0]}, "latents_mean"),
             ({"out_channels": 4}, "out_channels = 4"),
             ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "down_block_types"),
-            ({"block_out_channels": 8}, "block_channels is 8, which is no list of whole numbers"),
-            ({"block_out_channels": [8, "16"]}, "block_channels is (8, '16'), which is no list"),
+            ({"block_out_channels": 8}, "block_channels is 8, which is not a list of whole"),
+            ({"block_out_channels": [8, "16"]}, "block_channels is (8, '16'), which is not a list"),
             ({"norm_num_groups": 3}, "norm_groups 3 does not divide"),
-            ({"scaling_factor": "big"}, "scaling_factor is 'big', which is no float"),
-            ({"layers_per_block": None}, "layers_per_block is None, which is no int"),
+            ({"scaling_factor": "big"}, "scaling_factor is 'big', which is not of type float"),
+            ({"layers_per_block": None}, "layers_per_block is None, which is not of type int"),
         ],
     )
     def test_a_config_that_cannot_be(self, changes, phrase, tiny):

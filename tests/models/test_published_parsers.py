@@ -141,7 +141,7 @@ class TestRefusals:
     )
     def test_another_number_of_classes(self, network, last, tensors, load):
         fewer = {f"{last}.weight": tensors[network][f"{last}.weight"][:11]}
-        with pytest.raises(InputError, match=r"of 11 classes: give the published weights.* 19$"):
+        with pytest.raises(InputError, match=r"with 11 classes: give the published weights.* 19$"):
             load(tensors[network] | fewer)
 
     @pytest.mark.parametrize("names", [[], ["encoder.conv_in.weight"], ["final/kernel"]])

@@ -157,7 +157,7 @@ def test_a_model_without_a_style_refuses_one():
     module = SISMA(config("none"))
     z, t, labels, _ = inputs()
     params = {"params": init(module.config)}
-    with pytest.raises(ValueError, match="knows no style"):
+    with pytest.raises(ValueError, match="has no style conditioning"):
         module.apply(params, z, t, labels, jnp.zeros((2, 3, 8)))
 
 

@@ -373,12 +373,12 @@ class TestPublished:
     @pytest.mark.parametrize(
         ("changes", "phrase"),
         [
-            ({"_class_name": "MoVQ"}, "of a model MoVQ: give the folder of an AutoencoderKL or a"),
-            ({"vq_embed_dim": 4}, "vq_embed_dim = 4 where 3 is all"),
-            ({"norm_type": "spatial"}, "norm_type = 'spatial' where 'group' is all"),
+            ({"_class_name": "MoVQ"}, "describes a MoVQ: give the folder of an AutoencoderKL or a"),
+            ({"vq_embed_dim": 4}, "vq_embed_dim = 4, but this package's"),
+            ({"norm_type": "spatial"}, "norm_type = 'spatial', but this package's"),
             ({"lookup_from_codebook": True}, "lookup_from_codebook = True"),
-            ({"num_vq_embeddings": "many"}, "codebook is 'many', which is no int"),
-            ({"num_vq_embeddings": None}, "codebook is None, which is no int"),
+            ({"num_vq_embeddings": "many"}, "codebook is 'many', which is not of type int"),
+            ({"num_vq_embeddings": None}, "codebook is None, which is not of type int"),
         ],
     )
     def test_a_config_that_cannot_be(self, changes, phrase, golden, tmp_path):

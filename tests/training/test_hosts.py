@@ -62,7 +62,7 @@ def test_those_that_do_not_meet_are_told_how(monkeypatch):
         raise RuntimeError("no one came\nand a trace")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(InputError, match=r"did not meet \(no one came\): start all of them"):
+    with pytest.raises(InputError, match=r"did not connect \(no one came\): start all of them"):
         hosts.join(parse(ALL))
 
 
@@ -79,7 +79,7 @@ def test_alone_one_agrees_with_oneself():
     hosts.wait_for_all()
     assert hosts.all_true(True) is True
     assert hosts.all_true(False) is False
-    assert hosts.is_first() and not hosts.many()
+    assert hosts.is_first() and not hosts.is_multiprocess()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -115,4 +115,4 @@ def test_where_nobody_listens_nothing_is_raised(monkeypatch):
     with io.TextIOWrapper(os.fdopen(writer, "wb")) as gone:
         monkeypatch.setattr(sys, "stdout", gone)
         for _ in range(2):
-            hosts.say("step 1")
+            hosts.print_once("step 1")

@@ -157,7 +157,7 @@ def test_a_checkpoint_says_what_it_is_of(tmp_path):
     said = json.loads((tmp_path / "checkpoints/2/run/metadata").read_text())
     assert said == {"batch": 2, "seed": 0, "config": {}, "data": None}
     (tmp_path / "checkpoints/2/run/metadata").write_text(json.dumps(said | {"seed": 7}))
-    with pytest.raises(InputError, match="is of seed 7 where this run has 0"):
+    with pytest.raises(InputError, match="has seed 7, but this run has 0"):
         toy.run(tmp_path)
 
 

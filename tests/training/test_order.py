@@ -71,7 +71,7 @@ def test_a_run_that_others_train_is_refused_before_the_hub_is_asked(
     in_haste, inputs_folder, tmp_path
 ):
     (tmp_path / "run").mkdir()
-    with lock(tmp_path / "run" / "lock"), pytest.raises(InputError, match="is being trained in by"):
+    with lock(tmp_path / "run" / "lock"), pytest.raises(InputError, match="is in use by"):
         train_tiny(inputs_folder, tmp_path / "run", autoencoder__path="hf://owner/name")
 
 

@@ -57,7 +57,7 @@ def test_two_train_as_one_one_is_killed_and_both_continue(inputs_folder, alone, 
     started[1].send_signal(signal.SIGKILL)
     status, _, words = ends(started)[0]
     # The other one ends too: by itself, or JAX's own service aborts it where it notices first.
-    assert status == -signal.SIGABRT or (status == 1 and "process 0 has lost another one" in words)
+    assert status == -signal.SIGABRT or (status == 1 and "process 0 lost another process" in words)
     (first, said, _), (second, silent, _) = ends(pair())
     assert (first, second) == (0, 0)
     assert f"continuing {run} at step" in said and silent == ""

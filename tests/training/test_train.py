@@ -141,7 +141,7 @@ def test_a_moved_run_continues_without_its_first_autoencoder_and_says_so(
     )
     assert Synthesizer.load(tmp_path / "moved").step == 7
     copy = tmp_path / "moved" / "autoencoder"
-    said = f"autoencoder' to '{tmp_path / 'gone'}'; it is not read: the run keeps to its own copy"
+    said = f"autoencoder' to '{tmp_path / 'gone'}'; it is ignored: the run uses its own copy"
     assert f"{said}, {copy}\n" in capsys.readouterr().out
 
 
@@ -275,7 +275,7 @@ def test_two_runs_in_one_folder_are_refused_and_a_crash_leaves_no_lock(
     try:
         assert held.stdout.readline() == b"held\n"
         before = RunFolder(tmp_path / "run").config_file.stat().st_mtime_ns
-        with pytest.raises(InputError, match=rf"is being trained in by process {held.pid} on"):
+        with pytest.raises(InputError, match=rf"is in use by process {held.pid} on"):
             train_tiny(inputs_folder, tmp_path / "run", train__steps=7)
         assert RunFolder(tmp_path / "run").config_file.stat().st_mtime_ns == before
     finally:
@@ -346,7 +346,7 @@ def test_a_raw_set_that_has_changed_is_noticed(tiny_run, inputs_folder, tmp_path
 
 
 def test_a_run_of_another_config_is_refused(tiny_run, inputs_folder):
-    with pytest.raises(InputError, match=r"model.width = 16 where this run has 24"):
+    with pytest.raises(InputError, match=r"model.width = 16, but this run has 24"):
         train_tiny(inputs_folder, tiny_run, model__width=24)
     with pytest.raises(InputError, match=r"'model.widht' does not exist: did you mean"):
         call(train.main, *arguments(inputs_folder, tiny_run), "--config.model.widht=24")
@@ -359,7 +359,7 @@ def test_a_run_older_than_an_option_continues_with_what_it_did(tiny_run, inputs_
     for key in ("mixer", "modulation", "attention_head"):
         del config["model"][key]
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"model.modulation = None where this run has 'shift'"):
+    with pytest.raises(InputError, match=r"model.modulation = None, but this run has 'shift'"):
         train_tiny(inputs_folder, run, model__modulation="shift")
     train_tiny(inputs_folder, run, train__steps=7)
     assert rows(run)[-1]["step"] == 7

@@ -1,4 +1,4 @@
-"""The autoencoder whose latents SISMA works on: Stable Diffusion's, and latent diffusion's VQ."""
+"""The first-stage autoencoder: Stable Diffusion's KL or latent diffusion's VQ architecture."""
 
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.autoencoder.files import load_autoencoder, save_autoencoder

@@ -12,30 +12,32 @@ from sisma_jax.errors import InputError
 class AutoencoderConfig:
     """Sizes of an AutoencoderKL; the defaults are Stable Diffusion's (83,653,863 parameters).
 
-    With a codebook they are of latent diffusion's vector-quantised first stage instead.
-    `fold` and `linear_skip` are ours, for small autoencoders trained from scratch in a minute.
+    With a codebook the model is latent diffusion's vector-quantised first stage instead. `fold` and
+    `linear_skip` are our additions for small autoencoders trained from scratch in a minute.
+
+    Raises:
+      InputError: if a value is out of range, or values contradict each other.
     """
 
     image_channels: int = 3
     latent_channels: int = 4
     block_channels: tuple[int, ...] = (128, 256, 512, 512)
-    """Channels at each resolution, finest first; each further one halves the image."""
+    """Channels at each resolution, finest first; each further level halves the image."""
     layers_per_block: int = 2
     """Residual blocks per resolution of the encoder; the decoder has one more."""
     codebook: int = 0
-    """Entries that latents are replaced by ahead of decoding; 0 for none, which leaves a diagonal
-    Gaussian per latent."""
+    """Entries of the codebook that latents are quantised to before decoding; 0 for a diagonal
+    Gaussian per latent instead."""
     norm_groups: int = 32
     mid_attention: bool = True
     """Single-head self-attention at the coarsest resolution."""
     fold: int = 1
-    """Pixels along each side that become channels ahead of the first convolution: 1, 2 or 4."""
+    """Side of the pixel patches folded into channels before the first convolution: 1, 2 or 4."""
     linear_skip: bool = False
-    """Add a linear map of patches beside the encoder and one beside the decoder. The networks
-    then start at zero and learn what the linear maps miss."""
+    """Add a linear map of patches in parallel to the encoder and to the decoder. The networks then
+    start at zero and learn the residual of the linear maps."""
     scaling_factor: float | None = 0.18215
-    """What latents are multiplied by so that their standard deviation is about 1; None where the
-    weights do not say."""
+    """Factor that scales latents to a standard deviation of about 1; None if unknown."""
     dtype: str = "float32"
     """Compute type of convolutions and attention; norms and parameters are float32."""
 
@@ -80,10 +82,10 @@ class AutoencoderConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "AutoencoderConfig":
-        """Return the sizes that a JSON file holds, by field name.
+        """Return the config whose fields `values`, read from JSON, gives by name.
 
         Raises:
-          InputError: if a value is of another type than its field, or out of range.
+          InputError: if a value does not have the type of its field, or is out of range.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         read = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
@@ -94,30 +96,30 @@ class AutoencoderConfig:
             kind = type(fields[name].default)
             wrong = type(value) is not kind or (kind is tuple and {*map(type, value)} - {int})
             if wrong and (name, value) != ("scaling_factor", None):
-                what = "list of whole numbers" if kind is tuple else kind.__name__
-                raise InputError(f"{name} is {value!r}, which is no {what}")
+                what = "a list of whole numbers" if kind is tuple else f"of type {kind.__name__}"
+                raise InputError(f"{name} is {value!r}, which is not {what}")
         return cls(**read)
 
     @property
     def factor(self) -> int:
-        """Pixels of an image along each side of a latent."""
+        """Down-sampling factor: pixels per latent along each side."""
         return self.fold * 2 ** (len(self.block_channels) - 1)
 
     @property
     def moments(self) -> int:
-        """Channels that the encoder gives: mean and logvar, or with a codebook the latents."""
+        """Output channels of the encoder: mean and logvar, or with a codebook the latents."""
         return self.latent_channels if self.codebook else 2 * self.latent_channels
 
     @classmethod
     def stable_diffusion(cls, **changes: Any) -> "AutoencoderConfig":
-        """Stable Diffusion's KL-f8, the one behind the published sd-vae-ft weights."""
+        """Stable Diffusion's KL-f8, the architecture of the published sd-vae-ft weights."""
         return cls(**changes)
 
     @classmethod
     def vq_f4(cls, **changes: Any) -> "AutoencoderConfig":
         """Latent diffusion's VQ-f4, SCA-DM's first stage: 256 pixels become 64 x 64 x 3 latents.
 
-        Its noattn sibling is `vq_f4(mid_attention=False)`. Neither scales its latents.
+        Its noattn variant is `vq_f4(mid_attention=False)`. Neither scales its latents.
         """
         sizes = dict(
             latent_channels=3, block_channels=(128, 256, 512), codebook=8192, scaling_factor=1.0
@@ -128,8 +130,8 @@ class AutoencoderConfig:
     def tiny(cls, **changes: Any) -> "AutoencoderConfig":
         """Factor 4 for small images on a CPU: 64 x 64 pixels become 16 x 16 x 4 latents.
 
-        Folding all of the factor keeps every convolution at the latents' resolution, where a CPU
-        learns most per second.
+        The whole factor is folded, so every convolution runs at the latents' resolution, where
+        training makes most progress per second on a CPU.
         """
         sizes = dict(
             block_channels=(64,),

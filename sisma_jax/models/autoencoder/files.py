@@ -1,4 +1,4 @@
-"""Autoencoders on disk: this package's folders, diffusers' folders, lone weight files, the hub."""
+"""Loading and saving of autoencoders: own folders, diffusers' folders, single files, the hub."""
 
 import dataclasses
 import json
@@ -35,16 +35,16 @@ DIFFUSERS_WEIGHT_FILE = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_WEIGHT_FILES = (DIFFUSERS_WEIGHT_FILE, "diffusion_pytorch_model.fp16.safetensors")
 HUB_WEIGHT_FILES = (DIFFUSERS_WEIGHT_FILE, WEIGHT_FILE)
 SUBFOLDERS = ("autoencoder", "vae")
-"""Where a run folder and a folder of a whole diffusers pipeline hold theirs."""
+"""Subfolders of the autoencoder in a run folder and in a diffusers pipeline."""
 
 
 def save_autoencoder(
     path: str | os.PathLike, config: AutoencoderConfig, params: Mapping[str, Any]
 ) -> None:
-    """Write the folder `path`: `config.json` and `weights.safetensors`, both or neither.
+    """Write `config.json` and `weights.safetensors` to the folder `path`, both or neither.
 
     Raises:
-      InputError: if `path` exists and is anything but an autoencoder's folder.
+      InputError: if `path` exists and is anything other than an autoencoder's folder.
     """
     with _folder(local_path(path)) as folder:
         fields = {"model": AutoencoderKL.__name__} | dataclasses.asdict(config)
@@ -55,12 +55,10 @@ def save_autoencoder(
 def save_diffusers(
     path: str | os.PathLike, config: AutoencoderConfig, params: Mapping[str, Any]
 ) -> None:
-    """Write the folder `path` as diffusers has it, so that diffusers reads it too.
-
-    It is an AutoencoderKL's, or with a codebook a VQModel's.
+    """Write the folder `path` in diffusers' format: an AutoencoderKL, or a VQModel with a codebook.
 
     Raises:
-      InputError: if diffusers' architecture cannot be this one, or as `save_autoencoder` does.
+      InputError: if diffusers cannot represent this architecture, or as `save_autoencoder` does.
     """
     fields, tensors = published.to_pytorch(config, params)
     with _folder(local_path(path)) as folder:
@@ -69,10 +67,10 @@ def save_diffusers(
 
 
 def _folder(path: Path) -> Any:
-    """A folder that replaces an autoencoder at `path`, and nothing else."""
+    """A context that writes a new folder at `path`, replacing an autoencoder but nothing else."""
     if not is_new_or_empty(path, besides=(CONFIG_FILE, WEIGHT_FILE, DIFFUSERS_WEIGHT_FILE)):
         raise InputError(
-            f"{path} exists and holds other things than an autoencoder: give a new folder"
+            f"{path} exists and holds something other than an autoencoder: give a new folder"
         )
     return whole_folder(path)
 
@@ -84,20 +82,20 @@ def load_autoencoder(
 
     Args:
       path: one of
-        - a run folder of `train_autoencoder` or `train`, or what `export` made of one;
-        - a diffusers folder, or a whole pipeline's with one under `vae/`;
-        - a .safetensors file in diffusers' or CompVis' naming, by itself (its sizes are read off
-          its tensors) or beside its `config.json`;
-        - `hf://owner/name`, `hf://owner/name/folder`, either with `@revision`: a folder on
+        - a run folder of `train_autoencoder` or `train`, or its export;
+        - a diffusers folder, or that of a pipeline with a `vae/` folder;
+        - a .safetensors file in diffusers' or CompVis' naming, alone (the sizes are inferred from
+          the tensors) or beside its `config.json`;
+        - `hf://owner/name` or `hf://owner/name/folder`, optionally with `@revision`: a folder on
           Hugging Face's hub, kept in its cache (`sisma_jax.hub`).
-      scaling_factor: in place of that of the weights.
-      dtype: compute type, "float32" or "bfloat16", in place of that of the weights. Parameters are
+      scaling_factor: overrides that of the weights.
+      dtype: compute type, "float32" or "bfloat16", overrides that of the weights. Parameters are
         float32 either way.
 
     Raises:
-      InputError: if there is none, if it is pickled, damaged or of another architecture, or if
-        sizes and weights do not belong together. A lone file that leaves its scaling factor open
-        loads, and `Autoencoder.scaling_factor` raises.
+      InputError: if there is no autoencoder, it is pickled, damaged or of another architecture, or
+        sizes and weights do not match. A single file without a scaling factor loads, but
+        `Autoencoder.scaling_factor` raises.
     """
     autoencoder = _load(hub.local_path(path, CONFIG_FILE, HUB_WEIGHT_FILES), scaling_factor)
     changes = {"scaling_factor": scaling_factor, "dtype": dtype}
@@ -127,7 +125,7 @@ def _load(path: Path, scaling_factor: float | None) -> Autoencoder:
 
 
 def _with_config(path: Path, file: Path | None, scaling_factor: float | None) -> Autoencoder:
-    """Read the weights that `config.json` is of, which are in `file` or have one of their names."""
+    """Read the weights that the config at `path` describes: `file`, or a known name beside it."""
     fields = _read_fields(path)
     if "_class_name" in fields:
         config = published.config_of(path, fields, scaling_factor)
@@ -140,7 +138,7 @@ def _with_config(path: Path, file: Path | None, scaling_factor: float | None) ->
 
 
 def _published_tensors(path: Path) -> tuple[dict[str, np.ndarray], float | None]:
-    """An autoencoder's tensors by canonical name, and the scaling factor if the file holds it."""
+    """The tensors of an autoencoder by canonical name, and the file's scaling factor or None."""
     tensors = read_tensors(path, published.of_autoencoder)
     scale = tensors.pop(published.SCALING_FACTOR, None)
     return published.canonical(tensors), None if scale is None else float(scale)
@@ -150,7 +148,7 @@ def _lone_file(path: Path, scaling_factor: float | None) -> Autoencoder:
     tensors, its_own = _published_tensors(path)
     if any("/" in name for name in tensors):
         raise InputError(
-            f"{path} is of this package's own format, which needs its {CONFIG_FILE} beside it: "
+            f"{path} has this package's own format, which needs its {CONFIG_FILE} beside it: "
             "give the folder that holds both"
         )
     config = published.config_from_shapes(path, tensors, scaling_factor or its_own)
@@ -158,10 +156,10 @@ def _lone_file(path: Path, scaling_factor: float | None) -> Autoencoder:
 
 
 def _published_file(folder: Path) -> Path:
-    """The weight file of a diffusers folder; of a pickled one only, it says how to convert it."""
+    """The weight file of a diffusers folder, which may be pickled or missing."""
     names = (*DIFFUSERS_WEIGHT_FILES, "diffusion_pytorch_model.bin")
-    found = [folder / name for name in names if (folder / name).is_file()]
-    return (found or [folder / DIFFUSERS_WEIGHT_FILE])[0]
+    files = [folder / name for name in names if (folder / name).is_file()]
+    return (files or [folder / DIFFUSERS_WEIGHT_FILE])[0]
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
@@ -176,9 +174,9 @@ def _read_fields(path: Path) -> dict[str, Any]:
 
 
 def _own_config(path: Path, fields: dict[str, Any]) -> AutoencoderConfig:
-    """The sizes in this package's own `config.json`."""
+    """The config in this package's own `config.json`."""
     known = {field.name for field in dataclasses.fields(AutoencoderConfig)} | {"model"}
-    fields = {"codebook": 0} | fields  # older folders do not say that they have none
+    fields = {"codebook": 0} | fields  # older folders lack this entry
     differing = sorted(known ^ fields.keys())
     if differing:
         raise InputError(

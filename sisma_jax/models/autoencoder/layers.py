@@ -1,6 +1,6 @@
-"""The halves of Stable Diffusion's autoencoder and what they are built from.
+"""Encoder and decoder of Stable Diffusion's autoencoder, and their layers.
 
-Submodules carry the names of diffusers' AutoencoderKL, with "_" where PyTorch counts with ".":
+Submodules are named as in diffusers' AutoencoderKL, with "_" for the "." before an index:
 `encoder.down_blocks.0.resnets.1.conv1` is `encoder/down_blocks_0/resnets_1/conv1`. Arrays are
 NHWC. Convolutions and attention run in the configuration's dtype; parameters, residual sums, norms
 and the softmax are float32.
@@ -18,10 +18,10 @@ from sisma_jax.models.attention import attention
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 
 NORM_EPSILON = 1e-6
-"""PyTorch's default would be 1e-5; the difference shows in flat images."""
+"""PyTorch's default of 1e-5 would visibly change flat images."""
 NEAREST_BLOCK = 1024
-"""Codebook entries that all latents are compared with at a time: 8192 at once would take 128 MiB an
-image of 256 pixels at factor 4."""
+"""Codebook entries compared with the latents at a time: 8192 would take 128 MiB per image of 256
+pixels at factor 4."""
 
 
 def norm(
@@ -29,8 +29,8 @@ def norm(
 ) -> Float[Array, "b h w c"]:
     """Group normalisation, computed and returned in float32.
 
-    The variance is that of centred values: E[x^2] - E[x]^2 would drown the small variance of a
-    flat image in rounding.
+    The variance is computed from centred values: with E[x^2] - E[x]^2 the small variance of a flat
+    image would be lost to rounding.
     """
     layer = nn.GroupNorm(
         config.norm_groups,
@@ -43,7 +43,7 @@ def norm(
 
 
 def compute(config: AutoencoderConfig) -> dict[str, Any]:
-    """How layers compute: float32 is float32 on every chip, also where TF32 is the default."""
+    """Compute dtype and precision of layers; float32 is exact even where TF32 is the default."""
     exact = config.dtype == "float32"
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     return {"dtype": jnp.dtype(config.dtype), "precision": precision}
@@ -58,7 +58,7 @@ def conv(
     zero: bool = False,
     **options: Any,
 ) -> nn.Conv:
-    """A convolution that keeps the image's size; `zero` starts it at zero."""
+    """A convolution that keeps the image's size; `zero` initialises it to zero."""
     start = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     options = {"kernel_init": start, "name": name} | compute(config) | options
     return nn.Conv(channels, (size, size), **options)
@@ -69,12 +69,12 @@ def dense(config: AutoencoderConfig, features: int, name: str | None = None) -> 
 
 
 def add(x: Float[Array, "*shape"], h: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The residual sum in float32: rounded at every block, it would lose a grey level."""
+    """The residual sum in float32; rounding it in every block would cost one grey level."""
     return x.astype(jnp.float32) + h.astype(jnp.float32)
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), x through a 1x1 convolution if it widens."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on x if channels differ."""
 
     config: AutoencoderConfig
     channels: int
@@ -119,7 +119,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the image: zeros below and to the right only, then a stride-2 convolution."""
+    """Halve the image by a stride-2 convolution, padded with zeros below and to the right only."""
 
     config: AutoencoderConfig
 
@@ -141,7 +141,7 @@ class Upsample(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """The encoder's residual blocks of one resolution, then half of it."""
+    """The encoder's residual blocks of one resolution, then down-sampling."""
 
     config: AutoencoderConfig
     channels: int
@@ -155,7 +155,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """The decoder's residual blocks of one resolution, then double of it."""
+    """The decoder's residual blocks of one resolution, then up-sampling."""
 
     config: AutoencoderConfig
     channels: int
@@ -169,7 +169,7 @@ class UpBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to what `quant_conv` turns into mean and logvar, or into latents to quantise."""
+    """Maps images to the input of `quant_conv`."""
 
     config: AutoencoderConfig
 
@@ -187,7 +187,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What `post_quant_conv` makes of latents to images."""
+    """Maps the output of `post_quant_conv` to images."""
 
     config: AutoencoderConfig
 
@@ -205,12 +205,12 @@ class Decoder(nn.Module):
 
 
 def published_entries(key: PRNGKeyArray, shape: tuple[int, int], dtype: Any) -> Float[Array, "k c"]:
-    """Start a codebook of k entries as VQ-GAN does, uniform in [-1/k, 1/k]."""
+    """Initialise a codebook of k entries as VQ-GAN does: uniform in [-1/k, 1/k]."""
     return jax.random.uniform(key, shape, dtype, -1 / shape[0], 1 / shape[0])
 
 
 class Quantiser(nn.Module):
-    """Each latent's nearest entry of the codebook, always in float32."""
+    """Maps each latent to its nearest codebook entry and index, always in float32."""
 
     config: AutoencoderConfig
 
@@ -230,8 +230,8 @@ class Quantiser(nn.Module):
 def nearest(entries: Float[Array, "k c"], z: Float[Array, "n c"]) -> Int32[Array, " n"]:
     """Return the index of each row's nearest entry in squared Euclidean distance.
 
-    The lowest index of several that are as near. |z|^2, which is the same for all entries, is left
-    out of |e|^2 - 2 e.z + |z|^2: it would only add rounding. No gradient passes.
+    Ties go to the lowest index. |z|^2, the same for all entries, is left out of
+    |e|^2 - 2 e.z + |z|^2, since it would only add rounding. No gradient passes.
     """
     entries, z = jax.lax.stop_gradient((entries.astype(jnp.float32), z.astype(jnp.float32)))
     size = min(len(entries), NEAREST_BLOCK)

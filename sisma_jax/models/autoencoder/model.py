@@ -1,18 +1,18 @@
-"""The autoencoder whose latents SISMA works on: Stable Diffusion's AutoencoderKL in Flax Linen.
+"""The first-stage autoencoder: Stable Diffusion's AutoencoderKL in Flax Linen.
 
     images in [-1, 1]  --encode-->  mean, logvar of a diagonal Gaussian            (1)
     latent = scaling_factor * (mean + exp(logvar / 2) * eps),   eps ~ N(0, I)      (2)
     latent / scaling_factor  --decode-->  images                                   (3)
 
-With a codebook `decode` first replaces each latent by its nearest entry. `encode` gives the latents
-ahead of that as the mean, and as logvar the least there is: the noise of (2) is then below 2e-6, of
-the size of float32's rounding in the encoder, so that (2) and (3) hold as they are.
+With a codebook, `decode` first replaces each latent by its nearest entry. `encode` returns the
+unquantised latents as mean and the smallest logvar allowed: the noise of (2) is then below 2e-6,
+the size of float32's rounding in the encoder, so (2) and (3) hold unchanged.
 
-Everything is NHWC. The module's z is that before scaling; the scaled, sampled latents of (2) are
-what generative models see. `sample_latent` is the only place that samples and scales.
+Arrays are NHWC. In this module z is unscaled; generative models see the scaled, sampled latents of
+(2). Only `sample_latent` samples and scales.
 
-Architecture: Rombach et al., arXiv 2112.10752, as published with the sd-vae-ft weights; codebook:
-their VQ-f4, after van den Oord et al., arXiv 1711.00937.
+The architecture is that of Rombach et al., arXiv 2112.10752, as published with the sd-vae-ft
+weights. The codebook is that of their VQ-f4, after van den Oord et al., arXiv 1711.00937.
 """
 
 import dataclasses
@@ -41,20 +41,20 @@ from sisma_jax.models.weights import tree_checksum
 
 LOGVAR_RANGE = (-30.0, 20.0)
 STARTING_LOGVAR = -5.0
-"""Posterior variance of an autoencoder that starts from its linear maps: little noise, so that
-what the maps say arrives."""
+"""Initial posterior log-variance of an autoencoder with linear maps: little noise, so that their
+output is not drowned."""
 
 
 def quiet_posterior(key: PRNGKeyArray, shape: tuple[int], dtype: Any) -> Float[Array, " moments"]:
-    """Start the biases of mean at 0 and of logvar at STARTING_LOGVAR."""
+    """Initialise the bias of mean to 0 and that of logvar to STARTING_LOGVAR."""
     del key
     return jnp.repeat(jnp.array([0.0, STARTING_LOGVAR], dtype), shape[0] // 2)
 
 
 class AutoencoderKL(nn.Module):
-    """Images to the moments of their latents and back; call it through `method=`.
+    """Maps images to the moments of their latents and back; call it through `method=`.
 
-    With `config.codebook` it is what diffusers calls VQModel.
+    With `config.codebook` it is diffusers' VQModel.
     """
 
     config: AutoencoderConfig
@@ -77,13 +77,13 @@ class AutoencoderKL(nn.Module):
     def encode(
         self, images: Float[Array, "b h w image_channels"]
     ) -> tuple[Float[Array, "b _ _ latent_channels"], Float[Array, "b _ _ latent_channels"]]:
-        """Return mean and log-variance of the latents, before scaling and quantising, float32.
+        """Return mean and log-variance of the unscaled, unquantised latents, float32.
 
         Args:
           images: in [-1, 1]; height and width multiples of the configuration's `factor`.
 
         Raises:
-          InputError: if the factor does not divide height and width.
+          InputError: if height or width is not a multiple of the factor.
         """
         factor = self.config.factor
         height, width = images.shape[1:3]
@@ -104,12 +104,12 @@ class AutoencoderKL(nn.Module):
     def quantise(
         self, z: Float[Array, "b h w latent_channels"]
     ) -> tuple[Float[Array, "b h w latent_channels"], Int32[Array, "b h w"]]:
-        """Return each latent's nearest entry of the codebook, float32, and its index.
+        """Return the nearest codebook entry of each latent, float32, and its index.
 
-        Gradients pass to the entries, none to z.
+        Gradients flow to the entries, not to z.
 
         Args:
-          z: before scaling.
+          z: unscaled latents.
 
         Raises:
           InputError: if the autoencoder has no codebook.
@@ -124,16 +124,16 @@ class AutoencoderKL(nn.Module):
     def decode(
         self, z: Float[Array, "b h w latent_channels"]
     ) -> Float[Array, "b _ _ image_channels"]:
-        """Return float32 images, about in [-1, 1] and not clipped, of latents before scaling.
+        """Return float32 images, about in [-1, 1] and not clipped, of unscaled latents.
 
-        A codebook's entries take the latents' place.
+        With a codebook, latents are replaced by their nearest entries first.
         """
         return self.decode_entries(self.quantise(z)[0] if self.config.codebook else z)
 
     def decode_entries(
         self, z: Float[Array, "b h w latent_channels"]
     ) -> Float[Array, "b _ _ image_channels"]:
-        """`decode` of latents that are entries already, for training through their gradient."""
+        """`decode` without quantising, for latents that are codebook entries already."""
         images = self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
         if self.config.linear_skip:
             images = images + unfold_pixels(self.linear_decoder(z), self.config.factor)
@@ -145,12 +145,12 @@ class AutoencoderKL(nn.Module):
 
 
 def to_float(images: UInt8[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
-    """Return bytes as the images in [-1, 1] that the autoencoder takes."""
+    """Return uint8 images as float32 in [-1, 1], the autoencoder's input."""
     return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1.0
 
 
 def to_uint8(images: Float[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
-    """Return images in [-1, 1] as bytes; values outside are clipped."""
+    """Return images in [-1, 1] as uint8; values outside are clipped."""
     return jnp.round(jnp.clip(127.5 * (images + 1.0), 0.0, 255.0)).astype(jnp.uint8)
 
 
@@ -164,9 +164,8 @@ def sample_latent(
 
     Args:
       noise: eps ~ N(0, 1), float32.
-      mean: before scaling; float16 moments of a cache will do.
-      logvar: likewise.
-      scaling_factor: the autoencoder's; 1 gives the z that `decode` takes.
+      mean, logvar: moments before scaling; float16 from a cache is fine.
+      scaling_factor: the autoencoder's; 1 returns the z that `decode` expects.
 
     Returns:
       Latents in float32.
@@ -176,7 +175,7 @@ def sample_latent(
 
 
 def posterior_kl(mean: Float[Array, "*shape"], logvar: Float[Array, "*shape"]) -> Float[Array, ""]:
-    """Return the divergence of N(mean, exp(logvar)) from N(0, 1), averaged over elements."""
+    """Return the KL divergence of N(mean, exp(logvar)) from N(0, 1), averaged over elements."""
     return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
 
 
@@ -197,14 +196,14 @@ class Autoencoder:
 
     @property
     def scaling_factor(self) -> float:
-        """What z is multiplied by to give latents of about unit standard deviation.
+        """Factor that scales z to latents of about unit standard deviation.
 
         Raises:
           InputError: if the weights came without it.
         """
         if self.config.scaling_factor is None:
             raise InputError(
-                "the autoencoder's weights do not say their scaling factor: set "
+                "the autoencoder's weights come without a scaling factor: set "
                 "autoencoder.scaling_factor"
             )
         return self.config.scaling_factor
@@ -213,30 +212,29 @@ class Autoencoder:
     def encode(
         self, images: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b _ _ latent_channels"], Float[Array, "b _ _ latent_channels"]]:
-        """Return mean and logvar before scaling; see `AutoencoderKL.encode`."""
+        """Return mean and logvar of unscaled latents; see `AutoencoderKL.encode`."""
         return self.module.apply({"params": self.params}, images, method="encode")
 
     @jax.jit
     def decode(self, z: Float[Array, "b h w latent_channels"]) -> Float[Array, "b _ _ c"]:
-        """Return images of z before scaling; see `AutoencoderKL.decode`."""
+        """Return the images of unscaled z; see `AutoencoderKL.decode`."""
         return self.module.apply({"params": self.params}, z, method="decode")
 
     @jax.jit
     def quantise(
         self, z: Float[Array, "b h w latent_channels"]
     ) -> tuple[Float[Array, "b h w latent_channels"], Int32[Array, "b h w"]]:
-        """Return entries and indices of z before scaling; see `AutoencoderKL.quantise`."""
+        """Return the codebook entries and indices of unscaled z; see `AutoencoderKL.quantise`."""
         return self.module.apply({"params": self.params}, z, method="quantise")
 
     def checksum(self) -> str:
-        """SHA-256 of all that decides the moments of an image: the sizes and the parameters.
+        """SHA-256 of everything that determines the moments of an image: sizes and parameters.
 
-        It is that of the weights wherever they were read from; neither the scaling factor nor the
-        compute type is in it.
+        It does not depend on where the weights were read from, the scaling factor or the dtype.
         """
         sizes = dataclasses.asdict(self.config)
         del sizes["scaling_factor"], sizes["dtype"]
-        if not self.config.codebook:  # caches from before there were codebooks stay good
+        if not self.config.codebook:  # keeps caches valid that predate codebooks
             del sizes["codebook"]
         both = [sizes, tree_checksum(self.params)]
         return hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest()
@@ -244,7 +242,7 @@ class Autoencoder:
     def to_latents(
         self, noise: Float[Array, "b _ _ latent_channels"], images: Float[Array, "b h w c"]
     ) -> Float[Array, "b _ _ latent_channels"]:
-        """Scaled latents of images in [-1, 1], equation (2); noise: eps."""
+        """Return the scaled latents of images in [-1, 1], equation (2); `noise` is eps."""
         return sample_latent(noise, *self.encode(images), self.scaling_factor)
 
     def from_latents(
@@ -258,7 +256,7 @@ jax.tree_util.register_dataclass(Autoencoder, data_fields=["params"], meta_field
 
 
 def parameter_shapes(config: AutoencoderConfig) -> Any:
-    """Return the parameter tree of a configuration as shapes and types; computes nothing."""
+    """Return the parameter tree of a configuration as shapes and dtypes, without computing it."""
     image = jnp.zeros((1, config.factor, config.factor, config.image_channels))
     module = AutoencoderKL(config)
     return jax.eval_shape(module.init, jax.random.key(0), image)["params"]

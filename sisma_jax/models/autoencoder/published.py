@@ -1,10 +1,10 @@
-"""Published autoencoder weights: their names and shapes, and the sizes they are of.
+"""Conversion of published autoencoder weights: names, shapes and sizes.
 
-Canonical are the names of diffusers' AutoencoderKL and VQModel, which this package's parameters
-follow with "_" for PyTorch's counting "."; older diffusers files and CompVis' latent-diffusion
-files are renamed to them by `RENAMED`. PyTorch keeps kernels as (out, in, height, width), Flax as
-(height, width, in, out); a codebook's entries are rows in both. Weights of attention come as
-matrices and as 1x1 convolutions.
+Canonical names are those of diffusers' AutoencoderKL and VQModel; this package's parameters have
+the same with "_" for the "." before an index. `RENAMED` maps the names of older diffusers files
+and of CompVis' latent-diffusion files to them. PyTorch stores kernels as (out, in, height, width),
+Flax as (height, width, in, out); codebook entries are rows in both. Attention weights are stored as
+matrices or as 1x1 convolutions.
 """
 
 import dataclasses
@@ -28,15 +28,14 @@ from sisma_jax.models.weights import check_tensors, listed
 
 CLASS_NAME = "AutoencoderKL"
 VQ_CLASS_NAME = "VQModel"
-"""diffusers' name of an autoencoder with a codebook."""
+"""diffusers' class name of an autoencoder with a codebook."""
 CODEBOOK = "quantize.embedding.weight"
 FIRST_STAGE = "first_stage_model."
-"""Prefix of the autoencoder within a checkpoint of a whole latent-diffusion model."""
+"""Prefix of the autoencoder in the checkpoint of a whole latent-diffusion model."""
 SCALING_FACTOR = "scale_factor"
-"""Such a checkpoint's own, where it was measured and not configured."""
+"""Scaling factor in such a checkpoint, if it was measured instead of configured."""
 TRAINING_ONLY = re.compile(r"loss\.|model_ema\.(decay|num_updates)$")
-"""CompVis' perceptual net and discriminator, and counters of its average, which lie in the same
-file."""
+"""Tensors of CompVis' files for training only: perceptual network, discriminator, EMA counters."""
 
 RENAMED = {
     # diffusers before 0.15
@@ -57,10 +56,10 @@ RENAMED = {
     r"\.nin_shortcut\.": r".conv_shortcut.",
     r"^(encoder|decoder)\.norm_out\.": r"\1.conv_norm_out.",
 }
-"""Regular expressions of other names' parts and the canonical ones, applied in this order."""
+"""Patterns in other namings and their canonical replacements, applied in this order."""
 
 COMPVIS_UP = re.compile(r"^decoder\.up\.(\d+)\.")
-"""CompVis counts the decoder's resolutions from the finest, diffusers from the coarsest."""
+"""CompVis numbers the decoder's resolutions from the finest, diffusers from the coarsest."""
 
 SIZES = {
     "block_out_channels": "block_channels",
@@ -69,7 +68,7 @@ SIZES = {
     "layers_per_block": "layers_per_block",
     "norm_num_groups": "norm_groups",
 }
-"""Entries of diffusers' config that have to be there, and the fields that they are here."""
+"""Required entries of diffusers' config and the fields they correspond to here."""
 VQ_SIZES = SIZES | {"num_vq_embeddings": "codebook"}
 FIXED = {
     "act_fn": "silu",
@@ -81,30 +80,30 @@ FIXED = {
     "use_post_quant_conv": True,
     "use_quant_conv": True,
 }
-"""Entries that have to have this value where they are there."""
+"""Values that these entries must have if present."""
 BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 
 def config_of(
     path: Path, fields: Mapping[str, Any], scaling_factor: float | None
 ) -> AutoencoderConfig:
-    """Return the sizes that diffusers' `config.json` says.
+    """Return the config that diffusers' `config.json` describes.
 
     Args:
-      path: of the file, for messages.
-      fields: what it holds.
-      scaling_factor: what the caller knows it to be, if anything. Stable Diffusion's architecture
-        without one has Stable Diffusion's: diffusers writes it down from 0.11 on only, and the
-        sd-vae-ft weights are older. A VQModel without one has 1.
+      path: path of the file, for messages.
+      fields: its content.
+      scaling_factor: overrides the file's. If both are missing, Stable Diffusion's architecture has
+        Stable Diffusion's factor, since diffusers records it only from 0.11 on and the sd-vae-ft
+        weights are older, and a VQModel has 1.
 
     Raises:
-      InputError: if it is of another model, lacks an entry or has one that cannot be represented.
+      InputError: if it describes another model, lacks an entry, or has an unsupported one.
     """
     known = {CLASS_NAME: SIZES, VQ_CLASS_NAME: VQ_SIZES}
     class_name = fields["_class_name"]
     if class_name not in known:
         raise InputError(
-            f"{path} is of a model {class_name}: give the folder of an {CLASS_NAME} or a "
+            f"{path} describes a {class_name}: give the folder of an {CLASS_NAME} or a "
             f"{VQ_CLASS_NAME}"
         )
     missing = sorted(known[class_name].keys() - fields.keys())
@@ -129,8 +128,8 @@ def config_of(
     for name, value in fixed.items():
         if fields.get(name, value) != value:
             raise InputError(
-                f"{path} has {name} = {fields[name]!r} where {value!r} is all that this package's "
-                "autoencoder can be: give weights of Stable Diffusion's or VQ-f4's kind"
+                f"{path} has {name} = {fields[name]!r}, but this package's autoencoder supports "
+                f"only {value!r}: give weights of Stable Diffusion's or VQ-f4's kind"
             )
     config = _scaled(config, scaling_factor)
     if config.scaling_factor is None:
@@ -143,19 +142,19 @@ def config_of(
 def config_from_shapes(
     path: Path, tensors: Mapping[str, np.ndarray], scaling_factor: float | None
 ) -> AutoencoderConfig:
-    """Return the sizes that a lone weight file lets one read off.
+    """Return the config inferred from the tensors of a single weight file.
 
-    It says nothing of normalisation groups, which are 32 in everything published, nor of the
-    scaling factor: that of Stable Diffusion's architecture is taken for Stable Diffusion's, with a
-    warning, since SDXL shares it, and 1 with any codebook; another architecture's stays unknown.
+    Tensors do not determine the number of normalisation groups, which is 32 in all published
+    weights, nor the scaling factor. The latter is assumed to be Stable Diffusion's for its
+    architecture, with a warning because SDXL shares it, 1 with a codebook, and otherwise None.
 
     Args:
-      path: of the file, for messages.
-      tensors: by canonical name.
-      scaling_factor: what the caller knows it to be, if anything.
+      path: path of the file, for messages.
+      tensors: tensors by canonical name.
+      scaling_factor: overrides the assumption.
 
     Raises:
-      InputError: if these are no autoencoder's weights.
+      InputError: if these are not the weights of an autoencoder.
     """
     blocks = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(len(tensors))]
     layers = [f"encoder.down_blocks.0.resnets.{i}.conv1.weight" for i in range(len(tensors))]
@@ -182,23 +181,24 @@ def config_from_shapes(
         )
     except InputError as error:
         raise InputError(
-            f"{path} alone does not say what it is of ({error}): put the config.json of its "
-            "weights beside it"
+            f"{path} alone does not determine its architecture ({error}): put the config.json of "
+            "its weights beside it"
         ) from error
     scaled = _scaled(config, scaling_factor)
     if scaling_factor is None and scaled.scaling_factor is not None and not config.codebook:
         warnings.warn(
-            f"{path} does not say its scaling factor: taking Stable Diffusion's, "
-            f"{scaled.scaling_factor} (SDXL's is 0.13025; autoencoder.scaling_factor sets it)",
+            f"{path} has no scaling factor: assuming Stable Diffusion's, "
+            f"{scaled.scaling_factor} (SDXL's is 0.13025; set autoencoder.scaling_factor)",
             stacklevel=4,
         )
     return scaled
 
 
 def _scaled(config: AutoencoderConfig, scaling_factor: float | None) -> AutoencoderConfig:
-    """The sizes with the factor given, or their own, or Stable Diffusion's if they are its.
+    """The config with the given scaling factor, else its own, else that of its architecture.
 
-    With a codebook it is 1: latent diffusion leaves such latents as they are.
+    It is Stable Diffusion's for its architecture, and 1 with a codebook: latent diffusion does not
+    scale quantised latents.
     """
     known = AutoencoderConfig.stable_diffusion()
     if scaling_factor is None and config == dataclasses.replace(known, scaling_factor=None):
@@ -211,10 +211,10 @@ def _scaled(config: AutoencoderConfig, scaling_factor: float | None) -> Autoenco
 
 
 def of_autoencoder(names: Sequence[str]) -> list[str]:
-    """Return the names of a file's tensors that are the autoencoder's.
+    """Return the names of the tensors in a file that belong to the autoencoder.
 
-    Of a whole latent-diffusion model these are the first stage's and the scaling factor. What
-    CompVis needs for training only is left out.
+    In the file of a whole latent-diffusion model these are the first stage's and the scaling
+    factor. Tensors for training only are left out.
     """
     if any(name.startswith(FIRST_STAGE) for name in names):
         return [name for name in names if name.startswith(FIRST_STAGE) or name == SCALING_FACTOR]
@@ -228,19 +228,19 @@ def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
       InputError: if two tensors have the same canonical name.
     """
     tensors = {name.removeprefix(FIRST_STAGE): tensor for name, tensor in tensors.items()}
-    levels = [int(found[1]) for name in tensors if (found := COMPVIS_UP.match(name))]
+    levels = [int(match[1]) for name in tensors if (match := COMPVIS_UP.match(name))]
     chosen: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
     for name, tensor in tensors.items():
         renamed = COMPVIS_UP.sub(
-            lambda found: f"decoder.up_blocks.{max(levels) - int(found[1])}.", name
+            lambda match: f"decoder.up_blocks.{max(levels) - int(match[1])}.", name
         )
         for pattern, replacement in RENAMED.items():
             renamed = re.sub(pattern, replacement, renamed)
         if renamed in chosen:
             raise InputError(
-                f"{origin[renamed]} and {name} are the same parameter in two namings: keep one "
-                "naming's tensors"
+                f"{origin[renamed]} and {name} name the same parameter: keep the tensors of one "
+                "naming only"
             )
         chosen[renamed], origin[renamed] = tensor, name
     return chosen
@@ -249,15 +249,15 @@ def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def from_pytorch(
     path: Path, tensors: dict[str, np.ndarray], config: AutoencoderConfig
 ) -> dict[str, Any]:
-    """Return parameters in float32 from tensors by canonical name.
+    """Return float32 parameters from tensors by canonical name.
 
     Args:
-      path: of the file, for messages.
-      tensors: taken out of the dict one by one, so that not all of them are held twice.
+      path: path of the file, for messages.
+      tensors: emptied one by one, so that not all tensors are in memory twice.
       config: the sizes.
 
     Raises:
-      InputError: unless every tensor is used and every parameter filled.
+      InputError: if a tensor is unused or a parameter missing.
     """
     shapes = flatten_dict(parameter_shapes(config), sep="/")
     flax_names = {pytorch_name(name): name for name in shapes}
@@ -272,10 +272,10 @@ def from_pytorch(
             tensor = tensor[:, :, 0, 0]
         return tensor.astype(np.float32, copy=False)
 
-    found = {name: fitted(name, tensors.pop(name)) for name in [*tensors]}
-    check_tensors(path, wanted, found)
+    fit = {name: fitted(name, tensors.pop(name)) for name in [*tensors]}
+    check_tensors(path, wanted, fit)
     return unflatten_dict(
-        {flax_names[name]: jnp.asarray(_to_flax(name, found.pop(name))) for name in [*found]},
+        {flax_names[name]: jnp.asarray(_to_flax(name, fit.pop(name))) for name in [*fit]},
         sep="/",
     )
 
@@ -283,10 +283,10 @@ def from_pytorch(
 def to_pytorch(
     config: AutoencoderConfig, params: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return diffusers' `config.json` and tensors of an autoencoder.
+    """Return an autoencoder as diffusers' `config.json` and tensors.
 
     Raises:
-      InputError: if neither diffusers' AutoencoderKL nor its VQModel can be this one.
+      InputError: if neither AutoencoderKL nor VQModel can represent it.
     """
     class_name, sizes = (VQ_CLASS_NAME, VQ_SIZES) if config.codebook else (CLASS_NAME, SIZES)
     present = {"fold": config.fold > 1, "linear_skip": config.linear_skip}
@@ -294,7 +294,7 @@ def to_pytorch(
     if ours:
         raise InputError(
             f"diffusers' {class_name} has no {' and no '.join(ours)}, which this autoencoder "
-            "has: its format is this package's own"
+            "has: save it in this package's own format"
         )
     levels = len(config.block_channels)
     fields = (

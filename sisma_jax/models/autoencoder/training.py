@@ -1,18 +1,18 @@
-"""What training an autoencoder needs beside the module: its loss, its start, its latents' scale.
+"""Training of autoencoders: losses, initialisation, and the scale of the latents.
 
-Loss without a codebook: mean absolute error of the reconstruction + kl_weight * divergence per
-latent element, both at one posterior sample, as in latent diffusion without its perceptual and
-adversarial parts. The divergence draws the latents towards N(0, 1) and makes the decoder bear the
-posterior's noise, hence the errors of a generative model too. Pixels may weigh differently in the
-error of the reconstruction, with a codebook, too.
+The loss without a codebook is the mean absolute error of the reconstruction + kl_weight * the KL
+divergence per latent element, both at one posterior sample, as in latent diffusion without its
+perceptual and adversarial parts. The divergence draws the latents towards N(0, 1) and makes the
+decoder robust to the posterior's noise, and so to the errors of a generative model. With either
+loss the reconstruction error may weight pixels differently.
 
-Loss with a codebook, z the latents, e their nearest entries, sg what no gradient passes:
+The loss with a codebook, for latents z with nearest entries e and stop-gradient sg, is
 
     mean |decode(z + sg(e - z)) - images| + mean (e - sg(z))^2 + commitment * mean (sg(e) - z)^2
 
-The decoder sees entries and its gradient goes to z as if it had seen them (straight-through); the
-second term draws entries to their latents, the third latents to their entries. As in van den Oord
-et al., arXiv 1711.00937; CompVis' and diffusers' code weights the other of the two by default.
+The decoder sees entries, and its gradient is passed to z unchanged (straight-through). The second
+term draws entries to their latents, the third latents to their entries, as in van den Oord et al.,
+arXiv 1711.00937. By default the code of CompVis and diffusers weights the second term instead.
 """
 
 from typing import Any
@@ -36,14 +36,14 @@ PEAK_TO_PEAK = 2.0
 """Range of images in [-1, 1]."""
 STATISTICS_BATCH = 64
 LATENTS_PER_ENTRY = 64
-"""At most so many are looked at for the start of a codebook."""
+"""The most latents per codebook entry that initialise a codebook."""
 KMEANS_ROUNDS = 10
 
 
 def posterior_noise(
     config: AutoencoderConfig, key: PRNGKeyArray, images: Shaped[Array, "b h w c"]
 ) -> Float[Array, "b _ _ latent_channels"]:
-    """Draw what one sample of each image's posterior needs."""
+    """Draw N(0, 1) noise for one posterior sample of each image."""
     count, height, width, _ = images.shape
     grid = height // config.factor, width // config.factor
     return jax.random.normal(key, (count, *grid, config.latent_channels))
@@ -62,14 +62,14 @@ def autoencoder_loss(
     Args:
       module: the autoencoder.
       params: its parameters.
-      noise: of the posterior sample (`posterior_noise`).
-      images: in [-1, 1].
-      kl_weight: weight of the divergence per latent element.
-      weight: of the pixels in the loss, 1 on average; None for 1 everywhere.
+      noise: noise of the posterior sample (`posterior_noise`).
+      images: images in [-1, 1].
+      kl_weight: weight of the KL divergence per latent element.
+      weight: weights of the pixels, 1 on average; None for 1 everywhere.
 
     Returns:
-      The loss, and `reconstruction` (mean absolute error, not weighted), `kl` (per element) and
-      `psnr` (dB, of the batch's mean squared error).
+      The loss, and `reconstruction` (unweighted mean absolute error), `kl` (per element) and `psnr`
+      (dB, from the batch's mean squared error).
     """
     mean, logvar = module.apply({"params": params}, images, method="encode")
     z = sample_latent(noise, mean, logvar, scaling_factor=1.0)
@@ -82,23 +82,23 @@ def autoencoder_loss(
 def patch_pca_init(params: Any, images: Float[Array, "b h w c"]) -> Any:
     """Return parameters whose linear maps are the principal components of image patches.
 
-    The linear encoder then projects each patch on its strongest components, one per latent
-    channel, scaled to unit variance; the linear decoder is its pseudo-inverse. No linear map of
-    patches with as many channels reconstructs these images with less squared error.
+    The linear encoder projects each patch on its leading components, one per latent channel,
+    scaled to unit variance; the linear decoder is its pseudo-inverse. No linear map of patches
+    with as many channels reconstructs these images with less squared error.
 
-    Ahead of a codebook all components are scaled alike, to unit variance on average: the nearest
-    entry is then also that whose patch has the least squared error.
+    With a codebook all components have the same scale, for unit variance on average: the nearest
+    entry is then also the one whose patch has the least squared error.
 
     Args:
-      params: of an AutoencoderKL with `linear_skip`; not changed.
-      images: in [-1, 1], a few hundred are enough.
+      params: parameters of an AutoencoderKL with `linear_skip`; not modified.
+      images: images in [-1, 1]; a few hundred are enough.
 
     Raises:
       InputError: if the parameters have no linear maps.
     """
     if "linear_encoder" not in params:
         raise InputError(
-            "the autoencoder has no linear maps to start from principal components: set "
+            "the autoencoder has no linear maps to initialise by principal components: set "
             "autoencoder.linear_skip"
         )
     shape = params["linear_encoder"]["kernel"].shape
@@ -106,12 +106,12 @@ def patch_pca_init(params: Any, images: Float[Array, "b h w c"]) -> Any:
     patches = np.asarray(fold_pixels(images, factor), np.float64).reshape(-1, shape[0])
     mean = patches.mean(0)
     variance, components = np.linalg.eigh(np.cov(patches, rowvar=False))
-    # Ascending order: the strongest are the last.
+    # `eigh` sorts in ascending order.
     components = components[:, ::-1][:, : shape[1]]
     deviation = np.sqrt(variance[::-1][: shape[1]])
     if "quantize" in params:
         deviation = np.full_like(deviation, np.sqrt(np.mean(np.square(deviation))))
-    # An eigenvector's sign is the linear algebra library's choice.
+    # The sign of an eigenvector depends on the linear algebra library.
     components = components * np.where(components.sum(0) < 0, -1.0, 1.0)
     encoder = components / deviation
     linear = {
@@ -122,21 +122,21 @@ def patch_pca_init(params: Any, images: Float[Array, "b h w c"]) -> Any:
 
 
 def codebook_init(autoencoder: Autoencoder, images: Float[Array, "n h w c"]) -> Any:
-    """Return parameters whose codebook is spread over the latents of images.
+    """Return parameters whose codebook covers the latents of images.
 
-    Entries are drawn among the distinct latents and moved by a few rounds of k-means. Each has
-    latents from the first step then, whereas the published start, uniform in [-1/k, 1/k], has most
-    latents share a few entries, and no gradient reaches the others.
+    Entries are drawn from the distinct latents and refined by a few rounds of k-means, so that each
+    has latents from the first step. With the published initialisation, uniform in [-1/k, 1/k], most
+    latents share a few entries, and the others receive no gradient.
 
     Args:
-      autoencoder: one with a codebook, as its training will start but for that; not changed.
-      images: in [-1, 1], a few hundred; they may have fewer distinct latents than the codebook has
-        entries, some entries then start equal.
+      autoencoder: an autoencoder with a codebook, otherwise initialised; not modified.
+      images: a few hundred images in [-1, 1]. With fewer distinct latents than codebook entries,
+        some entries start equal.
     """
     codebook = autoencoder.config.codebook
     latents = np.concatenate([autoencoder.encode(part)[0] for part in batches(images)])
     random = np.random.default_rng(0)
-    # Distinct ones: much of a picture is flat.
+    # Distinct latents only: much of a picture is flat.
     latents = np.unique(latents.reshape(-1, latents.shape[-1]), axis=0)
     most = min(len(latents), LATENTS_PER_ENTRY * codebook)
     latents = random.choice(latents, most, replace=False)
@@ -163,15 +163,14 @@ def codebook_loss(
     Args:
       module: the autoencoder.
       params: its parameters.
-      images: in [-1, 1].
-      commitment: weight of the latents' distance from their entries, beside 1 of the entries'
-        distance from their latents.
-      weight: of the pixels in the loss, 1 on average; None for 1 everywhere.
+      images: images in [-1, 1].
+      commitment: weight of the third term of the loss; that of the second is 1.
+      weight: weights of the pixels, 1 on average; None for 1 everywhere.
 
     Returns:
-      The loss, and `reconstruction` (mean absolute error, not weighted), `quantisation` (mean
-      squared distance of latents from their entries, per element) and `psnr` (dB, of the batch's
-      mean squared error).
+      The loss, and `reconstruction` (unweighted mean absolute error), `quantisation` (mean squared
+      distance of latents from their entries, per element) and `psnr` (dB, from the batch's mean
+      squared error).
     """
     z, _ = module.apply({"params": params}, images, method="encode")
     entries, _ = module.apply({"params": params}, z, method="quantise")
@@ -184,8 +183,7 @@ def codebook_loss(
 
 
 def errors(decoded: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> dict[str, Array]:
-    """Return the mean absolute error of a batch, and the PSNR of its mean squared error; images in
-    [-1, 1]."""
+    """Return mean absolute error and PSNR (from the mean squared error) of a batch in [-1, 1]."""
     return {
         "reconstruction": _reconstruction(decoded, images, None),
         "psnr": 10.0 * jnp.log10(PEAK_TO_PEAK**2 / jnp.mean(jnp.square(decoded - images))),
@@ -198,18 +196,18 @@ def _reconstruction(decoded: Array, images: Array, weight: Array | None) -> Arra
 
 
 def batches(images: Float[Array, "n h w c"]) -> list[Float[Array, "_ h w c"]]:
-    """Cut images into parts of `STATISTICS_BATCH` or fewer."""
+    """Split images into batches of at most `STATISTICS_BATCH`."""
     return [images[i : i + STATISTICS_BATCH] for i in range(0, len(images), STATISTICS_BATCH)]
 
 
 def latent_scale(autoencoder: Autoencoder, images: Float[Array, "n h w c"]) -> float:
     """Return the scaling factor that gives sampled latents unit standard deviation.
 
-    It is one number for all channels, over the root of their variance about the common mean.
+    It is the reciprocal of the standard deviation over all channels about their common mean.
 
     Args:
-      autoencoder: a trained one; its own scaling factor plays no part.
-      images: training images in [-1, 1]; encoded `STATISTICS_BATCH` at a time.
+      autoencoder: a trained autoencoder, whose own scaling factor is ignored.
+      images: training images in [-1, 1], encoded `STATISTICS_BATCH` at a time.
     """
     noise = posterior_noise(autoencoder.config, jax.random.key(0), images)
     latents = [

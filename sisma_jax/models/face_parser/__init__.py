@@ -1,4 +1,4 @@
-"""Face parsers: networks that tell the class of every pixel of a face."""
+"""Face parsers: networks that predict the class of every pixel of a face."""
 
 from sisma_jax.models.face_parser.bisenet import BiSeNet
 from sisma_jax.models.face_parser.config import FaceParserConfig

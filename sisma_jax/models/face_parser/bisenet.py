@@ -1,8 +1,8 @@
-"""BiSeNet as face-parsing.PyTorch trained it on CelebAMask-HQ, for its published weights.
+"""BiSeNet as trained by face-parsing.PyTorch on CelebAMask-HQ, for its published weights.
 
-Architecture: Yu et al., arXiv 1808.00897, with a ResNet-18 whose features at 1/8 of the image take
-the place of the spatial path. Batch norms are `Affine`. Of its three heads only the first is there,
-which alone is used at inference.
+The architecture is that of Yu et al., arXiv 1808.00897, with features of a ResNet-18 at 1/8 of the
+image's size in place of the spatial path. Batch norms are `Affine`. Only the first of its three
+heads is implemented; the others serve training only.
 """
 
 import flax.linen as nn
@@ -20,7 +20,7 @@ from sisma_jax.models.face_parser.layers import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-"""Of RGB values in [0, 1], by which its inputs are normalised."""
+"""Standard deviation of RGB values in [0, 1], as IMAGENET_MEAN."""
 
 
 class ConvBlock(nn.Module):
@@ -36,7 +36,7 @@ class ConvBlock(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """ResNet's block of two 3x3 convolutions; x goes through a 1x1 one where shapes differ."""
+    """ResNet's block of two 3x3 convolutions, with a 1x1 convolution on x if shapes differ."""
 
     channels: int
     stride: int
@@ -74,7 +74,7 @@ def average(x: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
 
 
 class AttentionRefinement(nn.Module):
-    """Features times a gate per channel, which is made of their averages."""
+    """Multiplies features by a gate per channel, computed from their averages."""
 
     channels: int
 
@@ -87,7 +87,7 @@ class AttentionRefinement(nn.Module):
 
 
 class ContextPath(nn.Module):
-    """ResNet's features at 1/8, the refined ones at 1/8, and ResNet's at 1/32."""
+    """ResNet's features at 1/8, the context at 1/8, and ResNet's features at 1/32."""
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _ _ _"], ...]:
@@ -101,7 +101,7 @@ class ContextPath(nn.Module):
 
 
 class FeatureFusion(nn.Module):
-    """Mix both paths; x + x times a gate per channel, which is made of averages."""
+    """Mixes both paths: x + x times a gate per channel, computed from averages of x."""
 
     channels: int
 
@@ -114,7 +114,7 @@ class FeatureFusion(nn.Module):
 
 
 class Head(nn.Module):
-    """Features to logits."""
+    """Maps features to logits."""
 
     num_classes: int
 
@@ -125,20 +125,20 @@ class Head(nn.Module):
 
 
 class BiSeNet(nn.Module):
-    """Images to the logits of each pixel's classes, in the order of the weights' last rows."""
+    """Maps images to class logits per pixel, in the class order of the weights' last layer."""
 
     num_classes: int = 19
 
     @property
     def factor(self) -> int:
-        """What the sides of an image have to be multiples of."""
+        """Divisor that height and width of images must have."""
         return 32
 
     @nn.compact
     def outputs(
         self, images: Float[Array, "b h w 3"]
     ) -> tuple[Float[Array, "b h w classes"], Float[Array, "b _ _ d"]]:
-        """Return the logits, and ResNet's activations at 1/32 of the image's size."""
+        """Return the logits and ResNet's activations at 1/32 of the image's size."""
         check_sides(images, self.factor)
         mean, deviation = (per_channel(jnp.array(x)) for x in (IMAGENET_MEAN, IMAGENET_DEVIATION))
         spatial, context, deepest = ContextPath(name="cp")(((images + 1) / 2 - mean) / deviation)
@@ -150,13 +150,13 @@ class BiSeNet(nn.Module):
         """Return float32 logits.
 
         Args:
-          images: in [-1, 1]; height and width multiples of `factor`.
+          images: images in [-1, 1]; height and width are multiples of `factor`.
 
         Raises:
-          InputError: if `factor` does not divide height and width.
+          InputError: if height or width is not a multiple of `factor`.
         """
         return self.outputs(images)[0]
 
     def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Return ResNet's last activations, averaged over the image."""
+        """Return ResNet's last activations averaged over the image."""
         return self.outputs(images)[1].mean(axis=(1, 2))

@@ -1,4 +1,4 @@
-"""The sizes of the U-Net that parses faces."""
+"""The configuration of the face-parsing U-Net."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from sisma_jax.errors import InputError
 NORMS = ("group", "affine")
 DTYPES = ("float32", "bfloat16")
 MOST_CLASSES = 255
-"""Labels are bytes, and 255 is that of a pixel without a class."""
+"""Labels are bytes, and 255 marks unlabelled pixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FaceParserConfig:
-    """Sizes of a `FaceParserUNet`; channels and classes default to those of the CelebAMask-HQ
-    repository's (1,944,355 parameters).
+    """Sizes of a `FaceParserUNet`; channels and classes default to those of the U-Net in the
+    CelebAMask-HQ repository (1,944,355 parameters).
 
     Raises:
       InputError: if a value is out of range.
@@ -23,12 +23,12 @@ class FaceParserConfig:
 
     num_classes: int = 19
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
-    """Channels at each resolution, finest first; each further one halves the image."""
+    """Channels at each resolution, finest first; each further level halves the image."""
     norm: str = "group"
-    """What follows each 3x3 convolution: "group", group normalisation, to train with; "affine", a
-    scale and a shift per channel, which is what published batch norms are at inference."""
+    """Norm after each 3x3 convolution: "group", group normalisation, for training; or "affine", a
+    scale and a shift per channel, for published batch norms at inference."""
     norm_groups: int = 8
-    """Groups of norm "group"."""
+    """Number of groups of norm "group"."""
     dtype: str = "float32"
     """Compute type of convolutions; norms, the last convolution and parameters are float32."""
 
@@ -60,21 +60,21 @@ class FaceParserConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FaceParserConfig":
-        """Return the sizes that a JSON file holds, by field name.
+        """Return the config whose fields `values`, read from JSON, gives by name.
 
         Raises:
-          InputError: if a value is of another type than its field, or out of range.
+          InputError: if a value does not have the type of its field, or is out of range.
         """
         read = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
         for field in dataclasses.fields(cls):
             kind = type(field.default)
             value = read.get(field.name, field.default)
             if type(value) is not kind or (kind is tuple and {*map(type, value)} - {int}):
-                what = "list of whole numbers" if kind is tuple else kind.__name__
-                raise InputError(f"parser.{field.name} is {value!r}, which is no {what}")
+                what = "a list of whole numbers" if kind is tuple else f"of type {kind.__name__}"
+                raise InputError(f"parser.{field.name} is {value!r}, which is not {what}")
         return cls(**read)
 
     @property
     def factor(self) -> int:
-        """What the sides of an image have to be multiples of."""
+        """Divisor that height and width of images must have."""
         return 2 ** (len(self.channels) - 1)

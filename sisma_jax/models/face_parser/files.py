@@ -1,6 +1,6 @@
-"""Face parsers on disk: this package's folders, and lone files of published weights.
+"""Loading and saving of face parsers: own folders, and single files of published weights.
 
-config.json          sizes, class names, the images' size, and what training measured
+config.json          sizes, class names, size of the images, and quality measured by training
 weights.safetensors  parameters
 """
 
@@ -28,9 +28,9 @@ from sisma_jax.models.weights import check_weight_file, load_tree, save_tree
 CONFIG_FILE = "config.json"
 WEIGHT_FILE = "weights.safetensors"
 SUBFOLDER = "parser"
-"""Where a run folder holds its own."""
+"""Subfolder of the parser in a run folder."""
 BESIDES = ("classes", "quality", "size")
-"""What `config.json` says beside the model's name and sizes."""
+"""Entries of `config.json` beside the model's name and sizes."""
 
 
 def save_parser(
@@ -42,22 +42,22 @@ def save_parser(
     size: int | None,
     quality: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the folder `path`: `config.json` and `weights.safetensors`, both or neither.
+    """Write `config.json` and `weights.safetensors` to the folder `path`, both or neither.
 
     Args:
-      path: the folder; a face parser's is replaced.
-      config, params: the U-Net.
-      classes, size, quality: as `FaceParser.trained` takes them.
+      path: the folder; a face parser in it is replaced.
+      config, params: sizes and parameters of the U-Net.
+      classes, size, quality: see `FaceParser.trained`.
 
     Raises:
-      InputError: if these do not fit the configuration, or `path` exists and is anything but a face
-        parser's folder.
+      InputError: if they do not fit the configuration, or `path` exists and is anything other than
+        a face parser's folder.
     """
     path = local_path(path)
     FaceParser.trained(config, params, classes=classes, size=size, quality=quality)
     if not is_new_or_empty(path, besides=(CONFIG_FILE, WEIGHT_FILE)):
         raise InputError(
-            f"{path} exists and holds other things than a face parser: give a new folder"
+            f"{path} exists and holds something other than a face parser: give a new folder"
         )
     values = {"classes": list(classes), "quality": quality and dict(quality), "size": size}
     with whole_folder(path) as folder:
@@ -71,13 +71,13 @@ def load_parser(path: str | os.PathLike) -> FaceParser:
 
     Args:
       path: one of
-        - a folder of `save_parser`, or a run folder with one under `parser/`;
-        - a .safetensors file of published weights, recognised by its tensors: those of the
-          CelebAMask-HQ repository's U-Net, or face-parsing.PyTorch's `79999_iter.pth`, either
-          converted by the recipe in docs/autoencoder.md.
+        - a folder of `save_parser`, or a run folder with such a folder `parser/`;
+        - a .safetensors file of published weights, recognised by its tensors: the CelebAMask-HQ
+          repository's U-Net or face-parsing.PyTorch's `79999_iter.pth`, converted by the recipe in
+          docs/autoencoder.md.
 
     Raises:
-      InputError: if there is none, if it is pickled, damaged or of another architecture.
+      InputError: if there is no parser, or it is pickled, damaged or of another architecture.
     """
     path = local_path(path)
     if not path.is_dir() and (path.suffix or path.is_file()):
@@ -109,7 +109,7 @@ def _load_folder(folder: Path) -> FaceParser:
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    """What `save_parser` wrote, without the model's name."""
+    """The content of `save_parser`'s config.json, without the model's name."""
     try:
         fields = json.loads(path.read_bytes())
     except ValueError as error:
@@ -118,7 +118,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
     model = fields.pop("model", None) if isinstance(fields, dict) else None
     if model != FaceParserUNet.__name__:
         raise InputError(
-            f"{path} is no face parser's: give the folder that the parser was saved to"
+            f"{path} does not describe a face parser: give the folder that it was saved to"
         )
     known = {field.name for field in dataclasses.fields(FaceParserConfig)} | {*BESIDES}
     differing = sorted(known ^ fields.keys())
@@ -131,7 +131,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
     sized = isinstance(fields["size"], int | None)
     if not named or not sized or not isinstance(fields["quality"], dict | None):
         raise InputError(
-            f"{path} is damaged, its classes are no list of names, its size no whole number or its "
-            "quality no table: train or copy the parser again"
+            f"{path} is damaged: classes must be a list of names, size a whole number or null, and "
+            "quality an object or null; train or copy the parser again"
         )
     return fields

@@ -1,7 +1,7 @@
-"""What the face parsers are built from.
+"""Layers of the face parsers.
 
-Submodules carry the names of the published networks, with "_" where PyTorch counts with ".", so
-that a parameter's name says which of their tensors it is (`published`).
+Submodules are named as in the published networks, with "_" for the "." before an index, so that a
+parameter's name determines the tensors it is converted from (`published`).
 """
 
 from typing import Any
@@ -25,9 +25,9 @@ def conv(
     bias: bool = True,
     dtype: str = "float32",
 ) -> nn.Conv:
-    """A convolution with zeros `size // 2` wide around the image, as PyTorch's are.
+    """A convolution with zero padding of `size // 2`, like PyTorch's.
 
-    float32 is float32 on every chip, also where TF32 is the default.
+    float32 is exact even where TF32 is the default.
     """
     return nn.Conv(
         channels,
@@ -46,7 +46,7 @@ def precision(dtype: str) -> jax.lax.Precision:
 
 
 class Affine(nn.Module):
-    """scale * x + shift per channel in float32: a batch norm whose statistics are fixed."""
+    """scale * x + shift per channel in float32: a batch norm with fixed statistics."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -58,7 +58,7 @@ class Affine(nn.Module):
 class UpConv(nn.Module):
     """Double the image by a transposed 2x2 convolution of stride 2.
 
-    Its patches do not overlap, so it is a product at each pixel whose channels become a patch.
+    Its patches do not overlap, so it is a linear map at each pixel whose output becomes a patch.
     """
 
     channels: int
@@ -76,7 +76,7 @@ class UpConv(nn.Module):
 
 
 def check_sides(images: Float[Array, "b h w c"], factor: int) -> None:
-    """Raise InputError unless `factor` divides height and width."""
+    """Raise InputError unless height and width are multiples of `factor`."""
     height, width = images.shape[1:3]
     if height % factor or width % factor:
         raise InputError(
@@ -90,7 +90,7 @@ def per_channel(values: Float[Array, " c"]) -> Float[Array, "1 1 1 c"]:
 
 
 def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """The largest value of each 2x2 patch."""
+    """2x2 max pooling."""
     return nn.max_pool(x, (2, 2), strides=(2, 2))
 
 
@@ -102,7 +102,7 @@ def repeat_twice(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 def resize_corners(
     x: Float[Array, "b h w c"], height: int, width: int
 ) -> Float[Array, "b height width c"]:
-    """Bilinear resizing that keeps corner pixels' centres in place (`align_corners=True`)."""
+    """Bilinear resizing that keeps the centres of corner pixels (`align_corners=True`)."""
     exact = jax.lax.Precision.HIGHEST
     rows, columns = corner_weights(x.shape[1], height), corner_weights(x.shape[2], width)
     x = jnp.einsum("yh,bhwc->bywc", rows, x, precision=exact)
@@ -110,7 +110,7 @@ def resize_corners(
 
 
 def corner_weights(old: int, new: int) -> Any:
-    """float32 (new, old): how much of each old pixel is in each new one, along one side."""
+    """Interpolation weights along one side, float32 (new, old)."""
     place = np.arange(new) * ((old - 1) / (new - 1))
     distance = np.abs(place[:, None] - np.arange(old))
     return np.maximum(0, 1 - distance).astype(np.float32)

@@ -1,9 +1,8 @@
-"""Face parsers with their parameters: bytes to labels.
+"""Face parsers with their parameters.
 
-Whichever network it is, images go in as RGB bytes of any size and labels come out in the order of
-`classes` at the images' size. A network works at the size that it was made for: other images are
-resized to it bilinearly (over all pixels that a smaller one covers, as Pillow does it), and its
-logits back to the images' size before the largest is taken.
+Every parser maps RGB bytes of any size to labels of that size, in the order of `classes`. The
+network runs at its own size: other images are resized to it bilinearly (with antialiasing, as in
+Pillow), and the logits are resized back before the argmax.
 """
 
 import dataclasses
@@ -37,13 +36,13 @@ class FaceParser:
     module: FaceParserUNet | BiSeNet
     params: Any
     name: str
-    """For reports."""
+    """Name in reports."""
     classes: tuple[str, ...]
-    """Names by label."""
+    """Class names by label."""
     size: int | None
-    """Side in pixels of the images that the network was made for; None takes images as they are."""
+    """Side in pixels of the network's input; None for the size of the images."""
     quality_json: str = "null"
-    """`quality` as JSON, since what jit compiles for has to be hashable."""
+    """`quality` as JSON, because static arguments of jit must be hashable."""
 
     @classmethod
     def trained(
@@ -55,18 +54,18 @@ class FaceParser:
         size: int | None,
         quality: Mapping[str, Any] | None = None,
     ) -> "FaceParser":
-        """Return a U-Net of this package's training.
+        """Return a parser whose U-Net was trained by this package.
 
         Args:
-          config: its sizes.
+          config: sizes of the U-Net.
           params: its parameters.
-          classes: names by label.
-          size: side of the images that it was trained on, None to take images as they are.
-          quality: what it was measured to do, of values that JSON knows.
+          classes: class names by label.
+          size: side of the training images; None for the size of the images.
+          quality: measured scores, JSON-serialisable.
 
         Raises:
-          InputError: if `classes` are not as many as the configuration's, or the size does not fit
-            it.
+          InputError: if the number of `classes` differs from the configuration's, or `size` is not
+            a multiple of its factor.
         """
         if len(classes) != config.num_classes:
             raise InputError(
@@ -92,15 +91,15 @@ class FaceParser:
 
     @property
     def quality(self) -> dict[str, Any] | None:
-        """What training measured, such as the IoU on its own test images; None if it says none."""
+        """Scores measured by training, such as the IoU on its test images; None if unknown."""
         return json.loads(self.quality_json)
 
     @jax.jit
     def labels(self, images: UInt8[Array | np.ndarray, "b h w 3"]) -> UInt8[Array, "b h w"]:
-        """Return the likeliest class of each pixel.
+        """Return the most likely class of each pixel.
 
         Raises:
-          InputError: if `size` is None and the images' sides do not fit the network.
+          InputError: if `size` is None and the network cannot take the images' size.
         """
         logits = self.module.apply({"params": self.params}, self._inputs(images))
         logits = resize(logits, *images.shape[1:3])
@@ -122,23 +121,23 @@ class FaceParser:
         return resize(to_float(images), self.size or height, self.size or width)
 
     def check(self, classes: Sequence[str]) -> None:
-        """Raise InputError unless the parser tells exactly these classes apart, in this order."""
+        """Raise InputError unless the parser has exactly these classes in this order."""
         if tuple(classes) == self.classes:
             return
         if len(classes) != self.num_classes:
             raise InputError(
-                f"the face parser ({self.name}) tells {self.num_classes} classes apart where the "
-                f"data has {len(classes)}: give a parser of the data's classes"
+                f"the face parser ({self.name}) has {self.num_classes} classes, but the data has "
+                f"{len(classes)}: give a parser of the data's classes"
             )
         pairs = enumerate(zip(self.classes, classes, strict=True))
         label, (ours, theirs) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
         raise InputError(
-            f"the face parser ({self.name}) means {ours!r} by label {label} where the data means "
-            f"{theirs!r}: give a parser of the data's classes"
+            f"label {label} is {ours!r} for the face parser ({self.name}), but {theirs!r} in the "
+            "data: give a parser of the data's classes"
         )
 
     def checksum(self) -> str:
-        """SHA-256 of all that decides the labels of an image: network, size and parameters."""
+        """SHA-256 of all that determines the labels of an image: network, size, parameters."""
         unet = isinstance(self.module, FaceParserUNet)
         sizes = dataclasses.asdict(self.module.config) if unet else {}
         parts = [type(self.module).__name__, sizes, self.size, tree_checksum(self.params)]
@@ -153,12 +152,12 @@ jax.tree_util.register_dataclass(
 
 
 def resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
-    """Bilinear resizing; a pixel of a smaller image is a mean of all those that it covers."""
+    """Bilinear resizing, with antialiasing when the image shrinks."""
     shape = (x.shape[0], height, width, x.shape[-1])
     return jax.image.resize(x, shape, "linear", precision=jax.lax.Precision.HIGHEST)
 
 
 def parameter_shapes(module: FaceParserUNet | BiSeNet) -> Any:
-    """Return a network's parameter tree as shapes and types; computes nothing."""
+    """Return a network's parameter tree as shapes and dtypes, without computing it."""
     images = jnp.zeros((1, module.factor, module.factor, 3))
     return jax.eval_shape(module.init, jax.random.key(0), images)["params"]

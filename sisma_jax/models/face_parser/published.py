@@ -1,20 +1,20 @@
 """Published face parsers: CelebAMask-HQ's own U-Net and face-parsing.PyTorch's BiSeNet.
 
-Parameters follow the names of their tensors with "_" for PyTorch's counting ".". PyTorch keeps the
+Parameters are named like their tensors, with "_" for the "." before an index. PyTorch stores the
 kernels of convolutions as (out, in, height, width), of transposed ones as (in, out, height, width).
-A batch norm of weight w, bias b, running mean m and variance v becomes
+A batch norm with weight w, bias b, running mean m and variance v becomes
 
     scale = w / sqrt(v + 1e-5),   shift = b - m * scale.
 
-The last layer's rows are put in the data set's order of classes, so that logits come in it.
+The rows of the last layer are permuted to the data set's order of classes.
 
-What the networks' own scripts do to images, and what happens here:
-- Both work on RGB images of 512 x 512 pixels. The U-Net takes them in [-1, 1], BiSeNet normalised
-  by ImageNet's mean and deviation (its module does that).
-- The U-Net's training loader and BiSeNet's scripts resize bilinearly. The U-Net's test script
-  takes the nearest pixel of an image twice as large; images here are mostly smaller, where that
-  would be blocks, so they are resized bilinearly for both.
-- Both scripts leave labels at 512 pixels; here logits are resized to the images' size.
+Differences from the networks' own scripts in the treatment of images:
+- Both networks expect RGB images of 512 x 512 pixels, the U-Net in [-1, 1], BiSeNet normalised by
+  ImageNet's mean and deviation (inside its module).
+- The U-Net's training loader and BiSeNet's scripts resize bilinearly. The U-Net's test script takes
+  the nearest pixel of an image twice as large. Images here are mostly smaller, where this would
+  show as blocks, so they are resized bilinearly for both networks.
+- Both scripts return labels of 512 pixels; here logits are resized to the images' size.
 """
 
 import dataclasses
@@ -39,23 +39,23 @@ from sisma_jax.models.weights import check_tensors, listed, read_tensors
 SIZE = 512
 NORM_EPSILON = 1e-5
 PARALLEL = "module."
-"""Prefix of all names where PyTorch's DataParallel was saved."""
+"""Prefix of all names if PyTorch's DataParallel module was saved."""
 UNUSED = re.compile(r"\.num_batches_tracked$|^(module\.)?conv_out(16|32)\.")
-"""Counters of batch norms, and BiSeNet's heads that serve its training only."""
+"""Counters of batch norms, and BiSeNet's heads for training only."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """What is known of a published network."""
+    """A published network."""
 
     name: str
     module: FaceParserUNet | BiSeNet
     classes: tuple[str, ...]
-    """In the order of its own logits."""
+    """Class names in the order of its logits."""
     first: str
-    """A tensor that only it has."""
+    """Name of a tensor that only this network has."""
     last: str
-    """The layer whose rows are classes."""
+    """Name of the layer whose rows are classes."""
 
 
 NETWORKS = (
@@ -80,8 +80,7 @@ def load_published(path: Path) -> FaceParser:
     """Read a published face parser's weights.
 
     Raises:
-      InputError: if the file cannot be read, or unless every tensor is used and every parameter
-        filled.
+      InputError: if the file cannot be read, a tensor is unused or a parameter missing.
     """
     tensors = read_tensors(path, lambda names: [x for x in names if not UNUSED.search(x)])
     if tensors and all(name.startswith(PARALLEL) for name in tensors):
@@ -95,8 +94,8 @@ def load_published(path: Path) -> FaceParser:
     count, last = len(network.classes), tensors.get(f"{network.last}.weight")
     if last is not None and last.ndim and last.shape[0] != count:
         raise InputError(
-            f"{path} is a {network.name} of {last.shape[0]} classes: give the published weights, "
-            f"which are of CelebAMask-HQ's {count}"
+            f"{path} is a {network.name} with {last.shape[0]} classes: give the published weights, "
+            f"which have CelebAMask-HQ's {count}"
         )
     tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     return FaceParser(
@@ -109,15 +108,15 @@ def load_published(path: Path) -> FaceParser:
 
 
 def from_pytorch(path: Path, tensors: Mapping[str, np.ndarray], network: Network) -> dict[str, Any]:
-    """Return parameters in float32.
+    """Return float32 parameters.
 
     Args:
-      path: of the file, for messages.
-      tensors: in float32, by the published names.
-      network: what they are of.
+      path: path of the file, for messages.
+      tensors: float32 tensors by their published names.
+      network: the network they belong to.
 
     Raises:
-      InputError: unless every tensor is used and every parameter filled.
+      InputError: if a tensor is unused or a parameter missing.
     """
     shapes = flatten_dict(parameter_shapes(network.module))
     wanted = {
@@ -143,18 +142,18 @@ def pytorch_name(modules: list[str]) -> str:
 
 
 def pytorch_shapes(parameter: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The tensors that a parameter is made of, by the last part of their names."""
+    """Shapes of the tensors that a parameter is converted from, by the last part of their names."""
     if parameter == "bias":
         return {"bias": shape}
     if parameter == "kernel":
-        if len(shape) == 2:  # of UpConv
+        if len(shape) == 2:  # UpConv
             return {"weight": (shape[0], shape[1] // 4, 2, 2)}
         return {"weight": (shape[3], shape[2], *shape[:2])}
     return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), shape)
 
 
 def to_flax(parameter: str, ndim: int, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A parameter of as many axes, made of the tensors that `pytorch_shapes` names."""
+    """A parameter with `ndim` axes, from the tensors that `pytorch_shapes` names."""
     if parameter == "bias":
         return tensors["bias"]
     if parameter == "kernel":

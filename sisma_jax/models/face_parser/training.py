@@ -1,10 +1,10 @@
-"""The loss that face parsers are trained with.
+"""The training loss of face parsers.
 
     loss = cross-entropy, mean over pixels
            + dice_weight * (1 - Dice coefficient), mean over the classes in the batch
 
-Cross-entropy alone is content with the large classes; the Dice part (Milletari et al.,
-arXiv 1606.04797) weighs an earring like a background.
+Large classes dominate the cross-entropy; the Dice term (Milletari et al., arXiv 1606.04797) gives
+every class the same weight.
 """
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 DICE_SMOOTHING = 1.0
-"""Pixels added to both sides of Dice's fraction."""
+"""Pixels added to numerator and denominator of the Dice coefficient."""
 
 
 def parser_loss(
@@ -21,12 +21,12 @@ def parser_loss(
     """Return the training loss of a batch and its parts.
 
     Args:
-      logits: of a face parser.
-      labels: class ids; pixels of other values (255: unlabelled) count nowhere.
-      dice_weight: 0 is cross-entropy alone.
+      logits: output of a face parser.
+      labels: class ids; pixels with other values (255: unlabelled) are ignored.
+      dice_weight: weight of the Dice term.
 
     Returns:
-      The loss, and `cross_entropy`, `dice` (the loss' part, before its weight) and `accuracy`.
+      The loss, and `cross_entropy`, `dice` (the unweighted Dice term) and `accuracy`.
     """
     truth = jax.nn.one_hot(labels, logits.shape[-1])
     labelled = truth.sum(-1)
@@ -34,8 +34,8 @@ def parser_loss(
     log_shares = jax.nn.log_softmax(logits)
     cross_entropy = -jnp.sum(truth * log_shares) / pixels
     shares = jnp.exp(log_shares) * labelled[..., None]
-    both, true, found = (jnp.sum(x, (0, 1, 2)) for x in (shares * truth, truth, shares))
-    coefficient = (2 * both + DICE_SMOOTHING) / (true + found + DICE_SMOOTHING)
+    both, true, predicted = (jnp.sum(x, (0, 1, 2)) for x in (shares * truth, truth, shares))
+    coefficient = (2 * both + DICE_SMOOTHING) / (true + predicted + DICE_SMOOTHING)
     present = (true > 0).astype(jnp.float32)
     dice = jnp.sum(present * (1 - coefficient)) / jnp.maximum(present.sum(), 1.0)
     is_right = jnp.argmax(logits, -1) == labels.astype(jnp.int32)

@@ -1,10 +1,10 @@
-"""The U-Net that parses faces: images to the class of every pixel.
+"""The face-parsing U-Net, from images to class logits per pixel.
 
-Architecture: Ronneberger et al., arXiv 1505.04597, as the CelebAMask-HQ repository has it
+The architecture is that of Ronneberger et al., arXiv 1505.04597, as in the CelebAMask-HQ repository
 (face_parsing/unet.py): two 3x3 convolutions per resolution, each with a norm and a ReLU; 2x2 max
-pooling down, a transposed 2x2 convolution up, and the finer resolution's features ahead of the
-coarser's. At five resolutions submodules are conv1 .. conv4, center, up_concat4 .. up_concat1 and
-final.
+pooling down; a transposed 2x2 convolution up; features of the finer resolution concatenated before
+those of the coarser. With five resolutions the submodules are conv1 .. conv4, center, up_concat4 ..
+up_concat1 and final.
 """
 
 import flax.linen as nn
@@ -35,7 +35,7 @@ class TwoConvs(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the coarser features, put the finer ones before them, convolve."""
+    """Up-samples the coarser features, prepends the finer ones, and convolves."""
 
     config: FaceParserConfig
     channels: int
@@ -50,20 +50,20 @@ class Up(nn.Module):
 
 
 class FaceParserUNet(nn.Module):
-    """Images to the logits of each pixel's classes, in the order of their ids."""
+    """Maps images to class logits per pixel, in the order of class ids."""
 
     config: FaceParserConfig
 
     @property
     def factor(self) -> int:
-        """What the sides of an image have to be multiples of."""
+        """Divisor that height and width of images must have."""
         return self.config.factor
 
     @nn.compact
     def outputs(
         self, images: Float[Array, "b h w 3"]
     ) -> tuple[Float[Array, "b h w classes"], Float[Array, "b _ _ d"]]:
-        """Return the logits, and the activations of the coarsest resolution."""
+        """Return the logits and the activations of the coarsest resolution, both float32."""
         cfg = self.config
         check_sides(images, self.factor)
         x = images.astype(cfg.dtype)
@@ -83,13 +83,13 @@ class FaceParserUNet(nn.Module):
         """Return float32 logits.
 
         Args:
-          images: in [-1, 1]; height and width multiples of `factor`.
+          images: images in [-1, 1]; height and width are multiples of `factor`.
 
         Raises:
-          InputError: if `factor` does not divide height and width.
+          InputError: if height or width is not a multiple of `factor`.
         """
         return self.outputs(images)[0]
 
     def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Return the coarsest resolution's activations, float32, averaged over the image."""
+        """Return the coarsest activations, float32, averaged over the image."""
         return self.outputs(images)[1].mean(axis=(1, 2))
