@@ -8,7 +8,7 @@ class Command:
     """One `python -m` module."""
 
     what: str
-    """In a few words, for the list of commands."""
+    """Short description for the list of commands."""
     section: str
     """Heading in README.md."""
 
@@ -32,4 +32,4 @@ COMMANDS = {
     "sisma_jax.train_parser": Command("train a face parser, which judges for evaluate", "Evaluate"),
     "sisma_jax.evaluate": Command("score and time a model, and write the report", "Evaluate"),
 }
-"""By module, in the order of their use."""
+"""Commands by module, in the order of use."""

@@ -378,7 +378,7 @@ def time_synthesis(
         before = found["cases"] if found else []
         if any((case["solver"], case["steps"]) == (solver, steps) for case in before):
             continue
-        guidances = [1.0, GUIDED] if synthesizer.knows_no_mask else [1.0]
+        guidances = [1.0, GUIDED] if synthesizer.trained_with_null_mask else [1.0]
         found = measure_speed(synthesizer, solvers=[solver], steps=[steps], guidances=guidances)
         found["cases"] = before + found["cases"]
         report.keep("speed", name, key, found)

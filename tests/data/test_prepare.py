@@ -442,7 +442,7 @@ class TestOpening:
         np.testing.assert_array_equal(picture[:SIZE, :SIZE], item["image"])
         colours = CELEBAMASK.shown[item["labels"]]
         np.testing.assert_array_equal(picture[:SIZE, SIZE + 2 : 2 * SIZE + 2], colours)
-        assert "'train': 16, 'test': 4" in text and "as they were written" in text
+        assert "'train': 16, 'test': 4" in text and "match their checksums" in text
         raw_picture, raw_text = inspect(
             "--data", raw, "--count", 4, "--size", SIZE, "--test-from", TEST_FROM
         )

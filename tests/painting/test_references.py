@@ -77,7 +77,7 @@ def token(style, label):
 
 def test_only_models_with_a_style_have_references(studio, plain, references):
     assert studio.has_style and not plain.has_style
-    with pytest.raises(InputError, match="the model knows no style"):
+    with pytest.raises(InputError, match="no style conditioning"):
         plain.style_of(references, 0.5)
 
 

@@ -52,7 +52,7 @@ def below_a_file(folder):
         ({"model__num_classes": 7}, None, r"num_classes is 7, but RawFaces\(.* has 19 classes"),
         ({"train__init_from": "nowhere"}, None, "nowhere is not a run folder"),
         ({"train__profile_at": 7}, None, "profile_at is 7, but training ends at step 6"),
-        ({"evaluation__hook": "json:dumps"}, None, "with evaluation.every 0 it is never asked"),
+        ({"evaluation__hook": "json:dumps"}, None, "with evaluation.every 0 it is never called"),
         ({}, not_a_run, "run is not empty and holds no run"),
         ({}, below_a_file, r"run cannot be written \(Not a directory\)"),
     ],
