@@ -111,12 +111,12 @@ def cache(
       data: folder of a prepared data set.
       autoencoder: one that computes in float32.
       out: a new or empty folder, or one that holds this cache, complete or interrupted.
-        batch_size: images per batch.
-        name: the autoencoder's name, kept in `latents.json`.
+      batch_size: images per batch.
+      name: the autoencoder's name, kept in `latents.json`.
 
     Raises:
       InputError: an argument is out of range, the factor does not divide the image size, `out`
-          cannot be written or holds other files, or a latent overflows float16.
+        cannot be written or holds other files, or a latent overflows float16.
     """
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}: give at least 1")

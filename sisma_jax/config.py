@@ -30,7 +30,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Args:
       spec: path of a file that defines `get_config()` or `get_config(variant)`.
       overrides: words of the command line: "--config.a.b=value", or "--config.a.b" and "value".
-          Values are Python literals; others are strings.
+        Values are Python literals; others are strings.
 
     Raises:
       InputError: if the file, the variant or a key does not exist, or a value has another type

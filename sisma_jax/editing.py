@@ -47,15 +47,15 @@ def edit(
       synthesizer: the trained model.
       images: RGB photos of the model's size.
       labels: their masks, class ids, 255 where unlabelled.
-        edited: the edited masks.
-        steps: number of solver steps in each direction.
+      edited: the edited masks.
+      steps: number of solver steps in each direction.
       solver: "heun" or "midpoint"; "euler" comes back to the photo only with many steps.
       guidance: guidance of the forward direction; 1 is the plain model.
-        margin: distance in pixels from changed labels up to which the photo may change. None: all
-          pixels come from the model.
-        style: style of the forward direction, one for all or one per photo. None takes the photos'
-          own, by their own masks; a part that only the edited mask shows is then drawn from noise.
-          `synthesizer.style(images, labels).take(other, ["hat"])` gives it another face's style.
+      margin: distance in pixels from changed labels up to which the photo may change. None: all
+        pixels come from the model.
+      style: style of the forward direction, one for all or one per photo. None takes the photos'
+        own, by their own masks; a part that only the edited mask shows is then drawn from noise.
+        `synthesizer.style(images, labels).take(other, ["hat"])` gives it another face's style.
 
     Raises:
       InputError: if an argument is out of range or does not fit the model or another argument.

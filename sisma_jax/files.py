@@ -244,7 +244,7 @@ def writing(folder: Path, *, begun: bool) -> Iterator[None]:
 
     Args:
       folder: the output folder.
-        begun: whether the caller has already begun to write there; otherwise it must be empty.
+      begun: whether the caller has already begun to write there; otherwise it must be empty.
 
     Raises:
       InputError: it is not empty, cannot be written, or another process writes there.

@@ -27,11 +27,11 @@ def local_path(path: str | os.PathLike, config: str, weights: Sequence[str]) -> 
     Args:
       path: a local path or an address.
       config: name of a file that the addressed folder must hold.
-        weights: names of files of which it must hold one; the first that exists is fetched.
+      weights: names of files of which it must hold one; the first that exists is fetched.
 
     Raises:
       InputError: if the address is malformed or has another scheme, cannot be reached and is not
-          in the cache, or huggingface_hub is not installed.
+        in the cache, or huggingface_hub is not installed.
     """
     text = os.fspath(path)
     if not text.startswith(SCHEME):

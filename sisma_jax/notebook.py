@@ -179,7 +179,7 @@ def copy_folder(source: epath.PathLike, target: epath.PathLike) -> None:
 
     Raises:
       InputError: `source` is not a folder, or `target` holds another run, more steps of this run,
-          or other files.
+        or other files.
     """
     source, target = epath.Path(source), epath.Path(target)
     if not source.is_dir():

@@ -24,9 +24,9 @@ def run(
 
     Args:
       work: a module-level function, since workers import it; its InputError reaches the caller.
-        tasks: arguments of `work`, each handled by one worker.
-        workers: number of processes, one per core by default; 1 works in this process.
-        what: what the workers write, for messages.
+      tasks: arguments of `work`, each handled by one worker.
+      workers: number of processes, one per core by default; 1 works in this process.
+      what: what the workers write, for messages.
 
     Raises:
       InputError: `workers` is less than 1.

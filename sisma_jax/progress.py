@@ -26,10 +26,10 @@ def bar(
 
     Args:
       total: number of units.
-        unit: name of what is counted.
-        desc: label ahead of the numbers.
-        initial: units that were done before; they do not count for the rate.
-        leave: whether a moving bar stays when it is full; a log keeps its lines.
+      unit: name of what is counted.
+      desc: label ahead of the numbers.
+      initial: units that were done before; they do not count for the rate.
+      leave: whether a moving bar stays when it is full; a log keeps its lines.
     """
     options = dict(total=total, unit=unit, desc=desc, initial=initial)
     if moves(sys.stderr):

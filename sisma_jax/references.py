@@ -97,8 +97,8 @@ def read_reference(
 
     Args:
       synthesizer: the model that encodes it.
-        words: paths of the face and its mask.
-        option: name of the option, for errors.
+      words: paths of the face and its mask.
+      option: name of the option, for errors.
       read_mask: file -> label map of the model's size.
 
     Raises:

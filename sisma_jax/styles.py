@@ -92,8 +92,8 @@ class Style:
 
         Args:
           other: as many styles; either may be a single one.
-            share: weight of `other`, in [0, 1].
-            names: classes to interpolate where both references show them; None for all.
+          share: weight of `other`, in [0, 1].
+          names: classes to interpolate where both references show them; None for all.
 
         Raises:
           InputError: if a name is no class, the share is not in [0, 1], or the two do not go

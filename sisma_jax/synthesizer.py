@@ -110,7 +110,7 @@ class Synthesizer:
 
         Args:
           workdir: a run folder, or an export of one.
-            batch_size: images per batch, over all local devices.
+          batch_size: images per batch, over all local devices.
 
         Raises:
           InputError: if `workdir` is no run of SISMA or SCA-DM, or holds no finished checkpoint.
@@ -141,12 +141,12 @@ class Synthesizer:
         Args:
           labels: class ids, 255 where unlabelled; H = W = the model's image size.
           seed: one for all, or one per image, in [0, 2**32). Noise depends on (seed, image index).
-            steps: number of solver steps, at least 1.
-            solver: "euler", "midpoint" or "heun"; the latter two take two velocities per step.
-            guidance: at least 0; 1 is the plain model, more follows the mask more closely at twice
-              the cost, 0 ignores the mask.
-            style: one for all, or one per image; None draws the style from noise, too.
-            style_guidance: the same for the style, at the cost of another pass.
+          steps: number of solver steps, at least 1.
+          solver: "euler", "midpoint" or "heun"; the latter two take two velocities per step.
+          guidance: at least 0; 1 is the plain model, more follows the mask more closely at twice
+            the cost, 0 ignores the mask.
+          style: one for all, or one per image; None draws the style from noise, too.
+          style_guidance: the same for the style, at the cost of another pass.
 
         Raises:
           InputError: if an argument is out of range, or label maps or styles do not fit the model.

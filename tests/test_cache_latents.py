@@ -147,7 +147,7 @@ class TestCache:
         other.params["quant_conv"]["bias"] += 1
         save_autoencoder(tmp_path / "other", other.config, other.params)
         with pytest.raises(
-            InputError, match="finished and of another autoencoder: name another folder"
+            InputError, match="finished and has another autoencoder: name another folder"
         ):
             write_cache(folder / "data", tmp_path / "other", folder / "latents")
 

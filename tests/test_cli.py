@@ -161,7 +161,7 @@ def test_the_doctor_says_what_is_wrong(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "accelerator", lambda: "cuda13")
     monkeypatch.setitem(doctor.TESTS, "model", lambda: "well")
     monkeypatch.setattr(sys, "argv", ["doctor"])
-    with pytest.raises(RunError, match="self-test of scan failed: mend"):
+    with pytest.raises(RunError, match="self-test of scan failed: repair"):
         doctor.main()
     text = capsys.readouterr().out
     assert "FAILED: RuntimeError: no kernel image" in text

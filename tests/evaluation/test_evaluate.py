@@ -421,7 +421,7 @@ def test_folders_that_cannot_be_compared_are_refused(inputs_folder, tmp_path):
             Image.new("RGB", (size, size)).save(tmp_path / folder / f"{name}.png")
     images = ["--images", tmp_path / "a", "--out", tmp_path / "report"]
     for arguments, message in [
-        ([], "--images needs a reference: give --data or --reference"),
+        ([], "--images needs a reference: give either --data or --reference"),
         (["--reference", tmp_path / "b"], "32x32 pixels, those of .* 16x16"),
         (["--data", inputs_folder / "data", "--masks", tmp_path], "--masks goes with --reference"),
         (["--reference", tmp_path / "none.npz"], "there are no statistics"),

@@ -443,7 +443,7 @@ class TestHub:
 
     @pytest.mark.parametrize("address", ["hf://owner", "hf://", "hf://a b/c"])
     def test_malformed_addresses(self, address):
-        with pytest.raises(InputError, match="no address on the hub"):
+        with pytest.raises(InputError, match="not a hub address"):
             load_autoencoder(address)
 
     def test_without_the_library(self, monkeypatch):

@@ -126,7 +126,7 @@ def test_another_class_order_is_one_of_celebamask_alone(opened, tiny_run, parser
     other = ClassSet(("sky", "door"), ((1, 2, 3), (4, 5, 6)))
     synthesizer = dataclasses.replace(opened.synthesizer, classes=other)
     monkeypatch.setattr(Synthesizer, "load", lambda *_, **__: synthesizer)
-    with pytest.raises(InputError, match="'bisenet' is one of CelebAMask-HQ's classes alone"):
+    with pytest.raises(InputError, match="'bisenet' is for CelebAMask-HQ's classes only"):
         Studio.open(tiny_run, parser, Reading("bisenet"))
 
 
