@@ -4,12 +4,12 @@
 run's synthetic data set, writes `samples.png` (mask, faces, class colours) and `report.json` into
 the run folder, and prints:
 
-    regions   share of pixel variance explained by the mask's regions: for samples, for faces
-              rendered from the same masks, and for samples under another face's mask
-    spread    difference between faces of one mask: samples, and renderings of the same mask
-    loss      training loss on the test split, with the right masks and with shuffled ones
+  regions   share of pixel variance explained by the mask's regions: for samples, for faces
+            rendered from the same masks, and for samples under another face's mask
+  spread    difference between faces of one mask: samples, and renderings of the same mask
+  loss      training loss on the test split, with the right masks and with shuffled ones
 
-  A model with style conditioning is shown without references: its style is drawn from noise.
+A model with style conditioning is shown without references: its style is drawn from noise.
 """
 
 from functools import partial

@@ -97,7 +97,7 @@ def test_a_parser_that_nobody_named_need_not_be_there(tiny_run, parser, tmp_path
     monkeypatch.setattr(studio, "DEFAULT_PARSER", tmp_path / "none")
     without = Studio.open(tiny_run)
     assert without.parser is None
-    with pytest.raises(InputError, match=r"no use of .*none to find a photo's mask .*--parser"):
+    with pytest.raises(InputError, match=r"none cannot be used to find a photo's mask .*--parser"):
         without.find_mask(np.zeros((SIZE, SIZE, 3), np.uint8))
     monkeypatch.setattr(studio, "DEFAULT_PARSER", parser)
     assert Studio.open(tiny_run).parser is not None

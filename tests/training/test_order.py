@@ -153,7 +153,7 @@ def test_data_is_looked_at_before_the_autoencoder_that_encodes_it(
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--parser", "nowhere"], "there is no face parser at nowhere"),
         (["--weights", "nowhere"], "--weights nowhere is no folder"),
-        (["--style-guidance", 2], "but no face is made in a style"),
+        (["--style-guidance", 2], "but no face has a reference style"),
     ],
 )
 def test_data_is_looked_at_before_networks_and_models_are_read(
