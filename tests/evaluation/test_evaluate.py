@@ -373,8 +373,8 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
             "x.npz needs Inception's weights and fid among --metrics: add it",
         ),
         (["--save-statistics", "x.npy"], "x.npy writes a .npz file: name it so"),
-        (["--metrics", "miou,fid"], "asks for what cannot be measured. FID: not there: .*d.safet"),
-        (["--metrics", "lpips"], "asks for what cannot be measured. LPIPS diversity: not there"),
+        (["--metrics", "miou,fid"], "asks for what cannot be measured. FID: missing .*d.safet"),
+        (["--metrics", "lpips"], "asks for what cannot be measured. LPIPS diversity: missing"),
         (["--metrics", "style,miou"], "asks for style, but the model in .* has none"),
     ],
 )

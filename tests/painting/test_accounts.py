@@ -22,7 +22,7 @@ def test_each_line_is_an_account(tmp_path, start):
 
 
 def test_a_password_on_the_command_line_is_refused_and_not_repeated(tmp_path):
-    with pytest.raises(InputError, match="a password on the command line would be visible") as error:
+    with pytest.raises(InputError, match="on the command line would be visible") as error:
         read_accounts(tmp_path / "ann:secret")
     assert "secret" not in str(error.value)
 
