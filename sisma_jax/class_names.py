@@ -1,8 +1,7 @@
 """CelebAMask-HQ's class names by id, in the two published orders.
 
-Both `data` and `models` (for published networks) read them here.
-`l_` and `r_` are the subject's left and right; `eye_g` is glasses, `ear_r` an earring, `neck_l` a
-necklace.
+Both `data` and `models` (for published networks) read them here. `l_` and `r_` are the subject's
+left and right; `eye_g` is glasses, `ear_r` an earring, `neck_l` a necklace.
 """
 
 CANONICAL: tuple[str, ...] = (

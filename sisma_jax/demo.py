@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
 
     run = RunFolder(args.workdir)
-    model_config(run.config())  # raises for runs of other models
+    model_config(run.config())  # raises for other kinds of runs
     data = section(DataConfig, run.config(), "data")
     test = data.open("test", ("image", "labels"))
     if len(test) < LOSS_COUNT:

@@ -186,7 +186,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.weights != DEFAULT_WEIGHTS and not args.weights.is_dir():
-        raise InputError(f"--weights {args.weights} is no folder: give one of published weights")
+        raise InputError(f"--weights {args.weights} is not a folder: give one of published weights")
 
     show("Versions", versions())
     show("Devices", devices())

@@ -257,7 +257,8 @@ def open_split(
     """Open a split of a data set.
 
     Raises:
-      InputError: if there is none, or its classes are not `classes`."""
+      InputError: if there is none, or its classes are not `classes`.
+    """
     source = open_dataset(path, size, split=split, test_from=test_from, fields=fields)
     if classes is not None and source.classes != classes:
         raise InputError(

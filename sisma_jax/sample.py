@@ -88,7 +88,8 @@ def read_masks(
     Prints how many were resized, and the share of pixels that took the nearest class colour.
 
     Raises:
-      InputError: if a mask cannot be read as `reading` says, or is not square."""
+      InputError: if a mask cannot be read as `reading` says, or is not square.
+    """
     masks, resized, shares = [], Counter(), []
     for path in paths:
         labels, share = read_with_share(path, classes, reading)

@@ -45,7 +45,7 @@ class Style:
         return dataclasses.replace(self, tokens=self.tokens[rows], given=self.given[rows])
 
     def repeat(self, count: int) -> "Style":
-        """Each style `count` times, one after the other."""
+        """Repeat each style `count` times in a row."""
         again = lambda x: np.repeat(x, count, axis=0)
         return dataclasses.replace(self, tokens=again(self.tokens), given=again(self.given))
 

@@ -86,7 +86,7 @@ def test_every_command_is_listed(capsys):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("doctor", ["--weights", "none"], "--weights none is no folder"),
+        ("doctor", ["--weights", "none"], "--weights none is not a folder"),
         ("train", ["--config", "none.py"], "none.py does not exist"),
         ("sample", ["--workdir", "none", "--masks", "none", "--out", "none"], "none"),
         ("demo", ["--workdir", "none"], "none is not a run folder"),

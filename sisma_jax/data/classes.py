@@ -69,7 +69,7 @@ class ClassSet:
 
     @functools.cached_property
     def mirrored(self) -> UInt8[np.ndarray, "256"]:
-        """By label: the label that replaces it in the mirrored image."""
+        """Label in the mirrored image, by label."""
         labels = np.arange(256, dtype=np.uint8)
         for a, b in self.flip_pairs:
             labels[[a, b]] = b, a

@@ -98,9 +98,9 @@ def read_label_map(
     """Read a label map from a file.
 
     A greyscale file's values are ids. An RGB file's colours are looked up among the classes', then
-    among PASCAL VOC's; if all are grey and neither fits, they are ids.
-    An indexed file's indices are ids, unless they cannot be and its colours are all class colours;
-    if both readings are possible and differ, the file is refused.
+    among PASCAL VOC's; if all are grey and neither fits, they are ids. An indexed file's indices
+    are ids, unless they cannot be and its colours are all class colours; if both readings are
+    possible and differ, the file is refused.
 
     Args:
       path: a PNG, BMP, TIFF or lossless WebP file.

@@ -154,7 +154,7 @@ def open_split(path: Path | str, description: dict[str, Any], split: str) -> tup
 class PreparedDataset:
     """Random access to the items of one split, in the order of their ids; a grain data source.
 
-    Item `i` is a dict of the fields asked for: "image" uint8 (size, size, 3) and "labels" uint8
+    Item `i` is a dict of the requested fields: "image" uint8 (size, size, 3) and "labels" uint8
     (size, size). Reading is thread-safe.
 
     Attributes:

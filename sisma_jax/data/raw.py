@@ -36,7 +36,7 @@ class BlackFace(InputError):
 class RawFaces:
     """Random access to the faces of a raw folder, ascending by id; a grain data source.
 
-    Item `i` is a dict of the fields asked for: "image" uint8 (size, size, 3), RGB, downscaled once
+    Item `i` is a dict of the requested fields: "image" uint8 (size, size, 3), RGB, downscaled once
     with antialiasing; "labels" uint8 (size, size), class ids, merged at the masks' own resolution
     and resized to the nearest, or all 255 (unlabelled), with a warning, if all part masks are
     black. Reading is thread-safe; an unusable file raises an `InputError` that names it.

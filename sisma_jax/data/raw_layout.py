@@ -3,8 +3,9 @@
     CelebA-HQ-img/{id}.jpg
     CelebAMask-HQ-mask-anno/{id // 2000}/{id:05d}_{part}.png      white on black; no file, no part
 
-Copies with another padding or suffix (`.JPG`, `.bmp`) are read, too.
-Listing reads directory entries only (the full set has some 400,000 files), once per folder.
+Copies with another padding or suffix (`.JPG`, `.bmp`) are read, too. Listing reads directory
+entries only (the full set has some 400,000 files), once per folder.
+
 Source: the release of Lee et al., "MaskGAN", CVPR 2020.
 """
 

@@ -63,7 +63,7 @@ class Diversity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured, against which reference, and where it is reported."""
+    """Scores to measure, their reference, and the report that they go to."""
 
     report: ReportFolder
     networks: Networks

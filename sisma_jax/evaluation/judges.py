@@ -64,7 +64,7 @@ def inception_features(inception: InceptionV3, resize: str) -> Features:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What a judge measured on a set of pictures."""
+    """Measurement of a judge on a set of pictures."""
 
     statistics: Statistics
     confusion: Int64[np.ndarray, "classes classes"] | None

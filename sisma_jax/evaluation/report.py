@@ -95,7 +95,7 @@ class ReportFolder:
 
     @property
     def about_file(self) -> Path:
-        """The protocol in words."""
+        """Description of the protocol."""
         return self.path / "about.json"
 
     @property

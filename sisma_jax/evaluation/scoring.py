@@ -57,14 +57,14 @@ class Row:
     key: str
     """Digest of the pictures."""
     scores: dict[str, float]
-    """By name in SCORES; scores that were not measured are missing."""
+    """Values by name in SCORES; scores that were not measured are missing."""
     class_iou: dict[str, float | None] = dataclasses.field(default_factory=dict)
-    """By class; None if it occurs neither in masks nor in predictions."""
+    """IoU by class; None if it occurs neither in masks nor in predictions."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     """Sentences that a reader needs to compare the scores."""
     conventions: dict[str, str] = dataclasses.field(default_factory=dict)
-    """By name in SCORES: the variant of the score, for its heading."""
+    """Variant of a score by name in SCORES, for its heading."""
 
     def over(self, before: "Row") -> "Row":
         """This row with the scores of an earlier one of the same pictures that it lacks."""

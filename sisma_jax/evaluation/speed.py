@@ -117,7 +117,7 @@ def unless_too_large(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def circumstances() -> dict[str, Any]:
-    """What times depend on besides the program."""
+    """Circumstances that times depend on besides the program."""
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.local_device_count(),
@@ -127,7 +127,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def where(result: dict[str, Any]) -> str:
-    """`circumstances` in words."""
+    """A sentence on `circumstances`, for a report."""
     kind = result["device"]
     device = f"{result['cores']} CPU cores" if kind == "cpu" else f"{result['devices']} x {kind}"
     return f"Measured on {device}, jax {result['versions']['jax']}, in {result['dtype']}"

@@ -1,6 +1,7 @@
 """Limits of what visitors may request and send.
 
-The page's sliders respect them, but a request may come from elsewhere, so handlers check again."""
+The page's sliders respect them, but a request may come from elsewhere, so handlers check again.
+"""
 
 import reprlib
 from typing import Any

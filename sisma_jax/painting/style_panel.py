@@ -92,7 +92,7 @@ def connect(
 
 
 class StyleHandlers:
-    """What happens when a part of the panel is used.
+    """Event handlers of the panel.
 
     Most return: references, number of the chosen one, gallery, parts, between, guidance, note, and
     the button that removes one.

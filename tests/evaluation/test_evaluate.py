@@ -366,7 +366,7 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
         (["--diversity-samples", 1], "--diversity-samples is 1"),
         (["--masks", "x"], "--masks goes with --images"),
         (["--parser", "nowhere"], "there is no face parser at nowhere"),
-        (["--weights", "nowhere"], "--weights nowhere is no folder"),
+        (["--weights", "nowhere"], "--weights nowhere is not a folder"),
         (["--data", "nowhere"], "nowhere is not a folder"),
         (
             ["--save-statistics", "x.npz"],

@@ -152,7 +152,7 @@ def test_data_is_looked_at_before_the_autoencoder_that_encodes_it(
     [
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--parser", "nowhere"], "there is no face parser at nowhere"),
-        (["--weights", "nowhere"], "--weights nowhere is no folder"),
+        (["--weights", "nowhere"], "--weights nowhere is not a folder"),
         (["--style-guidance", 2], "but no face has a reference style"),
     ],
 )

@@ -225,7 +225,7 @@ class Eye:
 
 @dataclass(frozen=True)
 class Gaze:
-    """What both eyes share: size, openness, slant, where they look."""
+    """Traits that both eyes share: size, openness, slant, gaze."""
 
     half_width: float
     height: float

@@ -40,7 +40,7 @@ _ABOVE = {
     "skin": np.isin(CLASSES, ("nose", "eye_g", *_FEATURES, "mouth", "u_lip", "l_lip")),
     "eye_g": np.isin(CLASSES, _FEATURES),
 }
-"""By part whose mask continues below others, as in the real data: the classes that lie above it."""
+"""Classes above a part whose mask continues below them, as in the real data."""
 
 
 @dataclass(frozen=True)
