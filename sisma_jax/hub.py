@@ -4,8 +4,8 @@
     hf://owner/name/folder     a folder in it
     hf://owner/name@revision   a branch, tag or commit
 
-Downloads go through huggingface_hub (extra `hub`) into its cache. The cache is used
-without a network or with HF_HUB_OFFLINE=1.
+Downloads go through huggingface_hub (extra `hub`) into its cache, which is used without a network
+or with HF_HUB_OFFLINE=1.
 """
 
 import os

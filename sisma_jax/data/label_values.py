@@ -287,10 +287,10 @@ class Values:
         if unsure > MOST_UNSURE:
             raise InputError(
                 f"mask {self.path} has {unsure:,} pixels in no area of a class colour, more than "
-                f"the limit of {MOST_UNSURE:,}: give a label map, not a photograph"
+                f"the limit of {MOST_UNSURE:,}: check that it is a label map"
             )
         settled = soft_edges.settle(rgb, labels, sure, certain, known)
-        # No class around is close enough, as if it is too small to be certain: try all classes.
+        # No class around is close enough; the right one may have no certain area, so try all.
         alone = settled.distances > self.nearest
         y, x = settled.y[alone], settled.x[alone]
         far = self.look_up(rgb, codes, np.where(exact, 0, least))[y, x] > self.nearest

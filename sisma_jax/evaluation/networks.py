@@ -114,7 +114,7 @@ def load_networks(
       parser: a path that `load_parser` reads.
       lpips_network: "alex" or "vgg".
 
-      For `weights` and `parser` None is the default, which need not exist.
+    For `weights` and `parser` None is the default, which need not exist.
 
     Raises:
       InputError: if a folder that is named does not exist, or a file cannot be used.

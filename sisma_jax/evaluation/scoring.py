@@ -179,7 +179,7 @@ class Scorer:
         return measure(self.folder, judge, self.reference, labels).statistics
 
     def _once(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The numbers that `find` returns, cached under `key`."""
+        """The numbers that `compute` returns, cached under `key`."""
         file = self.folder / f"{key[:32]}.json"
         numbers = read_json(file)
         if numbers is None:
