@@ -7,7 +7,7 @@
 # make test-kernels  those of the selective scan
 # make test-slow     the long ones (TESTS= to choose)
 # make lint          ruff, shellcheck, notebooks without outputs
-# make figures       the README's pictures and the demos' figures, in an hour, in a new checkout
+# make figures       the pictures of README and docs/ and the demos' figures, in an hour, in a new checkout
 #
 # Everything runs in a virtual environment of its own, made from PYTHON with EXTRAS of pyproject.toml:
 #   make test PYTHON=python3.12 EXTRAS=test,cuda12 VENV=.venv-3.12

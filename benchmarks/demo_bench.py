@@ -1,4 +1,4 @@
-"""Time the demo stage by stage, and collect its picture and figures for the README.
+"""Time the demo stage by stage, and collect its picture and figures for the documentation.
 
     python benchmarks/demo_bench.py --target demo
 
@@ -22,7 +22,7 @@ from sisma_jax.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 ROWS = 6
-"""Rows of the sheet's twelve in the README's picture."""
+"""Rows of the sheet's twelve in the documentation's picture."""
 SIZE = 64
 """Side of a face in pixels."""
 

@@ -1,4 +1,4 @@
-"""Take the README's screenshot of the painting page, in a real browser.
+"""Take the documentation's screenshot of the painting page, in a real browser.
 
     python benchmarks/paint_screenshot.py --workdir runs/demo --out benchmarks/results/paint.png
 

@@ -10,7 +10,7 @@ scores: FID 16.85, SSIM 0.54, mIoU 81.78, accuracy 94.67 in the style of the fac
 are DDIM's: samples.solver "euler" is that, of 50 to 200 steps.
 
 The first stage is latent diffusion's VQ-f4, as safetensors in CompVis' or diffusers' names
-(README.md, "The autoencoder"), or one trained by configs/autoencoder.py:vq-f4.
+(docs/autoencoder.md), or one trained by configs/autoencoder.py:vq-f4.
 
     variant     parameters
     published        505 M   the above

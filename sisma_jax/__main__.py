@@ -9,8 +9,9 @@ def main() -> None:
     for module, command in COMMANDS.items():
         print(f"  python -m {module:{width}}  {command.what}")
     print(
-        "\nEach has --help. `make demo` goes from nothing to a picture of faces in five minutes, "
-        "`make paint`\nfrom there to painting; README.md explains them all."
+        "\nEach has --help, and README.md and docs/ in the project's sources explain them. There, "
+        "`make demo`\nmakes a picture of faces from nothing in five minutes, and `make paint` then "
+        "opens a page to paint on."
     )
 
 

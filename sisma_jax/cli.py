@@ -1,4 +1,4 @@
-"""Shared by all commands: errors as one sentence, the layout of `--help`, the README's section."""
+"""Shared by all commands: errors as one sentence, the layout of `--help`, the command's page."""
 
 import argparse
 import contextlib
@@ -27,11 +27,11 @@ def parser(module: str, description: str, example: str) -> argparse.ArgumentPars
       description: text above the options.
       example: one command line.
     """
-    section = COMMANDS[module].section
+    page = COMMANDS[module].page
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
-        epilog=f"example:\n  {example}\n\nREADME.md explains it under '{section}'.",
+        epilog=f"example:\n  {example}\n\n{page} in the project's sources explains it.",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
@@ -58,7 +58,7 @@ def path(text: str) -> Path:
 def run(main: Callable[[], None]) -> None:
     """Run a command; InputError ends it with one sentence and status 2, RunError with status 1.
 
-    The sentence ends with the command's place in the README. Characters that the terminal's
+    The sentence ends with the command's page of the documentation. Characters that the terminal's
     encoding lacks are escaped. If the reader of the output is gone (`| head`), the status is 141.
     """
     logging.set_verbosity(logging.FATAL)  # Orbax also logs the errors that it raises
@@ -121,11 +121,11 @@ def _output_is_gone() -> bool:
 
 
 def _where(main: Callable[[], None]) -> str:
-    """The README's section on the command whose `main` this is."""
+    """The page of the documentation on the command whose `main` this is."""
     # The tests' type checker wraps functions.
     spec = inspect.unwrap(main).__globals__.get("__spec__")
     module = spec.name.removesuffix(".__main__") if spec is not None else ""
-    return f" (README.md, '{COMMANDS[module].section}')" if module in COMMANDS else ""
+    return f" (see --help, or {COMMANDS[module].page})" if module in COMMANDS else ""
 
 
 def _is_first() -> bool:

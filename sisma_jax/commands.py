@@ -1,4 +1,4 @@
-"""The commands: what each does, and where the README speaks of it."""
+"""The commands: what each does, and the page of the documentation on it."""
 
 import dataclasses
 
@@ -9,27 +9,35 @@ class Command:
 
     what: str
     """Short description for the list of commands."""
-    section: str
-    """Heading in README.md."""
+    page: str
+    """Path of its page within the project's sources."""
 
 
 COMMANDS = {
     "sisma_jax.doctor": Command(
-        "what is installed and found here, and whether it works", "Install"
+        "what is installed and found here, and whether it works", "docs/install.md"
     ),
-    "sisma_jax.demo": Command("picture and figures of the demo's model", "Demo"),
-    "sisma_jax.data.synthetic": Command("write procedural faces with their masks", "Data"),
-    "sisma_jax.prepare": Command("make a data set of faces and masks ready for training", "Data"),
-    "sisma_jax.inspect_data": Command("show what a data set holds", "Data"),
-    "sisma_jax.train_autoencoder": Command("train a first stage", "The autoencoder"),
+    "sisma_jax.demo": Command("picture and figures of the demo's model", "docs/demo.md"),
+    "sisma_jax.data.synthetic": Command("write procedural faces with their masks", "docs/data.md"),
+    "sisma_jax.prepare": Command(
+        "make a data set of faces and masks ready for training", "docs/data.md"
+    ),
+    "sisma_jax.inspect_data": Command("show what a data set holds", "docs/data.md"),
+    "sisma_jax.train_autoencoder": Command("train a first stage", "docs/autoencoder.md"),
     "sisma_jax.cache_latents": Command(
-        "encode a data set once, ahead of training", "The autoencoder"
+        "encode a data set once, ahead of training", "docs/autoencoder.md"
     ),
-    "sisma_jax.train": Command("train SISMA, or SCA-DM", "Train"),
-    "sisma_jax.sample": Command("make faces from masks", "Sample"),
-    "sisma_jax.paint": Command("paint masks and see faces, in a browser", "Paint"),
-    "sisma_jax.export": Command("write a run's weights as safetensors", "Sample"),
-    "sisma_jax.train_parser": Command("train a face parser, which judges for evaluate", "Evaluate"),
-    "sisma_jax.evaluate": Command("score and time a model, and write the report", "Evaluate"),
+    "sisma_jax.train": Command("train SISMA, or SCA-DM", "docs/training.md"),
+    "sisma_jax.sample": Command("make faces from masks", "docs/sampling.md"),
+    "sisma_jax.paint": Command(
+        "paint masks and see faces, in a browser", "docs/editing_and_painting.md"
+    ),
+    "sisma_jax.export": Command("write a run's weights as safetensors", "docs/sampling.md"),
+    "sisma_jax.train_parser": Command(
+        "train a face parser, which judges for evaluate", "docs/evaluation.md"
+    ),
+    "sisma_jax.evaluate": Command(
+        "score and time a model, and write the report", "docs/evaluation.md"
+    ),
 }
 """Commands by module, in the order of use."""

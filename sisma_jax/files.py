@@ -28,6 +28,9 @@ LOCK = "lock"
 LOCK_FILES = (LOCK, f"{LOCK}.holder")
 """Files of a lock. A killed process leaves them behind, so an empty folder may hold them."""
 
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.\d+\.tmp")
+"""Names that `write_atomically` gives its temporary files, which a killed process leaves behind."""
+
 # Two letters at least: Windows' drives have one. One slash: a `Path` drops the second.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -77,7 +80,7 @@ def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
     """
     # Short, since the name itself may have the greatest length that the system allows.
     digest = zlib.crc32(path.name.encode(errors="surrogateescape"))
-    temporary = path.with_name(f".{digest:08x}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{digest:08x}.{os.getpid()}.tmp")  # `_TEMPORARY`
     try:
         temporary.write_bytes(content)
         put_in_place(temporary, path) if flush else os.replace(temporary, path)
@@ -176,12 +179,13 @@ def refuse_lfs_pointer(path: str | os.PathLike) -> None:
 
 
 def is_new_or_empty(folder: Path, besides: tuple[str, ...] = ()) -> bool:
-    """Whether a command may write its output there; files named in `besides` and files that
-    operating systems create do not count."""
+    """Whether a command may write its output there; files named in `besides`, files that operating
+    systems create, and temporary files of a killed process do not count."""
     if not folder.exists():
         return True
     return folder.is_dir() and all(
-        path.name in besides or is_left_by_system(path.name) for path in folder.iterdir()
+        path.name in besides or is_left_by_system(path.name) or _TEMPORARY.fullmatch(path.name)
+        for path in folder.iterdir()
     )
 
 

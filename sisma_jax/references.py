@@ -20,7 +20,7 @@ ReadMask = Callable[[Path], UInt8[np.ndarray, "H W"]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that takes references."""
     group = parser.add_argument_group(
-        "style of reference faces, for models with a style (README.md, 'Styles')"
+        "style of reference faces, for models with a style (docs/styles.md)"
     )
     add = group.add_argument
     pair = {"type": cli.path, "nargs": "+", "metavar": ("FACE", "MASK")}

@@ -14,7 +14,15 @@ from sisma_jax import files
 from sisma_jax.data.prepared import PreparedDataset
 from sisma_jax.data.shards import Folder
 from sisma_jax.errors import InputError
-from sisma_jax.files import LOCK, LockedError, local_path, lock, whole_folder, write_atomically
+from sisma_jax.files import (
+    LOCK,
+    LockedError,
+    is_new_or_empty,
+    local_path,
+    lock,
+    whole_folder,
+    write_atomically,
+)
 from sisma_jax.hub import local_path as autoencoder_path
 from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.run_folder import RunFolder
@@ -91,6 +99,17 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name(tmp_path
     assert temporary.startswith(".") and temporary.endswith(f".{os.getpid()}.tmp")
     assert order == [("flush", temporary), ("name", "a"), ("flush", tmp_path.name)]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_writer_leaves_makes_no_folder_full(tmp_path, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "replace", lambda before, after: None)
+        killed.setattr(Path, "unlink", lambda path, missing_ok: None)
+        write_atomically(tmp_path / "config.json", b"content")
+    assert len(list(tmp_path.iterdir())) == 1
+    assert is_new_or_empty(tmp_path)
+    (tmp_path / ".own.tmp").touch()
+    assert not is_new_or_empty(tmp_path)
 
 
 def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, order):

@@ -17,7 +17,7 @@ class WeightFile:
     file: str
     """Name in the weight folder."""
     source: str
-    """Its origin, a pickled file that the README's recipe converts."""
+    """Its origin, a pickled file that the recipe in docs/autoencoder.md converts."""
 
 
 def _converted(file: str) -> str:
@@ -162,4 +162,4 @@ def _no_parser(reason: InputError) -> dict[str, str]:
 
 def _absent(folder: Path, files: list[WeightFile]) -> str:
     named = " and ".join(f"{folder / file.file} ({file.source})" for file in files)
-    return f"missing {named}; convert to safetensors as README's 'Weight files' says"
+    return f"missing {named}; convert to safetensors as docs/autoencoder.md says"

@@ -28,7 +28,7 @@ RECIPE = (
     "d = torch.load('OLD', map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
     "save_file({k: v.clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, 'NEW')\""
 )
-"""The README's one line for pickled weights of any model; torch is no part of this package."""
+"""Converts pickled weights of any model (also in docs/autoencoder.md); torch is no dependency."""
 LISTED = 8
 """Names written out in one message."""
 

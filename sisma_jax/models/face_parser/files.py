@@ -74,7 +74,7 @@ def load_parser(path: str | os.PathLike) -> FaceParser:
         - a folder of `save_parser`, or a run folder with one under `parser/`;
         - a .safetensors file of published weights, recognised by its tensors: those of the
           CelebAMask-HQ repository's U-Net, or face-parsing.PyTorch's `79999_iter.pth`, either
-          converted by the README's recipe.
+          converted by the recipe in docs/autoencoder.md.
 
     Raises:
       InputError: if there is none, if it is pickled, damaged or of another architecture.
