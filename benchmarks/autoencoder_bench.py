@@ -1,11 +1,11 @@
-"""The autoencoder beside diffusers' on the same machine: images a second and peak memory.
+"""The autoencoder compared with diffusers' on one machine: images per second and peak memory.
 
     python benchmarks/autoencoder_bench.py --torch-python PATH
 
-Writes an autoencoder of Stable Diffusion's size with random weights as a diffusers folder, has both
-read it, compares what they make of the same images, and times encoding and decoding. Every figure
-comes from a process of its own, the two taking turns. Memory is the peak of the device on a GPU and
-of the process on a CPU. The peer needs torch and diffusers in the Python given; without them it is
+Writes an autoencoder of Stable Diffusion's size with random weights as a diffusers folder, which
+both read, compares their outputs for the same images, and times encoding and decoding. Every figure
+comes from a separate process, the two in alternation. Memory is the peak of the device on a GPU and
+of the process on a CPU. The peer needs torch and diffusers in the given Python; without them it is
 left out. Prints a table and writes JSON.
 """
 
@@ -30,17 +30,17 @@ def parse() -> argparse.Namespace:
     parser = report.parser("autoencoder_bench.py", __doc__)
     add = parser.add_argument
     add("--autoencoder", help="a diffusers folder (default: random weights)")
-    add("--size", type=int, default=256, help="pixels of a side (default: 256)")
+    add("--size", type=int, default=256, help="side in pixels (default: 256)")
     add("--batch-sizes", type=int, nargs="+", default=[1, 4], help="(default: 1 4)")
     add("--dtypes", nargs="+", default=["float32"], help="float32, bfloat16 (default: float32)")
-    add("--seconds", type=float, default=10.0, help="of each measurement (default: 10)")
+    add("--seconds", type=float, default=10.0, help="seconds per measurement (default: 10)")
     add("--torch-python", default=sys.executable, help="a Python that has torch and diffusers")
     add("--out", type=cli.path, default=report.RESULTS / "autoencoder_cpu.json", help="JSON file")
     return parser.parse_args()
 
 
 def write_random(folder: Path) -> Path:
-    """In this process's children only jax runs, so that it takes no memory here."""
+    """Write random weights, in a child process, so that JAX takes no memory in this one."""
     script = (
         "import sys, jax, jax.numpy as jnp\n"
         "from sisma_jax.models.autoencoder import AutoencoderConfig, AutoencoderKL\n"

@@ -1,4 +1,4 @@
-"""What both sides of `autoencoder_bench.py` share: inputs, the clock, a process's memory."""
+"""Shared by both sides of `autoencoder_bench.py`: inputs, clock, memory of a process."""
 
 import resource
 import statistics
@@ -18,7 +18,7 @@ def inputs(settings: dict) -> np.ndarray:
 
 
 def images_per_second(call: Callable[[], object], settings: dict) -> dict[str, float]:
-    """The median call's rate, and the first call's time, which may compile."""
+    """The median call's rate, and the first call's time, which may include compilation."""
     began = time.perf_counter()
     call()
     first = time.perf_counter() - began

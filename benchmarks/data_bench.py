@@ -1,10 +1,10 @@
-"""How fast images come to training, and how fast `prepare` makes a data set ready.
+"""Throughput of the training stream and of `prepare`.
 
-Makes synthetic faces in the raw layout (1024 px, masks 512), or takes a raw folder; prepares it.
-Measures images a second of the training stream with flips from the raw folder, from the shards and
-from cached latents (of a factor 8 autoencoder, so of Stable Diffusion's size), of plain Pillow in
-threads over image and label PNG files as a peer, and of `prepare` without the start of its workers;
-each on one core and on all. Then where the time of one item goes. Prints a table and writes JSON.
+Makes synthetic faces in the raw layout (1024 px, masks 512), or takes a raw folder, and prepares
+it. Measures images per second of the training stream with flips from the raw folder, from shards
+and from cached latents (with Stable Diffusion's factor of 8); of plain Pillow in threads over image
+and label PNG files, as a peer; and of `prepare` without the start of its workers; each on one core
+and on all. Then profiles one item. Prints a table and writes JSON.
 """
 
 import argparse
@@ -36,17 +36,17 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--source", type=cli.path, help="a raw CelebAMask-HQ folder (default: synthetic faces)")
     add("--count", type=int, default=64, help="synthetic faces (default: 64)")
-    add("--size", type=int, default=256, help="pixels of a side (default: 256)")
+    add("--size", type=int, default=256, help="side in pixels (default: 256)")
     add("--batch-size", type=int, default=16, help="(default: 16)")
-    add("--seconds", type=float, default=4.0, help="of each measurement (default: 4)")
-    add("--repeats", type=int, default=3, help="measurements, of which the median counts")
+    add("--seconds", type=float, default=4.0, help="seconds per measurement (default: 4)")
+    add("--repeats", type=int, default=3, help="measurements per median")
     add("--out", type=cli.path, default=report.RESULTS / "data_cpu.json", help="JSON file")
     return parser.parse_args()
 
 
 @contextlib.contextmanager
 def on_cores(count: int) -> Iterator[None]:
-    """Keep this process, and those that it starts, to so many cores."""
+    """Restrict this process and its children to `count` cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:count])
     try:
@@ -81,7 +81,7 @@ def stream_rate(source: Source, args: argparse.Namespace, threads: int) -> float
 
 
 def latent_cache(shards: Path, out: Path) -> LatentCache:
-    """Latents of an untrained autoencoder with Stable Diffusion's factor and channels."""
+    """Latents by an untrained autoencoder with Stable Diffusion's factor and channels."""
     config = AutoencoderConfig.tiny(block_channels=(8, 8), norm_groups=4)
     image = np.zeros((1, 8, 8, 3), np.float32)
     params = AutoencoderKL(config).init(jax.random.key(0), image)["params"]
@@ -110,16 +110,16 @@ def pillow_rate(folder: Path, args: argparse.Namespace, threads: int) -> float:
 
 
 def prepare_rate(layout: layouts.Layout, args: argparse.Namespace, cores: int) -> float:
-    """Several times over, so that the start of the workers, measured apart, can be taken off."""
+    """Images per second from the times of one and of five copies, without the workers' start."""
     count = sum(map(len, layout.splits.values()))
     times = []
     for copies in (1, 5):
-        many = dataclasses.replace(
+        repeated = dataclasses.replace(
             layout, splits={name: entries * copies for name, entries in layout.splits.items()}
         )
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            prepare(many, Path(folder) / "out", args.size, cores)
+            prepare(repeated, Path(folder) / "out", args.size, cores)
             times.append(time.perf_counter() - began)
     return 4 * count / (times[1] - times[0])
 
@@ -140,7 +140,7 @@ def milliseconds(function: Callable[[int], object], count: int) -> float:
 
 
 def profile(root: Path, shards: Source, size: int) -> dict[str, float]:
-    """Milliseconds of the parts of one item, one at a time on one core."""
+    """Milliseconds of each stage of one item, on one core."""
     masks = raw_layout.mask_folder(root)
     images, parts = raw_layout.list_images(root), raw_layout.list_parts(masks)
     faces = [raw_layout.Face(face, images[face], parts[face]) for face in sorted(parts)[:40]]

@@ -1,9 +1,9 @@
-"""The demo, timed stage by stage, and its picture and figures for the documentation.
+"""Time the demo stage by stage, and collect its picture and figures for the documentation.
 
     python benchmarks/demo_bench.py --target demo
 
 Runs the commands of `make demo` or `make demo-long` one by one, in a checkout that has not run them
-yet. Writes NAME.json and NAME.png (six rows of the sheet), and of the long one autoencoder.png.
+yet. Writes NAME.json and NAME.png (six rows of the sheet); demo-long also writes autoencoder.png.
 """
 
 import resource
@@ -22,18 +22,18 @@ from sisma_jax.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 ROWS = 6
-"""Rows of the sheet's twelve that the documentation's picture shows."""
+"""Rows of the sheet's twelve in the documentation's picture."""
 SIZE = 64
-"""Pixels of a face."""
+"""Side of a face in pixels."""
 
 
 def main() -> None:
     parser = report.parser("demo_bench.py", __doc__)
     parser.add_argument("--target", choices=("demo", "demo-long"), default="demo",
-        help="of the Makefile (default: demo)")  # fmt: skip
+        help="target of the Makefile (default: demo)")  # fmt: skip
     args = parser.parse_args()
-    asked = ["make", "--no-print-directory", "--dry-run", args.target, f"PY={sys.executable}"]
-    planned = subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    dry_run = ["make", "--no-print-directory", "--dry-run", args.target, f"PY={sys.executable}"]
+    planned = subprocess.run(dry_run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     commands = [line for line in planned.splitlines() if " -m sisma_jax." in line]
     run = RunFolder(ROOT / "runs" / args.target)
     first_stage = RunFolder(ROOT / "runs" / args.target.replace("demo", "autoencoder"))
@@ -57,7 +57,7 @@ def main() -> None:
     }
     report.write(report.RESULTS / f"{name}.json", ("jax", "flax"), content)
     sheet = np.asarray(Image.open(run.path / "samples.png").convert("RGB"))
-    # The legend is drawn anew, below a sheet that has grown.
+    # The legend is drawn again, below the enlarged sheet.
     cut = sheet[: ROWS * (SIZE + GAP) - GAP].repeat(2, axis=0).repeat(2, axis=1)
     Image.fromarray(with_legend(cut)).save(report.RESULTS / f"{name}.png")
     if args.target == "demo-long":

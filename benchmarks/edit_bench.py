@@ -1,10 +1,10 @@
-"""How much of a photo an edit of its mask leaves as it was: figures and a picture.
+"""How much an edit of the mask changes the rest of a photo: figures and a picture.
 
     python benchmarks/edit_bench.py --workdir runs/demo
 
-Paints hair around the heads of faces of the run's test split and edits the faces so
-(`sisma_jax.editing`). Distances are root mean squares over pixels in grey levels of 0..255; far is
-what lies more than the margin from an edited pixel. Writes edit_cpu.json and edit.png.
+Paints hair around the heads of faces of the run's test split and edits the faces accordingly
+(`sisma_jax.editing`). Distances are root mean squares over pixels in grey levels of 0..255; "far"
+pixels are farther than the margin from every edited pixel. Writes edit_cpu.json and edit.png.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ HAIR, BACKGROUND = CLASSES.index("hair"), CLASSES.index("background")
 
 
 def hair_around(labels: np.ndarray) -> np.ndarray:
-    """What is background in a box around each head becomes hair."""
+    """Turn background into hair in a box around each head."""
     size = labels.shape[1]
     edited = labels.copy()
     box = edited[:, size // 32 : 11 * size // 32, size // 8 : 7 * size // 8]
@@ -52,13 +52,13 @@ def measure(run: Path, count: int) -> tuple[dict[str, float], np.ndarray]:
     mean, _ = synthesizer.autoencoder.encode(to_float(images))
     decoded = np.asarray(to_uint8(synthesizer.autoencoder.decode(mean)))
     unedited = edit(synthesizer, images, labels, labels, steps=STEPS, margin=None)
-    whole = edit(synthesizer, images, labels, edited, steps=STEPS, margin=None)
+    unbounded = edit(synthesizer, images, labels, edited, steps=STEPS, margin=None)
     local = edit(synthesizer, images, labels, edited, steps=STEPS, margin=MARGIN)
     fresh = synthesizer(labels, seed=3, steps=STEPS)
     figures = {
         "there_and_back": rms_change(unedited, decoded, everywhere),
-        "whole_far": rms_change(whole, decoded, far),
-        "whole_edited": rms_change(whole, decoded, changed),
+        "whole_far": rms_change(unbounded, decoded, far),
+        "whole_edited": rms_change(unbounded, decoded, changed),
         "local_far": rms_change(local, images, far),
         "local_edited": rms_change(local, images, changed),
         "other_noise_far": rms_change(fresh, decoded, far),

@@ -1,7 +1,7 @@
-"""What a chip could do at best: the least time of a scan, from its data sheet.
+"""Lower bounds on the time of a scan, from a chip's data sheet.
 
-The larger of three: one exponential per (step, state) on the special function units, the better
-kernel's instructions (counted in machine code) on the schedulers, and the bytes that have to move
+The bound is the largest of three: one exponential per (step, state) on the special function units,
+the better kernel's instructions (counted in machine code) on the schedulers, and moving all bytes
 to and from memory once.
 """
 
@@ -15,7 +15,7 @@ BACKENDS = pallas_triton.BACKEND, pallas_mosaic.BACKEND
 
 
 def bounds(device: str, size: Size, dtype: str, full: bool, orders: int) -> dict[str, float] | None:
-    """Least microseconds of "forward" and "backward", or None for a chip that is not listed."""
+    """Lower bounds in microseconds of "forward" and "backward"; None for an unlisted chip."""
     chip = next((chip for name, chip in CHIPS.items() if name in device), None)
     if chip is None:
         return None
@@ -32,8 +32,8 @@ def bounds(device: str, size: Size, dtype: str, full: bool, orders: int) -> dict
     def memory(sequences: int) -> float:
         return rows * sequences * ITEM_SIZE[dtype] / chip.bytes_per_second * 1e6
 
-    # u, delta, y; beside them z. Backward: u, delta, ybar, ubar, deltabar; beside them z and zbar.
-    # All of them for every order, although a cache may hold what orders share.
+    # Forward: u, delta, y, with full also z. Backward: u, delta, ybar, ubar, deltabar, with full
+    # also z and zbar. All are counted per order, although a cache may hold what orders share.
     return {
         "forward": max(
             exponentials, issue(*(backend.forward for backend in BACKENDS)), memory(3 + full)

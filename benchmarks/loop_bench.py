@@ -1,11 +1,11 @@
-"""What the training loop costs beside the step: reading, placing, logging, saving.
+"""Overhead of the training loop over the step: reading, placing, logging, saving.
 
     python benchmarks/loop_bench.py
 
-In place of the step stands a sleep of the host, during which the machine is free for the loop's own
-threads, as it is while an accelerator computes. The loop reads cached latents in batches of 64,
-logs and saves; its time per step is compared with that of such steps alone, one after the other on
-one batch. They take turns. Prints the overhead and writes JSON.
+The step is replaced by a sleep of the host, during which the machine is free for the loop's
+threads, as while an accelerator computes. The loop reads cached latents in batches of 64, logs and
+saves; its time per step is compared with that of such steps alone on one batch. The two alternate.
+Prints the overhead and writes JSON.
 """
 
 import argparse
@@ -41,21 +41,21 @@ FACES, SIZE = 256, 256
 def parse() -> argparse.Namespace:
     parser = report.parser("loop_bench.py", __doc__)
     add = parser.add_argument
-    add("--milliseconds", type=float, default=50.0, help="of the sleep (default: 50)")
+    add("--milliseconds", type=float, default=50.0, help="duration of the sleep (default: 50)")
     add("--batch-size", type=int, default=64, help="(default: 64)")
-    add("--steps", type=int, default=400, help="of each measurement (default: 400)")
-    add("--repeats", type=int, default=3, help="measurements of each (default: 3)")
+    add("--steps", type=int, default=400, help="steps per measurement (default: 400)")
+    add("--repeats", type=int, default=3, help="measurements per median (default: 3)")
     add("--parameters", type=int, default=10_000_000,
-        help="of the model; a state has four times as many (default: 10 million)")  # fmt: skip
-    add("--threads", type=int, default=1, help="that read ahead (default: 1)")
-    add("--log-every", type=int, default=50, help="steps (default: 50)")
-    add("--save-every", type=int, default=200, help="steps (default: 200)")
+        help="of the model; the state has four times as many (default: 10 million)")  # fmt: skip
+    add("--threads", type=int, default=1, help="threads that read ahead (default: 1)")
+    add("--log-every", type=int, default=50, help="in steps (default: 50)")
+    add("--save-every", type=int, default=200, help="in steps (default: 200)")
     add("--out", type=cli.path, default=report.RESULTS / "loop_cpu.json", help="JSON file")
     return parser.parse_args()
 
 
 def sleeping_step(seconds: float) -> Callable[..., tuple[Any, dict]]:
-    """A step that only counts, after a sleep."""
+    """A step that sleeps and then only counts."""
 
     @jax.jit
     def count(state, batch):
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def alone(step: Callable[..., tuple[Any, dict]], source: LatentCache, mesh: Mesh, args) -> float:
-    """Seconds of a step, on one batch that is already on the devices."""
+    """Seconds per step, on one batch that is already on the devices."""
     batch = put_batch(fixed_batch(source, args.batch_size), mesh)
     state = TrainState(jnp.zeros((), jnp.int32), None, None, None, None, None)
     state, metrics = step(state, batch)
@@ -142,7 +142,7 @@ def alone(step: Callable[..., tuple[Any, dict]], source: LatentCache, mesh: Mesh
 
 
 class Marks:
-    """A step that notes when it began: from the second to the last, saves and logs lie between."""
+    """A step that records its start times; saves and logs lie between the second and the last."""
 
     def __init__(self, step: Callable[..., tuple[Any, dict]]) -> None:
         self.step, self.times = step, []

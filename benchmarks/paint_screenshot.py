@@ -1,4 +1,4 @@
-"""Take the documentation's picture of the painting page, in a real browser.
+"""Take the documentation's screenshot of the painting page, in a real browser.
 
     python benchmarks/paint_screenshot.py --workdir runs/demo --out benchmarks/results/paint.png
 
@@ -33,7 +33,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
 )
-"""With which Chromium starts anywhere, and asks nobody for anything."""
+"""Flags with which Chromium starts on any machine and makes no requests of its own."""
 WIDTH = 1200
 
 Points = Sequence[tuple[float, float]]
@@ -46,7 +46,7 @@ def serving(
     """Run the command on a free port; yields the page's address and the process.
 
     Raises:
-      RuntimeError: if it ends before it serves; the message is what it said.
+      RuntimeError: if it ends before it serves; the message is its output.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -59,13 +59,13 @@ def serving(
         env=environment,
     )
     try:
-        said = []
+        output = []
         for line in server.stdout:
-            said.append(line)
+            output.append(line)
             if "paint at" in line:
                 break
         else:
-            raise RuntimeError("".join(said))
+            raise RuntimeError("".join(output))
         yield f"http://127.0.0.1:{port}/", server
     finally:
         server.send_signal(signal.SIGINT)
@@ -104,11 +104,11 @@ def main() -> None:
     )
     parser.add_argument("--workdir", type=cli.path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--out", type=cli.path, required=True, help="PNG file to write")
-    parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser's file")
-    parser.add_argument("--mask", type=int, default=4, help="number of the mask to begin with")
+    parser.add_argument("--chromium", default=shutil.which("chromium"), help="path of the browser")
+    parser.add_argument("--mask", type=int, default=4, help="number of the starting mask")
     args = parser.parse_args()
     if args.chromium is None:
-        parser.error("there is no chromium on the PATH: name a browser by --chromium")
+        parser.error("there is no chromium on the PATH: give a browser with --chromium")
     from playwright.sync_api import sync_playwright
 
     with serving(args.workdir) as (address, _), sync_playwright() as driver:

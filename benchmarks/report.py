@@ -1,4 +1,4 @@
-"""What the benchmarks share: a command line, and what each JSON says of its circumstances."""
+"""Shared by the benchmarks: a command line, and a JSON report with its circumstances."""
 
 import argparse
 import datetime
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Of the benchmark `name`, whose docstring is its help."""
+    """The argument parser of benchmark `name`, with its docstring as the help."""
     return argparse.ArgumentParser(
         prog=f"python benchmarks/{name}",
         description=description,
@@ -25,7 +25,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> None:
-    """Write `content` behind the circumstances of this run; `packages` are those that matter."""
+    """Write `content` after command, date, hardware and the versions of `packages`."""
     name = Path(sys.argv[0]).name
     report = {
         "command": " ".join(["python", f"benchmarks/{name}", *sys.argv[1:]]),
@@ -39,24 +39,24 @@ def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> Non
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Of those that are installed."""
-    found = {}
+    """Versions of those packages that are installed."""
+    installed = {}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hardware() -> dict[str, Any]:
-    found = {"machine": platform.machine(), "cores": os.cpu_count(), "cpu": cpu()}
+    info = {"machine": platform.machine(), "cores": os.cpu_count(), "cpu": cpu()}
     query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader"]
     try:
         gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
-        return found
-    return found | {"gpus": gpus}
+        return info
+    return info | {"gpus": gpus}
 
 
 def cpu() -> str:

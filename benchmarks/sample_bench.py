@@ -1,11 +1,12 @@
-"""Synthesis: seconds per image, arithmetic and memory, and with --peers those of its rivals.
+"""Synthesis: seconds per image, arithmetic and memory, with --peers also of other models.
 
     python benchmarks/sample_bench.py --workdir runs/demo
     python benchmarks/sample_bench.py --size large --batches 1 16 --guidance 1 1.5 --peers
 
-What `python -m sisma_jax.evaluate --metrics speed,peers` measures: synthesis with and without the
-decoder, of a trained run or of random weights, which take the same time; with --peers beside an
-attention twin over the number of tokens, and an SDM-shaped U-Net. Prints tables and writes JSON.
+Measures the same as `python -m sisma_jax.evaluate --metrics speed,peers`: synthesis with and
+without the decoder, of a trained run or of random weights, which take the same time; with --peers
+also an attention twin over the number of tokens, and an SDM-shaped U-Net. Prints tables and writes
+JSON.
 """
 
 import argparse
@@ -38,22 +39,22 @@ def parse() -> argparse.Namespace:
         "--workdir", type=cli.path, metavar="RUN", help="run folder of a trained model"
     )
     model.add_argument("--size", choices=SIZES, default=size,
-        help=f"in its place random weights of this size (default: {size})")  # fmt: skip
+        help=f"or random weights of this size (default: {size})")  # fmt: skip
     add("--dtype", choices=("float32", "bfloat16"),
         help=f"compute type (default: the run's, else {dtype})")  # fmt: skip
     add("--steps", nargs="+", type=int, default=[25], metavar="N", help="(default: 25)")
     add("--solvers", nargs="+", choices=flow.SOLVERS, default=["euler"], metavar="NAME",
-        help=f"of {', '.join(flow.SOLVERS)} (default: euler)")  # fmt: skip
+        help=f"some of {', '.join(flow.SOLVERS)} (default: euler)")  # fmt: skip
     add("--guidance", nargs="+", type=float, default=[1.0], metavar="S", help="(default: 1)")
     add("--batches", nargs="+", type=int, default=[1, 16], metavar="N",
-        help="masks of a call (default: 1 16)")  # fmt: skip
-    add("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
+        help="masks per call (default: 1 16)")  # fmt: skip
+    add("--seconds", type=float, default=2.0, help="seconds per measurement (default: 2)")
     add("--peers", action="store_true", help="time an attention twin and an SDM-shaped U-Net, too")
     add("--tokens", nargs="+", type=int, default=list(peers.TOKENS), metavar="N",
-        help="of the twins, square numbers (default: 256 1024 4096 16384)")  # fmt: skip
+        help="tokens of the twins, square numbers (default: 256 1024 4096 16384)")  # fmt: skip
     add("--skip-sdm", action="store_true", help="leave SDM out: 653 M parameters")
     add("--sdm-seconds", type=float, default=60.0,
-        help="for its steps, guided and not; one of each at least (default: 60)")  # fmt: skip
+        help="limit for its steps, with and without guidance (default: 60)")  # fmt: skip
     add("--out", type=cli.path, help="JSON file (default: results/sample_<device>.json)")
     args = parser.parse_args()
     args.dtype = args.dtype or (None if args.workdir else dtype)
@@ -82,7 +83,7 @@ def trained(workdir: Path, dtype: str | None) -> Synthesizer:
 
 
 def random(size: str, dtype: str) -> Synthesizer:
-    """One with an autoencoder of the factor it needs."""
+    """A synthesizer with random weights, and an autoencoder of the factor it needs."""
     config = model_config(size, dtype=dtype)
     is_tiny = config.factor == TINY["factor"]
     sizes = (AutoencoderConfig.tiny if is_tiny else AutoencoderConfig.stable_diffusion)(dtype=dtype)
@@ -110,23 +111,23 @@ def main() -> None:
         seconds=args.seconds,
     )
     show(speed_tables(speed))
-    found = {
+    results = {
         "weights": str(args.workdir) if args.workdir else "random",
         "model": dataclasses.asdict(synthesizer.config),
         "speed": speed,
     }
     if args.peers:
-        found["peers"] = peers.measure_peers(
+        results["peers"] = peers.measure_peers(
             synthesizer.config,
             tokens=args.tokens,
             sdm=None if args.skip_sdm else peers.PUBLISHED_SDM,
             dtype=args.dtype,
             sdm_seconds=args.sdm_seconds,
         )
-        show(peers.peer_tables(found["peers"]))
+        show(peers.peer_tables(results["peers"]))
     slug = "".join(c if c.isalnum() else "_" for c in speed["device"].lower())
     out = args.out or report.RESULTS / f"sample_{slug}.json"
-    report.write(out, ("jax", "jaxlib", "flax"), found)
+    report.write(out, ("jax", "jaxlib", "flax"), results)
 
 
 if __name__ == "__main__":

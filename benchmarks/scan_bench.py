@@ -1,10 +1,10 @@
-"""Time and memory of the selective scan's implementations, side by side in one run.
+"""Time and memory of the selective scan's implementations, compared in one run.
 
     python benchmarks/scan_bench.py
 
-On a CPU it measures the implementations in plain JAX, on an NVIDIA GPU the Pallas kernels too, with
-the share of what the chip could do at best. Every implementation is first compared with float64
-NumPy; one that is wrong is not timed. Prints a table and writes JSON and a plot of time and memory
+On a CPU it measures the implementations in plain JAX, on an NVIDIA GPU also the Pallas kernels,
+with the ratio to a lower bound for the chip. Every implementation is first compared with float64
+NumPy; a wrong one is not timed. Prints a table and writes JSON and a plot of time and memory
 over length.
 """
 
@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
         help="(default: %(default)s)")  # fmt: skip
     add("--dtypes", nargs="+", choices=scan_cases.DTYPES, metavar="DTYPE",
         default=["bfloat16", "float32"] if on_gpu else ["float32"],
-        help="of u, delta, B, C and z (default: %(default)s)")  # fmt: skip
+        help="dtypes of u, delta, B, C and z (default: %(default)s)")  # fmt: skip
     add("--options", nargs="+", choices=("plain", "full"), default=["plain", "full"],
         help="full: with z, delta_bias and softplus (default: %(default)s)")  # fmt: skip
     add("--orders", nargs="+", type=int, default=[1], metavar="K",
@@ -55,9 +55,9 @@ def parse() -> argparse.Namespace:
         default=[256, 1024, 4096, 16384] if on_gpu else [256, 512, 1024],
         help="lengths of the plot; none for no plot (default: %(default)s)")  # fmt: skip
     add("--repeats", type=int, default=20 if on_gpu else 5,
-        help="measurements of each time (default: %(default)s)")  # fmt: skip
+        help="measurements per median (default: %(default)s)")  # fmt: skip
     add("--peer", choices=["mamba_ssm"],
-        help="its CUDA scan too, where it can be imported (y compared, gradients timed only)",
+        help="also measure its CUDA scan, if it can be imported (y compared, gradients only timed)",
     )  # fmt: skip
     add("--out", type=cli.path, default=report.RESULTS,
         help="folder for scan_<device>.json and .png (default: benchmarks/results)")  # fmt: skip
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     for name in ("repeats", "orders", "lengths"):
         values = getattr(args, name)
         if any(value < 1 for value in ([values] if name == "repeats" else values)):
-            parser.error(f"--{name} {values}: give whole numbers from 1 on")
+            parser.error(f"--{name} {values}: give whole numbers of at least 1")
     return args
 
 
@@ -107,7 +107,7 @@ HEADER = (
 
 
 def measure(case: scan_cases.Case, repeats: int) -> dict:
-    """One row: what the case is, and its times or why it has none."""
+    """One row: the case, and its times or the reason why it has none."""
     row = {**dataclasses.asdict(case), "status": "measured"}
     try:
         of_peer = case.implementation == "mamba_ssm"
@@ -175,5 +175,5 @@ def write(args: argparse.Namespace, rows: list[dict], curves: list[dict]) -> Non
 
 
 if __name__ == "__main__":
-    jnp.zeros(()).block_until_ready()  # a device that cannot be used is said before anything else
+    jnp.zeros(()).block_until_ready()  # fail first if the device cannot be used
     main()

@@ -1,4 +1,4 @@
-"""What is measured: sizes, inputs, the comparison with float64, and the clock."""
+"""Cases of the scan benchmark: sizes, inputs, the comparison with float64, and the clock."""
 
 import dataclasses
 import statistics
@@ -19,10 +19,10 @@ TOLERANCE = {
     "bfloat16": {"y": 1e-2, "gradients": 1e-2},
     "float32": {"y": 1e-5, "gradients": 5e-5},
 }
-"""Of max |error| / max |reference|; from there on a result is wrong."""
+"""Limits of max |error| / max |reference|; at or above these a result is wrong."""
 KINDS = ("forward", "backward", "both")
 CACHES = 256 * 2**20
-"""Bytes that the inputs of one measurement exceed together, so that no cache holds them."""
+"""Total bytes of inputs of one measurement, at least, so that no cache holds them."""
 
 Arrays = dict[str, jax.Array]
 
@@ -41,7 +41,7 @@ class Size:
         except (TypeError, ValueError):
             raise ValueError(f"size {text!r}: give batch,length,channels,state") from None
         if min(dataclasses.astuple(size)) < 1:
-            raise ValueError(f"size {text!r}: give whole numbers from 1 on")
+            raise ValueError(f"size {text!r}: give whole numbers of at least 1")
         return size
 
 
@@ -56,7 +56,7 @@ class Case:
 
 
 def inputs(case: Case, seed: int) -> Arrays:
-    """Arguments of the scan; with several orders, those that differ have them in front."""
+    """Arguments of the scan; those that differ by order have a leading axis of several orders."""
     b, length, d, n = dataclasses.astuple(case.size)
     k = case.orders
     rng = np.random.default_rng(seed)
@@ -85,7 +85,7 @@ def inputs(case: Case, seed: int) -> Arrays:
 
 
 def scan(case: Case, arrays: Arrays) -> jax.Array:
-    """y, (batch, length, channels), or with several orders (orders, ...)."""
+    """y (batch, length, channels), with several orders (orders, batch, length, channels)."""
     run = partial(selective_scan, delta_softplus=case.full, implementation=case.implementation)
     if case.orders == 1:
         return run(**arrays)
@@ -94,7 +94,7 @@ def scan(case: Case, arrays: Arrays) -> jax.Array:
 
 
 def pull_back(case: Case, arrays: Arrays) -> tuple[jax.Array, Callable]:
-    """y, and its cotangent -> a tuple of the gradients of all floating arguments by name."""
+    """y, and a function: cotangent of y -> 1-tuple of gradients of floating arguments by name."""
     order = {name: x for name, x in arrays.items() if name == "order"}
     floating = {name: x for name, x in arrays.items() if name != "order"}
     return jax.vjp(lambda x: scan(case, x | order), floating)
@@ -120,11 +120,11 @@ def largest_errors(case: Case) -> dict[str, float]:
 
 
 def compare(case: Case, results: dict) -> dict[str, float]:
-    """max |error| / max |reference| of `inputs(case, 0)`: of y, and the largest of the gradients.
+    """max |error| / max |reference| for `inputs(case, 0)`: of y, and the largest of the gradients.
 
-    The reference is too slow for everything at once, so it is computed twice: for a few channels of
-    all sequences, and for all channels of one sequence (gradients of B and C). With several
-    orders, of the last one; u's gradient, which is a sum over orders, is then left out.
+    The reference is too slow for all data, so it is computed twice: for a few channels of all
+    sequences, and for all channels of one sequence (gradients of B and C). Of several orders only
+    the last is compared, without u's gradient, which is a sum over orders.
     """
     arrays, ybar = inputs(case, 0), cotangent(case)
     if case.orders > 1:
@@ -150,10 +150,10 @@ def compare(case: Case, results: dict) -> dict[str, float]:
         expected = {"y": oracle.forward(given, **options)[0]} | oracle.gradients(
             given, part("y", ybar, sequences, channels), 0.0, **options
         )
-        found = cut(results)
-        for name in names & found.keys():
+        actual = cut(results)
+        for name in names & actual.keys():
             scale = np.abs(expected[name]).max()
-            yield name, np.abs(found[name] - expected[name]).max() / scale
+            yield name, np.abs(actual[name] - expected[name]).max() / scale
 
     everything = slice(None)
     few = errors({"y", "u", "delta", "z", "A", "D", "delta_bias"}, everything, slice(0, 8))
@@ -169,8 +169,8 @@ def compare(case: Case, results: dict) -> dict[str, float]:
 def times(case: Case, repeats: int) -> dict:
     """Median device and host microseconds of each kind, and temporary memory of "both".
 
-    Device time is that of several calls inside one program, on inputs which no cache holds, divided
-    by their number; host time is that of one call, from Python and back.
+    Device time is the time per call of several calls inside one program, on inputs that no cache
+    holds; host time is that of one call from Python.
     """
     one = inputs(case, 0)
     size = sum(x.nbytes for x in one.values())
@@ -204,7 +204,7 @@ def times(case: Case, repeats: int) -> dict:
 
 
 def clock(function: Callable, arguments: tuple, repeats: int) -> float:
-    """Median microseconds of a call, after two that do not count."""
+    """Median microseconds of a call, after two warm-up calls."""
     measured = []
     for _ in range(2 + repeats):
         start = time.perf_counter()

@@ -1,7 +1,6 @@
-"""The CUDA scan of mamba_ssm beside ours, where it can be imported.
+"""The CUDA scan of mamba_ssm, for comparison, if it can be imported.
 
-It takes (batch, channels, length); the transposes that our layout costs it are timed with it, and
-without it.
+It takes (batch, channels, length); it is timed with the transposes from our layout, and without.
 """
 
 import statistics
@@ -13,15 +12,15 @@ import numpy as np
 from scan_cases import Case, compare, cotangent, inputs
 
 MOVED = ("u", "delta", "z", "B", "C")
-"""Arrays whose length is last over there."""
+"""Arrays whose last axis is the length in mamba_ssm."""
 
 
 def largest_errors(case: Case) -> dict[str, float]:
-    """Of y, against float64.
+    """Error of y against float64.
 
     Raises:
       ImportError: if torch or mamba_ssm is missing.
-      NotImplementedError: if torch sees no GPU, or for several orders, which it does not have.
+      NotImplementedError: if torch sees no GPU, or for several orders, which it does not support.
     """
     arrays, _ = on_gpu(case)
     y = transposed_back(scan(case, transposed(arrays)))
@@ -29,7 +28,7 @@ def largest_errors(case: Case) -> dict[str, float]:
 
 
 def times(case: Case, repeats: int) -> dict:
-    """What `scan_cases.times` returns, with `without_transposes_us` beside it."""
+    """The result of `scan_cases.times`, with `without_transposes_us`."""
     arrays, ybar = on_gpu(case)
     theirs, theirs_bar = transposed(arrays), ybar.mT.contiguous()
     same = lambda x: x
@@ -51,7 +50,7 @@ def times(case: Case, repeats: int) -> dict:
 
 
 def on_gpu(case: Case) -> tuple[dict, Any]:
-    """The case's inputs and cotangent as tensors."""
+    """The case's inputs and cotangent as CUDA tensors."""
     import torch
 
     if case.orders > 1:
@@ -85,7 +84,7 @@ def transposed_back(y: Any) -> Any:
 
 
 def clock(function: Callable, repeats: int) -> float:
-    """Median microseconds on the GPU, by its own events."""
+    """Median microseconds on the GPU, by CUDA events."""
     import torch
 
     measured = []

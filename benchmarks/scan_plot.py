@@ -1,4 +1,4 @@
-"""Time and memory over length, one line per implementation."""
+"""Plot of time and memory over length, one line per implementation."""
 
 from pathlib import Path
 

@@ -1,16 +1,16 @@
-"""What SISMA's choices do, on the synthetic set: one short training per choice, scored alike.
+"""Ablation of SISMA's choices on the synthetic set: one short training per choice, scored alike.
 
     python benchmarks/study.py --steps 360 --seeds 1
 
-Every variant differs from `configs/synthetic.py` in what its name says and has the same data,
+Every variant differs from `configs/synthetic.py` only as its name says, with the same data,
 training steps, batch and learning rate. Trained runs, faces and measurements are kept in --workdir,
 so that an interrupted study continues. Needs the demo's data and first stage, and a face parser
 (`make demo`; `python -m sisma_jax.train_parser --config configs/parser.py --workdir runs/parser`).
 
 Reported by variant: loss on the test split, mIoU and pixel accuracy of the face parser, FD-parser,
-faces a second (synthesis, batches of 16, timed one after the other at the end), parameters, GMACs;
-and the scores of the base by solver and steps. With more than one seed: mean and deviation. More
-scan orders are more in both mixers, Self-Mamba and Cross-Mamba.
+faces per second (synthesis, batches of 16, timed in turn at the end), parameters, GMACs; and the
+scores of the base by solver and steps. With more than one seed: mean and deviation. The number of
+scan orders applies to both mixers, Self-Mamba and Cross-Mamba.
 """
 
 import json
@@ -35,15 +35,15 @@ VARIANTS = {
     "patch 2": {"model.patch": 2},
     "attention": {"model.mixer": "attention", "model.attention_head": 32, "model.ff_ratio": 7},
 }
-"""Config keys by variant. The attention twin's wider feed-forward makes up for what Mamba's mixers
-have more in parameters."""
+"""Config keys by variant. The attention twin's wider feed-forward compensates for the additional
+parameters of Mamba's mixers."""
 SOLVERS = {"euler": (3, 6, 12, 25, 50), "heun": (3, 6, 12, 25)}
 """Steps of the base's sweep; a step of heun takes two velocities."""
 SCORES = ("miou", "accuracy", "fd_parser")
 
 
 def run(*arguments: object) -> None:
-    """Run one of the project's commands; raises CalledProcessError where it fails."""
+    """Run one of the project's commands; raises CalledProcessError if it fails."""
     print("$ python -m", *arguments, flush=True)
     subprocess.run([sys.executable, "-m", *map(str, arguments)], check=True)
 
@@ -62,19 +62,19 @@ def evaluate(folder: Path, out: Path, count: int, solver: str, steps: Sequence[i
 
 
 def test_loss(folder: Path) -> float:
-    """Of the run's last evaluation."""
+    """Test loss of the run's last evaluation."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
     return [row["test_loss"] for row in rows if "test_loss" in row][-1]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean of one or several seeds, and their deviation where there are several."""
-    found = {"mean": float(np.mean(values))}
-    return found | ({"deviation": float(np.std(values, ddof=1))} if len(values) > 1 else {})
+    """Mean over seeds, and their standard deviation if there are several."""
+    summary = {"mean": float(np.mean(values))}
+    return summary | ({"deviation": float(np.std(values, ddof=1))} if len(values) > 1 else {})
 
 
 def measured(folders: Sequence[Path], out: Path, steps: int) -> dict[str, Any]:
-    """What is known of the runs of one variant, by different seeds."""
+    """Figures of one variant, from its runs with different seeds."""
     rows = json.loads((out / "report.json").read_text("utf-8"))["rows"]
     synthesizer = Synthesizer.load(folders[0])
     speed = measure_speed(
@@ -99,8 +99,8 @@ def _row(rows: list[dict], folder: Path, solver: str, steps: int) -> dict[str, A
     return next(row for row in rows if wanted.items() <= row["settings"].items())
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
-    """Of the variants, and of the solver's steps."""
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Tables of the variants, and of solvers and steps."""
 
     def value(cell: dict[str, float], digits: int = 3) -> str:
         mean = f"{cell['mean']:.{digits}f}"
@@ -114,13 +114,13 @@ def tables(found: dict[str, Any]) -> list[Table]:
             *(value(one[key]) for key in ("test_loss", *SCORES)),
             f"{one['faces_per_second']:.1f}",
         ]
-        for name, one in found["variants"].items()
+        for name, one in results["variants"].items()
     ]
     columns = ["", "parameters", "GMAC per face", "test loss ↓", "mIoU ↑", "accuracy ↑"]
     variants = Table("Variants", [*columns, "FD-parser ↓", "faces/s ↑"], lines)
     sweep = [
         [one["solver"], one["steps"], one["velocities"], *(value(one[key]) for key in SCORES)]
-        for one in found["solvers"]
+        for one in results["solvers"]
     ]
     columns = ["solver", "steps", "velocities", "mIoU ↑", "accuracy ↑", "FD-parser ↓"]
     return [variants, Table("Solver and steps, base", columns, sweep)]
@@ -150,7 +150,7 @@ def main() -> None:
         for solver, steps in SOLVERS.items():
             evaluate(folder, out, args.count, solver, steps)
     rows = json.loads((out / "report.json").read_text("utf-8"))["rows"]
-    found = {
+    results = {
         "training": {"steps": args.steps, "seeds": args.seeds, "test_faces": args.count},
         "variants": {name: measured(x, out, args.solver_steps) for name, x in folders.items()},
         "solvers": [
@@ -163,13 +163,13 @@ def main() -> None:
                 key: spread([_row(rows, x, solver, steps)["scores"][key] for x in folders["base"]])
                 for key in SCORES
             }
-            for solver, many in SOLVERS.items()
-            for steps in many
+            for solver, counts in SOLVERS.items()
+            for steps in counts
         ],
     }
-    for table in tables(found):
+    for table in tables(results):
         print(table.markdown())
-    write(args.out, ("jax", "jaxlib", "flax"), found)
+    write(args.out, ("jax", "jaxlib", "flax"), results)
 
 
 if __name__ == "__main__":

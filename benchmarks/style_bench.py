@@ -1,9 +1,9 @@
-"""What models with a style do with reference faces: figures of several runs, pictures of the first.
+"""Style transfer from reference faces: figures of several runs, pictures of the first.
 
     python benchmarks/style_bench.py --workdirs runs/demo-style runs/demo-style-mamba
 
-Test faces are made in their own style, in that of another face, and by noise alone; then one class
-at a time takes another face's style (`sisma_jax.evaluation.styles` says what is measured how).
+Makes test faces in their own style, in that of another face, and from noise alone; then one class
+at a time takes another face's style (`sisma_jax.evaluation.styles` describes the measurements).
 Every run makes faces of the same masks, from the same noise. Writes NAME_cpu.json and NAME_*.png.
 """
 
@@ -30,24 +30,24 @@ def measure(run: Path, count: int, sampling: Sampling) -> tuple[dict, dict]:
     synthesizer = Synthesizer.load(run)
     test = section(DataConfig, RunFolder(run).config(), "data").open("test", ("image", "labels"))
     faces = fixed_batch(test, count)
-    found, sheets = measure_styles(synthesizer, faces["image"], faces["labels"], sampling)
+    figures, sheets = measure_styles(synthesizer, faces["image"], faces["labels"], sampling)
     plain = synthesizer(faces["labels"], seed=sampling.seed, steps=sampling.steps)
-    found["regions_of_noise"] = float(explained_variance(plain, faces["labels"]).mean())
-    return {"step": synthesizer.step} | found, sheets
+    figures["regions_of_noise"] = float(explained_variance(plain, faces["labels"]).mean())
+    return {"step": synthesizer.step} | figures, sheets
 
 
 def main() -> None:
     parser = report.parser("style_bench.py", __doc__)
     parser.add_argument("--workdirs", type=cli.path, nargs="+", default=[Path("runs/demo-style")],
-        help="runs of models with a style (default: runs/demo-style)")  # fmt: skip
+        help="runs with style conditioning (default: runs/demo-style)")  # fmt: skip
     parser.add_argument("--count", type=int, default=FACES,
         help=f"test faces (default: {FACES})")  # fmt: skip
     parser.add_argument("--steps", type=int, default=12, help="solver steps (default: 12)")
     parser.add_argument("--style-guidance", type=float, default=1.0,
-        help="of faces in a style; 1 is the plain model (default: 1)")  # fmt: skip
+        help="style guidance; 1 is the plain model (default: 1)")  # fmt: skip
     parser.add_argument("--out", type=cli.path, default=report.RESULTS,
         help="folder for NAME_cpu.json and NAME_*.png (default: benchmarks/results)")  # fmt: skip
-    parser.add_argument("--name", default="style", help="how files begin (default: style)")
+    parser.add_argument("--name", default="style", help="prefix of the files (default: style)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     sampling = Sampling(

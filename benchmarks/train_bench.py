@@ -1,18 +1,17 @@
-"""Training throughput: images a second, MFU, memory and compile time of whole training steps.
+"""Training throughput: images per second, MFU, memory and compile time of training steps.
 
     python benchmarks/train_bench.py
 
-Every row is a step of training (draws, loss, gradient, clip, AdamW, average) on random data that is
-already on the devices, compiled and timed in a process of its own: from cached latents, and from
-images, which the autoencoder (Stable Diffusion's size, random weights) then encodes in every step.
+Every row is a training step (draws, loss, gradient, clip, AdamW, average) on random data that is
+already on the devices, compiled and timed in a separate process: from cached latents, and from
+images, which the autoencoder (Stable Diffusion's size, random weights) encodes in every step.
 
     MFU = 6 x MACs of an image x images per second / peak
 
 where the peak is the rate of large matrix products in the compute type, measured in the same
 process (`sisma_jax.training.throughput`), and the MACs are SISMA's own (`sisma_jax.models.cost`):
-what the autoencoder does is not in them. Memory is the peak of a device, of the process on a CPU,
-and with --compile-only what XLA plans; that a batch does not fit is said. Prints a table and writes
-JSON.
+without the autoencoder's. Memory is the peak of a device, or of the process on a CPU, and with
+--compile-only XLA's plan; a batch that does not fit is reported. Prints a table and writes JSON.
 """
 
 import argparse
@@ -47,12 +46,12 @@ def parse() -> argparse.Namespace:
         default=["small", "base", "large", "xlarge"] if on_gpu else ["tiny"])  # fmt: skip
     add("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), metavar="SOURCE")
     add("--scans", nargs="+", choices=["auto", *IMPLEMENTATIONS], default=scans, metavar="NAME",
-        help="implementations of the scan, side by side")  # fmt: skip
+        help="implementations of the scan to compare")  # fmt: skip
     add("--remat", nargs="+", choices=REMAT_POLICIES, default=["none"], metavar="POLICY")
     add("--batches", nargs="+", type=int, default=[64 if on_gpu else 8], metavar="N",
         help="batch sizes over all devices; several give a table of memory")  # fmt: skip
     add("--fsdp", type=int, default=1, help="mesh.fsdp (default: 1)")
-    add("--seconds", type=float, default=5.0, help="of each measurement (default: 5)")
+    add("--seconds", type=float, default=5.0, help="seconds per measurement (default: 5)")
     add("--compile-only", action="store_true", help="compile time and planned memory, no steps")
     add("--out", type=cli.path, help="JSON file (default: results/train_<device>.json)")
     args = parser.parse_args()
@@ -68,15 +67,15 @@ def parse() -> argparse.Namespace:
 def measure(case: dict, seconds: float, fsdp: int) -> dict:
     settings = json.dumps({**case, "seconds": seconds, "fsdp": fsdp})
     command = [sys.executable, str(CASE), settings]
-    # Unfiltered tracebacks end with what happened, not with a word on filters.
+    # Unfiltered tracebacks end with the error, not with a note on filtering.
     environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         return {**case, "status": "measured", **json.loads(done.stdout.splitlines()[-1])}
     if "RESOURCE_EXHAUSTED" in done.stderr or done.returncode == -9:
         return {**case, "status": "out of memory"}
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return {**case, "status": "failed", "reason": said[-1][:300] if said else "no message"}
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return {**case, "status": "failed", "reason": lines[-1][:300] if lines else "no message"}
 
 
 def line(row: dict) -> str:

@@ -1,4 +1,4 @@
-"""One training step, compiled and timed in a process of its own: the worker of train_bench.py.
+"""One training step, compiled and timed in a separate process: the worker of train_bench.py.
 
 Takes its settings as JSON and prints JSON.
 """
@@ -29,7 +29,7 @@ from sisma_jax.training.state import TrainConfig, init_state, make_optimizer, ma
 from sisma_jax.training.throughput import matmul_peak, mfu, peak_memory
 
 TINY = dict(latent_size=16, factor=4)
-"""64 pixels, so that two CPU cores are done in time."""
+"""64 pixels, small enough for two CPU cores."""
 CHUNKS = 5
 
 
@@ -38,7 +38,7 @@ def model_config(size: str, **changes: str) -> SISMAConfig:
 
 
 def first_stage(config: SISMAConfig, source: str) -> Autoencoder:
-    """Random weights: their arithmetic is that of trained ones."""
+    """An autoencoder with random weights, which costs the same as a trained one."""
     if source == "latents":
         return Autoencoder(AutoencoderConfig.tiny(scaling_factor=1.0), {})
     if config.factor == TINY["factor"]:
@@ -92,7 +92,7 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
     compile_seconds = time.perf_counter() - began
     plan = compiled.memory_analysis()
     cost = macs(config)
-    found = {
+    figures = {
         "device": jax.devices()[0].device_kind,
         "devices": mesh.size,
         "compile_seconds": compile_seconds,
@@ -100,7 +100,7 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
         "gmac_per_image": cost / 1e9,
     }
     if not seconds:
-        print(json.dumps(found))
+        print(json.dumps(figures))
         return
     state = jax.jit(init, out_shardings=shardings)()
 
@@ -116,9 +116,9 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
 
     count = max(1, round(seconds / CHUNKS / min(run(1), run(1))))
     times = sorted(run(count) for _ in range(CHUNKS))
-    peak_gib = peak_memory() / 2**30  # before other things than training take memory
+    peak_gib = peak_memory() / 2**30  # before anything but training takes memory
     peak, per_second = matmul_peak(config.dtype), batch / times[CHUNKS // 2]
-    found |= {
+    figures |= {
         "ms_per_step": 1e3 * times[CHUNKS // 2],
         "ms_per_step_range": [1e3 * times[0], 1e3 * times[-1]],
         "images_per_second": per_second,
@@ -126,9 +126,9 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
         "mfu": mfu(cost, per_second, peak),
         "peak_gib": peak_gib,
     }
-    print(json.dumps(found))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_enable_compilation_cache", False)  # its time is measured
+    jax.config.update("jax_enable_compilation_cache", False)  # compile time is measured
     main(**json.loads(sys.argv[1]))

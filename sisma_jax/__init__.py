@@ -9,7 +9,7 @@ __all__ = ["Synthesizer"]
 
 
 def __getattr__(name: str) -> Any:
-    # Data commands start worker processes, which should not wait for JAX.
+    # Lazy: the worker processes of data commands do not need JAX.
     if name == "Synthesizer":
         from sisma_jax.synthesizer import Synthesizer
 
@@ -17,5 +17,5 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        return version("sisma_jax")  # of pyproject.toml
+        return version("sisma_jax")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

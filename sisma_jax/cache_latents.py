@@ -1,7 +1,7 @@
 """Encode a prepared data set once, so that training need not encode it in every step.
 
-Writes the moments of every image's latents and of its mirror image's, in float16, beside the
-labels. On all devices of this machine; interrupted, the same command continues.
+Writes float16 latent moments of every image and of its mirror image, with the labels. Uses all
+devices of this machine. The same command continues an interrupted run.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from sisma_jax.training.sharding import (
 )
 
 IN_FLIGHT = 2
-"""Batches on their way to the devices or back while the records of one are written."""
+"""Batches that are encoded or in transfer while the records of one are written."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,10 +46,10 @@ def parse_arguments() -> argparse.Namespace:
         "--out data/celeba-256-latents",
     )
     add = parser.add_argument
-    add("--data", required=True, help="a folder that sisma_jax.prepare has written")
-    add("--autoencoder", required=True, help="whatever autoencoder.path in a config may be")
+    add("--data", required=True, help="folder written by sisma_jax.prepare")
+    add("--autoencoder", required=True, help="same values as autoencoder.path in a config")
     add("--out", type=cli.path, required=True, help="folder for the shards, new or empty")
-    add("--batch-size", type=int, default=16, help="images at a time, over all devices")
+    add("--batch-size", type=int, default=16, help="images per batch, over all devices")
     return parser.parse_args()
 
 
@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
 def encode(
     autoencoder: Autoencoder, images: UInt8[Array, "b H W 3"]
 ) -> Float16[Array, "b 2 h w moments"]:
-    """Moments of images and of their mirror images."""
+    """Return the moments of images ([:, 0]) and of their mirror images ([:, 1])."""
     both = jnp.concatenate([images, images[:, :, ::-1]])
     moments = jnp.concatenate(autoencoder.encode(to_float(both)), axis=-1).astype(jnp.float16)
     return jnp.stack(jnp.split(moments, 2), axis=1)
@@ -66,7 +66,7 @@ def encode(
 def encoder(
     autoencoder: Autoencoder, batch_size: int
 ) -> Callable[[UInt8[np.ndarray, "n H W 3"]], Float16[Array, "b 2 h w moments"]]:
-    """`encode` on all local devices, of `batch_size` images or fewer, which they share evenly."""
+    """Return `encode` for at most `batch_size` images, split evenly over all local devices."""
     mesh = local_mesh()
     autoencoder = jax.device_put(autoencoder, replicated(mesh))
 
@@ -84,39 +84,39 @@ def encoded(
     call: Callable[[np.ndarray], Array],
     pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[str, Float16[np.ndarray, "2 h w moments"], UInt8[np.ndarray, "H W"]]]:
-    """Ids, moments and labels of the items, several batches in flight."""
+    """Yield ids, moments and labels of the items, with up to IN_FLIGHT batches computing ahead."""
 
     def fetch(batch: tuple[Sequence[int], list[dict], Array]) -> Iterator[tuple]:
         places, items, moments = batch
         for index, item, one in zip(places, items, np.asarray(moments), strict=False):
             yield source.ids[index], one, item["labels"]
 
-    flying: deque[tuple[Sequence[int], list[dict], Array]] = deque()
+    in_flight: deque[tuple[Sequence[int], list[dict], Array]] = deque()
     for start in range(0, len(indices), batch_size):
         places = indices[start : start + batch_size]
         items = list(pool.map(source.__getitem__, places))
-        flying.append((places, items, call(np.stack([item["image"] for item in items]))))
-        if len(flying) > IN_FLIGHT:
-            yield from fetch(flying.popleft())
-    for batch in flying:
+        in_flight.append((places, items, call(np.stack([item["image"] for item in items]))))
+        if len(in_flight) > IN_FLIGHT:
+            yield from fetch(in_flight.popleft())
+    for batch in in_flight:
         yield from fetch(batch)
 
 
 def cache(
     data: str, autoencoder: Autoencoder, out: Path, batch_size: int, name: str
 ) -> dict[str, Any]:
-    """Write the cache, or continue writing it; return what `latents.json` holds.
+    """Write the cache, or continue writing it; return the content of `latents.json`.
 
     Args:
       data: folder of a prepared data set.
-      autoencoder: in float32.
-      out: a new or empty folder, or one where the same was interrupted or finished.
-      batch_size: images at a time.
-      name: of the autoencoder, for the record.
+      autoencoder: one that computes in float32.
+      out: a new or empty folder, or one that holds this cache, complete or interrupted.
+      batch_size: images per batch.
+      name: the autoencoder's name, kept in `latents.json`.
 
     Raises:
-      InputError: an argument is out of range, the factor does not divide the images, `out` cannot
-        be written or holds anything else, or latents are beyond float16.
+      InputError: an argument is out of range, the factor does not divide the image size, `out`
+        cannot be written or holds other files, or a latent overflows float16.
     """
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}: give at least 1")
@@ -124,8 +124,8 @@ def cache(
     size, factor = description["size"], autoencoder.config.factor
     if size % factor:
         raise InputError(
-            f"images of {size} pixels in {data} do not divide into latents: prepare them at a "
-            f"multiple of the autoencoder's factor {factor}"
+            f"images in {data} have {size} pixels, which is not a multiple of the autoencoder's "
+            f"factor {factor}: prepare them at a multiple"
         )
     settings = {
         "version": latents.VERSION,
@@ -136,7 +136,7 @@ def cache(
     }
     splits = {name: split for name, split in description["splits"].items() if split["ids"]}
     tasks = []
-    for split, content in splits.items():  # the shards of the data set, one for one
+    for split, content in splits.items():  # one shard of latents per shard of the data set
         start = 0
         for shard in content["shards"]:
             tasks.append(Shard(split, shard["file"], range(start, start + shard["count"])))
@@ -145,7 +145,7 @@ def cache(
     folder = Folder(out, shards.plan(settings, ids), latents.LATENTS_FILE)
     if (finished := folder.finished()) is not None:
         return finished
-    with folder.writing(), _memory_in_words(batch_size):
+    with folder.writing(), _explain_out_of_memory(batch_size):
         notes = folder.begin(tasks)
         sources = {split: PreparedDataset(data, size, split=split) for split in splits}
         batch_size = min(batch_size, max(len(task.items) for task in tasks))
@@ -167,8 +167,8 @@ def cache(
                     ):
                         if not np.isfinite(moments).all():
                             raise InputError(
-                                f"the latents of image {id} are beyond float16: is {name} an "
-                                "autoencoder of such images?"
+                                f"the latents of image {id} overflow float16: give an autoencoder "
+                                f"that suits these images in place of {name}"
                             )
                         writer.write(latents.encode(id, moments, labels))
                         progress.update()
@@ -194,20 +194,20 @@ def cache(
 
 
 @contextmanager
-def _memory_in_words(batch_size: int) -> Iterator[None]:
+def _explain_out_of_memory(batch_size: int) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise RunError(
-            f"the devices' memory does not hold --batch-size {batch_size} "
-            f"({str(error).splitlines()[0][:200]}): give a smaller one, and the command continues"
+            f"--batch-size {batch_size} does not fit in the devices' memory "
+            f"({str(error).splitlines()[0][:200]}): continue with a smaller one"
         ) from error
 
 
 def check(args: argparse.Namespace) -> None:
-    """Look at the data and the folder before the autoencoder, which may have to be downloaded.
+    """Check the data and the output folder before the autoencoder, which may be a download.
 
     Raises:
       InputError: as `cache`.

@@ -1,8 +1,7 @@
-"""Names of CelebAMask-HQ's classes by id, in the two orders in which they are numbered.
+"""CelebAMask-HQ's class names by id, in the two published orders.
 
-They are facts of the data set and of networks published for it, so both rooms read them here.
-`l_` and `r_` are the subject's left and right; `eye_g` is glasses, `ear_r` an earring, `neck_l` a
-necklace.
+Both `data` and `models` (for published networks) read them here. `l_` and `r_` are the subject's
+left and right; `eye_g` is glasses, `ear_r` an earring, `neck_l` a necklace.
 """
 
 CANONICAL: tuple[str, ...] = (
@@ -26,8 +25,8 @@ CANONICAL: tuple[str, ...] = (
     "neck",
     "cloth",
 )
-"""The data set's own order, which is also that in which part masks are painted (Lee et al., CVPR
-2020, and the scripts of the CelebAMask-HQ repository)."""
+"""The data set's order, in which its part masks are also painted (Lee et al., CVPR 2020, and the
+scripts of the CelebAMask-HQ repository)."""
 
 BISENET: tuple[str, ...] = (
     "background",
@@ -50,4 +49,4 @@ BISENET: tuple[str, ...] = (
     "hair",
     "hat",
 )
-"""That of face-parsing.PyTorch (a BiSeNet), which much of the field's software writes."""
+"""Order of face-parsing.PyTorch (a BiSeNet), which much other software writes."""

@@ -1,5 +1,4 @@
-"""What every command shares: one sentence for wrong input, the same shape of `--help`, the page of
-the documentation."""
+"""Shared by all commands: errors as one sentence, the layout of `--help`, the command's page."""
 
 import argparse
 import contextlib
@@ -25,7 +24,7 @@ def parser(module: str, description: str, example: str) -> argparse.ArgumentPars
 
     Args:
       module: a command of `COMMANDS`.
-      description: of the help.
+      description: text above the options.
       example: one command line.
     """
     page = COMMANDS[module].page
@@ -48,8 +47,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def path(text: str) -> Path:
-    """The type of every option that is a path on this machine: `~` is expanded, also where no
-    shell does (`--out=~/x`); an address (`gs://`) is refused, which would become a folder."""
+    """Argparse type of local paths. Expands `~`, also where the shell does not (`--out=~/x`);
+    refuses addresses (`gs://`), which would become folders."""
     try:
         return local_path(text)
     except InputError as error:
@@ -57,16 +56,15 @@ def path(text: str) -> Path:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; wrong input ends it with one sentence and status 2, a run that cannot go on
-    with one and status 1. The sentence ends with the page of the documentation on the command.
+    """Run a command; InputError ends it with one sentence and status 2, RunError with status 1.
 
-    File names may hold anything: what the terminal's encoding lacks is printed escaped. Where the
-    reader of the output has gone (`| head`), the command ends with status 141, as others do.
+    The sentence ends with the command's page of the documentation. Characters that the terminal's
+    encoding lacks are escaped. If the reader of the output is gone (`| head`), the status is 141.
     """
-    logging.set_verbosity(logging.FATAL)  # Orbax logs what it raises, and warns of its own options
-    # A closed stream (`>&-`) is none; what is said is then said to nobody.
-    nobody = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
-    sys.stdout, sys.stderr = sys.stdout or nobody, sys.stderr or nobody
+    logging.set_verbosity(logging.FATAL)  # Orbax also logs the errors that it raises
+    # A closed stream (`>&-`) is None in Python; print to the null device instead.
+    null = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
+    sys.stdout, sys.stderr = sys.stdout or null, sys.stderr or null
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -74,49 +72,49 @@ def run(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except (InputError, RunError) as error:
-        if _first() or not error.shared:
+        if _is_first() or not error.shared:
             sentence = _printable(str(error))
             print(f"error: {sentence}{_where(main)}", file=sys.stderr, flush=True)
         status = 2 if isinstance(error, InputError) else 1
-        if status == 2 and (error.shared or not _many()):
+        if status == 2 and (error.shared or not _is_multiprocess()):
             sys.exit(status)
-        _leave(status)
+        _exit_now(status)
     except BrokenPipeError:
         if _output_is_gone():
             os._exit(128 + _SIGPIPE)
-        _unforeseen()
+        _raise_or_exit()
     except OSError as error:
         if error.filename is None and error.errno not in NO_ROOM:
-            _unforeseen()
-        # What no command has foreseen of disks and paths: a folder in place of a file, a name that
-        # is too long, a full device.
+            _raise_or_exit()
+        # Errors of paths and disks that no command handles: a folder in place of a file, a name
+        # that is too long, a full device.
         place = error.filename2 or error.filename
         where = "" if place is None else f"{_printable(os.fsdecode(place))}: "
         print(f"error: {where}{error.strerror}: give another path, or make room", file=sys.stderr)
-        _leave(1)
+        _exit_now(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        _leave(130) if _many() else sys.exit(130)
+        _exit_now(130) if _is_multiprocess() else sys.exit(130)
     except Exception:
-        _unforeseen()
+        _raise_or_exit()
 
 
-def _unforeseen() -> None:
-    """Go on with the error at hand; of several processes this one leaves at once."""
-    if not _many():
+def _raise_or_exit() -> None:
+    """Re-raise the current exception; one of several processes prints it and exits at once."""
+    if not _is_multiprocess():
         raise
     traceback.print_exc()
-    _leave(1)
+    _exit_now(1)
 
 
 def _printable(text: str) -> str:
-    """Text without line breaks and other control characters, which file names may hold."""
+    """Escape line breaks and other control characters, which file names may hold."""
     return "".join(c if c.isprintable() or ord(c) > 127 else repr(c)[1:-1] for c in text)
 
 
 def _output_is_gone() -> bool:
     try:
-        print(flush=True)  # a flush alone may find its buffer empty
+        print(flush=True)  # flushing an empty buffer would not fail
     except BrokenPipeError:
         return True
     return False
@@ -124,24 +122,24 @@ def _output_is_gone() -> bool:
 
 def _where(main: Callable[[], None]) -> str:
     """The page of the documentation on the command whose `main` this is."""
-    # A type checker, as in the tests, wraps functions.
+    # The tests' type checker wraps functions.
     spec = inspect.unwrap(main).__globals__.get("__spec__")
     module = spec.name.removesuffix(".__main__") if spec is not None else ""
     return f" (see --help, or {COMMANDS[module].page})" if module in COMMANDS else ""
 
 
-def _first() -> bool:
-    return not _many() or sys.modules["jax"].process_index() == 0
+def _is_first() -> bool:
+    return not _is_multiprocess() or sys.modules["jax"].process_index() == 0
 
 
-def _many() -> bool:
-    """Whether there are other processes of the same run; many commands do without JAX."""
+def _is_multiprocess() -> bool:
+    """Whether other processes take part in this run; many commands never import JAX."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
-def _leave(status: int) -> None:
-    """Exit at once: at a regular end JAX would wait for processes that are lost, and libraries
-    would say again what has been said."""
+def _exit_now(status: int) -> None:
+    """Exit at once: at a regular exit JAX would wait for lost processes, and libraries would
+    report the error again."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -8,7 +8,7 @@ class Command:
     """One `python -m` module."""
 
     what: str
-    """In a few words, for the list of commands."""
+    """Short description for the list of commands."""
     page: str
     """Path of its page within the project's sources."""
 
@@ -40,4 +40,4 @@ COMMANDS = {
         "score and time a model, and write the report", "docs/evaluation.md"
     ),
 }
-"""By module, in the order of their use."""
+"""Commands by module, in the order of use."""

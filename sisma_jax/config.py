@@ -2,8 +2,8 @@
 
     --config configs/celeba.py:small --config.train.batch_size=64
 
-A config is an `ml_collections.ConfigDict` here and in the config files only. Every room turns its
-section into a frozen dataclass (`section`), so no module ever sees a ConfigDict.
+Only this module and the config files handle an `ml_collections.ConfigDict`. Every other module gets
+its section as a frozen dataclass (`section`).
 """
 
 import ast
@@ -29,8 +29,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Args:
       spec: path of a file that defines `get_config()` or `get_config(variant)`.
-      overrides: what the command line held beside its own options: "--config.a.b=value", or
-        "--config.a.b" and "value". Values are Python literals; others are strings.
+      overrides: words of the command line: "--config.a.b=value", or "--config.a.b" and "value".
+        Values are Python literals; others are strings.
 
     Raises:
       InputError: if the file, the variant or a key does not exist, or a value has another type
@@ -44,7 +44,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def split_spec(spec: str) -> tuple[Path, str]:
     """The file and the variant (or "") of `file.py:variant`."""
-    path, colon, variant = str(local_path(spec)).partition(".py:")  # Windows' drives have a colon
+    path, colon, variant = str(local_path(spec)).partition(".py:")  # drives on Windows have a colon
     return Path(f"{path}.py" if colon else path), variant
 
 
@@ -165,7 +165,7 @@ def from_json(path: Path) -> ConfigDict:
     """Read what `to_json` wrote.
 
     Raises:
-      InputError: if the file is missing or not such a config.
+      InputError: if the file is missing or holds no config.
     """
     try:
         return ConfigDict(json.loads(path.read_bytes()))

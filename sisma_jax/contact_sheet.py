@@ -1,4 +1,4 @@
-"""Pictures of many pictures: rows of a mask beside the faces that follow it."""
+"""Contact sheets: each row shows a mask and its faces."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ BACKGROUND = 255
 
 
 def tile(rows: Sequence[Sequence[UInt8[np.ndarray, "h w 3"]]]) -> UInt8[np.ndarray, "H W 3"]:
-    """Put rows of equally large images on a white sheet."""
+    """Tile rows of images of one size on a white sheet."""
     height, width = rows[0][0].shape[:2]
     columns = max(map(len, rows))
     sheet = np.full(
@@ -33,7 +33,7 @@ def mask_sheet(
     reference: UInt8[np.ndarray, "rows h w 3"] | None = None,
     classes: ClassSet = CELEBAMASK,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """One row per mask: the mask in class colours, the image it belongs to, the faces made."""
+    """One row per mask: the mask in class colours, its reference image, its synthesised faces."""
     rows = []
     for i, mask in enumerate(colourise(labels, classes)):
         row = [mask] if reference is None else [mask, reference[i]]

@@ -4,12 +4,12 @@
 run's synthetic data set, writes `samples.png` (mask, faces, class colours) and `report.json` into
 the run folder, and prints:
 
-  regions   share of the pixel variance that the regions of the mask explain: of the samples, of
-            faces rendered from the same masks, and of the samples with another face's mask
-  spread    how much faces of one mask differ: samples, and renderings of the same mask
-  loss      the training's loss on the test split with the right masks and with shuffled ones
+  regions   share of pixel variance explained by the mask's regions: for samples, for faces
+            rendered from the same masks, and for samples under another face's mask
+  spread    difference between faces of one mask: samples, and renderings of the same mask
+  loss      training loss on the test split, with the right masks and with shuffled ones
 
-A model with a style is shown without references: of its own, it draws the style from noise.
+A model with style conditioning is shown without references: its style is drawn from noise.
 """
 
 from functools import partial
@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
 
     run = RunFolder(args.workdir)
-    model_config(run.config())  # says what else it may be a run of
+    model_config(run.config())  # raises for other kinds of runs
     data = section(DataConfig, run.config(), "data")
     test = data.open("test", ("image", "labels"))
     if len(test) < LOSS_COUNT:
@@ -67,7 +67,7 @@ def main() -> None:
     synthesizer = Synthesizer.load(args.workdir, batch_size=24)
     guidance = args.guidance
     if guidance is None:
-        guidance = 1.5 if synthesizer.knows_no_mask else 1.0
+        guidance = 1.5 if synthesizer.trained_with_null_mask else 1.0
     settings = {"step": synthesizer.step, "steps": args.steps, "guidance": guidance}
     report = run.report()
     if report is not None and report["settings"] == settings:
@@ -101,7 +101,7 @@ def regions(
     labels: UInt8[np.ndarray, "n h w"],
     rendered: UInt8[np.ndarray, "n h w 3"],
 ) -> dict[str, float]:
-    """Explained variance of samples, of rendered faces, and of samples with another's mask."""
+    """Explained variance of samples, rendered faces, and samples under another face's mask."""
     per_mask = samples.shape[1]
     flat = samples.reshape(-1, *samples.shape[2:])
     own = np.repeat(labels, per_mask, axis=0)
@@ -114,7 +114,7 @@ def regions(
 
 
 def seed_of(data: DataConfig) -> int:
-    """That of the synthetic set; raises InputError for other data."""
+    """The seed of the synthetic set; raises InputError for other data."""
     settings = synthetic.read_settings(local_path(data.path))
     if settings is None:
         raise InputError(
@@ -125,7 +125,7 @@ def seed_of(data: DataConfig) -> int:
 
 
 def renderings(seed: int, size: int, ids: np.ndarray) -> UInt8[np.ndarray, "n k h w 3"]:
-    """Other right answers to the masks of faces `ids` of a synthetic set."""
+    """Render each face of `ids` PER_MASK times: the same mask in other appearances."""
     return np.stack(
         [[synthetic.face(seed, int(i), size, look=k)[0] for k in range(PER_MASK)] for i in ids]
     )
@@ -134,8 +134,8 @@ def renderings(seed: int, size: int, ids: np.ndarray) -> UInt8[np.ndarray, "n k 
 def held_out_loss(
     synthesizer: Synthesizer, images: UInt8[np.ndarray, "n h w 3"], labels: np.ndarray
 ) -> dict[str, float]:
-    """Loss at fixed noise and evenly spread times, with right and with shuffled masks; of a model
-    with a style without one, as samples are made."""
+    """Loss at fixed noise and evenly spread times, with right and with shuffled masks, and without
+    a style, as samples are made."""
     config, autoencoder = synthesizer.config, synthesizer.autoencoder
 
     @jax.jit

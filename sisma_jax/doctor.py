@@ -1,9 +1,8 @@
-"""Look at this installation: `python -m sisma_jax.doctor`.
+"""Check this installation: `python -m sisma_jax.doctor`.
 
-Prints versions, devices, which implementation of the selective scan is taken and why, and which
-optional packages and weights are found. Then it tests in some seconds the scan against float64 and
-a tiny SISMA, forward and gradient. What should be mended is named at the end; status 1 if a test
-fails.
+Prints versions, devices, the chosen implementation of the selective scan with the reason, and which
+optional packages and weights are found. Then tests, within seconds, the scan against float64 and a
+tiny SISMA, forward and gradient. Ends with advice; the status is 1 if a test fails.
 """
 
 import importlib.metadata
@@ -44,11 +43,11 @@ EXTRAS = {
     "paint": ("gradio", "sisma_jax.paint"),
     "notebook": ("ipykernel", "the notebooks of launch/, executed here"),
 }
-"""Extra: a package of it, and what it is for."""
+"""By extra: one of its packages, and its purpose."""
 STATES = 16
-"""Those of the reported model: kernels are chosen by them."""
+"""State size of the reported model; the choice of the kernel depends on it."""
 TOLERANCE = 1e-3
-"""Of the largest value: a GPU may multiply matrices in TF32."""
+"""Relative to the largest value; a GPU may multiply matrices in TF32."""
 
 
 def versions() -> Iterator[tuple[str, str]]:
@@ -74,7 +73,7 @@ def devices() -> Iterator[tuple[str, str]]:
         )
 
 
-def found(weights: Path) -> Iterator[tuple[str, str]]:
+def optional_parts(weights: Path) -> Iterator[tuple[str, str]]:
     """Optional packages, published weights and trained helpers."""
     for extra, (package, purpose) in EXTRAS.items():
         there = importlib.util.find_spec(package) is not None
@@ -94,7 +93,7 @@ def found(weights: Path) -> Iterator[tuple[str, str]]:
 
 
 def test_scan() -> str:
-    """The chosen scan and its gradients beside float64.
+    """Compare the chosen scan and its gradients with float64.
 
     Raises:
       RunError: if they differ.
@@ -126,12 +125,15 @@ def test_scan() -> str:
     pairs = [(y, expected_y), *((gradients[name], expected[name]) for name in given)]
     worst = max(float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in pairs)
     if not worst < TOLERANCE:
-        raise RunError(f"the scan {choose(STATES)[0]!r} is {worst:.1e} of the largest value off")
+        raise RunError(
+            f"the scan {choose(STATES)[0]!r} differs from float64 by {worst:.1e} of the largest "
+            "value"
+        )
     return f"{choose(STATES)[0]} within {worst:.0e} of float64, gradients too"
 
 
 def test_model() -> str:
-    """A tiny SISMA: loss and gradient are finite.
+    """Check that a tiny SISMA has a finite loss and gradient.
 
     Raises:
       RunError: if they are not.
@@ -152,7 +154,7 @@ def test_model() -> str:
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradient)))
     if not (np.isfinite(value) and np.isfinite(norm) and norm > 0):
-        raise RunError(f"a tiny SISMA has the loss {value} and a gradient of the norm {norm}")
+        raise RunError(f"a tiny SISMA has loss {value} and gradient norm {norm}")
     return f"a tiny SISMA has a finite loss ({value:.2f}) and gradient ({norm:.2f})"
 
 
@@ -160,7 +162,7 @@ TESTS: dict[str, Callable[[], str]] = {"scan": test_scan, "model": test_model}
 
 
 def advice() -> Iterator[str]:
-    """What is not as it should be."""
+    """Yield what to change here, one sentence each."""
     extra = accelerator()
     if extra and jax.default_backend() == "cpu":
         yield (
@@ -184,13 +186,13 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.weights != DEFAULT_WEIGHTS and not args.weights.is_dir():
-        raise InputError(f"--weights {args.weights} is no folder: give one of published weights")
+        raise InputError(f"--weights {args.weights} is not a folder: give one of published weights")
 
     show("Versions", versions())
     show("Devices", devices())
     name, reason = choose(STATES)
     show("Selective scan", iter([(name, reason)]))
-    show("Optional", found(args.weights))
+    show("Optional", optional_parts(args.weights))
     print("Self-test")
     failed = []
     for name, test in TESTS.items():
@@ -205,8 +207,8 @@ def main() -> None:
         print(f"note: {sentence}")
     if failed:
         raise RunError(
-            f"the self-test of {' and '.join(failed)} failed: mend the installation (versions and "
-            "devices above), or set JAX_PLATFORMS=cpu to leave the accelerator out"
+            f"the self-test of {' and '.join(failed)} failed: repair the installation (versions "
+            "and devices above), or set JAX_PLATFORMS=cpu to leave the accelerator out"
         )
     print("all is well")
 

@@ -1,14 +1,13 @@
-"""Change a photo by changing its mask: back to its noise, and forward under another mask.
+"""Edit a photo by editing its mask: invert it to noise, then solve forward under the edited mask.
 
-The solver runs from the photo's latents at t = 1 to the noise at t = 0 that they come from under
-the photo's own mask (inversion), then from there to t = 1 under the edited one, both through the
-times that sampling goes through. Heun's method in 12 steps comes back to the same photo within a
-grey level; of SCA-DM, whose times are DDIM's, "euler" is DDIM's inversion and DDIM. What a mask
-does not say (skin, hair, light) is in the noise, and so it stays; of a model with a style, which
-says much of it, the photo's own style is given both ways. But a model that sees the whole mask also
-moves what is far from an edit a little. So, with a margin, latents away from the edit take the way
-that they came, and at the end the pixels there are the photo's own (blended latent diffusion, arXiv
-2206.02779, with inversion in place of fresh noise).
+The solver runs from the photo's latents at t = 1 to their noise at t = 0 under the photo's own mask
+(inversion), then back to t = 1 under the edited one, both at the times of sampling. Under an
+unchanged mask Heun's method in 12 steps returns the photo within one grey level; for SCA-DM, with
+DDIM's times, "euler" is DDIM inversion and DDIM. The noise keeps what a mask does not specify
+(skin, hair, light); a model with style conditioning gets the photo's own style in both directions.
+As every latent depends on the whole mask, pixels far from an edit change a little, too. With a
+margin, latents away from the edit therefore follow the inversion's trajectory, and the pixels there
+are the photo's (blended latent diffusion, arXiv 2206.02779, with inversion for fresh noise).
 """
 
 from functools import partial
@@ -29,7 +28,7 @@ from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.sharding import chunks, local_mesh, under_mesh, whole_batch
 
 
-@no_type_check  # wrong arrays are answered in words
+@no_type_check  # wrong arrays raise InputError
 def edit(
     synthesizer: Synthesizer,
     images: UInt8[np.ndarray, "batch H W 3"],
@@ -42,25 +41,24 @@ def edit(
     margin: int | None = 8,
     style: Style | None = None,
 ) -> UInt8[np.ndarray, "batch H W 3"]:
-    """Return the photos as they look under edited masks. Draws nothing: no seed.
+    """Return the photos under edited masks. Deterministic, so it takes no seed.
 
     Args:
       synthesizer: the trained model.
       images: RGB photos of the model's size.
       labels: their masks, class ids, 255 where unlabelled.
-      edited: the masks wanted.
-      steps: of the solver, each way.
+      edited: the edited masks.
+      steps: number of solver steps in each direction.
       solver: "heun" or "midpoint"; "euler" comes back to the photo only with many steps.
-      guidance: of the way forward; 1 is the plain model.
-      margin: pixels around those whose label changes that may change too. What is farther away is
-        the photo's own. None: all of the face is the model's.
-      style: of the way forward, one for all or one per photo, of a model that takes styles. None is
-        the photos' own, by their own masks: there a part that only the edited mask shows is drawn
-        from noise, as in sampling. `synthesizer.style(images, labels).take(other, ["hat"])` gives
-        it another's.
+      guidance: guidance of the forward direction; 1 is the plain model.
+      margin: distance in pixels from changed labels up to which the photo may change. None: all
+        pixels come from the model.
+      style: style of the forward direction, one for all or one per photo. None takes the photos'
+        own, by their own masks; a part that only the edited mask shows is then drawn from noise.
+        `synthesizer.style(images, labels).take(other, ["hat"])` gives it another face's style.
 
     Raises:
-      InputError: if an argument is out of range or does not fit the model or another one.
+      InputError: if an argument is out of range or does not fit the model or another argument.
     """
     synthesizer.check(labels, 0, steps, solver, guidance)
     synthesizer.check(edited, 0, steps, solver, guidance)
@@ -103,31 +101,31 @@ def _edit(
     config, params, autoencoder, guidance, images, labels, edited, own_style=None, style=None,
     *, steps, solver, guided, margin,
 ):  # fmt: skip
-    way = {"steps": steps, "solver": solver, "times": generator(config).times(steps)}
+    options = {"steps": steps, "solver": solver, "times": generator(config).times(steps)}
     photo = to_float(images)
     data = autoencoder.encode(photo)[0] * autoencoder.scaling_factor
     own = velocity_under(config, params, labels, None, own_style)
-    noise, came = flow.invert(own, data, **way)
+    noise, trajectory = flow.invert(own, data, **options)
     wanted = velocity_under(config, params, edited, guidance if guided else None, style)
     if margin is None:
-        return to_uint8(autoencoder.from_latents(flow.integrate(wanted, noise, **way)))
+        return to_uint8(autoencoder.from_latents(flow.integrate(wanted, noise, **options)))
     blend = _ramp(labels != edited, margin)
     free = _cells(blend > 0, config.factor)[..., None]
-    latents = flow.integrate_near(wanted, noise, came, free, **way)
+    latents = flow.integrate_near(wanted, noise, trajectory, free, **options)
     blend = blend[..., None]
     return to_uint8(blend * autoencoder.from_latents(latents) + (1.0 - blend) * photo)
 
 
 def _ramp(edited: Bool[Array, "b H W"], margin: int) -> Float[Array, "b H W"]:
-    """1 where edited, falling to 0 at more than `margin` pixels from there, in rows or columns."""
+    """1 where edited, falling linearly to 0 at more than `margin` pixels (Chebyshev distance)."""
     near, times = edited, edited.astype(jnp.float32)
-    for _ in range(margin):  # each grows by a pixel
+    for _ in range(margin):  # each pass grows by a pixel
         near = jax.lax.reduce_window(near, False, jax.lax.bitwise_or, (1, 3, 3), (1, 1, 1), "SAME")
         times += near.astype(jnp.float32)
     return times / (margin + 1)
 
 
 def _cells(pixels: Bool[Array, "b H W"], factor: int) -> Bool[Array, "b h w"]:
-    """Cells of the latents that hold any of these pixels."""
+    """Latent cells that contain any of these pixels."""
     window = (1, factor, factor)
     return jax.lax.reduce_window(pixels, False, jax.lax.bitwise_or, window, window, "VALID")

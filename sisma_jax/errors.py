@@ -1,4 +1,4 @@
-"""What a command tells its user when it cannot go on."""
+"""Errors that a command reports to its user in one sentence."""
 
 import operator
 from typing import Any
@@ -8,11 +8,11 @@ class InputError(ValueError):
     """The user's input cannot be used.
 
     The message is one sentence, without capital letter and full stop, that names the offending
-    value, where it stands and what to do about it. Commands print it behind "error:", without a
+    value, where it stands and what to do about it. Commands print it after "error:", without a
     traceback, and exit with status 2 (`sisma_jax.cli`).
 
     Attributes:
-      shared: every process of a run raises it, so that one has to say it.
+      shared: whether every process of a run raises it, so that only the first prints it.
     """
 
     def __init__(self, message: str, *, shared: bool = False) -> None:
@@ -21,11 +21,10 @@ class InputError(ValueError):
 
 
 def whole_number(value: Any, name: str) -> int:
-    """A count, a number of steps or a seed as Python's int; NumPy's and JAX's, alone or as an array
-    without axes, are as good.
+    """Return an integer (also NumPy's or JAX's, or a 0-d array) as a Python int.
 
     Raises:
-      InputError: if it is none.
+      InputError: if it is not an integer.
     """
     try:
         return operator.index(value)
@@ -34,12 +33,12 @@ def whole_number(value: Any, name: str) -> int:
 
 
 class RunError(RuntimeError):
-    """What was begun well cannot go on: numbers diverge, a disk is full, a process is lost.
+    """A valid run cannot continue: numbers diverge, a disk is full, a process is lost.
 
-    The message is like that of `InputError`, and says what is kept; commands exit with status 1.
+    The message is like that of `InputError` and says what is kept; commands exit with status 1.
 
     Attributes:
-      shared: as of `InputError`.
+      shared: as in `InputError`.
     """
 
     def __init__(self, message: str, *, shared: bool = False) -> None:

@@ -1,12 +1,12 @@
-"""Measure what a trained model does, and write it down with its protocol.
+"""Score a trained model and report the results with their protocol.
 
     python -m sisma_jax.evaluate --workdir runs/demo --data data/synthetic --out report
     python -m sisma_jax.evaluate --images others/ --data data/synthetic --out report
 
 The first form makes faces for the masks of the test split and scores them; the second scores
-pictures that are there, also against a plain folder (`--reference`). Both add rows to the table of
-`--out`: report.json, report.md and report.html. Interrupted, the same command continues; what was
-made or measured once is kept.
+existing pictures, also against a plain folder (`--reference`). Both add rows to the table in
+`--out`: report.json, report.md and report.html. The same command continues an interrupted run;
+finished faces and measurements are kept.
 """
 
 import argparse
@@ -59,7 +59,7 @@ METRICS = {
     "speed": (),
     "peers": (),
 }
-"""Names on the command line, and the scores that each stands for."""
+"""By name on the command line: the scores that it stands for."""
 DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,style,speed"
 DEFAULT_RESIZE = "tf1"
 STATISTICS = ".npz"
@@ -67,21 +67,21 @@ OF_RUNS = (
     "steps", "guidance", "style_guidance", "solver", "seed", "diversity_masks",
     "diversity_samples", "batch_size", "lpips_network",
 )  # fmt: skip
-"""Options that mean nothing for pictures that are there."""
+"""Options that do not apply to existing pictures."""
 OF_DATA = ("count", "test_from")
-"""Options that mean nothing without a data set."""
+"""Options that do not apply without a data set."""
 T = TypeVar("T")
 
 
 def comma_list(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """An argparse type: values with commas in between."""
+    """An argparse type: comma-separated values."""
 
     def parse(text: str) -> list[T]:
         try:
             return [kind(part) for part in text.split(",")]
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no list of numbers: write them with commas in between"
+                f"{text!r} is not a list of numbers: separate them with commas"
             ) from None
 
     return parse
@@ -97,8 +97,8 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", type=cli.path, help="run folder (or export) of a trained model")
-    what.add_argument("--images", type=cli.path, help="folder of pictures to score in its place")
-    add("--out", type=cli.path, required=True, help="folder of the report, made or added to")
+    what.add_argument("--images", type=cli.path, help="folder of pictures to score instead")
+    add("--out", type=cli.path, required=True, help="report folder, created or extended")
     add("--data", help="data set whose test split is the reference (default: the run's)")
     add(
         "--reference",
@@ -106,34 +106,34 @@ def parse_arguments() -> argparse.Namespace:
         help="with --images: folder of real pictures, or their Inception statistics (.npz), in "
         "place of a data set",
     )
-    add("--masks", type=cli.path, help="with --reference: label maps, named as the images are")
+    add("--masks", type=cli.path, help="with --reference: label maps, named like the images")
     add_mask_options(parser, "--masks")
     add(
         "--classes",
         type=cli.path,
         help="with --masks: their classes.json (default: CelebAMask-HQ's)",
     )
-    add("--name", help="what the table calls the model or the images (default: the folder's name)")
+    add("--name", help="name of the model or images in the table (default: the folder's name)")
     add(
         "--metrics",
         type=comma_list(str),
-        help=f"of {', '.join(METRICS)}; style is of models with one, peers times an attention twin "
-        "and an SDM-shaped U-Net; what is named has to be measured "
-        f"(default: of {DEFAULT_METRICS} what can be)",
+        help=f"some of {', '.join(METRICS)}; style needs a model with style conditioning, peers "
+        "times an attention twin and an SDM-shaped U-Net; a named metric must be measurable "
+        f"(default: those of {DEFAULT_METRICS} that are)",
     )
     add("--count", type=int, default=2000, help="test faces and masks; one sample per mask")
     add("--steps", type=comma_list(int), default="25", help="solver steps, one or several")
-    add("--guidance", type=comma_list(float), default="1.0", help="one or several")
-    add("--style-guidance", type=float, default=1.0, help="of faces in the style of references")
+    add("--guidance", type=comma_list(float), default="1.0", help="guidance, one or several")
+    add("--style-guidance", type=float, default=1.0, help="style guidance of faces with references")
     add(
         "--solver",
         type=comma_list(str),
         default="euler",
         help=f"one or several of {', '.join(flow.SOLVERS)}",
     )
-    add("--seed", type=int, default=0, help="of the noise")
+    add("--seed", type=int, default=0, help="seed of the noise")
     add("--diversity-masks", type=int, default=200, help="masks for LPIPS diversity")
-    add("--diversity-samples", type=int, default=10, help="samples of each of them")
+    add("--diversity-samples", type=int, default=10, help="samples per mask for LPIPS diversity")
     add(
         "--parser",
         type=cli.path,
@@ -149,13 +149,13 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--fid-resize",
         choices=SCALINGS,
-        help="how Inception's inputs are resized; half_pixel is pytorch-fid's way (default: "
-        f"{DEFAULT_RESIZE}; statistics that do not say theirs need it)",
+        help="how Inception's inputs are resized; half_pixel is pytorch-fid's (default: "
+        f"{DEFAULT_RESIZE}; required for statistics that do not record theirs)",
     )
-    add("--save-statistics", type=cli.path, metavar="FILE.npz", help="reference's for FID")
+    add("--save-statistics", type=cli.path, metavar="FILE.npz", help="save the reference's for FID")
     add("--test-from", type=int, help=f"raw data: first id of the test split (default: the run's, "
         f"or {TEST_FROM})")  # fmt: skip
-    add("--batch-size", type=int, default=16, help="faces made at a time, over all devices")
+    add("--batch-size", type=int, default=16, help="faces per batch, over all devices")
     args = parser.parse_args()
     if args.images is not None:
         _refuse_options_of_runs(parser, args)
@@ -165,7 +165,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _refuse_options_of_runs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Raises InputError if something is asked of pictures that only a model can do."""
+    """Raises InputError for options and metrics that need a model."""
     defaults = parser.parse_args(["--images", "", "--out", ""])
     for name in OF_RUNS if args.data is not None else (*OF_RUNS, *OF_DATA):
         if getattr(args, name) != getattr(defaults, name):
@@ -174,11 +174,11 @@ def _refuse_options_of_runs(parser: argparse.ArgumentParser, args: argparse.Name
             raise InputError(f"{option} goes with {whose}, not with these images: leave it out")
     asked = set(args.metrics or ()) & {"lpips", "style", "speed", "peers"}
     if asked:
-        raise InputError(f"metric {min(asked)!r} is of a model, not of --images: leave it out")
+        raise InputError(f"metric {min(asked)!r} needs a model, not --images: leave it out")
 
 
 def wanted_scores(names: Collection[str]) -> frozenset[str]:
-    """Raises InputError if a name is none of METRICS."""
+    """The scores of metrics `names`; raises InputError if a name is not in METRICS."""
     for name in names:
         if name not in METRICS:
             raise InputError(f"metric {name!r} is unknown: use some of {', '.join(METRICS)}")
@@ -215,19 +215,19 @@ def check_arguments(args: argparse.Namespace) -> None:
         if args.workdir is not None and value is not None:
             raise InputError(f"{option} goes with --images, not with --workdir: leave it out")
     if args.images is not None and (args.data is None) == (args.reference is None):
-        raise InputError("--images needs a reference: give --data or --reference, one of them")
+        raise InputError("--images needs a reference: give either --data or --reference")
     if args.classes is not None and args.masks is None:
-        raise InputError("--classes goes with --masks, whose they are: leave it out")
+        raise InputError("--classes goes with --masks: leave it out")
     of_masks = {"--class-order": args.class_order, "--nearest-colour": args.nearest_colour}
     for option, value in of_masks.items():
         if value not in ("canonical", None) and args.masks is None:
-            raise InputError(f"{option} {value} goes with --masks, whose it is: leave it out")
+            raise InputError(f"{option} {value} goes with --masks: leave it out")
     reading_of(args)
     real = args.reference
     if real is not None and not real.is_dir() and real.suffix.lower() != STATISTICS:
         raise InputError(
-            f"--reference {real} is no folder and no {STATISTICS} file: give a folder of real "
-            f"pictures, or their Inception statistics as {STATISTICS} (`mu` and `sigma`, as "
+            f"--reference {real} is neither a folder nor a {STATISTICS} file: give a folder of "
+            f"real pictures, or their Inception statistics as {STATISTICS} (`mu` and `sigma`, as "
             "pytorch-fid writes them)"
         )
     if args.save_statistics is not None and args.save_statistics.suffix.lower() != STATISTICS:
@@ -238,7 +238,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--masks goes with --reference; a data set has its own: leave it out")
     check_weight_folder(args.weights)
     if args.parser is not None and not args.parser.exists():
-        load_parser(args.parser)  # says so
+        load_parser(args.parser)  # raises
     if args.masks is not None and not args.masks.is_dir():
         raise InputError(f"--masks {args.masks} is not a folder: give one of label maps")
     if (reason := why_unwritable(args.out)) is not None:
@@ -254,7 +254,11 @@ def open_split(
     classes: ClassSet | None = None,
     fields: Sequence[str] = FIELDS,
 ) -> Source:
-    """Raises InputError if there is none, or it has other classes than the model."""
+    """Open a split of a data set.
+
+    Raises:
+      InputError: if there is none, or its classes are not `classes`.
+    """
     source = open_dataset(path, size, split=split, test_from=test_from, fields=fields)
     if classes is not None and source.classes != classes:
         raise InputError(
@@ -265,18 +269,18 @@ def open_split(
 
 
 def training_faces(data: ConfigDict, size: int, classes: ClassSet) -> Source | None:
-    """What a run was trained on, where it is still there: another --data is not that."""
+    """The images that a run was trained on (whatever --data is), or None if they are gone."""
     try:
         return open_split(
             data.path, size, "train", data.test_from, classes=classes, fields=("image",)
         )
     except InputError as error:
-        print(f"note: without the run's training faces nothing is compared with them ({error})")
+        print(f"note: no comparison with the run's training faces, which cannot be read ({error})")
         return None
 
 
 def first_of(source: Source, count: int) -> SplitPictures:
-    """The first `count` of a split, or all of them.
+    """The first `count` items of a split, or all if there are fewer.
 
     Raises:
       InputError: if there are fewer than two.
@@ -293,11 +297,11 @@ def main() -> None:
     check_arguments(args)
     scores, asked = wanted_scores(args.metrics), wanted_scores(args.asked)
     if args.images is not None:
-        scores -= {"lpips_diversity"}  # it is of several samples of a mask
+        scores -= {"lpips_diversity"}  # it needs several samples of a mask
     keep_compiled_programs()
 
     def evaluation(classes: ClassSet, size: int | None, **about: Any) -> Evaluation:
-        # Called once data and pictures have been looked at: it may take long.
+        # Called after data and pictures are checked, since it may take long.
         networks = load_networks(scores, args.weights, args.parser, args.lpips_network)
         networks.check_asked(asked)
         fitting = networks.fitting(classes.names, size)
@@ -328,8 +332,8 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
         )
     if args.style_guidance != 1 and not (has_style and "style" in args.metrics):
         raise InputError(
-            f"--style-guidance is {args.style_guidance}, but no face is made in a style: leave it "
-            "out, or take a model with a style and the metric 'style'"
+            f"--style-guidance is {args.style_guidance}, but no face has a reference style: leave "
+            "it out, or use a model with style conditioning and the metric 'style'"
         )
     path = args.data or config.data.path
     if not path:
@@ -363,9 +367,9 @@ def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluat
     check = partial(
         check_asked, wanted_scores(args.asked), pictures, masks_given=args.masks is not None
     )
-    found: dict[str, Any] = {"classes": CELEBAMASK, "size": height if height == width else None}
+    about: dict[str, Any] = {"classes": CELEBAMASK, "size": height if height == width else None}
     if args.classes is not None:
-        found["classes"] = ClassSet.read(args.classes)
+        about["classes"] = ClassSet.read(args.classes)
     if args.data is not None:
         if height != width:
             raise InputError(
@@ -374,14 +378,14 @@ def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluat
         test_from = TEST_FROM if args.test_from is None else args.test_from
         source = open_split(args.data, height, "test", test_from)
         check([str(id) for id in source.ids[: args.count]], has_masks=True)
-        found |= {
+        about |= {
             "reference": first_of(source, args.count),
             "classes": source.classes,
             "data": args.data,
         }
     elif not args.reference.is_dir():
         check(None, has_masks=False)
-        found |= {"statistics": reference_statistics(args), "data": str(args.reference)}
+        about |= {"statistics": reference_statistics(args), "data": str(args.reference)}
     else:
         reference = PictureFolder(args.reference)
         if reference.size != pictures.size:
@@ -391,9 +395,9 @@ def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluat
                 f"{d}x{c}: bring them to one size"
             )
         check(reference.names, has_masks=False)
-        found |= {"reference": reference, "data": str(args.reference)}
+        about |= {"reference": reference, "data": str(args.reference)}
     evaluate_pictures(
-        evaluation(**found), pictures, name, masks=args.masks, reading=reading_of(args)
+        evaluation(**about), pictures, name, masks=args.masks, reading=reading_of(args)
     )
 
 
@@ -406,17 +410,17 @@ def reference_statistics(args: argparse.Namespace) -> Statistics:
     """Read --reference.
 
     Raises:
-      InputError: if it does not say how its pictures were resized, and nobody else does.
+      InputError: if neither the file nor --fid-resize says how its pictures were resized.
     """
-    found = load_statistics(args.reference)
-    if "fid" in args.metrics and found.features is None and args.fid_resize is None:
+    statistics = load_statistics(args.reference)
+    if "fid" in args.metrics and statistics.features is None and args.fid_resize is None:
         raise InputError(
-            f"{args.reference} does not say how its pictures were resized, which moves FID: give "
+            f"{args.reference} does not say how its pictures were resized, which changes FID: give "
             "--fid-resize half_pixel for pytorch-fid's own files, tf1 for those of the original "
             "TensorFlow code, and for an older file of --save-statistics what it was saved with "
             "(tf1 unless said otherwise)"
         )
-    return found
+    return statistics
 
 
 if __name__ == "__main__":

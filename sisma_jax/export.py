@@ -1,8 +1,8 @@
 """Write a trained model as safetensors, to keep, to publish or to move.
 
-Of a run of `train`: its averaged weights, its config, its classes and its autoencoder, a folder for
-`sample`, `Synthesizer.load` and `train.init_from`. Of a run of `train_autoencoder`: the autoencoder
-as diffusers' AutoencoderKL or VQModel, which diffusers reads too, where its architecture allows.
+A run of `train` becomes a folder with averaged weights, config, classes and autoencoder, for
+`sample`, `Synthesizer.load` and `train.init_from`. A run of `train_autoencoder` becomes diffusers'
+AutoencoderKL or VQModel, where its architecture allows.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
         "--format",
         choices=FORMATS,
         default="auto",
-        help="of a first stage: diffusers', this package's own, or diffusers' where it can be",
+        help="format of a first stage; auto: diffusers' where possible, else own (this package's)",
     )
     return parser.parse_args()
 
@@ -51,7 +51,7 @@ def export_sisma(run: RunFolder, out: Path) -> str:
     name, shapes = generator(model).name, parameter_shapes(model)
     shardings = jax.tree.map(lambda _: replicated(local_mesh()), shapes)
     step, params = averaged_weights(run, abstract_like(shapes, shardings))
-    load_autoencoder(run.autoencoder)  # says what is wrong with it, before anything is written
+    load_autoencoder(run.autoencoder)  # raises before anything is written
     with whole_folder(out) as folder:
         written = RunFolder(folder)
         written.config_file.write_text(to_json(config), "utf-8")
@@ -65,8 +65,8 @@ def export_autoencoder(run: RunFolder, out: Path, format: str) -> str:
     """Write a first stage; return what was written."""
     if not run.autoencoder.exists():
         raise InputError(
-            f"{run.path} holds no finished autoencoder: let its training end (a smaller "
-            "train.steps ends it sooner)"
+            f"{run.path} holds no finished autoencoder: finish its training (a smaller train.steps "
+            "ends it sooner)"
         )
     autoencoder = load_autoencoder(run.autoencoder)
     if format != "own":
@@ -87,8 +87,7 @@ def main() -> None:
     is_sisma = "model" in run.config()
     if is_sisma and args.format != "auto":
         raise InputError(
-            f"--format {args.format} is of first stages, but {run.path} is a run of SISMA: leave "
-            "it out"
+            f"--format {args.format} is for first stages, but {run.path} is not one: leave it out"
         )
     if not is_new_or_empty(args.out):
         raise InputError(f"{args.out} is not empty: give --out a new or empty folder")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that are ours to write."""
+"""Atomic writes of files and folders, locks on output folders, and local paths."""
 
 import contextlib
 import errno
@@ -19,14 +19,14 @@ from filelock import FileLock, Timeout
 from sisma_jax.errors import InputError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors of disks that can take no more."""
+"""Errors of disks that are full or read-only."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that git-lfs keeps in place of a large one (its specification, version 1)."""
+"""First bytes of git-lfs's pointer to a large file (its specification, version 1)."""
 
 LOCK = "lock"
 """Name of the file that a process holds locked while it writes into a folder."""
 LOCK_FILES = (LOCK, f"{LOCK}.holder")
-"""The files of a lock, which a killed process leaves behind; they make no folder full."""
+"""Files of a lock. A killed process leaves them behind, so an empty folder may hold them."""
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.\d+\.tmp")
 """Names that `write_atomically` gives its temporary files, which a killed process leaves behind."""
@@ -36,8 +36,7 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def is_address(path: str | os.PathLike) -> bool:
-    """Whether `path` is an address, `scheme://`, which the operating system would take for a folder
-    of that name."""
+    """Whether `path` is an address (`scheme://`), which would otherwise become a folder."""
     return _ADDRESS.match(os.fspath(path)) is not None
 
 
@@ -51,35 +50,35 @@ def local_path(path: str | os.PathLike) -> Path:
         raise InputError(
             f"{os.fspath(path)} is an address, but this has to be a path on this machine: mount "
             "the bucket (gcsfuse), or take a disk that stays and copy it (`gcloud storage rsync`); "
-            "prepared data and cached latents alone are read at gs://, autoencoders at hf://"
+            "only prepared data and cached latents are read at gs://, and autoencoders at hf://"
         )
     return Path(os.path.expanduser(path))
 
 
 def library_path(path: str | os.PathLike) -> Path:
-    """`local_path` of what ArrayRecord or TensorStore opens, which know names in UTF-8 only.
+    """`local_path` for ArrayRecord and TensorStore, which support names in UTF-8 only.
 
     Raises:
-      InputError: it is an address, or its name (or that of a folder that it is in) is no UTF-8.
+      InputError: it is an address, or its absolute path is not UTF-8.
     """
-    found = local_path(path)
+    local = local_path(path)
     try:
-        os.path.abspath(found).encode()
+        os.path.abspath(local).encode()
     except UnicodeEncodeError:
         raise InputError(
-            f"{found} has bytes in its name that are no UTF-8, which the libraries that read and "
+            f"{local} has bytes in its name that are not UTF-8, which the libraries that read and "
             "write there cannot use: rename it"
         ) from None
-    return found
+    return local
 
 
 def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
-    """Write `content` to `path`, by way of a temporary file beside it.
+    """Write `content` to `path` through a temporary file beside it.
 
-    After a crash of the machine `path` has the old content or the new one, unless `flush` is False:
-    of many files, which `flush_all` brings to the disk together.
+    After a crash of the machine `path` has the old content or the new one; with `flush` False only
+    after a later `flush_all`, which is faster for many files.
     """
-    # As short as it can be: the name itself may be as long as the system allows.
+    # Short, since the name itself may have the greatest length that the system allows.
     digest = zlib.crc32(path.name.encode(errors="surrogateescape"))
     temporary = path.with_name(f".{digest:08x}.{os.getpid()}.tmp")  # `_TEMPORARY`
     try:
@@ -90,30 +89,30 @@ def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8; bytes of file names that are none are written as \\udcNN."""
+    """Write text as UTF-8; bytes of file names that are not UTF-8 are written as \\udcNN."""
     write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Name a written file (or folder) `path`, once what is in it is on the disk."""
+    """Flush a file or folder to the disk, then rename it to `path`."""
     _flush(temporary)
     os.replace(temporary, path)
-    _flush(path.parent, whole=False)
+    _flush(path.parent, recursive=False)
 
 
-def _flush(path: Path, *, whole: bool = True) -> None:
-    """Bring a file, or a folder's entries (and the `whole` of what is in it), to the disk."""
+def _flush(path: Path, *, recursive: bool = True) -> None:
+    """Flush a file, or a folder's entries (with `recursive` also their content), to the disk."""
     if path.is_dir():
-        for entry in path.iterdir() if whole else ():
+        for entry in path.iterdir() if recursive else ():
             _flush(entry)
-        if os.name == "nt":  # which has no such thing for folders
+        if os.name == "nt":  # Windows cannot flush folders
             return
-    # Windows flushes only what is open for writing.
+    # Windows flushes only files that are open for writing.
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems cannot, and a folder's entry is in place whatever they answer.
+        # Some file systems do not support it, and a folder's entry is in place regardless.
         cannot = error.errno in (errno.EINVAL, errno.ENOTSUP)
         if not cannot and (path.is_file() or error.errno in (errno.EIO, *NO_ROOM)):
             raise
@@ -122,7 +121,7 @@ def _flush(path: Path, *, whole: bool = True) -> None:
 
 
 def flush_all() -> None:
-    """Bring everything that was written to the disk, where the system can be asked to."""
+    """Flush all written data to the disk, where the system has a call for it."""
     if hasattr(os, "sync"):
         os.sync()
 
@@ -132,7 +131,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is no intact one."""
+    """The content of a JSON file; None if it is missing or damaged."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -144,12 +143,12 @@ LEFT_BY_SYSTEMS = frozenset(
      ".appledouble", ".directory", ".fseventsd", ".spotlight-v100", ".trashes", "__macosx",
      "@eadir", "lost+found", "$recycle.bin", "system volume information")
 )  # fmt: skip
-"""Names, in lower case, of what Windows, macOS, Linux desktops and network storage put into folders
-by themselves."""
+"""Lower-case names of files and folders that Windows, macOS, Linux desktops and network storage
+create by themselves."""
 
 
 def is_left_by_system(name: str) -> bool:
-    """Whether an operating system, not a person, has put a file or folder of that name there."""
+    """Whether a file or folder of that name is created by operating systems, not by people."""
     return (
         name.startswith("._")
         or name.endswith(":Zone.Identifier")  # of a download, copied from Windows to WSL
@@ -158,20 +157,20 @@ def is_left_by_system(name: str) -> bool:
 
 
 def stem(path: Path) -> str:
-    """A file's name without its suffix, in the one spelling (Unicode's NFC) of names that look
-    alike: macOS takes accents apart."""
+    """A file's name without its suffix, in Unicode's NFC, so that names that look alike are equal
+    (macOS decomposes accents)."""
     return unicodedata.normalize("NFC", path.stem)
 
 
 def is_content(name: str) -> bool:
-    """Whether a file or folder of that name may be part of a data set: it is neither hidden nor
-    left by an operating system."""
+    """Whether a file or folder of that name may be part of a data set: neither hidden nor created
+    by an operating system."""
     return not name.startswith(".") and not is_left_by_system(name)
 
 
 def refuse_lfs_pointer(path: str | os.PathLike) -> None:
-    """Raises InputError if git-lfs has left a pointer in place of the file, as a clone without
-    git-lfs does; what cannot be opened is left to whoever reads it."""
+    """Raises InputError if the file is a git-lfs pointer, as in a clone without git-lfs. Files that
+    cannot be opened pass."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise InputError(
@@ -180,8 +179,8 @@ def refuse_lfs_pointer(path: str | os.PathLike) -> None:
 
 
 def is_new_or_empty(folder: Path, besides: tuple[str, ...] = ()) -> bool:
-    """Whether a command may write its output there. Files named `besides`, what operating systems
-    leave, and temporary files of a killed process do not count."""
+    """Whether a command may write its output there; files named in `besides`, files that operating
+    systems create, and temporary files of a killed process do not count."""
     if not folder.exists():
         return True
     return folder.is_dir() and all(
@@ -191,8 +190,8 @@ def is_new_or_empty(folder: Path, besides: tuple[str, ...] = ()) -> bool:
 
 
 def why_unwritable(folder: Path) -> str | None:
-    """Why a folder that may not be there yet cannot be written, as far as one can tell without
-    writing; None where nothing speaks against it."""
+    """The reason why a folder, which may not exist yet, cannot be written, as far as can be told
+    without writing; None if there is none."""
     place = next((x for x in (folder, *folder.parents) if x.exists()), folder)
     if not place.is_dir():
         return os.strerror(errno.ENOTDIR)
@@ -200,16 +199,16 @@ def why_unwritable(folder: Path) -> str | None:
 
 
 class LockedError(Exception):
-    """Says which process holds a lock."""
+    """Another process holds a lock; the message names it."""
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes see, on other machines too where they share the file system.
+    """Hold a lock against other processes, also on other machines that share the file system.
 
-    It ends with the process, however that ends. A file beside it, for the locked one itself cannot
-    be read on Windows, says who holds it; both go when it is given back. Where the file system has
-    no locks nothing is locked, with a warning.
+    The lock ends with the process, however that ends. A second file names the holder, since Windows
+    cannot read a locked file; both are removed on release. A file system without locks gives a
+    warning and no lock.
 
     Raises:
       LockedError: if another process holds it.
@@ -217,15 +216,15 @@ def lock(path: Path) -> Iterator[None]:
     """
     path.open("ab").close()
     holder = path.with_name(f"{path.name}.holder")
-    # A lock in a file's mere existence, which the library offers instead, would outlive machines.
+    # The library's fallback, a file whose existence is the lock, would survive a crash.
     held = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
         held.acquire()
     except Timeout:
-        known = ""
-        with contextlib.suppress(OSError):  # it has just been given back
-            known = holder.read_text("utf-8").strip()
-        raise LockedError(known or "another process") from None
+        name = ""
+        with contextlib.suppress(OSError):  # just released
+            name = holder.read_text("utf-8").strip()
+        raise LockedError(name or "another process") from None
     except OSError as error:
         warnings.warn(
             f"{path} cannot be locked ({error.strerror}): a second process in this folder would "
@@ -236,20 +235,20 @@ def lock(path: Path) -> Iterator[None]:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", "utf-8")
         yield
     finally:
-        # The lock last: whoever takes it next writes files of these names.
+        # Release last: the next holder writes files of these names.
         for file in (holder, path):
-            with contextlib.suppress(OSError):  # of Windows, where the library removes the latter
+            with contextlib.suppress(OSError):  # Windows: the library removes `path`
                 file.unlink()
         held.release()
 
 
 @contextlib.contextmanager
 def writing(folder: Path, *, begun: bool) -> Iterator[None]:
-    """Make `folder` where there is none, and keep other processes from writing there meanwhile.
+    """Create `folder` if it is missing, and lock it against other writers meanwhile.
 
     Args:
-      folder: of the output.
-      begun: whether it holds what the caller has begun to write; else it has to be empty.
+      folder: the output folder.
+      begun: whether the caller has already begun to write there; otherwise it must be empty.
 
     Raises:
       InputError: it is not empty, cannot be written, or another process writes there.
@@ -273,7 +272,7 @@ def writing(folder: Path, *, begun: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to write into, which becomes `path` at the end; after an error it is gone.
+    """A new folder to write into, renamed to `path` at the end and removed after an error.
 
     Raises:
       InputError: `path` is an address.

@@ -1,11 +1,11 @@
-"""Weights from Hugging Face's hub, where the user asks for them by `hf://`.
+"""Weights from the Hugging Face hub, addressed as `hf://`.
 
     hf://owner/name            the repository's top folder, newest revision
     hf://owner/name/folder     a folder in it
     hf://owner/name@revision   a branch, tag or commit
 
-Downloads go through huggingface_hub (extra `hub`) into its cache. What is there is used where the
-network is not, or where HF_HUB_OFFLINE=1 says so.
+Downloads go through huggingface_hub (extra `hub`) into its cache, which is used without a network
+or with HF_HUB_OFFLINE=1.
 """
 
 import os
@@ -26,19 +26,19 @@ def local_path(path: str | os.PathLike, config: str, weights: Sequence[str]) -> 
 
     Args:
       path: a local path or an address.
-      config: name of the file that an address's folder has to hold.
-      weights: names of files of which it has to hold one; the first that is there is fetched.
+      config: name of a file that the addressed folder must hold.
+      weights: names of files of which it must hold one; the first that exists is fetched.
 
     Raises:
-      InputError: if the address is malformed or of another kind, or cannot be reached and is not in
-        the cache, or huggingface_hub is not installed.
+      InputError: if the address is malformed or has another scheme, cannot be reached and is not
+        in the cache, or huggingface_hub is not installed.
     """
     text = os.fspath(path)
     if not text.startswith(SCHEME):
         return files.local_path(path)
-    found = ADDRESS.fullmatch(text)
-    if found is None:
-        raise InputError(f"{text} is no address on the hub: write hf://owner/name or a local path")
+    match = ADDRESS.fullmatch(text)
+    if match is None:
+        raise InputError(f"{text} is not a hub address: write hf://owner/name or a local path")
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
@@ -47,7 +47,7 @@ def local_path(path: str | os.PathLike, config: str, weights: Sequence[str]) -> 
             f"{text} needs huggingface_hub: install the extra `hub`, or download the folder "
             "yourself and give its path"
         ) from error
-    repository, folder, revision = found[1], found[2].strip("/") or None, found[3]
+    repository, folder, revision = match[1], match[2].strip("/") or None, match[3]
     fetch = partial(hf_hub_download, repository, subfolder=folder, revision=revision)
     try:
         local = Path(fetch(config)).parent
@@ -55,13 +55,13 @@ def local_path(path: str | os.PathLike, config: str, weights: Sequence[str]) -> 
             try:
                 fetch(name)
                 return local
-            except EntryNotFoundError:  # also where it is not in the cache and offline
+            except EntryNotFoundError:  # also offline, if it is not in the cache
                 continue
         fetch(weights[-1])
         return local
-    except Exception as error:  # the library's own kinds, its HTTP client's and the system's
+    except Exception as error:  # of the library, its HTTP client or the system
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{text} cannot be had ({reason}): check the name and the network, or download the "
+            f"{text} cannot be fetched ({reason}): check the name and the network, or download the "
             "folder yourself and give its path"
         ) from error

@@ -1,6 +1,6 @@
-"""Look at a data set: `python -m sisma_jax.inspect_data --data DIR`.
+"""Show what a data set holds: `python -m sisma_jax.inspect_data --data DIR`.
 
-Writes a sheet of images, their label maps and both together, and prints what is in it.
+Writes a sheet of images, label maps and overlays, and prints counts and class frequencies.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from sisma_jax.data.shards import file_checksum
 from sisma_jax.errors import InputError
 
 COUNTED = 500
-"""Items that class frequencies are counted over where the data set does not tell them."""
+"""Items over which class frequencies are counted if the data set does not record them."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,10 +35,10 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", required=True, help="a prepared data set (also at gs://), or a raw folder")
     add("--out", type=cli.path, default=Path("data_sheet.png"), help="the sheet, a PNG file")
-    add("--split", default="train", help="which one is shown")
+    add("--split", default="train", help="split to show")
     add("--count", type=int, default=16, help="items on the sheet, evenly spread")
-    add("--size", type=int, help="pixels of a side; of raw folders only (default: 256)")
-    add("--test-from", type=int, default=TEST_FROM, help="first test id; of raw folders only")
+    add("--size", type=int, help="side in pixels; raw folders only (default: 256)")
+    add("--test-from", type=int, default=TEST_FROM, help="first test id; raw folders only")
     add("--verify", action="store_true", help="compare the shards with their checksums")
     return parser.parse_args()
 
@@ -57,7 +57,7 @@ def sheet(source: Source, indices: list[int]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def frequencies(source: Source) -> tuple[dict[str, float], float, int]:
-    """Share of the pixels of each class and of none, over so many items."""
+    """Pixel shares by class, the share of unlabelled pixels, and the number of items counted."""
     count = min(len(source), COUNTED)
     pixels = np.zeros(256, np.int64)
     for index in np.linspace(0, len(source) - 1, count).astype(int):
@@ -66,17 +66,17 @@ def frequencies(source: Source) -> tuple[dict[str, float], float, int]:
 
 
 def verify(path: Path | str, description: dict) -> None:
-    """Raises InputError at the first shard that is not what was written."""
+    """Raises InputError at the first shard whose checksum differs."""
     folder = prepared.folder(path)
     for split in description["splits"].values():
         for shard in split["shards"]:
             file = folder / shard["file"]
             if file_checksum(file) != shard["sha256"]:
                 raise InputError(
-                    f"{file} is not what was written (its checksum differs): copy it again, or "
-                    "prepare the data set again"
+                    f"{file} has changed since it was written (its checksum differs): copy it "
+                    "again, or prepare the data set again"
                 )
-    print("all shards are as they were written")
+    print("all shards match their checksums")
 
 
 def main() -> None:

@@ -1,12 +1,11 @@
-"""Install the package into the kernel of a notebook that has its checkout and, maybe, little else.
+"""Install the checkout into the kernel of a notebook.
 
     sys.path.insert(0, "path/of/the/checkout")
     from sisma_jax.install import install
 
     install("path/of/the/checkout")
 
-Nothing here imports what is still to be installed: only the standard library and `packaging`, which
-every Jupyter kernel has.
+Imports only the standard library and `packaging`, which every Jupyter kernel has.
 """
 
 import importlib
@@ -24,16 +23,16 @@ from sisma_jax.errors import RunError
 
 DEVICES, PCI_DEVICES = Path("/dev"), Path("/sys/bus/pci/devices")
 GOOGLE = "0x1ae0"
-"""Vendor of TPUs, on the PCI bus."""
+"""PCI vendor id of TPUs."""
 
 CUDA_13 = (580, 7.5)
-"""Least driver and compute capability that CUDA 13 is taken for; not tried on a GPU yet."""
+"""Minimum driver version and compute capability for CUDA 13; not tried on a GPU yet."""
 
 
 def accelerator() -> str:
     """The extra of `pyproject.toml` for this machine: "tpu", "cuda12", "cuda13", or "" for a CPU.
 
-    A CUDA plugin that is installed already decides: JAX does not work with both.
+    An installed CUDA plugin decides, since JAX does not work with both.
     """
     if _has_tpu():
         return "tpu"
@@ -48,10 +47,9 @@ def accelerator() -> str:
 
 
 def missing(checkout: Path | str, extras: Iterable[str]) -> list[str]:
-    """What the checkout requires with these extras and is not installed in such a version.
+    """Requirements of the checkout, with these extras, that are not installed in a fitting version.
 
-    Of what it requires the extras are followed (a plugin has to be of JAX's version), and nothing
-    else.
+    Extras of its requirements are followed (a plugin must match JAX's version), and nothing deeper.
     """
     project = tomllib.loads((Path(checkout) / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = list(project["dependencies"])
@@ -61,12 +59,12 @@ def missing(checkout: Path | str, extras: Iterable[str]) -> list[str]:
 
 
 def install(checkout: Path | str) -> None:
-    """Install the checkout with the extra of this machine's accelerator, unless all is there.
+    """Install the checkout with the extra of this machine's accelerator, if anything is missing.
 
-    JAX and its plugin are named in one command of pip, which takes them of one version.
+    JAX and its plugin are named in one pip command, so that their versions match.
 
     Raises:
-      RunError: pip failed, or has replaced what this kernel had loaded, which then has to restart.
+      RunError: pip failed, or replaced loaded packages, so that this kernel must restart.
     """
     extras = [extra for extra in (accelerator(), "hub") if extra]
     what = f"{checkout}[{','.join(extras)}]"
@@ -78,18 +76,18 @@ def install(checkout: Path | str) -> None:
     before = {one.name: one.version for one in importlib.metadata.distributions()}
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--editable", what]
     if subprocess.run(command).returncode:
-        raise RunError(f"pip could not install {what}: mend what it says above, and run this again")
+        raise RunError(f"pip could not install {what}: fix what it reports above, and try again")
     importlib.invalidate_caches()
     stale = sorted(_replaced(before))
     if stale:
         raise RunError(
             f"this kernel had loaded {', '.join(stale)} before pip changed it: restart the kernel "
-            "(Colab: Runtime, Restart session), then run the cells again from the first on"
+            "(Colab: Runtime, Restart session), then run all cells again"
         )
 
 
 def _has_tpu() -> bool:
-    """Google's network cards are on the PCI bus too, but have none of these devices."""
+    """Whether there is a TPU. Google's network cards share its vendor id, not its device nodes."""
     vendors = (file.read_text("utf-8").strip() for file in PCI_DEVICES.glob("*/vendor"))
     nodes = [*DEVICES.glob("accel*"), *DEVICES.glob("vfio/[0-9]*")]
     return bool(nodes) and GOOGLE in vendors
@@ -100,10 +98,10 @@ def _nvidia_gpu() -> tuple[int, float] | None:
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
-    asked = subprocess.run(query, capture_output=True, text=True)
-    if asked.returncode or not asked.stdout.strip():
+    result = subprocess.run(query, capture_output=True, text=True)
+    if result.returncode or not result.stdout.strip():
         return None
-    driver, capability = asked.stdout.splitlines()[0].split(",")
+    driver, capability = result.stdout.splitlines()[0].split(",")
     return int(driver.split(".")[0]), float(capability)
 
 
@@ -115,14 +113,14 @@ def _version(name: str) -> str | None:
 
 
 def _lacking(requirement: Requirement, extra: str = "") -> Iterator[str]:
-    """`requirement` where it is not met, or what is lacking for its own extras."""
+    """Yield `requirement` if it is not met, otherwise what its own extras lack."""
     if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
         return
-    found = _version(requirement.name)
-    if found is None:
+    installed = _version(requirement.name)
+    if installed is None:
         yield f"{requirement.name}{requirement.specifier}"
-    elif not requirement.specifier.contains(found, prereleases=True):
-        yield f"{requirement.name}{requirement.specifier} (here {found})"
+    elif not requirement.specifier.contains(installed, prereleases=True):
+        yield f"{requirement.name}{requirement.specifier} (here {installed})"
     else:
         for inner in requirement.extras:
             for text in importlib.metadata.requires(requirement.name) or ():
@@ -131,11 +129,11 @@ def _lacking(requirement: Requirement, extra: str = "") -> Iterator[str]:
 
 
 def _replaced(before: dict[str, str]) -> Iterator[str]:
-    """Modules that are loaded and were changed on the disk since `before` (versions by name)."""
+    """Loaded modules whose distributions have changed since `before` (versions by name)."""
     after = {one.name: one.version for one in importlib.metadata.distributions()}
     changed = {name for name, version in before.items() if after.get(name) != version}
     if any(name.startswith("jax") for name in after.keys() - before.keys()):
-        changed.add("jax")  # it looks for plugins once
+        changed.add("jax")  # it looks for plugins only once
     for module, names in importlib.metadata.packages_distributions().items():
         if module in sys.modules and changed.intersection(names):
             yield module

@@ -1,4 +1,4 @@
-"""The options of commands that read label maps: how they are to be read."""
+"""Command-line options for reading label maps."""
 
 import argparse
 
@@ -6,20 +6,22 @@ from sisma_jax.data.label_values import CLASS_ORDERS
 
 
 def add_mask_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """Adds --class-order and --nearest-colour, of `what` in words.
+    """Add --class-order and --nearest-colour, the arguments of `label_values.Reading`.
 
-    Their values are what `label_values.Reading` takes.
+    Args:
+      parser: the command's parser.
+      what: how the help calls the label maps.
     """
     parser.add_argument(
         "--class-order",
         choices=CLASS_ORDERS,
         default="canonical",
-        help=f"how {what} number the CelebAMask-HQ classes; bisenet: as face-parsing.PyTorch",
+        help=f"how {what} number the CelebAMask-HQ classes; bisenet: like face-parsing.PyTorch",
     )
     parser.add_argument(
         "--nearest-colour",
         type=float,
         metavar="DISTANCE",
-        help=f"of {what} with soft edges: take colours that are no class colour for the nearest, "
-        "at most so far away in RGB (try 130); the share of such pixels is said",
+        help=f"for {what} with soft edges: map other colours to the nearest class colour, at most "
+        "this far away in RGB (try 130); the share of such pixels is printed",
     )

@@ -1,4 +1,4 @@
-"""What the notebooks in `launch/` show and move: devices, live curves, pictures, run folders."""
+"""Helpers of the notebooks in `launch/`: devices, live curves, pictures, copies of run folders."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ from sisma_jax.files import LOCK_FILES, is_left_by_system
 from sisma_jax.training.run_folder import RunFolder, fixed_changes
 
 REDRAWN_AFTER = 2.0
-"""Seconds: a drawing takes a fifth of one, of a core that also prepares batches."""
+"""Seconds between drawings; one takes 0.2 s of a core that also prepares batches."""
 
 CONFIG_FILE = RunFolder(Path()).config_file.name
 
@@ -38,10 +38,10 @@ MEANING = {
 
 
 def describe_devices(state: int = 16) -> str:
-    """What JAX computes on, what that means here, and which scan that takes: a few lines.
+    """Describe, in a few lines, JAX's devices, what to expect of them, and the chosen scan.
 
     Args:
-      state: states of the scan, by which its implementation is chosen.
+      state: state size of the scan, on which the choice depends.
     """
     devices = jax.devices()
     name, reason = choose(state)
@@ -56,22 +56,22 @@ def describe_devices(state: int = 16) -> str:
 
 
 def picture(sheet: UInt8[np.ndarray, "h w 3"], zoom: int = 2) -> Image.Image:
-    """What a cell shows where it ends with it: `sheet`, each pixel as a square of `zoom`."""
+    """Return `sheet` for display, each pixel enlarged to `zoom` x `zoom`."""
     return Image.fromarray(sheet.repeat(zoom, axis=0).repeat(zoom, axis=1))
 
 
 class LivePlot:
-    """Draws loss and newest samples of a run below its cell, while it trains: a `Log`.
+    """A `Log` that draws loss and newest samples of a run below its cell while it trains.
 
         with LivePlot(folder) as plot:
             train_sisma(config, folder, watch=[plot])
 
-    Of what the training prints the newest line stands below the plot. A run that is continued
-    begins with the curve that its folder holds.
+    The newest line that the training prints is shown below the plot. The plot of a continued run
+    starts with the curve in its folder.
     """
 
     def __init__(self, workdir: str | Path) -> None:
-        """Show what `workdir` (a run folder, or where there will be one) holds so far.
+        """Draw what `workdir`, a run folder that may not exist yet, holds so far.
 
         Raises:
           InputError: IPython is not installed.
@@ -129,7 +129,7 @@ class LivePlot:
 
     def _add(self, step: int, metrics: Mapping[str, int | float]) -> None:
         for name in self._points.keys() & metrics.keys():
-            # What came after the checkpoint that a run continues from comes again.
+            # A continued run repeats the steps after its checkpoint.
             earlier = [point for point in self._points[name] if point[0] < step]
             self._points[name] = [*earlier, (step, metrics[name])]
 
@@ -157,33 +157,33 @@ class LivePlot:
 
 
 class _LastLine(io.TextIOBase):
-    """A place to print to, of which the last whole line is shown."""
+    """A text stream that shows the last complete line."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show, self._begun = show, ""
 
     def write(self, text: str) -> int:
         *lines, self._begun = (self._begun + text).split("\n")
-        whole = [line for line in lines if line.strip()]
-        if whole:
-            self._show(whole[-1])
+        complete = [line for line in lines if line.strip()]
+        if complete:
+            self._show(complete[-1])
         return len(text)
 
 
 def copy_folder(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Make `target` what `source`, a run folder or an export, is, and no longer run is lost by it.
+    """Make `target` a mirror of `source`, a run folder or export, unless it holds a longer run.
 
-    New and changed files are copied, others there deleted. Either may be a bucket (`gs://`), where
-    the libraries can read it. Cut off, the same call goes on; a run folder is copied between
-    trainings.
+    Copies new and changed files, and deletes all others in `target`. Either may be in a bucket
+    (`gs://`) that the libraries can read. The same call continues an interrupted copy. Do not copy
+    a run while it trains.
 
     Raises:
-      InputError: there is no folder `source`, or `target` holds another run, one of more steps, or
-        other files.
+      InputError: `source` is not a folder, or `target` holds another run, more steps of this run,
+        or other files.
     """
     source, target = epath.Path(source), epath.Path(target)
     if not source.is_dir():
-        raise InputError(f"{source} is no folder: name one that was saved before")
+        raise InputError(f"{source} is not a folder: give one that was saved before")
     if target.exists() and (not target.is_dir() or _content(target)):
         _refuse_loss(source, target)
     _mirror(source, target)
@@ -193,7 +193,7 @@ def _refuse_loss(source: epath.Path, target: epath.Path) -> None:
     remedy = "name another folder, or delete what is there yourself"
     ours, theirs = (_read_json(folder / CONFIG_FILE) for folder in (source, target))
     if not isinstance(ours, dict) or not isinstance(theirs, dict):
-        raise InputError(f"{target} holds other files than a copy of {source}: {remedy}")
+        raise InputError(f"{target} is not a copy of {source}, it holds other files: {remedy}")
     for key, before, after in fixed_changes(ConfigDict(theirs), ConfigDict(ours)):
         raise InputError(
             f"{target} holds another run than {source}, with {key} = {before!r} instead of "
@@ -201,18 +201,17 @@ def _refuse_loss(source: epath.Path, target: epath.Path) -> None:
         )
     if _checkpoints(target) and not _checkpoints(source):
         raise InputError(
-            f"{target} holds checkpoints of this run, and {source} none, as an export: {remedy}"
+            f"{target} holds checkpoints of this run, but {source}, an export, has none: {remedy}"
         )
     step, kept = _last_step(source), _last_step(target)
     if kept > step:
         raise InputError(
-            f"{target} holds step {kept} of this run, and {source} goes to step {step} only: "
-            f"{remedy}"
+            f"{target} holds step {kept} of this run, but {source} only step {step}: {remedy}"
         )
 
 
 def _last_step(folder: epath.Path) -> int:
-    """The newest step of a run folder, or that of an export; 0 where there is none."""
+    """The newest step of a run folder or an export; 0 if there is none."""
     run, steps = RunFolder(Path()), [0, *_checkpoints(folder)]
     if (weights := folder / run.weights_file.name).exists():
         with contextlib.suppress(ValueError, KeyError), weights.open("rb") as file:  # cut short
@@ -222,7 +221,7 @@ def _last_step(folder: epath.Path) -> int:
 
 
 def _checkpoints(folder: epath.Path) -> list[int]:
-    """Their steps."""
+    """Steps of a run folder's checkpoints."""
     checkpoints = folder / RunFolder(Path()).checkpoints.name
     if not checkpoints.is_dir():
         return []
@@ -237,7 +236,7 @@ def _read_json(path: epath.Path) -> Any:
 
 
 def _content(folder: epath.Path) -> dict[str, epath.Path]:
-    """What is in a folder, by name, without locks and what operating systems leave."""
+    """A folder's entries by name, without locks and files that operating systems create."""
     ours = lambda name: name not in LOCK_FILES and not is_left_by_system(name)
     return {path.name: path for path in folder.iterdir() if ours(path.name)}
 
@@ -245,7 +244,7 @@ def _content(folder: epath.Path) -> dict[str, epath.Path]:
 def _mirror(source: epath.Path, target: epath.Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     wanted = _content(source)
-    # By its config a copy that was cut off is known as one.
+    # The config first: it identifies an interrupted copy.
     for name in sorted(wanted, key=lambda name: name != CONFIG_FILE):
         path = wanted[name]
         if path.is_dir():
@@ -261,4 +260,4 @@ def _changed(file: epath.Path, copy: epath.Path) -> bool:
     if not copy.exists():
         return True
     now, then = file.stat(), copy.stat()
-    return now.length != then.length or now.mtime >= then.mtime  # in whole seconds
+    return now.length != then.length or now.mtime >= then.mtime  # mtime has a resolution of 1 s

@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises InputError unless a server may listen there."""
+    """Raises InputError unless a server can listen there."""
     if not 1 <= port <= 65535:
         raise InputError(f"--port is {port}: use 1..65535")
     with socket.socket() as probe:
@@ -59,10 +59,9 @@ def check_address(host: str, port: int) -> None:
 
 
 def who_may_use_it(host: str, *, password: bool) -> str:
-    """In one sentence, of a page at an address that a server may listen on, whether or not it asks
-    for a password."""
-    found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    here = all(ipaddress.ip_address(address).is_loopback for address in found)
+    """State in one sentence who may use a page served at `host`, with or without a password."""
+    addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    here = all(ipaddress.ip_address(address).is_loopback for address in addresses)
     everyone = "everyone on this machine" if here else "everyone who reaches this machine"
     if not password:
         return f"{everyone} may use it without a password (--auth asks for one)"
@@ -85,7 +84,7 @@ def main() -> None:
     from sisma_jax.training.setup import keep_compiled_programs
 
     if args.parser is not None and not args.parser.exists():
-        load_parser(args.parser)  # says so, before the model is read
+        load_parser(args.parser)  # raises before the model is read
     keep_compiled_programs()
     studio = Studio.open(args.workdir, args.parser, reading)
     classes, size = len(studio.classes), studio.size
@@ -96,11 +95,11 @@ def main() -> None:
     print(f"face parser for photos: {studio.no_parser or studio.parser.name}")
     print("the first faces, which compiles the model ...", end=" ", flush=True)
     begun = time.perf_counter()
-    # Shells start what runs in the background without Ctrl-C.
+    # Shells start background jobs with SIGINT ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    hangup = getattr(signal, "SIGHUP", None)  # of a closed terminal; not on Windows
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup has it
+    hangup = getattr(signal, "SIGHUP", None)  # a closed terminal; not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(hangup, signal.default_int_handler)
     try:
         with temporary_files() as files:

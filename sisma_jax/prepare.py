@@ -28,18 +28,18 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--source", type=cli.path, required=True, help="the data set's folder")
     add("--out", type=cli.path, required=True, help="folder for the shards, new or empty")
-    add("--size", type=int, default=256, help="pixels of a side")
+    add("--size", type=int, default=256, help="side in pixels")
     add(
         "--split",
         choices=layouts.SPLITS,
         default="sis",
-        help="of a raw folder: by id as the synthesis papers have it, or CelebA's official one",
+        help="split of a raw folder: by id as in the synthesis papers, or CelebA's official one",
     )
     add(
         "--test-from",
         type=int,
-        help="where the source brings no test split: its first id, or of folder pairs its place "
-        f"(default: {TEST_FROM} of a raw folder that has so many, else the last tenth is held out)",
+        help="first test id, or position in folder pairs, where the source has no test split "
+        f"(default: {TEST_FROM} in a raw folder that large, else the last tenth is held out)",
     )
     add(
         "--classes",
@@ -47,17 +47,21 @@ def parse_arguments() -> argparse.Namespace:
         help="JSON list of classes (default: classes.json in the source)",
     )
     add_mask_options(parser, "label maps")
-    add("--crop", action="store_true", help="take the middle of images that are no squares")
-    add("--workers", type=int, help="processes, no matter for the result (default: one per core)")
-    add("--shard-size", type=int, default=1024, help="items of one shard")
+    add("--crop", action="store_true", help="crop the centre of images that are not square")
+    add(
+        "--workers",
+        type=int,
+        help="worker processes; any number gives the same result (default: one per core)",
+    )
+    add("--shard-size", type=int, default=1024, help="items per shard")
     add("--strict", action="store_true", help="stop at the first item that cannot be used")
-    add("--allow-rejected", action="store_true", help="accept that more than 1 %% cannot be used")
+    add("--allow-rejected", action="store_true", help="accept more than 1 %% unusable items")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    # Not every value of the options can be a reading.
+    # Raises for bad option values before the source is read.
     Reading(args.class_order, nearest_colour=args.nearest_colour)
     layout = layouts.survey(
         args.source, split=args.split, test_from=args.test_from, classes_file=args.classes
@@ -89,11 +93,11 @@ def main() -> None:
         strict=args.strict,
         allow_rejected=args.allow_rejected,
     )
-    tell(args.out, description)
+    print_summary(args.out, description)
 
 
-def tell(out: Path, description: dict[str, Any]) -> None:
-    """Print what has been written, what is odd about it, and how to train on it."""
+def print_summary(out: Path, description: dict[str, Any]) -> None:
+    """Print what was written, notes on oddities in it, and how to train on it."""
     splits, classes = description["splits"], description["classes"]
     counts = ", ".join(f"{name} {len(split['ids'])}" for name, split in splits.items())
     print(f"{out}: {counts}, {len(classes)} classes, {description['size']} px")

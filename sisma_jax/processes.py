@@ -1,4 +1,4 @@
-"""Work spread over processes of this machine, that ends with its caller."""
+"""Work in several processes of this machine, which end with their caller."""
 
 import contextlib
 import multiprocessing
@@ -12,7 +12,7 @@ from sisma_jax.errors import InputError, RunError
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -20,16 +20,16 @@ def cores() -> int:
 def run(
     work: Callable[[Any], Iterator[Any]], tasks: Sequence[Any], workers: int | None, what: str
 ) -> Iterator[Any]:
-    """Everything that `work(task)` yields for any of the tasks, in the order of its coming.
+    """Yield what `work(task)` yields for any of the tasks, in order of arrival.
 
     Args:
-      work: a function of a module, since workers import it; `InputError` passes on to the caller.
-      tasks: each done by one worker.
-      workers: processes, one per core by default; one works in this process.
-      what: what is worked on, for messages.
+      work: a module-level function, since workers import it; its InputError reaches the caller.
+      tasks: arguments of `work`, each handled by one worker.
+      workers: number of processes, one per core by default; 1 works in this process.
+      what: what the workers write, for messages.
 
     Raises:
-      InputError: there is no worker.
+      InputError: `workers` is less than 1.
       RunError: a worker was killed.
       RuntimeError: `work` raised another error, whose traceback the worker has printed.
     """
@@ -69,7 +69,7 @@ def run(
                         ) from None
                     if process.exitcode:
                         raise RuntimeError(
-                            f"a worker that writes {what} failed by the error above"
+                            f"a worker that writes {what} failed with the error above"
                         ) from None
                     continue
                 if isinstance(message, InputError):

@@ -1,7 +1,7 @@
-"""How far a long work is: a bar that moves on a terminal and in a notebook, lines in a log.
+"""Progress of long work: a moving bar on a terminal and in a notebook, lines in a log.
 
-tqdm writes over its line ten times a second. In a file that is one line of thousands of updates, so
-that there every `EVERY` seconds a line of its own says the same, and one more at the end.
+tqdm overwrites its line ten times a second. In a file that gives one line of thousands of updates,
+so a separate line is printed there every `EVERY` seconds and at the end.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ def bar(
     """A bar on standard error; use it as a context manager.
 
     Args:
-      total: of units.
-      unit: what is counted.
-      desc: what is done, ahead of the numbers.
+      total: number of units.
+      unit: name of what is counted.
+      desc: label ahead of the numbers.
       initial: units that were done before; they do not count for the rate.
       leave: whether a moving bar stays when it is full; a log keeps its lines.
     """
@@ -38,7 +38,7 @@ def bar(
 
 
 def over(items: Sequence[T], *, unit: str, desc: str) -> Iterator[T]:
-    """The items one by one, with a bar that goes when they are through."""
+    """Yield the items, with a bar that disappears at the end."""
     with bar(total=len(items), unit=unit, desc=desc, leave=False) as progress:
         for item in items:
             yield item
@@ -46,42 +46,42 @@ def over(items: Sequence[T], *, unit: str, desc: str) -> Iterator[T]:
 
 
 def moves(stream: Any) -> bool:
-    """Whether what has been written can be written over: on a terminal, and below a cell."""
+    """Whether a stream can overwrite its last line: a terminal or the output of a cell."""
     return stream.isatty() or type(stream).__module__.startswith("ipykernel.")
 
 
 class Lines:
-    """As much of a tqdm bar as is used here, as lines."""
+    """The part of tqdm's interface that is used here, printing lines."""
 
     def __init__(self, stream: Any, *, total: int, unit: str, desc: str, initial: int) -> None:
         self._stream, self._total, self._unit, self._desc = stream, total, unit, desc
         self._initial = self._done = initial
-        self._began = self._said = monotonic()
+        self._began = self._printed = monotonic()
 
     def __enter__(self) -> "Lines":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._say(LAST_LINE)
+        self._print(LAST_LINE)
 
     def update(self, n: int = 1) -> None:
         self._done += n
-        if monotonic() - self._said >= EVERY:
-            self._say(LINE)
+        if monotonic() - self._printed >= EVERY:
+            self._print(LINE)
 
     def set_description(self, desc: str) -> None:
         self._desc = desc
 
-    def _say(self, line: str) -> None:
-        self._said = monotonic()
+    def _print(self, line: str) -> None:
+        self._printed = monotonic()
         shown = tqdm.format_meter(
             self._done,
             self._total,
-            self._said - self._began,
+            self._printed - self._began,
             prefix=self._desc,
             unit=self._unit,
             initial=self._initial,
             bar_format=line,
         )
-        with contextlib.suppress(OSError):  # who read it has gone: no reason to end the work
+        with contextlib.suppress(OSError):  # the reader is gone; the work goes on
             print(shown, file=self._stream, flush=True)

@@ -1,4 +1,4 @@
-"""Reference faces from files, and the style that the command line makes of them."""
+"""Reference faces from files, and the styles that the command line asks for."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -18,40 +18,40 @@ ReadMask = Callable[[Path], UInt8[np.ndarray, "H W"]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of a command that takes references."""
+    """Add the options of a command that takes references."""
     group = parser.add_argument_group(
         "style of reference faces, for models with a style (docs/styles.md)"
     )
     add = group.add_argument
     pair = {"type": cli.path, "nargs": "+", "metavar": ("FACE", "MASK")}
-    add("--reference", help="a face whose style all parts take, and its mask", **pair)
+    add("--reference", help="a face that gives the style of all classes, and its mask", **pair)
     add(
         "--part",
         action="append",
         nargs="+",
         metavar=("CLASSES", "FACE MASK"),
-        help="classes with commas in between, then a face that they are taken from and its mask; "
-        "may be given several times",
+        help="comma-separated classes, then the face that gives their style and its mask; may be "
+        "given several times",
     )
-    add("--towards", help="a second face: make faces from --reference's style to its", **pair)
-    add("--interpolate", type=int, metavar="N", help="how many of them (default: 5)")
+    add("--towards", help="a second face and its mask: interpolate from --reference to it", **pair)
+    add("--interpolate", type=int, metavar="N", help="number of interpolated styles (default: 5)")
     add(
         "--interpolate-classes",
         metavar="CLASSES",
-        help="classes that change on the way (default: all that both faces show)",
+        help="classes to interpolate (default: all that both faces show)",
     )
     add(
         "--style-guidance",
         type=float,
         default=1.0,
-        help="1 is the plain model, more follows the style more closely, at another pass",
+        help="1 is the plain model; more follows the style more closely, and costs another pass",
     )
 
 
 def styles_from(
     args: argparse.Namespace, synthesizer: Synthesizer, read_mask: ReadMask
 ) -> list[Style | None]:
-    """The styles that are asked for, one after the other; [None] where there is none.
+    """The styles that the options ask for, in order; [None] if they ask for none.
 
     Raises:
       InputError: if options do not go together, or a reference does not fit the model.
@@ -78,7 +78,7 @@ def styles_from(
         face = read([local_path(word) for word in words[1:]], f"--part {words[0]}")
         for name in names:
             if name in face.missing():
-                print(f"note: {words[1]} shows no {name}, which is then left to noise")
+                print(f"note: {words[1]} shows no {name}, which is then drawn from noise")
         style = style.take(face, names)
     if args.towards is None:
         return [style]
@@ -93,12 +93,12 @@ def styles_from(
 def read_reference(
     synthesizer: Synthesizer, words: Sequence[Path], option: str, read_mask: ReadMask
 ) -> Style:
-    """The style of one face.
+    """Encode the style of one face.
 
     Args:
-      synthesizer: whose style it is.
-      words: the face's file and its mask's.
-      option: for errors.
+      synthesizer: the model that encodes it.
+      words: paths of the face and its mask.
+      option: name of the option, for errors.
       read_mask: file -> label map of the model's size.
 
     Raises:
@@ -115,7 +115,7 @@ def read_reference(
 
 
 def read_face(path: Path, size: int, option: str) -> UInt8[np.ndarray, "size size 3"]:
-    """A reference's picture.
+    """Read a reference's picture.
 
     Raises:
       InputError: if it cannot be read or has another size; `option` is named.
@@ -132,8 +132,8 @@ def read_face(path: Path, size: int, option: str) -> UInt8[np.ndarray, "size siz
     return np.asarray(picture)
 
 
-def say_missing(style: Style | None, masks: UInt8[np.ndarray, "n H W"]) -> None:
-    """Say of which parts of the masks no reference gives the style."""
+def print_missing(style: Style | None, masks: UInt8[np.ndarray, "n H W"]) -> None:
+    """Print which classes of the masks no reference gives a style for."""
     if style is None:
         return
     shown = set(np.unique(masks).tolist())

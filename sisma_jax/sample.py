@@ -1,7 +1,7 @@
 """Make faces from masks: `python -m sisma_jax.sample --workdir runs/demo --masks DIR --out DIR`.
 
-A model with a style also takes it from reference faces, each with its mask: of all parts, of some,
-of several faces, or of what lies between two.
+A model with style conditioning also takes the style of reference faces, each with its mask: of one
+face, of parts of several faces, or interpolated between two.
 """
 
 import argparse
@@ -47,17 +47,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=cli.path, required=True, help="folder for the faces, new or empty"
     )
-    parser.add_argument("--per-mask", type=int, default=1, help="faces for every mask")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--per-mask", type=int, default=1, help="faces per mask")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--steps", type=int, default=25, help="solver steps")
     parser.add_argument("--solver", choices=flow.SOLVERS, default="euler", help="ODE solver")
     parser.add_argument(
         "--guidance",
         type=float,
         default=1.0,
-        help="classifier-free guidance; 1 is the plain model, more follows the mask more closely",
+        help="classifier-free guidance; 1 is the plain model; more follows the mask more closely",
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="faces made at a time")
+    parser.add_argument("--batch-size", type=int, default=16, help="faces per batch")
     add_mask_options(parser, "the masks")
     parser.add_argument(
         "--allow-unlabelled",
@@ -83,8 +83,13 @@ def read_masks(
     classes: ClassSet = CELEBAMASK,
     reading: Reading = Reading(),  # noqa: B008  a constant
 ) -> UInt8[np.ndarray, "n size size"]:
-    """Read label maps and bring them to `size`; says so where it has to resize, or where pixels
-    took the nearest class colour."""
+    """Read label maps and resize them to `size` (nearest).
+
+    Prints how many were resized, and the share of pixels that took the nearest class colour.
+
+    Raises:
+      InputError: if a mask cannot be read as `reading` says, or is not square.
+    """
     masks, resized, shares = [], Counter(), []
     for path in paths:
         labels, share = read_with_share(path, classes, reading)
@@ -126,7 +131,7 @@ def main() -> None:
     )
     masks = read(paths)
     styles = references.styles_from(args, synthesizer, lambda path: read([path])[0])
-    references.say_missing(styles[0], masks)
+    references.print_missing(styles[0], masks)
     repeated = np.repeat(masks, args.per_mask, axis=0)
     batches = itertools.chain.from_iterable(
         [

@@ -1,13 +1,13 @@
-"""Styles of reference faces, and what can be made of them: parts of several, and what lies between.
+"""Styles of reference faces: encode, combine and interpolate.
 
-    style = synthesizer.style(images, labels)             # of each face, class by class
-    style.take(other, ["hair"])                           # hair as another's
-    style.without(["cloth"])                              # clothes by noise
+    style = synthesizer.style(images, labels)             # one per face, class by class
+    style.take(other, ["hair"])                           # hair from another
+    style.without(["cloth"])                              # clothes from noise
     style.blend(other, 0.5)                               # halfway
     faces = synthesizer(masks, style=style)
 
-A style has a token per class (`models.style_encoder`). Of a class that its reference does not show
-it knows nothing, and the model leaves that to noise. Styles are of one model only.
+A style has a token per class (`models.style_encoder`). A class that the reference does not show has
+no style; the model draws it from noise. A style fits only the model that made it.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Style:
 
     tokens: Float32[np.ndarray, "n k token"]
     given: Bool[np.ndarray, "n k"]
-    """Which classes a reference has shown."""
+    """Which classes the reference shows."""
     absent: Float32[np.ndarray, "k token"]
     """The tokens of classes without a style."""
     classes: ClassSet
@@ -37,20 +37,20 @@ class Style:
     def __getitem__(
         self, rows: int | np.integer | slice | list[int] | tuple[int, ...] | np.ndarray | Array
     ) -> "Style":
-        """Those of some faces; of one, too, as n = 1."""
-        if isinstance(rows, tuple):  # which an array would take for one place an axis
+        """Styles of some faces; an integer gives n = 1."""
+        if isinstance(rows, tuple):  # which NumPy would take as one index per axis
             rows = list(rows)
         if not isinstance(rows, slice) and np.ndim(rows) == 0:
             rows = [rows]
         return dataclasses.replace(self, tokens=self.tokens[rows], given=self.given[rows])
 
     def repeat(self, count: int) -> "Style":
-        """Each style `count` times, one after the other."""
+        """Repeat each style `count` times in a row."""
         again = lambda x: np.repeat(x, count, axis=0)
         return dataclasses.replace(self, tokens=again(self.tokens), given=again(self.given))
 
     def take(self, other: "Style", names: Iterable[str]) -> "Style":
-        """The classes `names` as the other's, the rest as here. Of one style each, or n.
+        """Take the classes `names` from `other`, the rest from here; each has 1 or n styles.
 
         Raises:
           InputError: if a name is no class, or the two do not go together.
@@ -64,20 +64,20 @@ class Style:
         )
 
     def without(self, names: Iterable[str]) -> "Style":
-        """The classes `names` left to noise.
+        """Leave the classes `names` to noise.
 
         Raises:
           InputError: if a name is no class.
         """
-        gone = self._chosen(names)[None]
+        removed = self._chosen(names)[None]
         return dataclasses.replace(
             self,
-            tokens=np.where(gone[..., None], self.absent[None], self.tokens),
-            given=self.given & ~gone,
+            tokens=np.where(removed[..., None], self.absent[None], self.tokens),
+            given=self.given & ~removed,
         )
 
     def only(self, names: Iterable[str]) -> "Style":
-        """The classes `names`, and the rest left to noise.
+        """Keep the classes `names` and leave the rest to noise.
 
         Raises:
           InputError: if a name is no class.
@@ -88,12 +88,12 @@ class Style:
         )
 
     def blend(self, other: "Style", share: float, names: Iterable[str] | None = None) -> "Style":
-        """Between here (share 0) and the other (1), in a straight line from token to token.
+        """Interpolate tokens linearly from here (share 0) to `other` (share 1).
 
         Args:
-          other: of as many faces, or either of one.
-          share: of the other.
-          names: classes that change; None for all. Of them those that both references show do.
+          other: as many styles; either may be a single one.
+          share: weight of `other`, in [0, 1].
+          names: classes to interpolate where both references show them; None for all.
 
         Raises:
           InputError: if a name is no class, the share is not in [0, 1], or the two do not go

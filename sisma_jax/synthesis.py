@@ -1,6 +1,6 @@
-"""The programs of synthesis: noise, velocity under masks and styles, solver, decoder.
+"""Compiled programs of synthesis: noise, conditioned velocity, solver, decoder.
 
-`Synthesizer` calls them in batches, with arguments that have been checked.
+`Synthesizer` calls them in batches, with checked arguments.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ def noise_keys(seed: int | UInt32[np.ndarray, "..."], start: int, count: int) ->
     """Return the key of each image's noise.
 
     With one seed, image i of a set has the noise (seed, i), where i counts from `start`. With one
-    seed per image it has the noise (its seed, 0): that of a lone image with this seed.
+    seed per image, each has the noise (its seed, 0), as a single image with this seed.
     """
     if np.ndim(seed) == 0:
         seeds, indices = np.full(count, seed, np.uint32), np.arange(start, start + count)
@@ -39,14 +39,14 @@ def velocity_under(
     style: Float[Array, "b k token"] | None = None,
     style_guidance: Float[Array, ""] | float | None = None,
 ) -> flow.Velocity:
-    """Return the velocity under label maps and styles, encoded here, once, ahead of any solver.
+    """Return the velocity under label maps and styles, which are encoded once, here.
 
     With s the guidance by the mask and r that by the style,
 
         v = v(null, none) + s (v(mask, none) + r (v(mask, style) - v(mask, none)) - v(null, none))
 
-    Of these only what a guidance asks for is computed (None is a plain 1), as one pass over a batch
-    of two or three times the size.
+    Only terms that a guidance needs are computed (None means 1), in one pass over a batch of two or
+    three times the size.
     """
     model = generator(config)
     maps = [labels]
@@ -107,7 +107,7 @@ def synthesize_latents(
 def synthesize(
     config, params, autoencoder, keys, labels, guidance, style, style_guidance, **options
 ):
-    """Return images of label maps, uint8; arguments as of `synthesize_latents`."""
+    """Return uint8 images (b, H, W, 3) for label maps; arguments as in `synthesize_latents`."""
     latents = synthesize_latents(
         config, params, keys, labels, guidance, style, style_guidance, **options
     )
@@ -116,11 +116,11 @@ def synthesize(
 
 @partial(jax.jit, static_argnames="config")
 def encode_style(config, params, images, labels):
-    """Return the style tokens of references, uint8 images with their label maps."""
+    """Return the style tokens (b, k, token) of uint8 reference images with their label maps."""
     return generator(config).encode_style(params, to_float(images), labels)
 
 
 @partial(jax.jit, static_argnames="config")
 def no_style(config, params):
-    """Return the style tokens of no reference, (k, token)."""
+    """Return the style tokens (k, token) of classes without a reference."""
     return generator(config).no_style(params)[0]

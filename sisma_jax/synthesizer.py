@@ -1,4 +1,4 @@
-"""From masks, and styles, to images: trained model, autoencoder and solver behind one call."""
+"""Masks, and styles, to images: trained model, autoencoder and solver behind one call."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ from sisma_jax.training.state import Params
 
 @dataclasses.dataclass(frozen=True)
 class _Variant:
-    """What a compiled synthesis is for."""
+    """Static options of one compiled synthesis program."""
 
     size: int
     steps: int
@@ -57,7 +57,7 @@ class _Variant:
 
 def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
     """Raises InputError unless the model was configured for this autoencoder's latents."""
-    autoencoder.scaling_factor  # noqa: B018  it raises where the weights do not say it
+    autoencoder.scaling_factor  # noqa: B018  raises if the weights lack it
     factor, channels = autoencoder.config.factor, autoencoder.config.latent_channels
     if (factor, channels) != (config.factor, config.latent_channels):
         raise InputError(
@@ -74,7 +74,7 @@ class Synthesizer:
         synthesizer = Synthesizer.load("runs/demo")
         images = synthesizer(labels, seed=1, steps=25)
 
-    A model with a style also takes the style of reference faces (`styles.Style`):
+    A model with style conditioning also takes styles of reference faces (`styles.Style`):
 
         style = synthesizer.style(photos, labels_of_photos)
         images = synthesizer(labels, style=style[0].take(style[1], ["hair"]))
@@ -89,11 +89,11 @@ class Synthesizer:
     autoencoder: Autoencoder
     batch_size: int = 16
     step: int | None = None
-    """The training step of the weights, where they come from a run."""
+    """Training step of the weights, if they come from a run."""
     classes: ClassSet = CELEBAMASK
-    """What the labels are ids of."""
-    knows_no_mask: bool = True
-    """Whether it was trained with the null mask, too, which guidance needs."""
+    """Classes that the labels index."""
+    trained_with_null_mask: bool = True
+    """Whether training sometimes dropped the mask, as guidance needs."""
     _compiled: dict[_Variant, Compiled] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -109,11 +109,11 @@ class Synthesizer:
         """Read a run folder: the averaged weights of its newest checkpoint and its autoencoder.
 
         Args:
-          workdir: the run folder, or what `sisma_jax.export` made of it.
-          batch_size: images at a time, over all local devices.
+          workdir: a run folder, or an export of one.
+          batch_size: images per batch, over all local devices.
 
         Raises:
-          InputError: if `workdir` is not of SISMA or holds no finished checkpoint.
+          InputError: if `workdir` is no run of SISMA or SCA-DM, or holds no finished checkpoint.
         """
         run = RunFolder(Path(workdir))
         config = model_config(run.config())
@@ -125,7 +125,7 @@ class Synthesizer:
         dropped = run.config().get("flow", {}).get("drop", 0.0) > 0
         return cls(config, params, autoencoder, batch_size, step, run.classes(), dropped)
 
-    @no_type_check  # wrong labels are answered by `check`, in words
+    @no_type_check  # `check` raises InputError for wrong labels
     def __call__(
         self,
         labels: UInt8[np.ndarray, "batch H W"],
@@ -140,13 +140,13 @@ class Synthesizer:
 
         Args:
           labels: class ids, 255 where unlabelled; H = W = the model's image size.
-          seed: one for all, or one per image. Noise depends on (seed, index of the image).
-          steps: of the solver.
-          solver: "euler", "midpoint" or "heun"; the latter two cost two velocities a step.
-          guidance: 1 is the plain model, above it follows the mask more closely at twice the
-            cost, 0 ignores the mask.
+          seed: one for all, or one per image, in [0, 2**32). Noise depends on (seed, image index).
+          steps: number of solver steps, at least 1.
+          solver: "euler", "midpoint" or "heun"; the latter two take two velocities per step.
+          guidance: at least 0; 1 is the plain model, more follows the mask more closely at twice
+            the cost, 0 ignores the mask.
           style: one for all, or one per image; None draws the style from noise, too.
-          style_guidance: as `guidance`, of the style; another pass.
+          style_guidance: the same for the style, at the cost of another pass.
 
         Raises:
           InputError: if an argument is out of range, or label maps or styles do not fit the model.
@@ -220,7 +220,7 @@ class Synthesizer:
         """Whether the model takes the style of references."""
         return generator(self.config).has_style
 
-    @no_type_check  # wrong arrays are answered in words
+    @no_type_check  # wrong arrays raise InputError
     def style(
         self, images: UInt8[np.ndarray, "n H W 3"], labels: UInt8[np.ndarray, "n H W"]
     ) -> Style:
@@ -228,13 +228,13 @@ class Synthesizer:
 
         Args:
           images: RGB faces of the model's size.
-          labels: their masks, class ids, 255 where unlabelled. Of a class without pixels there is
-            no style.
+          labels: their masks, class ids, 255 where unlabelled. A class without pixels has no style.
 
         Raises:
-          InputError: if they do not fit the model or each other, or the model knows no style.
+          InputError: if they do not fit the model or each other, or the model has no style
+            conditioning.
         """
-        self._refuse_style()
+        self._require_style()
         self.check(labels, 0, 1, "euler", 1.0)
         if images.dtype != np.uint8 or images.shape != (*labels.shape, 3):
             raise InputError(
@@ -256,12 +256,12 @@ class Synthesizer:
         )
 
     def no_style(self, count: int = 1) -> Style:
-        """Return the style of no reference: where parts of others can be put in.
+        """Return `count` styles without any reference, to which `take` can add classes.
 
         Raises:
-          InputError: if the model knows no style.
+          InputError: if the model has no style conditioning.
         """
-        self._refuse_style()
+        self._require_style()
         absent = self._absent
         return Style(
             np.repeat(absent[None], count, axis=0),
@@ -274,10 +274,10 @@ class Synthesizer:
     def _absent(self) -> Float[np.ndarray, "k token"]:
         return np.asarray(no_style(self.config, self.params))
 
-    def _refuse_style(self) -> None:
+    def _require_style(self) -> None:
         if not self.has_style:
             raise InputError(
-                "the model knows no style, so no reference can be given: train one with "
+                "this model has no style conditioning, so it takes no references: train one with "
                 "model.style, as configs/synthetic_style.py does"
             )
 
@@ -294,7 +294,7 @@ class Synthesizer:
                     "references, or leave it at 1"
                 )
             return
-        self._refuse_style()
+        self._require_style()
         own = self.no_style(0)
         if style.classes != own.classes or not np.array_equal(style.absent, own.absent):
             raise InputError(
@@ -315,7 +315,7 @@ class Synthesizer:
         styled: bool = False,
         style_guidance: float = 1.0,
     ) -> _Variant:
-        """What makes `count` images, in batches of one size."""
+        """The program that makes `count` images in batches of one size."""
         size = whole_batch(max(min(self.batch_size, count), 1), mesh)
         return _Variant(size, steps, solver, guidance != 1.0, styled, style_guidance != 1.0)
 
@@ -328,13 +328,13 @@ class Synthesizer:
         style: Style | None = None,
         style_guidance: float = 1.0,
     ) -> dict[str, int]:
-        """Return what a call with `count` label maps needs on each device, in bytes.
+        """Return the memory that a call with `count` label maps needs on each device, in bytes.
 
-        Solver and decoder are one program, which this compiles (and keeps for the call).
+        Compiles solver and decoder as one program, and keeps it for the call.
 
         Returns:
           "batch": images of one batch, over all local devices; "arguments": weights and inputs;
-          "temporary": the rest at its largest, as XLA planned it.
+          "temporary": the peak of the rest, as XLA planned it.
         """
         mesh = local_mesh()
         variant = self._variant(
@@ -401,7 +401,7 @@ class Synthesizer:
             raise InputError(f"solver {solver!r} is unknown: use one of {', '.join(flow.SOLVERS)}")
         if not guidance >= 0 or not np.isfinite(guidance):
             raise InputError(f"guidance is {guidance}: use 0 or more (1 is the plain model)")
-        if guidance != 1.0 and not self.knows_no_mask:
+        if guidance != 1.0 and not self.trained_with_null_mask:
             raise InputError(
                 f"guidance is {guidance}, but no mask was dropped in the model's training "
                 "(flow.drop is 0): leave it at 1, and use style guidance where there is a style"

@@ -1,6 +1,7 @@
-"""Train SISMA: `python -m sisma_jax.train --config configs/synthetic.py`.
+"""Train SISMA or SCA-DM: `python -m sisma_jax.train --config configs/synthetic.py`.
 
-Or SCA-DM, with `model.kind` "scadm": configs/scadm.py."""
+`model.kind` chooses SCA-DM with "scadm", as configs/scadm.py does.
+"""
 
 import dataclasses
 import importlib
@@ -59,13 +60,13 @@ class FirstStageConfig:
     """The config's section `autoencoder`."""
 
     path: str
-    """Whatever `load_autoencoder` reads."""
+    """A path that `load_autoencoder` reads."""
     scaling_factor: float
-    """In place of that of the weights, unless it is 0."""
+    """Replaces the scaling factor of the weights, unless it is 0."""
     dtype: str
-    """Compute type in place of that of the weights, unless it is ""."""
+    """Replaces the compute type of the weights, unless it is ""."""
     cache: str
-    """Latents by `sisma_jax.cache_latents`; "" encodes the images in every step."""
+    """Folder by `sisma_jax.cache_latents`; "" encodes the images in every step."""
 
     def load(self) -> Autoencoder:
         return load_autoencoder(
@@ -73,11 +74,11 @@ class FirstStageConfig:
         )
 
     def open(self, data: DataConfig) -> list[Source]:
-        """The training and the test split: cached latents, or images; none where the faces are
-        still to be made.
+        """Open the training and the test split, of cached latents or of images; [] if synthetic
+        faces are still to be made.
 
         Raises:
-          InputError: where there are none, or the cache is of another size or data.
+          InputError: if there are none, or the cache has another size or other data.
         """
         if not self.cache:
             return data.open_if_there(FIELDS, FIELDS)
@@ -86,7 +87,7 @@ class FirstStageConfig:
         return sources
 
     def check(self, cache: LatentCache, data: DataConfig, autoencoder: str | None = None) -> None:
-        """Raises InputError if the cache is of another size, data, or autoencoder, by checksum."""
+        """Raises InputError if the cache has another size, data or autoencoder (by checksum)."""
         checksum = prepared.checksum(prepared.read_description(data.path)) if data.path else None
         cache.check(size=data.size, autoencoder=autoencoder, data=checksum)
 
@@ -121,7 +122,7 @@ def load_hook(spec: str) -> Hook | None:
     """The function that evaluation.hook names as "module:function"; None for "".
 
     Raises:
-      InputError: if there is none.
+      InputError: if it cannot be imported.
     """
     if not spec:
         return None
@@ -129,7 +130,7 @@ def load_hook(spec: str) -> Hook | None:
     try:
         hook = getattr(importlib.import_module(module), name)
         if not callable(hook):
-            raise TypeError("it is no function")
+            raise TypeError("it is not a function")
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(
             f"evaluation.hook {spec!r} cannot be imported ({error}): write it as module:function, "
@@ -142,7 +143,7 @@ def load_hook(spec: str) -> Hook | None:
         except Exception as error:  # whatever the user's function raises
             traceback.print_exc()
             raise RunError(
-                f"evaluation.hook {spec!r} failed ({error!r}): mend it, or continue with another "
+                f"evaluation.hook {spec!r} failed ({error!r}): fix it, or continue with another "
                 "--config.evaluation.hook"
             ) from error
 
@@ -167,7 +168,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
     Args:
       config: what get_config() of a file in `configs/` returns.
       workdir: the run folder.
-      watch: whom to tell of metrics and samples meanwhile, beside the folder's own files.
+      watch: further logs that receive metrics and samples during training.
 
     Raises:
       InputError: if the config, the data or the folder cannot be used.
@@ -175,7 +176,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
     """
     run = RunFolder(Path(workdir))
 
-    # Everything that could be wrong is looked at before the first file is written.
+    # Check everything before the first file is written.
     with together():
         common = Sections.of(config)
         data, settings, mesh = common.data, common.train, common.mesh
@@ -195,17 +196,17 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         if hook is not None and not evaluation.every:
             raise InputError(
                 f"evaluation.hook is {evaluation.hook!r}, but with evaluation.every 0 it is never "
-                "asked: set the steps between two evaluations"
+                "called: set the number of steps between two evaluations"
             )
         if data.size != model.image_size:
             raise InputError(
                 f"data.size is {data.size} where model.latent_size x model.factor is "
                 f"{model.latent_size} x {model.factor}: make them agree"
             )
-        if is_first():  # who looks at the lock holds it for a moment
+        if is_first():  # checking the lock takes it for a moment
             run.check(config)
         check_start(run, settings.init_from)
-        # What is on this machine comes first: an autoencoder may have to be downloaded.
+        # Local data first: the autoencoder may be a download.
         sources = first_stage.open(data)
         check_classes("model", model.num_classes, sources)
         has_copy = run.autoencoder.exists()
@@ -223,7 +224,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
     with run_claimed(run, config, data=train_source.checksum, classes=classes) as record:
         if is_first() and not run.autoencoder.exists():
             save_autoencoder(run.autoencoder, autoencoder.config, autoencoder.params)
-        # Of cached latents it has no more to say than their scaling factor.
+        # For cached latents only its scaling factor is needed.
         constant = dataclasses.replace(autoencoder, params={}) if first_stage.cache else autoencoder
         constant = jax.device_put(constant, replicated(mesh))
         synthesizer = lambda ema: Synthesizer(model, ema, autoencoder, classes=classes)
@@ -271,12 +272,12 @@ def sample_grid(
     autoencoder: Autoencoder,
     source: Source,
 ) -> Callable[[Params], UInt8[np.ndarray, "h w 3"]]:
-    """Return averaged weights -> a sheet of masks, their faces, and faces made of them.
+    """Return averaged weights -> a sheet of masks, their own faces, and synthesised faces.
 
-    A model with a style makes as many in the style of the masks' own faces first.
+    A model with style conditioning first makes as many in the style of the masks' own faces.
     """
     fixed = fixed_batch(source, min(samples.masks, len(source)))
-    if "moments" in fixed:  # what the autoencoder makes of the faces stands for them
+    if "moments" in fixed:  # decoded latents replace the faces
         means = np.split(fixed["moments"], 2, axis=-1)[0].astype(np.float32)
         fixed["image"] = np.asarray(to_uint8(autoencoder.decode(means)))
     labels = fixed["labels"]

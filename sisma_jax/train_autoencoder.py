@@ -60,12 +60,12 @@ class LossConfig:
     """The config's section `loss`."""
 
     kl_weight: float
-    """Of the posterior's divergence; without a codebook."""
+    """Weight of the posterior's KL divergence; without a codebook."""
     commitment: float
-    """Of the latents' distance from their entries; with a codebook."""
+    """Weight of the latents' distance from their codebook entries; with a codebook."""
     class_balance: float = 0.0
-    """How far pixels of small classes count as much as those of large ones in the error of the
-    reconstruction, see `class_weights`; above 0 faces need their masks."""
+    """In [0, 1]: 0 weighs classes by their area in the reconstruction error, 1 all alike
+    (`class_weights`); above 0 faces need their masks."""
 
     def __post_init__(self) -> None:
         for name in ("kl_weight", "commitment"):
@@ -88,7 +88,7 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
                 f"data.size is {data.size}, but SSIM needs {WINDOW} pixels: choose a larger size"
             )
         parts = (("image", "labels") if loss.class_balance else ("image",)), ("image",)
-        if is_first():  # who looks at the lock holds it for a moment
+        if is_first():  # checking the lock takes it for a moment
             run.check(config)
         check_start(run, settings.init_from)
         sources = data.open_if_there(*parts)
@@ -131,7 +131,7 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
         if state.step < settings.steps:
             return
         ema = local_copy(state.ema, mesh)
-        with together():  # the others wait: none may leave before the first
+        with together():  # the other processes wait for the first
             if is_first():
                 scale = latent_scale(Autoencoder(model, ema), statistics)
                 scaled = dataclasses.replace(model, scaling_factor=scale)
@@ -149,16 +149,17 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
 
 
 def draw(config: AutoencoderConfig, key: PRNGKeyArray, batch: Batch) -> Batch:
-    """Everything random of a training batch: with a codebook nothing."""
+    """Random arrays of a training batch; none with a codebook."""
     return {} if config.codebook else {"noise": posterior_noise(config, key, batch["image"])}
 
 
 def batch_loss(
     module: AutoencoderKL, loss: LossConfig, classes: int, params: Params, batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss of a batch of "image" and what `draw` gives, and its parts.
+    """The loss of a batch, and its parts.
 
-    With a class balance also of "labels", of so many classes.
+    The batch holds "image" and what `draw` gives; with a class balance also "labels" of `classes`
+    classes.
     """
     images, weight = to_float(batch["image"]), None
     if loss.class_balance:
@@ -171,8 +172,8 @@ def batch_loss(
 def first_params(
     module: AutoencoderKL, seed: int, statistics: Float[Array, "n h w c"]
 ) -> Callable[[], Params]:
-    """Return what makes new weights: random ones, but linear maps from principal components and a
-    codebook from the latents that these weights give."""
+    """Return a function that makes new weights: random ones, but linear maps from principal
+    components, and a codebook from the latents under these weights."""
     new_params = lambda: module.init(jax.random.key(seed), statistics[:1])["params"]
     config = module.config
     if not config.linear_skip and not config.codebook:
@@ -182,7 +183,7 @@ def first_params(
         params = patch_pca_init(params, statistics)
     if config.codebook:
         params = codebook_init(Autoencoder(config, params), statistics)
-    # As NumPy arrays, which a program of many processes may hold.
+    # NumPy arrays, which a program of several processes may close over.
     start = jax.tree.map(np.asarray, params)
     return lambda: jax.tree.map(jnp.asarray, start)
 
@@ -200,7 +201,7 @@ def sample_grid(
 def reconstruction_quality(
     reconstruct: Callable[[Array], Array], source: Source
 ) -> dict[str, float | int]:
-    """Mean PSNR and SSIM over all images of a split, as bytes on both sides."""
+    """Mean PSNR (dB) and SSIM over all images of a split, computed on uint8 images."""
     scores: dict[str, list[np.ndarray]] = {"psnr_db": [], "ssim": []}
     for full, count in test_batches(source):
         decoded = to_uint8(reconstruct(to_float(full)))
@@ -211,7 +212,7 @@ def reconstruction_quality(
 
 
 def codebook_usage(autoencoder: Autoencoder, source: Source) -> float:
-    """Share of a codebook's entries that any latent of a split's images is replaced by."""
+    """Share of the codebook's entries that quantise any latent of a split's images."""
     used = np.zeros(autoencoder.config.codebook, bool)
     indices_of = jax.jit(lambda model, images: model.quantise(model.encode(images)[0])[1])
     for full, count in test_batches(source):
@@ -220,15 +221,15 @@ def codebook_usage(autoencoder: Autoencoder, source: Source) -> float:
 
 
 def test_batches(source: Source) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], int]]:
-    """All images in batches of one shape, so that everything compiles once, and how many of each
-    are no filling."""
+    """All images in batches of one shape, so that everything compiles once; the last one is padded.
+    Each comes with the number of its images."""
     for start in range(0, len(source), TEST_BATCH):
         rows = range(start, min(start + TEST_BATCH, len(source)))
         yield fill_up(np.stack([source[index]["image"] for index in rows]), TEST_BATCH), len(rows)
 
 
 def show(run: RunFolder, report: dict) -> None:
-    """Print what the finished first stage is, and how it is used."""
+    """Print the scores of the finished first stage, and how to use it."""
     print(
         f"step {report['step']}: PSNR {report['test_psnr_db']:.2f} dB and SSIM "
         f"{report['test_ssim']:.3f} on {report['test_images']} test images, "

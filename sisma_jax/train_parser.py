@@ -1,7 +1,7 @@
 """Train a face parser: `python -m sisma_jax.train_parser --config configs/parser.py`.
 
-It judges for `sisma_jax.evaluate` whether faces follow their masks. At the end it is scored on the
-whole test split, and that score stands beside every one that it gives.
+`sisma_jax.evaluate` uses it to measure whether faces follow their masks. At the end it is scored on
+the whole test split; reports show this score beside its measurements.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
                 f"data.size {data.size} is not a multiple of {model.factor}, which "
                 f"{len(model.channels)} entries of parser.channels need: choose one that is"
             )
-        if is_first():  # who looks at the lock holds it for a moment
+        if is_first():  # checking the lock takes it for a moment
             run.check(config)
         check_start(run, settings.init_from)
         sources = data.open_if_there(FIELDS, FIELDS)
@@ -120,7 +120,7 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
         if state.step < settings.steps:
             return
         ema = local_copy(state.ema, mesh)
-        with together():  # the others wait: none may leave before the first
+        with together():  # the other processes wait for the first
             if is_first():
                 quality = {"data": data.path} | test_quality(parser(ema), test_source)
                 save_parser(
@@ -133,10 +133,10 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
 
 
 def sheet(parser: FaceParser, source: Source) -> UInt8[np.ndarray, "h w 3"]:
-    """Faces of the test split, their label maps, and what the parser makes of the faces."""
+    """A sheet of test faces, their label maps, and the parser's label maps."""
     faces = fixed_batch(source, min(FACES_ON_SHEET, len(source)))
-    found = np.asarray(parser.labels(faces["image"]))
-    maps = [colourise(labels, source.classes) for labels in (faces["labels"], found)]
+    predicted = np.asarray(parser.labels(faces["image"]))
+    maps = [colourise(labels, source.classes) for labels in (faces["labels"], predicted)]
     return tile([list(x) for x in (faces["image"], *maps)])
 
 
@@ -146,9 +146,9 @@ def test_quality(parser: FaceParser, source: Source) -> dict:
     confusion = np.zeros((count, count), np.int64)
     for start in range(0, len(source), TEST_BATCH):
         batch = items(source, range(start, min(start + TEST_BATCH, len(source))))
-        found = np.asarray(parser.labels(fill_up(batch["image"], TEST_BATCH)))
+        predicted = np.asarray(parser.labels(fill_up(batch["image"], TEST_BATCH)))
         labels = batch["labels"]
-        confusion += confusion_matrix(labels, found[: len(labels)], count, UNLABELLED)
+        confusion += confusion_matrix(labels, predicted[: len(labels)], count, UNLABELLED)
     by_class = zip(parser.classes, class_iou(confusion), strict=True)
     return {
         "test_miou": mean_iou(confusion),
@@ -159,7 +159,7 @@ def test_quality(parser: FaceParser, source: Source) -> dict:
 
 
 def show(run: RunFolder, report: dict) -> None:
-    """Print what the finished parser is, and how it is used."""
+    """Print the scores of the finished parser, and how to use it."""
     print(
         f"step {report['step']}: mIoU {report['test_miou']:.3f} and pixel accuracy "
         f"{report['test_accuracy']:.3f} on {report['test_images']} test images"

@@ -31,7 +31,7 @@ def test_another_data_set_goes_all_the_way(inputs_folder, tmp_path):
     )
     made = np.asarray(Image.open(tmp_path / "made/scene_3_0.png"))
     assert made.shape == (SIZE, SIZE, 3)
-    with pytest.raises(InputError, match="of CelebAMask-HQ's classes alone"):
+    with pytest.raises(InputError, match="for CelebAMask-HQ's classes only"):
         call(
             sample.main,
             *("--workdir", workdir, "--masks", toy / "labels/scene_3.png"),

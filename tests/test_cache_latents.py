@@ -147,7 +147,7 @@ class TestCache:
         other.params["quant_conv"]["bias"] += 1
         save_autoencoder(tmp_path / "other", other.config, other.params)
         with pytest.raises(
-            InputError, match="finished and of another autoencoder: name another folder"
+            InputError, match="finished and has another autoencoder: name another folder"
         ):
             write_cache(folder / "data", tmp_path / "other", folder / "latents")
 
@@ -164,7 +164,7 @@ class TestCache:
             "linear_encoder": jax.tree.map(lambda x: 1e6 * x, autoencoder.params["linear_encoder"])
         }
         save_autoencoder(tmp_path / "huge", autoencoder.config, huge)
-        with pytest.raises(InputError, match=r"latents of image 0 are beyond float16"):
+        with pytest.raises(InputError, match=r"latents of image 0 overflow float16"):
             write_cache(inputs[0], tmp_path / "huge", tmp_path / "out")
 
 
@@ -309,7 +309,7 @@ def test_memory_that_does_not_suffice_is_no_full_disk(folder, inputs_folder, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(cache_latents, "encoder", lambda autoencoder, batch_size: too_large)
-        with pytest.raises(RunError, match=r"memory does not hold --batch-size 4 .*a smaller one"):
+        with pytest.raises(RunError, match=r"--batch-size 4 does not fit .*a smaller one"):
             write_cache(folder / "data", inputs_folder / "autoencoder", tmp_path / "out")
     write_cache(folder / "data", inputs_folder / "autoencoder", tmp_path / "out")
     assert len(LatentCache(tmp_path / "out", split="test")) == COUNT - TEST_FROM

@@ -78,7 +78,7 @@ def test_every_command_is_listed(capsys):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("doctor", ["--weights", "none"], "--weights none is no folder"),
+        ("doctor", ["--weights", "none"], "--weights none is not a folder"),
         ("train", ["--config", "none.py"], "none.py does not exist"),
         ("sample", ["--workdir", "none", "--masks", "none", "--out", "none"], "none"),
         ("demo", ["--workdir", "none"], "none is not a run folder"),
@@ -153,7 +153,7 @@ def test_the_doctor_says_what_is_wrong(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "accelerator", lambda: "cuda13")
     monkeypatch.setitem(doctor.TESTS, "model", lambda: "well")
     monkeypatch.setattr(sys, "argv", ["doctor"])
-    with pytest.raises(RunError, match="self-test of scan failed: mend"):
+    with pytest.raises(RunError, match="self-test of scan failed: repair"):
         doctor.main()
     text = capsys.readouterr().out
     assert "FAILED: RuntimeError: no kernel image" in text

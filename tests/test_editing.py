@@ -191,7 +191,7 @@ def test_styles_are_one_for_all_or_one_each(styled, faces, synthesizer, photos, 
     np.testing.assert_array_equal(one, each)
     with pytest.raises(InputError, match="2 styles do not fit 3 label maps"):
         edit(styled, images, masks, edited, style=own[:2])
-    with pytest.raises(InputError, match="the model knows no style"):
+    with pytest.raises(InputError, match="no style conditioning"):
         edit(synthesizer, photos, labels, labels, style=own)
 
 

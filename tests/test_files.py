@@ -181,5 +181,5 @@ def test_where_python_is_given_an_address_it_makes_no_folder_of_it(use, tmp_path
     ],
 )
 def test_a_folder_that_libraries_cannot_name_is_told(open_folder, tmp_path):
-    with pytest.raises(InputError, match=r"no UTF-8.*: rename it"):
+    with pytest.raises(InputError, match=r"not UTF-8.*: rename it"):
         open_folder(tmp_path / os.fsdecode(b"v\xe9lo"))

@@ -159,7 +159,7 @@ def test_one_command_installs_the_checkout_with_its_extras(machine, site, monkey
 
 def test_a_failure_of_pip_is_one_sentence(machine, monkeypatch):
     pip(monkeypatch, status=1)
-    with pytest.raises(RunError, match=r"pip could not install .*mend what it says above"):
+    with pytest.raises(RunError, match=r"pip could not install .*fix what it reports above"):
         install.install(project(machine, "absent"))
 
 

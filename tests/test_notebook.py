@@ -211,11 +211,14 @@ def export(step):
 @pytest.mark.parametrize(
     ("there", "message"),
     [
-        ({"letter": "dear"}, "store holds other files than a copy of .*run: name another folder"),
+        (
+            {"letter": "dear"},
+            "is not a copy of .*run, it holds other files: name another folder",
+        ),
         ({"config.json": '{"seed": 2}'}, "holds another run than .* seed = 2 instead of 1"),
         ({"config.json": "{"}, "holds other files"),
-        (CONFIG | {"checkpoints__12__state": "x"}, "holds step 12 of this run, .* to step 8 only"),
-        (CONFIG | export(12), "holds step 12 of this run, .* to step 8 only"),
+        (CONFIG | {"checkpoints__12__state": "x"}, "holds step 12 of this run, but .* only step 8"),
+        (CONFIG | export(12), "holds step 12 of this run, but .* only step 8"),
     ],
 )
 def test_a_copy_takes_the_place_of_no_other_and_of_no_longer_run(there, message, tmp_path):
@@ -253,5 +256,5 @@ def test_a_copy_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
 
 def test_no_folder_to_copy_is_one_sentence(tmp_path):
-    with pytest.raises(InputError, match="is no folder: name one that was saved before"):
+    with pytest.raises(InputError, match="is not a folder: give one that was saved before"):
         copy_folder(tmp_path / "none", tmp_path / "store")

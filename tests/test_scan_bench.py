@@ -71,7 +71,7 @@ def test_the_plot_is_drawn(tmp_path):
     ("arguments", "message"),
     [
         (["--sizes", "8,8,8"], "size '8,8,8': give batch,length,channels,state"),
-        (["--repeats", "0"], "--repeats 0: give whole numbers from 1 on"),
+        (["--repeats", "0"], "--repeats 0: give whole numbers of at least 1"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

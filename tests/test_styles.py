@@ -162,8 +162,8 @@ def test_what_does_not_fit_the_model_is_refused_in_one_sentence(styled, faces, t
         (lambda: styled(labels, style=other), "the style is of another model"),
         (lambda: styled(labels, style_guidance=2.0), "but there is no style to follow"),
         (lambda: styled(labels, style=own, style_guidance=-1.0), "style guidance is -1.0: use 0"),
-        (lambda: plain.style(images, labels), "the model knows no style"),
-        (lambda: plain(labels, style=own), "the model knows no style"),
+        (lambda: plain.style(images, labels), "this model has no style conditioning"),
+        (lambda: plain(labels, style=own), "this model has no style conditioning"),
     ]:
         with pytest.raises(InputError, match=said):
             wrong()
@@ -237,7 +237,7 @@ def test_the_command_takes_references_parts_and_what_lies_between(
     bare = next(i for i, labels in enumerate(faces[1]) if not (labels == HAT).any())
     make(run, files, "--part", "hair,hat", *at(bare))
     said = capsys.readouterr().out
-    assert "shows no hat, which is then left to noise" in said
+    assert "shows no hat, which is then drawn from noise" in said
     assert "note: no reference gives background, skin" in said
     between = make(
         run, files, "--reference", *at(1), "--towards", *at(2), "--interpolate", 3, "--per-mask", 2
@@ -271,7 +271,7 @@ def test_references_that_cannot_be_used_are_refused_in_one_sentence(
         (tiny_style_run, ("--towards", face, mask), "--towards needs a face to begin with"),
         (tiny_style_run, ("--interpolate", 3), "--interpolate goes with --towards"),
         (tiny_style_run, ("--style-guidance", 2), "but there is no style to follow"),
-        (tiny_run, ("--reference", face, mask), "the model knows no style"),
+        (tiny_run, ("--reference", face, mask), "this model has no style conditioning"),
     ]:
         with pytest.raises(InputError, match=said):
             make(run, files, *options)

@@ -1,8 +1,8 @@
-"""Classes of label maps: what a set of them is, and the nineteen of CelebAMask-HQ.
+"""Class sets of label maps, and the nineteen classes of CelebAMask-HQ.
 
-There the index of a name is its class id and also its place in the merge order: part masks are
-painted from 1 to 18 and a later class overwrites an earlier one. `l_` and `r_` are the subject's
-left and right, so `l_eye` lies on the viewer's right.
+In CelebAMask-HQ the index of a name is its class id and also its place in the merge order: part
+masks are painted from 1 to 18 and a later class overwrites an earlier one. `l_` and `r_` are the
+subject's left and right, so `l_eye` lies on the viewer's right.
 
 Source: Lee et al., "MaskGAN: Towards Diverse and Interactive Facial Image Manipulation", CVPR 2020,
 and the scripts of its CelebAMask-HQ repository.
@@ -33,7 +33,7 @@ class ClassSet:
 
     names: tuple[str, ...]
     colours: tuple[tuple[int, int, int], ...]
-    """RGB, each its own."""
+    """RGB in 0..255, all different."""
     flip_pairs: tuple[tuple[int, int], ...] = ()
     """Ids that trade places when an image is mirrored."""
 
@@ -43,7 +43,7 @@ class ClassSet:
         for what, values in (("name", self.names), ("colour", self.colours)):
             twice = [value for i, value in enumerate(values) if value in values[:i]]
             if twice:
-                raise InputError(f"the {what} {twice[0]!r} is that of two classes: change one")
+                raise InputError(f"two classes have the {what} {twice[0]!r}: change one")
         if len(self.colours) != len(self.names):
             raise InputError(
                 f"{len(self.names)} classes have {len(self.colours)} colours: give each one"
@@ -62,21 +62,21 @@ class ClassSet:
 
     @functools.cached_property
     def shown(self) -> UInt8[np.ndarray, "256 3"]:
-        """A colour for every label, grey for those that are no class."""
+        """RGB colour by label; grey for labels that are not a class."""
         colours = np.full((256, 3), UNLABELLED_COLOUR, np.uint8)
         colours[: len(self)] = self.colours
         return colours
 
     @functools.cached_property
     def mirrored(self) -> UInt8[np.ndarray, "256"]:
-        """The label that takes each one's place in the mirrored image."""
+        """Label in the mirrored image, by label."""
         labels = np.arange(256, dtype=np.uint8)
         for a, b in self.flip_pairs:
             labels[[a, b]] = b, a
         return labels
 
     def shares(self, counts: Int[np.ndarray, "256"]) -> tuple[dict[str, float], float]:
-        """Of all pixels, the share of each class by name and that of the unlabelled.
+        """Return the share of all pixels by class name, and that of unlabelled pixels.
 
         Args:
           counts: pixels by label.
@@ -86,7 +86,7 @@ class ClassSet:
         return dict(zip(self.names, known, strict=True)), float(share[UNLABELLED])
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """The form that `from_json` reads."""
         return {
             "classes": [
                 {"name": name, "color": list(colour)}
@@ -97,10 +97,10 @@ class ClassSet:
 
     @classmethod
     def from_json(cls, value: Any) -> "ClassSet":
-        """The classes in the order of their ids, with pairs by name.
+        """Read classes in the order of their ids, with flip pairs by name.
 
         Raises:
-          InputError: it is not what `to_json` writes.
+          InputError: it does not have the form that `to_json` writes.
         """
         try:
             names = tuple(str(one["name"]) for one in value["classes"])
@@ -128,7 +128,7 @@ class ClassSet:
           InputError: the file is missing or no list of classes; the message names it.
         """
         try:
-            # Bytes, of which it finds out the encoding: editors begin files with a mark of theirs.
+            # From bytes json detects the encoding; some editors write a byte-order mark.
             return cls.from_json(json.loads(Path(path).read_bytes()))
         except OSError as error:
             raise InputError(
@@ -176,4 +176,4 @@ FLIP_PAIRS: tuple[tuple[int, int], ...] = ((4, 5), (6, 7), (8, 9))
 CELEBAMASK = ClassSet(
     CLASSES, tuple(tuple(int(value) for value in colour) for colour in PALETTE), FLIP_PAIRS
 )
-"""The three together."""
+"""CelebAMask-HQ's classes, colours and flip pairs."""

@@ -1,10 +1,10 @@
-"""Pictures on disk: one way of reading them, and writing that leaves no halves.
+"""Reading of picture files, and atomic writing of PNG files.
 
-Whatever a camera, a browser or a scanner has made of a picture comes out alike (`read_picture`):
-upright by its EXIF orientation, 8 bits a channel, RGB in sRGB, on white where it was transparent.
-Files whose values are numbers rather than colours, such as label maps, come out as they are stored
-(`read_lossless`). What a file is, its content says and not its name. Its size is looked at before
-it is decoded, so that a small file cannot fill the memory.
+`read_picture` returns any picture of a camera, browser or scanner in one form: upright by its EXIF
+orientation, 8 bits per channel, RGB in sRGB, transparency on white. `read_lossless` returns values
+that are numbers rather than colours, such as label maps, as they are stored. The format is
+determined by the content, not the name. The size is checked before decoding, so that a small file
+cannot fill the memory.
 """
 
 import functools
@@ -34,15 +34,15 @@ FORMATS = {
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
-"""The formats of picture files, by how their names end in lower case."""
+"""Formats of picture files by suffix in lower case."""
 LOSSLESS = tuple(suffix for suffix, kind in FORMATS.items() if kind != "JPEG")
-"""How the names of files end that may hold label maps."""
+"""Suffixes of files that may hold label maps."""
 FORMAT_NAMES = "PNG, JPEG, BMP, TIFF or WebP"
 LOSSLESS_NAMES = "PNG, BMP, TIFF or lossless WebP"
 
 MAX_PIXELS = 2**25
-"""Pixels of the largest picture that is decoded: 33 million. A JPEG may have up to 178 million
-where its decoder may skip resolution, which that of a progressive one cannot."""
+"""Pixels of the largest picture that is decoded: 33 million. A JPEG that is decoded at reduced
+resolution (not a progressive one) may have up to 178 million."""
 MAX_BYTES = 2**29
 """Bytes of the largest picture file that is read."""
 
@@ -59,11 +59,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture upright, by its EXIF orientation."""
+"""Transpose that makes a picture upright, by EXIF orientation."""
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 _COLOUR_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_ALPHA_MODES)
 _NAMES_OF_SRGB = ("sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1", "c2")
-"""Names of profiles that are sRGB; others that only mention it, as linear ones, are converted."""
+"""Names of sRGB profiles; others that contain the name, such as linear ones, are converted."""
 _LOSSLESS_TIFF = (
     "raw", "packbits", "tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate",
     "tiff_deflate", "lzma", "zstd",
@@ -74,12 +74,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Stored(NamedTuple):
-    """A decoded file whose values are as they are stored, and what decoding hides of it."""
+    """A decoded file with values as stored, and its format and bit depth, which decoding hides."""
 
     image: Image.Image
     format: str
     depth: int
-    """Bits of a channel, or of a palette's index."""
+    """Bits per channel, or per palette index."""
 
     @property
     def has_alpha(self) -> bool:
@@ -87,14 +87,14 @@ class Stored(NamedTuple):
 
 
 def read_picture(path: Path | str, *, draft: int | None = None) -> Image.Image:
-    """Reads a picture as it is meant to be seen.
+    """Read a picture as it is meant to be seen.
 
-    It is turned by its EXIF orientation, whatever else its EXIF data holds. Grey of 16 bits is
-    scaled to 8, colours of an embedded profile are converted to sRGB (a profile that does not fit
-    the picture is passed over), and what is transparent becomes white.
+    It is turned by its EXIF orientation, even if other EXIF data is malformed. 16-bit grey is
+    scaled to 8 bits, colours are converted from an embedded profile to sRGB (unless the profile
+    does not fit the picture), and transparent pixels become white.
 
     Args:
-      path: a PNG, JPEG, BMP, TIFF or WebP file, whatever its name ends in.
+      path: a PNG, JPEG, BMP, TIFF or WebP file with any suffix.
       draft: a JPEG's decoder may skip resolution down to this many pixels of the shorter side,
         never below (1/2, 1/4 or 1/8 of the stored size).
 
@@ -103,7 +103,7 @@ def read_picture(path: Path | str, *, draft: int | None = None) -> Image.Image:
 
     Raises:
       InputError: the file is missing, damaged, cut short, of another format, larger than
-        `MAX_PIXELS` or `MAX_BYTES`, has several frames or pages, or pixels that are no colours.
+        `MAX_PIXELS` or `MAX_BYTES`, has several frames or pages, or its pixels are not colours.
     """
     with _opened(path) as image:
         if draft is not None and _can_skip_resolution(image):
@@ -114,13 +114,13 @@ def read_picture(path: Path | str, *, draft: int | None = None) -> Image.Image:
 
 
 def read_lossless(path: Path | str) -> Stored:
-    """Reads a file whose values must not have changed on the way, upright, in its own mode.
+    """Read a file whose values must be exact, upright, in its own mode.
 
     Args:
-      path: a PNG, BMP, TIFF or WebP file, whatever its name ends in.
+      path: a PNG, BMP, TIFF or WebP file with any suffix.
 
     Raises:
-      InputError: as of `read_picture`, or the file's compression is lossy.
+      InputError: as in `read_picture`, or the file's compression is lossy.
     """
     with _opened(path) as image:
         lossy = _lossy(image)
@@ -137,14 +137,14 @@ def read_lossless(path: Path | str) -> Stored:
 
 
 def picture_size(path: Path | str, *, draft: bool = False) -> tuple[int, int]:
-    """(width, height) of the upright picture, from the file's header where that says it.
+    """(width, height) of the upright picture, from the file's header.
 
     Args:
-      path: as of `read_picture`.
+      path: as in `read_picture`.
       draft: whether the picture will be read with resolution skipped, so that it may be larger.
 
     Raises:
-      InputError: as of `read_picture`; what follows the header is not looked at.
+      InputError: as in `read_picture`, but data after the header is not checked.
     """
     with _opened(path) as image:
         if not (draft and _can_skip_resolution(image)):
@@ -157,7 +157,7 @@ def picture_size(path: Path | str, *, draft: bool = False) -> tuple[int, int]:
 
 
 def save_png(image: Image.Image, path: Path | str, *, flush: bool = True) -> None:
-    """Writes `image` to `path` as PNG, whole or not at all (`write_atomically`)."""
+    """Write `image` to `path` as PNG, atomically (`write_atomically`)."""
     content = io.BytesIO()
     image.save(content, format="PNG")
     write_atomically(Path(path), content.getvalue(), flush=flush)
@@ -165,18 +165,18 @@ def save_png(image: Image.Image, path: Path | str, *, flush: bool = True) -> Non
 
 @contextmanager
 def _opened(path: Path | str) -> Iterator[Image.Image]:
-    """A file with its header read; whatever goes wrong inside is told in one sentence."""
+    """Open a file and read its header; any error inside the context becomes an InputError."""
     path = Path(path)
     content = b""
     try:
         kind = path.stat().st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a pipe would be waited for
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # reading a pipe may block
             raise InputError(f"{path} is a pipe or a device: give a file")
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise InputError(
-                    f"{path} has more than {MAX_BYTES >> 20} MiB, the most of a picture that is "
-                    "read: make it smaller"
+                    f"{path} has more than {MAX_BYTES >> 20} MiB, the limit for picture "
+                    "files: make it smaller"
                 )
             content = file.read()
         if content.startswith(PNG_SIGNATURE):
@@ -188,9 +188,9 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{path} cannot be read as {_kind(path, content)} (its header names more pixels than "
-            "any picture here has): make it smaller, or replace it by an intact one"
+            "the limit): make it smaller, or replace it by an intact one"
         ) from error
-    # Pillow's decoders raise whatever their parsing trips over: struct.error, KeyError, TypeError.
+    # Pillow's decoders raise many kinds of errors: struct.error, KeyError, TypeError.
     except Exception as error:
         refuse_lfs_pointer(path)
         reason = getattr(error, "strerror", None) or "damaged, cut short or of another format"
@@ -201,8 +201,8 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
 
 
 def _kind(path: Path, content: bytes) -> str:
-    """In words, by the content, or else by the name."""
-    found = [
+    """The kind of file in words, by its content, or else by its name."""
+    kinds = [
         kind
         for start, kind in (
             (PNG_SIGNATURE, "PNG"), (b"\xff\xd8", "JPEG"), (b"BM", "BMP"), (b"RIFF", "WEBP"),
@@ -210,12 +210,12 @@ def _kind(path: Path, content: bytes) -> str:
         )
         if content.startswith(start)
     ]  # fmt: skip
-    kind = found[0] if found else FORMATS.get(path.suffix.lower())
+    kind = kinds[0] if kinds else FORMATS.get(path.suffix.lower())
     return f"a {kind} file" if kind else "a picture"
 
 
 def _check_png(content: bytes) -> None:
-    """Raises SyntaxError unless all checksums agree, also the pixels', which Pillow leaves out."""
+    """Raises SyntaxError unless all checksums agree, including the pixels', which Pillow skips."""
     place = len(PNG_SIGNATURE)
     while place + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[place : place + 8])
@@ -230,8 +230,7 @@ def _check_png(content: bytes) -> None:
 
 
 def _can_skip_resolution(image: Image.Image) -> bool:
-    """Whether it is a JPEG of which the decoder does not keep all that is stored, as of progressive
-    ones."""
+    """Whether it is a JPEG whose decoder may skip stored data (not a progressive one)."""
     return image.format in ("JPEG", "MPO") and not image.info.get("progressive")
 
 
@@ -243,7 +242,7 @@ def _check_decodable(path: Path | str, image: Image.Image) -> None:
             f"{path} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are read: "
             "make it smaller"
         )
-    # A phone's JPEG may carry other views of the same scene behind the picture (MPO).
+    # A phone's JPEG may hold further views of the scene after the picture (MPO).
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise InputError(
             f"{path} holds {image.n_frames} pictures (frames or pages): save the one that is meant"
@@ -251,7 +250,7 @@ def _check_decodable(path: Path | str, image: Image.Image) -> None:
 
 
 def _lossy(image: Image.Image) -> str | None:
-    """What lossy format it is, in words."""
+    """The lossy format in words; None if it is lossless."""
     if image.format in ("JPEG", "MPO"):
         return "a JPEG"
     if image.format == "TIFF" and image.info.get("compression") not in _LOSSLESS_TIFF:
@@ -262,7 +261,7 @@ def _lossy(image: Image.Image) -> str | None:
 
 
 def _is_lossless_webp(content: bytes) -> bool:
-    """Whether the picture's own chunk is one of lossless coding, "VP8L"."""
+    """Whether the picture's chunk is coded losslessly ("VP8L")."""
     place = 12
     while place + 8 <= len(content):
         kind, length = struct.unpack("<4sI", content[place : place + 8])
@@ -273,8 +272,8 @@ def _is_lossless_webp(content: bytes) -> bool:
 
 
 def _depth(image: Image.Image) -> int:
-    """Bits that a channel's values, or a palette's indices, are stored in: decoders widen 2- and
-    4-bit greyscale and narrow 16-bit colour without a word."""
+    """Stored bits per channel or palette index: decoders silently widen 2- and 4-bit greyscale and
+    narrow 16-bit colour."""
     if image.format == "PNG":
         return image.fp.getvalue()[_PNG_DEPTH_BYTE]
     if image.format == "TIFF":
@@ -283,11 +282,11 @@ def _depth(image: Image.Image) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none that can be read."""
-    # Other tags may be malformed, as in many phones' files, so this one is looked at alone.
+    """The EXIF orientation, 1 to 8; 1 if it is missing or unreadable."""
+    # Other tags are malformed in many phones' files, so only this one is read.
     try:
         value = image.getexif().get(_ORIENTATION)
-    except Exception:  # whatever Pillow's parser trips over
+    except Exception:  # Pillow's parser raises many kinds
         return 1
     return value if type(value) is int and value in _TURNS else 1
 
@@ -299,13 +298,13 @@ def _upright(image: Image.Image, file: Image.Image) -> Image.Image:
 
 
 def _rgb(path: Path | str, image: Image.Image) -> Image.Image:
-    """A picture of any mode in sRGB, on white."""
+    """Convert a picture of any mode to RGB in sRGB, on white."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         image = _from_sixteen_bits(image)
     if image.mode not in _COLOUR_MODES:
         raise InputError(
-            f"{path} has pixels of type {image.mode}, whose colours nobody states: save it as "
+            f"{path} has pixels of type {image.mode}, whose colours are undefined: save it as "
             "8-bit RGB"
         )
     alpha = None
@@ -327,7 +326,7 @@ def _rgb(path: Path | str, image: Image.Image) -> Image.Image:
 
 
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:
-    """8-bit grey, with alpha where one value is named transparent."""
+    """Convert to 8-bit grey, with alpha if the file names a transparent value."""
     values = np.asarray(image)
     if image.format == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0:  # 0 is white
         values = 65535 - values
@@ -345,7 +344,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _from_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """A picture whose colours are those of a profile in sRGB; as it is where they do not fit."""
+    """Convert a picture from its profile to sRGB; unchanged if the profile does not fit."""
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if ImageCms.getProfileDescription(own).strip() in _NAMES_OF_SRGB:

@@ -1,4 +1,4 @@
-"""From a data source to batches: one global order, whatever the number of processes and threads.
+"""Batches from a data source, in one global order for any number of processes and threads.
 
 Global batch k of size B holds records [kB, (k + 1)B) of an endless stream: the source, shuffled
 anew every epoch, repeated, each record mirrored or not by (seed, its place in the stream) alone.
@@ -33,16 +33,16 @@ class Source(Protocol):
     """Random access to items; a grain data source."""
 
     ids: Sequence[Any]
-    """The data set's own names of its items."""
+    """Names of the items in the data set."""
     classes: ClassSet
-    """What labels are ids of."""
+    """Classes that the labels index."""
     checksum: str | None
-    """Of the data set that items are of (`checksums`); None where it has none."""
+    """Checksum of the data set (`checksums`); None if it has none."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Of "image" uint8 (h, w, 3) and "labels" uint8 (h, w) the fields that were asked for; of
-        cached latents "moments" float16 (2, h, w, 2 channels) and "labels"."""
+        """The requested fields among "image" uint8 (h, w, 3) and "labels" uint8 (h, w); for cached
+        latents "moments" float16 (2, h, w, 2 channels) and "labels"."""
 
 
 def open_dataset(
@@ -53,15 +53,15 @@ def open_dataset(
     test_from: int = TEST_FROM,
     fields: Sequence[str] = FIELDS,
 ) -> Source:
-    """Opens a prepared data set (`prepared.PreparedDataset`) or a raw folder (`raw.RawFaces`).
+    """Open a prepared data set (`prepared.PreparedDataset`) or a raw folder (`raw.RawFaces`).
 
-    Arguments and errors are theirs; a prepared data set brings its splits, so that `test_from` is
-    of raw folders only.
+    Arguments and errors are theirs; `test_from` is for raw folders only, since a prepared data set
+    has its own splits.
     """
     if is_latent_cache(path):
         raise InputError(
             f"{path} holds cached latents: set autoencoder.cache to it, and data.path to the data "
-            'set that it was made of, or to "" where that is not at hand'
+            'set that it was made of, or to "" if that is not available'
         )
     if is_prepared(path):
         return PreparedDataset(path, size, split=split, fields=fields)
@@ -75,12 +75,11 @@ def open_dataset(
         )
     if is_unfinished(folder):
         raise InputError(
-            f"{path} is not finished: the command that was writing it continues when it is given "
-            "again"
+            f"{path} is not finished: run the command that was writing it again to continue"
         )
     if any((folder / name).is_dir() for name in ("images", "train/images")):
         raise InputError(
-            f"{path} holds images and labels, which have to be made ready first: `python -m "
+            f"{path} holds images and labels that are not prepared yet: run `python -m "
             f"sisma_jax.prepare --source {quoted} --out DIR --size {size}`"
         )
     return RawFaces(path, size, split=split, test_from=test_from, fields=fields)
@@ -98,17 +97,18 @@ def training_stream(
     threads: int = 2,
     prefetch: int = 4,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-    """Endless batches of this process; reading begins at once, `close()` ends it.
+    """Return an endless iterator over this process's batches; reading starts at once, and
+    `close()` ends it.
 
     Args:
-      source: the items; fewer of them than `batch_size` recur within a batch.
+      source: the items; if they are fewer than `batch_size`, they recur within a batch.
       batch_size: records of a global batch, over all processes.
-      seed: of the order and of the flips, 0 <= seed < 2**32.
+      seed: seed of the order and of the flips, 0 <= seed < 2**32.
       flip: mirror half of the records, labels with left and right classes exchanged.
       start: number of the first global batch.
       process_index: this process, 0 <= process_index < process_count.
       process_count: processes that share a global batch, each getting as many rows.
-      threads: threads that read, one batch at a time each; 0 reads only when asked.
+      threads: threads that read, each one batch at a time; 0 reads on demand.
       prefetch: batches of this process that are read ahead; below `threads`, threads idle.
 
     Returns:
@@ -141,7 +141,7 @@ def training_stream(
 
 
 def batch_ids(source: Source, *, batch_size: int, seed: int, batch: int) -> list[str]:
-    """The data set's names of the items in the global batch of number `batch`; reads none."""
+    """Names of the items in global batch number `batch`, without reading them."""
     order = _global_order(range(len(source)), seed)
     return [str(source.ids[order[batch * batch_size + row]]) for row in range(batch_size)]
 
@@ -151,7 +151,7 @@ def _global_order(source: Source | range, seed: int) -> grain.MapDataset:
 
 
 def fixed_batch(source: Source, count: int) -> dict[str, Shaped[np.ndarray, "count ..."]]:
-    """The first `count` items of a source, in its order and never mirrored, stacked.
+    """The first `count` items of a source, in its order, never mirrored, stacked.
 
     Raises:
       InputError: the source has fewer items.
@@ -166,13 +166,13 @@ def fixed_batch(source: Source, count: int) -> dict[str, Shaped[np.ndarray, "cou
 
 def items(source: Source, indices: Sequence[int]) -> dict[str, Shaped[np.ndarray, "count ..."]]:
     """The items at `indices`, never mirrored, stacked."""
-    found = [_as_seen(source[index]) for index in indices]
-    return {field: np.stack([item[field] for item in found]) for field in found[0]}
+    chosen = [_as_seen(source[index]) for index in indices]
+    return {field: np.stack([item[field] for item in chosen]) for field in chosen[0]}
 
 
 def mirror(classes: ClassSet, item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The mirrored item, labels with left and right classes exchanged."""
-    # Taken, not sliced: a batch would copy a reversed view several times as slowly.
+    # take() instead of a slice: copying a reversed view into a batch is several times slower.
     by_field = {
         "image": lambda x: x.take(np.arange(x.shape[1] - 1, -1, -1), axis=1),
         "labels": lambda x: label_maps.flip(x, classes),
@@ -188,15 +188,15 @@ def _flip_half(
 
 
 def _as_seen(item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The item, of cached moments those of the image that is seen, not of its mirror image."""
+    """The item; of cached moments only those of the image, not those of its mirror image."""
     return item | {"moments": item["moments"][0]} if "moments" in item else item
 
 
 class _ProcessRows(grain.MapDataset):
-    """The rows of one process, out of a stream in global order.
+    """The rows of one process, from a stream in global order.
 
-    Selecting them here, after everything random, is what keeps batches independent of the process
-    count: grain draws from the index it is asked for, and that index is still the global one.
+    They are selected after everything random, which keeps batches independent of the process count:
+    grain derives randomness from the requested index, and that is the global one here.
     """
 
     def __init__(

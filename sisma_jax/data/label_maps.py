@@ -3,10 +3,10 @@
 A label map is a uint8 array (height, width) of class ids, those of CelebAMask-HQ unless another set
 is given, and 255 (`classes.UNLABELLED`) where a pixel has no class. On disk it is a PNG, BMP, TIFF
 or lossless WebP file in one of four forms: 8-bit greyscale values that are ids, palette indices
-that are ids, RGB in the classes' colours or in those of PASCAL VOC, which SPADE and its kin use, or
-RGB whose three channels all hold the id. Whatever could have changed an id on the way (lossy
-compression, alpha, another bit depth) is refused rather than guessed at; soft edges between class
-colours are read where the caller says how far a colour may be off.
+that are ids, RGB in the classes' colours or in those of PASCAL VOC, as SPADE and related code use,
+or RGB whose three channels all hold the id. Anything that may have changed an id (lossy
+compression, alpha, another bit depth) is refused; soft edges between class colours are read only if
+the caller says how far a colour may be off.
 """
 
 from collections.abc import Iterable
@@ -49,18 +49,18 @@ def resize_nearest(labels: UInt8[np.ndarray, "h w"], size: int) -> UInt8[np.ndar
 def write_label_map(
     path: Path | str, labels: UInt8[np.ndarray, "h w"], classes: ClassSet = CELEBAMASK
 ) -> None:
-    """Writes an indexed PNG: it shows in class colours and reads back as the same ids."""
+    """Write an indexed PNG, which shows class colours and reads back as the same ids."""
     image = Image.fromarray(labels)
     image.putpalette(classes.shown.tobytes())
     image_files.save_png(image, path)
 
 
 def collect_masks(paths: Iterable[Path | str]) -> list[Path]:
-    """The mask files that the user's paths stand for, in the order given.
+    """Return the mask files that paths stand for, in the order given.
 
     Args:
-      paths: files, taken as they are, and folders, each standing for its files by name that may
-        hold label maps (`image_files.LOSSLESS`).
+      paths: files, taken as they are, and folders, which stand for their files with a suffix in
+        `image_files.LOSSLESS`, ordered by name.
 
     Raises:
       InputError: a path does not exist, or a folder holds no such file.
@@ -95,20 +95,20 @@ def read_label_map(
     allow_unlabelled: bool = False,
     nearest_colour: float | int | None = None,
 ) -> UInt8[np.ndarray, "h w"]:
-    """Reads a label map from a file.
+    """Read a label map from a file.
 
-    A greyscale file's values are ids. An RGB file's colours are looked up among the classes', or
-    where they are none of these, among PASCAL VOC's; where all are grey and neither, they are ids.
-    An indexed file's indices are ids, unless they cannot be and its colours are all class colours;
-    where both readings are possible and differ, the file is refused.
+    A greyscale file's values are ids. An RGB file's colours are looked up among the classes', then
+    among PASCAL VOC's; if all are grey and neither fits, they are ids. An indexed file's indices
+    are ids, unless they cannot be and its colours are all class colours; if both readings are
+    possible and differ, the file is refused.
 
     Args:
       path: a PNG, BMP, TIFF or lossless WebP file.
-      classes: the set that the ids are of.
+      classes: the classes that the ids index.
       class_order, allow_unlabelled, nearest_colour: see `Reading`.
 
     Returns:
-      uint8 ids from 0 to len(classes) - 1, and 255 where `allow_unlabelled` let it pass.
+      uint8 ids from 0 to len(classes) - 1, and 255 if `allow_unlabelled`.
 
     Raises:
       InputError: the file is unreadable, lossy, of another format, has alpha or another bit depth
@@ -121,7 +121,7 @@ def read_label_map(
 def read_with_share(
     path: Path | str, classes: ClassSet, reading: Reading
 ) -> tuple[UInt8[np.ndarray, "h w"], float]:
-    """As `read_label_map`, and the share of pixels that took the nearest class colour."""
+    """Like `read_label_map`, with the share of pixels that took the nearest class colour."""
     reading.check(classes)
     stored = image_files.read_lossless(path)
     _check_form(path, stored)
@@ -143,7 +143,7 @@ def _check_form(path: Path | str, stored: image_files.Stored) -> None:
     """Raises InputError unless values can be ids or class colours."""
     if stored.has_alpha:
         raise InputError(
-            f"mask {path} has an alpha channel, which can mean no class: save it without "
+            f"mask {path} has an alpha channel, which label maps cannot have: save it without "
             "transparency, as class ids or in the class colours"
         )
     mode = stored.image.mode

@@ -1,5 +1,5 @@
-"""What the values of a label map's file mean: ids, palette indices, colours, soft edges between
-these. `label_maps` reads the files."""
+"""Interpretation of values in label map files: ids, palette indices, colours, soft edges between
+colours. `label_maps` reads the files."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,35 +15,35 @@ from sisma_jax.errors import InputError
 
 CLASS_ORDERS = ("canonical", "bisenet")
 """Orders in which the CelebAMask-HQ classes are numbered: the data set's own, and that of
-face-parsing.PyTorch (a BiSeNet), which much of the field's software writes."""
+face-parsing.PyTorch (a BiSeNet), which much other software writes."""
 
 FROM_BISENET = np.arange(256, dtype=np.uint8)
 FROM_BISENET[: len(BISENET)] = [CLASSES.index(name) for name in BISENET]
-"""Canonical ids by those of face-parsing.PyTorch."""
+"""Canonical id, by the id of face-parsing.PyTorch."""
 _NO_CLASS = -1
 _BLOCK = 2**20
-"""Pixels whose colours are looked up at a time, which bounds the memory of large files."""
+"""Pixels whose colours are looked up at a time, which bounds the memory for large files."""
 MOST_COLOURS = 2**16
-"""Colours of one file; soft edges make thousands of a few."""
+"""Limit of colours in one file; soft edges turn a few into thousands."""
 MOST_UNSURE = 2**21
-"""Pixels in one file whose class those around them have to decide."""
+"""Limit of pixels in one file whose class is decided by their surroundings."""
 OWN, VOC, GREY = "the data set's class colours", "the colours of PASCAL VOC", "ids as grey"
-"""What an RGB file's colours may be."""
+"""Possible meanings of an RGB file's colours."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How label maps are to be read."""
+    """Options for reading label maps."""
 
     class_order: str = "canonical"
-    """One of CLASS_ORDERS; "bisenet" renumbers ids (not the classes' own colours, which say what
-    they are) and is for CelebAMask-HQ's classes alone."""
+    """One of CLASS_ORDERS; "bisenet" renumbers ids (not files in class colours, which are
+    unambiguous) and is for CelebAMask-HQ's classes only."""
     allow_unlabelled: bool = False
-    """Let pixels be unlabelled: id 255, or mid grey (128, 128, 128) in RGB."""
+    """Accept unlabelled pixels: id 255, or mid grey (128, 128, 128) in RGB."""
     nearest_colour: float | int | None = None
-    """Take colours that are no class colour for the nearest one, at a Euclidean distance in RGB of
-    at most this; None for not at all. Where classes blend into each other, those around the pixel
-    come first: the mean of two colours may be next to that of a third class."""
+    """Largest Euclidean distance in RGB at which a colour is mapped to the nearest class colour;
+    None maps none. Classes around a blended pixel come first, since the mean of two class colours
+    may be close to that of a third class."""
 
     def __post_init__(self) -> None:
         """Raises InputError for values out of range."""
@@ -59,16 +59,16 @@ class Reading:
             )
 
     def check(self, classes: ClassSet) -> None:
-        """Raises InputError where it cannot be of these classes."""
+        """Raises InputError if it does not apply to these classes."""
         if self.class_order != "canonical" and classes != CELEBAMASK:
             raise InputError(
-                f"class order {self.class_order!r} is one of CelebAMask-HQ's classes alone, and "
+                f"class order {self.class_order!r} is for CelebAMask-HQ's classes only, but "
                 f"these are {', '.join(classes.names[:4])}, ...: leave it out"
             )
 
 
 LENIENT = Reading(allow_unlabelled=True)
-"""The reading that lets pixels be unlabelled, for masks of which the model may decide a part."""
+"""Accepts unlabelled pixels, for masks of which the model may decide a part."""
 
 
 def _first_pixel(wrong: np.ndarray) -> tuple[int, int]:
@@ -78,7 +78,7 @@ def _first_pixel(wrong: np.ndarray) -> tuple[int, int]:
 
 
 def _voc_colours(count: int) -> tuple[tuple[int, int, int], ...]:
-    """The colours of ids 0.. as PASCAL VOC has them: their bits spread over the three channels."""
+    """PASCAL VOC's colours of the first `count` ids: the ids' bits spread over three channels."""
     colours = []
     for label in range(count):
         channels = [0, 0, 0]
@@ -97,7 +97,7 @@ def _blocks(pixels: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _codes(rgb: UInt8[np.ndarray, "*shape 3"]) -> UInt32[np.ndarray, "*shape"]:
-    """A number for every colour."""
+    """One number per colour, 0xRRGGBB."""
     red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
     return red << 16 | green << 8 | blue
 
@@ -107,10 +107,10 @@ def _colours(codes: UInt32[np.ndarray, "n"]) -> UInt8[np.ndarray, "n 3"]:
 
 
 class Values:
-    """What the pixels of one file mean.
+    """Converts the pixels of one file to class ids.
 
     Attributes:
-      share: of the pixels that took the nearest class colour.
+      share: share of pixels that took the nearest class colour.
     """
 
     def __init__(self, path: Path | str, classes: ClassSet, reading: Reading):
@@ -152,13 +152,13 @@ class Values:
         return np.where(codes[place] == wanted, ids[place], np.int16(_NO_CLASS))
 
     def by_grey(self, colours: UInt8[np.ndarray, "n 3"]) -> Int16[np.ndarray, "n"]:
-        """Ids of greys whose value is one; `_NO_CLASS` for any other colour."""
+        """Ids of grey colours whose value is an id; `_NO_CLASS` for any other colour."""
         value = colours[:, 0]
         grey = (colours == value[:, None]).all(axis=1) & self.is_id(value)
         return np.where(grey, value.astype(np.int16), np.int16(_NO_CLASS))
 
     def ids_from_colours(self, rgb: UInt8[np.ndarray, "h w 3"]) -> tuple[np.ndarray, bool]:
-        """Ids, and whether it was by their numbers that the file was painted."""
+        """Ids, and whether the file encodes id numbers rather than class colours."""
         codes = self.colours_of(rgb)
         counts = np.zeros(len(codes), np.int64)
         for block in _blocks(rgb):
@@ -171,15 +171,15 @@ class Values:
             VOC: self.by_colour(colours, _voc_colours(len(self.classes))),
             GREY: self.by_grey(colours),
         }
-        whole = {what: ids for what, ids in readings.items() if (ids != _NO_CLASS).all()}
-        if OWN in whole and VOC in whole and (whole[OWN] != whole[VOC]).any():
-            x, y = self.first_of(rgb, codes[whole[OWN] != whole[VOC]])
+        complete = {what: ids for what, ids in readings.items() if (ids != _NO_CLASS).all()}
+        if OWN in complete and VOC in complete and (complete[OWN] != complete[VOC]).any():
+            x, y = self.first_of(rgb, codes[complete[OWN] != complete[VOC]])
             raise InputError(
                 f"mask {self.path} is ambiguous at pixel ({x}, {y}): its colours are those of the "
                 "data set and those of PASCAL VOC; save it as greyscale ids"
             )
-        if whole:
-            what, ids = next(iter(whole.items()))
+        if complete:
+            what, ids = next(iter(complete.items()))
             return self.look_up(rgb, codes, ids.astype(np.uint8)), what != OWN
         if self.nearest is None:
             self.refuse_colours(rgb, colours, codes, readings[OWN])
@@ -191,17 +191,17 @@ class Values:
         """All colours, as sorted codes.
 
         Raises:
-          InputError: there are more than any label map has.
+          InputError: there are more than MOST_COLOURS.
         """
-        found = np.zeros(0, np.uint32)
+        codes = np.zeros(0, np.uint32)
         for block in _blocks(rgb):
-            found = np.union1d(found, _codes(block))
-            if len(found) > MOST_COLOURS:
+            codes = np.union1d(codes, _codes(block))
+            if len(codes) > MOST_COLOURS:
                 raise InputError(
                     f"mask {self.path} has more than {MOST_COLOURS:,} colours: it is a photograph, "
                     "not a label map"
                 )
-        return found
+        return codes
 
     def look_up(
         self,
@@ -209,7 +209,7 @@ class Values:
         codes: UInt32[np.ndarray, "n"],
         table: np.ndarray,
     ) -> np.ndarray:
-        """What `table` has for each pixel's colour, of the sorted `codes`."""
+        """The entry of `table` for each pixel's colour; `table` follows the sorted `codes`."""
         return np.concatenate(
             [table[np.searchsorted(codes, _codes(block))] for block in _blocks(rgb)]
         )
@@ -264,7 +264,7 @@ class Values:
         ids: Int16[np.ndarray, "n"],
         what: str,
     ) -> UInt8[np.ndarray, "h w"]:
-        """The label of every pixel, by `ids` where its colour is a class colour, else the nearest.
+        """The label of every pixel: from `ids` for class colours, otherwise the nearest class.
 
         Raises:
           InputError: a colour is farther away than is allowed.
@@ -287,12 +287,12 @@ class Values:
         if unsure > MOST_UNSURE:
             raise InputError(
                 f"mask {self.path} has {unsure:,} pixels in no area of a class colour, more than "
-                f"the {MOST_UNSURE:,} of which the nearest is looked for: is it a label map?"
+                f"the limit of {MOST_UNSURE:,}: check that it is a label map"
             )
-        found = soft_edges.settle(rgb, labels, sure, certain, known)
-        # A class too small to be sure of anywhere around: then all classes count.
-        alone = found.distances > self.nearest
-        y, x = found.y[alone], found.x[alone]
+        settled = soft_edges.settle(rgb, labels, sure, certain, known)
+        # No class around is close enough; the right one may have no certain area, so try all.
+        alone = settled.distances > self.nearest
+        y, x = settled.y[alone], settled.x[alone]
         far = self.look_up(rgb, codes, np.where(exact, 0, least))[y, x] > self.nearest
         if far.any():
             y, x = y[far][0], x[far][0]
@@ -303,14 +303,14 @@ class Values:
                 f"{self.classes.names[best[place]]}), where --nearest-colour allows "
                 f"{self.nearest:g}: allow more, or paint the mask again"
             )
-        y, x, taken = found.y[~alone], found.x[~alone], found.labels[~alone]
+        y, x, taken = settled.y[~alone], settled.x[~alone], settled.labels[~alone]
         exact = self.look_up(rgb, codes, exact)[y, x]
         self.share += float(np.count_nonzero(exact & (labels[y, x] != taken)) / labels.size)
         labels[y, x] = taken
         return labels
 
     def ids_from_indices(self, indices: np.ndarray, palette: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The indices as they are, or the classes of their colours, and whether the former."""
+        """Ids, from indices or their palette colours, and whether the file encodes id numbers."""
         used = np.unique(indices)
         if used[-1] >= len(palette):
             return indices, True
@@ -318,18 +318,18 @@ class Values:
         if self.nearest is not None and (own == _NO_CLASS).any():
             return self.ids_from_colours(palette[indices])
         voc = self.by_colour(palette[used], _voc_colours(len(self.classes)))
-        for found, whose in ((own, "class"), (voc, "PASCAL VOC's class")):
-            # Palettes that show several ids in one colour (all black, say) say nothing of classes.
-            if (found == _NO_CLASS).any() or len(np.unique(found)) < len(used):
+        for ids, whose in ((own, "class"), (voc, "PASCAL VOC's class")):
+            # A palette with one colour for several ids (such as all black) does not encode classes.
+            if (ids == _NO_CLASS).any() or len(np.unique(ids)) < len(used):
                 continue
-            if self.is_id(used).all() and (found != used).any():
-                if found is voc and (found != used).sum() == 1:  # a colour of VOC's by chance
+            if self.is_id(used).all() and (ids != used).any():
+                if ids is voc and (ids != used).sum() == 1:  # equals a VOC colour by chance
                     return indices, True
-                self.refuse_palette(indices, used, found, whose)
+                self.refuse_palette(indices, used, ids, whose)
             lookup = np.zeros(256, np.uint8)
-            lookup[used] = found
-            return lookup[indices], found is voc
-        # Most of the picture in class colours of another order: a palette that was made anew.
+            lookup[used] = ids
+            return lookup[indices], ids is voc
+        # Most of the picture has class colours in another order: its palette was rebuilt.
         moved = (own != _NO_CLASS) & (own != used)
         share = np.bincount(indices.reshape(-1), minlength=256)[used][moved].sum() / indices.size
         if self.is_id(used).all() and len(np.unique(own[moved])) > 1 and share > 0.5:
@@ -339,7 +339,7 @@ class Values:
     def refuse_palette(
         self, indices: np.ndarray, used: np.ndarray, classes: np.ndarray, whose: str
     ) -> None:
-        """Raises InputError at the first pixel whose index and colour say different classes."""
+        """Raises InputError at the first pixel whose index and colour mean different classes."""
         first = int(np.argmax(classes != used))
         x, y = _first_pixel(indices == used[first])
         raise InputError(

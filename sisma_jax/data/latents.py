@@ -1,8 +1,8 @@
-"""Cached latents: for every item of a prepared data set the moments of its latents, and its labels.
+"""Cached latents: the moments of every item's latents, and its labels.
 
-`sisma_jax.cache_latents` writes them. A record holds the moments of the image and of its mirror
-image, which are not each other's mirror images, in float16, and the labels once. What was encoded,
-and by which autoencoder, is said by checksums in `latents.json`.
+`sisma_jax.cache_latents` writes them from a prepared data set. A record holds the float16 moments
+of the image and of its mirror image (which are not mirror images of each other), and the labels
+once. Checksums in `latents.json` identify the data and the autoencoder.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from sisma_jax.errors import InputError
 
 LATENTS_FILE = "latents.json"
 VERSION = 1
-"""Grows when older software could not read the records."""
+"""Incremented when older software cannot read the records."""
 CODING = {"container": "msgpack", "moments": "float16", "labels": records.CODING["labels"]}
 
 
@@ -35,21 +35,21 @@ def is_latent_cache(path: Path | str) -> bool:
 class LatentCache:
     """Random access to the items of one split, in the order of their ids; a grain data source.
 
-    Item `i` is a dict of "moments" float16 (2, h, w, 2 channels), of the image and of its mirror
-    image, mean and log-variance before scaling side by side, and "labels" uint8 (size, size) of the
-    image. Reading is thread-safe.
+    Item `i` is a dict of "moments" float16 (2, h, w, 2 channels), mean and log-variance before
+    scaling, of the image and of its mirror image, and "labels" uint8 (size, size) of the image.
+    Reading is thread-safe.
 
     Attributes:
-      ids: list of str, the data set's own names of its items.
-      classes: what labels are ids of.
-      checksum: of the data set that was encoded.
+      ids: list of str, names of the items in the data set.
+      classes: the classes that labels index.
+      checksum: checksum of the data set that was encoded.
     """
 
     def __init__(self, path: Path | str, *, split: str = "train"):
-        """Opens the shards.
+        """Open the shards.
 
         Raises:
-          InputError: it is no finished cache, has no such split, or shards are missing or hold
+          InputError: it is not a finished cache, has no such split, or shards are missing or hold
             another number of records.
         """
         self._description = prepared.read_versioned(
@@ -63,15 +63,15 @@ class LatentCache:
         self.ids, self._records = prepared.open_split(path, self._description, split)
 
     def check(self, *, size: int, autoencoder: str | None, data: str | None) -> None:
-        """Compare what was encoded with what is asked for.
+        """Check that the cache was made from this data by this autoencoder.
 
         Args:
-          size: pixels of the images.
-          autoencoder: checksum of the autoencoder; None where it is not yet known.
-          data: checksum of the data set; None where there is none to compare with.
+          size: side of the images in pixels.
+          autoencoder: checksum of the autoencoder; None if it is not known yet.
+          data: checksum of the data set; None to skip it.
 
         Raises:
-          InputError: naming everything that differs.
+          InputError: something differs; the message names all of it.
         """
         made_of = self._description
         differences = []
@@ -95,7 +95,7 @@ class LatentCache:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        place = range(len(self))[index]  # IndexError, which ends an iteration, past the last
+        place = range(len(self))[index]  # IndexError past the end, to end an iteration
         stored = records.unpack(self._records[place])
         return {
             "moments": np.frombuffer(stored["moments"], np.float16).reshape(self._shape),

@@ -1,13 +1,12 @@
-"""Data sets as people have them, behind one face: what there is to read, and how one item is read.
+"""Layouts of source data sets: listing their items, and reading one.
 
 raw     `CelebA-HQ-img` and `CelebAMask-HQ-mask-anno` (`raw_layout`)
 pairs   `images` and `labels`, one label map per image, of the same name; or `train` and `test` (or
         `val`) with these two each, which is how the synthesis papers (SEAN, SDM, CA2-SIS) pack
         CelebAMask-HQ
 
-Pairs may be of any classes, which a file `classes.json` then lists (`classes.ClassSet.from_json`).
-Listing does not stop at what is wrong: it goes into `rejected`. What it had to decide by itself
-goes into `notes`.
+Pairs may have any classes, listed in a file `classes.json` (`classes.ClassSet.from_json`). Listing
+does not stop at errors but collects them in `rejected`, and its own decisions in `notes`.
 """
 
 import dataclasses
@@ -29,17 +28,17 @@ from sisma_jax.errors import InputError
 from sisma_jax.files import is_content, stem
 
 SPLITS = ("sis", "official")
-"""Of the raw layout: that of the synthesis papers, by id, and the one of CelebA."""
+"""Splits of the raw layout: by id as in the synthesis papers, and CelebA's own."""
 
 CLASSES_FILE = "classes.json"
 
 _FIRST_VAL, _FIRST_TEST = 162_771, 182_638
 
 TEST_SHARE = 0.1
-"""Of the items, from the last on, that are held out where neither the data set nor its user says
-which."""
+"""Share of items, at the end of the list, that are held out if neither data set nor user defines a
+test split."""
 _HELD_OUT = ("test", "val", "valid", "validation")
-"""Folders that stand for the test split, the first that is there."""
+"""Folders for the test split; the first that exists is used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +55,12 @@ class Entry:
 
     id: str
     place: tuple[Any, ...]
-    """Where it lies; see `Reader.read`."""
+    """Kind of item and location of its files; see `Reader.read`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A data set that was listed."""
+    """A listed data set."""
 
     root: Path
     name: str
@@ -69,27 +68,27 @@ class Layout:
     splits: dict[str, list[Entry]]
     """Each in the order of ids."""
     rejected: list[Rejected]
-    """What listing has found wrong."""
+    """Files and items that listing found unusable."""
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What listing has decided by itself, in words."""
+    """Decisions that listing made by itself, in sentences."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """How one item is read; small, for it goes to every worker."""
+    """Reads one item; small, since it is sent to every worker."""
 
     size: int
-    """Pixels of a side."""
+    """Side in pixels."""
     classes: ClassSet
     class_order: str
     crop: bool
-    """Of pairs that are no squares, keep the largest one in the middle."""
+    """Crop pairs that are not square to the largest central square."""
     nearest_colour: float | int | None = None
-    """As of `label_values.Reading`."""
+    """As in `label_values.Reading`."""
 
     def read(self, entry: Entry) -> dict[str, np.ndarray]:
-        """ "image" uint8 (size, size, 3) and "labels" uint8 (size, size); of pairs also "share",
-        that of label pixels which took the nearest class colour.
+        """ "image" uint8 (size, size, 3) and "labels" uint8 (size, size); for pairs also "share",
+        the share of label pixels that took the nearest class colour.
 
         Raises:
           InputError: a file is missing, damaged or does not fit the other, or no pixel has a class.
@@ -108,7 +107,7 @@ class Reader:
         labels, share = read_with_share(label_path, self.classes, reading)
         if (labels == UNLABELLED).all():
             raise InputError(f"{label_path} has no pixel with a class: all are unlabelled (255)")
-        # From the header: the decoder's shortcut rounds sides, which could not be compared.
+        # From the header, since the decoder rounds sides when it skips resolution.
         (height, width), size = labels.shape, image_files.picture_size(image_path, draft=True)
         # Sides of a resized copy are rounded to whole pixels.
         if abs(height * size[0] - width * size[1]) >= max(width, size[0], height, size[1]):
@@ -123,8 +122,8 @@ class Reader:
             )
         if height != width and not self.crop:
             raise InputError(
-                f"{image_path} is no square ({size[0]} x {size[1]} pixels): crop it, or have "
-                "the middle taken with --crop"
+                f"{image_path} is not square ({size[0]} x {size[1]} pixels): crop it, or take "
+                "its centre with --crop"
             )
         image = image_files.read_picture(image_path, draft=2 * self.size)
         if height != width:
@@ -154,18 +153,19 @@ def survey(
     test_from: int | None = None,
     classes_file: Path | None = None,
 ) -> Layout:
-    """Find out what a folder holds.
+    """Detect a folder's layout and list its items.
 
     Args:
       root: the data set's folder.
-      split: of a raw folder, one of SPLITS; pairs bring theirs in `train` and `test` (or `val`).
-      test_from: where the layout has no test split: the first id in it (raw, "sis"), or its place
-        in the order of names (pairs). None: 28,000 of a raw folder that has so many, else so that
-        the last tenth is held out.
+      split: split of a raw folder, one of SPLITS; pairs have theirs in `train` and `test` (or
+        `val`).
+      test_from: if the layout has no test split: its first id (raw, "sis"), or its position in the
+        order of names (pairs). None: 28,000 in a raw folder that large, otherwise the last tenth is
+        held out.
       classes_file: JSON list of the classes of pairs; `classes.json` in `root` if it is there.
 
     Raises:
-      InputError: it holds none of the layouts, or nothing at all.
+      InputError: it has none of the layouts.
     """
     raw_layout.check_root(root)
     if (root / raw_layout.IMAGE_FOLDER).is_dir():
@@ -193,7 +193,7 @@ def survey(
         if held_out is None:
             splits = _cut(splits["train"], test_from, notes)
         elif test_from is not None:
-            notes.append(f"{root} has its own test split: --test-from has no part in it")
+            notes.append(f"{root} has its own test split: --test-from is ignored")
         return Layout(root, "packed", classes, splits, rejected, notes)
     if not (root / "images").is_dir():
         raise InputError(
@@ -206,8 +206,8 @@ def survey(
 
 def _split_folders(root: Path, notes: list[str]) -> dict[str, tuple[Path, Path]]:
     """Images and labels of each split: train/images and train/labels, or images/train and
-    labels/train; {} where there are no splits."""
-    found = {}
+    labels/train; {} if there are no splits."""
+    folders = {}
     for name in ("train", *_HELD_OUT):
         for images, labels in (
             (root / name / "images", root / name / "labels"),
@@ -216,12 +216,12 @@ def _split_folders(root: Path, notes: list[str]) -> dict[str, tuple[Path, Path]]
             if images.is_dir() and not labels.is_dir() and name != "train":
                 notes.append(f"{images} has no label maps, it lacks {labels}: it is left out")
             elif images.is_dir():
-                found[name] = (images, labels)
-    return found
+                folders[name] = (images, labels)
+    return folders
 
 
 def _cut(items: list[Entry], test_from: int | None, notes: list[str]) -> dict[str, list[Entry]]:
-    """Items split at their place in the list."""
+    """Split items at position `test_from` of the list."""
     if test_from is not None and test_from < 0:
         raise InputError(
             f"--test-from is {test_from}: give the place of the first test item, from 0"
@@ -233,14 +233,14 @@ def _cut(items: list[Entry], test_from: int | None, notes: list[str]) -> dict[st
 
 
 def _tenth(count: int) -> int:
-    """How many of so many are held out: one at least, and never all."""
+    """How many of `count` items are held out: at least one, but never all."""
     return min(max(1, round(TEST_SHARE * count)), count - 1) if count else 0
 
 
 def _how_split(tests: int, count: int, test_from: int) -> str:
     return (
-        f"the last {tests} of {count} items are the test split, for the data set has none of its "
-        f"own: choose another by --test-from (this is {test_from})"
+        f"the last {tests} of {count} items are the test split, since the data set has none of its "
+        f"own: change it with --test-from (now {test_from})"
     )
 
 
@@ -248,7 +248,7 @@ def _survey_raw(root: Path, split: str, test_from: int | None) -> Layout:
     masks = raw_layout.mask_folder(root)
     rejected: list[Rejected] = []
     notes: list[str] = []
-    # A stray file may be what its face lacks, so the face is left out with it.
+    # A misnamed file may be the one that its face lacks, so the face is left out, too.
     strays: set[int] = set()
 
     def report(message: str, face: int | None) -> None:
@@ -265,7 +265,7 @@ def _survey_raw(root: Path, split: str, test_from: int | None) -> Layout:
     faces = sorted(images.keys() & parts.keys() - strays)
     if split == "official":
         if test_from is not None:
-            notes.append("the official split is CelebA's own: --test-from has no part in it")
+            notes.append("the official split is CelebA's own: --test-from is ignored")
         names, place = ("train", "val", "test"), _official_split(root)
         for face in faces:
             if face not in place:
@@ -287,7 +287,7 @@ def _survey_raw(root: Path, split: str, test_from: int | None) -> Layout:
 
 
 def _first_test_id(faces: list[int], notes: list[str]) -> int:
-    """Where the papers' test split begins, or that of the last tenth of a smaller set."""
+    """First id of the papers' test split, or of the last tenth of a smaller set."""
     if not faces or faces[0] < raw.TEST_FROM <= faces[-1]:
         return raw.TEST_FROM
     tests = _tenth(len(faces))
@@ -297,7 +297,7 @@ def _first_test_id(faces: list[int], notes: list[str]) -> int:
 
 
 def _official_split(root: Path) -> dict[int, int]:
-    """0, 1 or 2 (train, val, test) for every id, by the place of its original in CelebA."""
+    """0, 1 or 2 (train, val, test) by id, from the index of its original in CelebA."""
     path = root / raw_layout.MAPPING_FILE
     try:
         content = path.read_bytes()
@@ -329,11 +329,11 @@ def _list_pairs(
     """Images with their label maps, in the order of names.
 
     Raises:
-      InputError: there are some of both, and none belong together.
+      InputError: there are images and label maps, but no pair.
     """
     images, images_twice = _by_stem(image_folder, tuple(image_files.FORMATS), rejected)
     labels, labels_twice = _by_stem(label_folder, image_files.LOSSLESS, rejected)
-    # Of two files of one name none is used: nobody knows which is right.
+    # Two files of one name are both left out, since either may be right.
     for name in images_twice | labels_twice:
         images.pop(name, None)
         labels.pop(name, None)
@@ -352,17 +352,17 @@ def _list_pairs(
 def _without_affixes(
     folder: Path, images: dict[str, Path], labels: dict[str, Path], notes: list[str]
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The files by what is their own in their names: image_1 and 1_mask are both 1.
+    """Files by name without common affixes: image_1 and 1_mask both become 1.
 
-    What all images, or all label maps, begin or end with is taken off. No digits are: they are what
-    tells items apart. One side may have more than the other, but not each some of its own.
+    Removes what all images, or all label maps, begin or end with, except digits, which distinguish
+    items. One side may have extra files, but not both.
 
     Raises:
-      InputError: names do not belong together even so.
+      InputError: names do not match even so.
     """
     bare_images, bare_labels = _bare(images), _bare(labels)
     together = bare_images.keys() & bare_labels.keys()
-    # Where both have some of their own, numbers may count from elsewhere: 0 beside 1.
+    # If both have extra names, their numbers may start differently, at 0 and at 1.
     if not together or together not in (bare_images.keys(), bare_labels.keys()):
         raise InputError(
             f"the {len(images)} images and {len(labels)} label maps of {folder} have no name in "
@@ -371,15 +371,15 @@ def _without_affixes(
         )
     first = min(together)
     notes.append(
-        f"names in {folder} differ, so {bare_images[first].name} is taken to belong to "
-        f"{bare_labels[first].name}, and {len(together)} pairs like that"
+        f"names in {folder} differ, so {bare_images[first].name} is paired with "
+        f"{bare_labels[first].name}, and likewise {len(together)} pairs in all"
     )
     own = {bare: stem(path) for bare, path in bare_images.items()}
     return images, {own.get(bare, stem(path)): path for bare, path in bare_labels.items()}
 
 
 def _bare(files: dict[str, Path]) -> dict[str, Path]:
-    """The files by their names without what all of them share; {} where that is not their own."""
+    """Files by name without the affixes that all share; {} if the rest is not unique."""
     common = os.path.commonprefix
     prefix = common(list(files)).rstrip("0123456789")
     rest = [name[len(prefix) :] for name in files]
@@ -393,27 +393,27 @@ def _bare(files: dict[str, Path]) -> dict[str, Path]:
 def _by_stem(
     folder: Path, suffixes: Sequence[str], rejected: list[Rejected]
 ) -> tuple[dict[str, Path], set[str]]:
-    """The files by their names without suffix, and the names that several have."""
+    """Files by name without suffix, and the names that several files have."""
     try:
         paths = sorted(path for path in folder.iterdir() if is_content(path.name))
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be listed ({error.strerror}): beside images there have to be labels, "
-            "a label map for each"
+            f"{folder} cannot be listed ({error.strerror}): give both images and labels, with a "
+            "label map for each image"
         ) from error
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     twice: set[str] = set()
     for path in paths:
         name = stem(path)
         if path.suffix.lower() not in suffixes:
-            rejected.append(Rejected(name, f"{path} is no {_kinds(suffixes)} by its name"))
-        elif name in found:
-            reason = f"{path} and {found[name].name} have one name: remove one"
+            rejected.append(Rejected(name, f"{path} is not named like a {_kinds(suffixes)}"))
+        elif name in by_name:
+            reason = f"{path} and {by_name[name].name} have one name: remove one"
             rejected.append(Rejected(name, reason))
             twice.add(name)
         else:
-            found[name] = path
-    return found, twice
+            by_name[name] = path
+    return by_name, twice
 
 
 def _kinds(suffixes: Collection[str]) -> str:

@@ -1,6 +1,6 @@
-"""From a layout to a prepared data set: in parallel, resumable, with a list of what was left out.
+"""Preparing a data set from a layout: in parallel, resumable, with a list of rejected items.
 
-How shards are written and continued is `shards`' part; here are the items, and what is left out.
+`shards` writes and resumes shards; this module handles the items and rejections.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from sisma_jax.progress import bar
 
 REJECTED_FILE = "rejected.jsonl"
 REJECTED_SHARE = 0.01
-"""More than this is no accident: it stops, unless allowed."""
+"""Preparation stops at a larger share of rejected items, unless allowed."""
 
 _ITEMS_PER_MESSAGE = 8
 
@@ -46,18 +46,18 @@ def prepare(
       layout: the data set, listed.
       reader: how its items are read.
       out: a new or empty folder, or one where the same preparation was interrupted or finished.
-      split_name: of the way the data set was split, for `dataset.json`.
+      split_name: name of the split, for `dataset.json`.
       shard_size: items of one shard.
       workers: processes, one per core by default; the files do not depend on it.
       strict: stop at the first item that cannot be used.
       allow_rejected: accept that more than `REJECTED_SHARE` of the items cannot be used.
 
     Returns:
-      What `dataset.json` holds.
+      The content of `dataset.json`.
 
     Raises:
-      InputError: an argument is out of range, `out` holds anything else or cannot be written, or
-        too much of the data set cannot be used.
+      InputError: an argument is out of range, `out` holds other files or cannot be written, or too
+        many items cannot be used.
     """
     for name, value in (("--size", reader.size), ("--shard-size", shard_size)):
         if value < 1:
@@ -65,17 +65,15 @@ def prepare(
     tasks = shards.cut(layout.splits, shard_size)
     total = sum(len(shard.items) for shard in tasks)
     if not total:
-        why = (
-            f"; the first of what is there: {layout.rejected[0].reason}" if layout.rejected else ""
-        )
+        why = f"; the first rejected: {layout.rejected[0].reason}" if layout.rejected else ""
         raise InputError(f"{layout.root} has no item with both an image and labels{why}")
     limit = _Limit(total + len(layout.rejected), strict, allow_rejected)
     limit.count(layout.rejected)
     folder = Folder(out, _plan(layout, reader, split_name, tasks), DATASET_FILE)
     if (finished := folder.finished()) is not None:
         print(
-            f"{out} was finished before, and nothing is read again: delete it to prepare what has "
-            "changed since"
+            f"{out} was finished before, and nothing is read again: delete it to prepare "
+            "changed data"
         )
         return finished
     with folder.writing():
@@ -94,7 +92,7 @@ def _write(
     notes = folder.begin(tasks)
     total = sum(len(shard.items) for shard in tasks)
     for shard in tasks:
-        if shard.file in notes and _was_mended(reader, shard, notes[shard.file]):
+        if shard.file in notes and _is_repaired(reader, shard, notes[shard.file]):
             del notes[shard.file]
     missing = [shard for shard in tasks if shard.file not in notes]
     for note in notes.values():
@@ -114,53 +112,53 @@ def _write(
 
 
 UNLABELLED_SHARE = 0.01
-"""A split with a larger share of unlabelled pixels is said to have it."""
+"""Share of unlabelled pixels in a split above which a note is printed."""
 
 
 def oddities(description: dict[str, Any]) -> list[str]:
-    """What a prepared data set's labels may not be meant to be, in sentences.
+    """Notes, as sentences, on what may be wrong with a prepared data set's labels.
 
     Args:
-      description: what `dataset.json` holds.
+      description: the content of `dataset.json`.
     """
-    found = []
+    notes = []
     for name, split in description["splits"].items():
         if split["ids"]:
-            found += oddities_of(name, split["class_frequency"], split["unlabelled"])
+            notes += oddities_of(name, split["class_frequency"], split["unlabelled"])
     if share := description.get("nearest_colour_share"):
-        found.append(
+        notes.append(
             f"{share:.2%} of the label pixels took the nearest class colour "
             f"(--nearest-colour {description['nearest_colour']:g})"
         )
-    return found
+    return notes
 
 
 def oddities_of(split: str, shares: dict[str, float], unlabelled: float) -> list[str]:
-    """Those of one split, by the shares of its pixels (`ClassSet.shares`)."""
-    found = []
+    """Notes on one split, from the shares of its pixels (`ClassSet.shares`)."""
+    notes = []
     empty = [name for name, share in shares.items() if not share]
     if empty:
-        found.append(
+        notes.append(
             f"split {split!r} has no pixel of {len(empty)} of the {len(shares)} classes: "
             f"{', '.join(empty)}"
         )
     if unlabelled > UNLABELLED_SHARE:
-        found.append(
+        notes.append(
             f"{unlabelled:.1%} of the pixels of split {split!r} are unlabelled (255): if 255 "
-            "stands for a class, number that as the list of classes does"
+            "stands for a class, number it as in the list of classes"
         )
-    return found
+    return notes
 
 
 def missing_splits(description: dict[str, Any]) -> list[str]:
-    """The splits that training needs and a prepared data set has nothing in."""
+    """Splits that training needs and that are empty in a prepared data set."""
     splits = description["splits"]
     return [name for name in ("train", "test") if not splits.get(name, {"ids": []})["ids"]]
 
 
 @dataclasses.dataclass
 class _Limit:
-    """Stops when too much cannot be used."""
+    """Counts rejected items and raises InputError when there are too many."""
 
     total: int
     strict: bool
@@ -174,8 +172,8 @@ class _Limit:
         if not self.allow and self.rejected > REJECTED_SHARE * self.total:
             raise InputError(
                 f"{self.rejected} of {self.total} items cannot be used, more than "
-                f"{REJECTED_SHARE:.0%}; the last is: {rejected[-1].reason}; mend the data set, or "
-                "go on without them with --allow-rejected"
+                f"{REJECTED_SHARE:.0%}; the last is: {rejected[-1].reason}; repair the data set, "
+                "or leave them out with --allow-rejected"
             )
 
 
@@ -197,13 +195,13 @@ def _plan(layout: Layout, reader: Reader, split_name: str, tasks: list[Shard]) -
 
 
 def _nearest(reader: Reader) -> dict[str, float]:
-    """The setting, which data sets of exact colours do not have."""
+    """The setting of --nearest-colour, if given."""
     distance = reader.nearest_colour
     return {} if distance is None else {"nearest_colour": distance}
 
 
-def _was_mended(reader: Reader, shard: Shard, note: dict[str, Any]) -> bool:
-    """Whether an item can be read now that could not be when the shard was written."""
+def _is_repaired(reader: Reader, shard: Shard, note: dict[str, Any]) -> bool:
+    """Whether an item that the shard rejected can be read now."""
     rejected = {one["id"] for one in note["rejected"]}
     for entry in shard.items:
         if entry.id in rejected:
@@ -216,13 +214,14 @@ def _was_mended(reader: Reader, shard: Shard, note: dict[str, Any]) -> bool:
 def _write_shard(
     reader: Reader, folder: Folder, shard: Shard
 ) -> Iterator[tuple[int, list[Rejected], dict | None]]:
-    """Yields how many items were read since last time, those rejected, and at last the note."""
-    # One large block freed makes glibc keep what the pictures' arrays free, and not hand it back.
+    """Yield how many items were read and which were rejected since the last yield; at the end
+    the note."""
+    # Freeing one large block makes glibc keep the memory that the pictures' arrays free.
     np.empty(24 << 20, np.uint8)
     ids, rejected = [], []
     pixels = np.zeros(256, np.int64)
     shares = 0.0
-    told = told_rejected = 0
+    reported = reported_rejected = 0
     with folder.writer(shard) as writer:
         for read, entry in enumerate(shard.items, 1):
             try:
@@ -234,14 +233,14 @@ def _write_shard(
                 pixels += np.bincount(item["labels"].reshape(-1), minlength=256)
                 shares += float(item.get("share", 0.0))
                 ids.append(entry.id)
-            if read - told >= _ITEMS_PER_MESSAGE:
-                yield read - told, rejected[told_rejected:], None
-                told, told_rejected = read, len(rejected)
+            if read - reported >= _ITEMS_PER_MESSAGE:
+                yield read - reported, rejected[reported_rejected:], None
+                reported, reported_rejected = read, len(rejected)
         writer.note["ids"] = ids
         writer.note["pixels"] = pixels.tolist()
         writer.note["shares"] = shares
         writer.note["rejected"] = [dataclasses.asdict(one) for one in rejected]
-    yield len(shard.items) - told, rejected[told_rejected:], writer.note
+    yield len(shard.items) - reported, rejected[reported_rejected:], writer.note
 
 
 def _finish(

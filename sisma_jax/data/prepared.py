@@ -1,7 +1,7 @@
-"""A prepared data set: ArrayRecord shards of `records`, and `dataset.json` that says what they are.
+"""A prepared data set: ArrayRecord shards of `records`, and `dataset.json`, which describes them.
 
-`sisma_jax.prepare` writes it. The folder may be a local path or one in a bucket, `gs://`, which
-epath (by gcsfs, the extra `bucket`) and array_record itself read.
+`sisma_jax.prepare` writes it. The folder is local or in a bucket (`gs://`), which epath (through
+gcsfs, the extra `bucket`) and array_record read.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ from sisma_jax.files import is_address, library_path, refuse_lfs_pointer
 
 DATASET_FILE = "dataset.json"
 VERSION = 1
-"""Grows when older software could not read the records."""
+"""Incremented when older software cannot read the records."""
 
 
 BUCKET = "gs://"
 
 
 def folder(path: Path | str) -> epath.Path:
-    """Where a prepared data set, or a latent cache, lies: on this machine or in a bucket.
+    """The folder of a prepared data set or latent cache, on this machine or in a bucket.
 
     Raises:
-      InputError: `path` is another address.
+      InputError: `path` is an address of another scheme.
     """
     return epath.Path(path if os.fspath(path).startswith(BUCKET) else library_path(path))
 
 
 @contextlib.contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """What buckets and their client say, of many kinds, in one sentence."""
+    """Turn errors of a bucket and its client, which have many types, into InputError."""
     try:
         yield
     except (InputError, FileNotFoundError):
@@ -49,7 +49,7 @@ def reading(path: Path | str) -> Iterator[None]:
             raise
         if isinstance(error, ImportError):
             raise InputError(
-                f"{path} is in a bucket, for which gcsfs is missing: install the extra `bucket`, "
+                f"{path} is in a bucket, but gcsfs is missing: install the extra `bucket`, "
                 "or copy the folder to a disk"
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -65,7 +65,7 @@ def is_prepared(path: Path | str) -> bool:
 
 
 def read_description(path: Path | str) -> dict[str, Any]:
-    """What `dataset.json` holds.
+    """Read `dataset.json`.
 
     Raises:
       InputError: it is missing, damaged or of a newer version.
@@ -78,7 +78,7 @@ def read_description(path: Path | str) -> dict[str, Any]:
 def read_versioned(
     path: Path | str, name: str, version: int, *, what: str, command: str
 ) -> dict[str, Any]:
-    """What the file `name` of a folder that `command` writes holds.
+    """Read the file `name` of a folder that `command` writes.
 
     Raises:
       InputError: it is missing, damaged or of another version.
@@ -88,26 +88,26 @@ def read_versioned(
         with reading(path):
             content = file.read_bytes()
         description = json.loads(content)
-        found = description["version"]
+        stored_version = description["version"]
     except OSError as error:
         raise InputError(
             f"{path} is no {what}, it has no {name}: write one with `python -m {command}`"
         ) from error
-    except InputError:  # what `reading` says of a bucket
+    except InputError:  # from `reading`
         raise
     except (ValueError, KeyError, TypeError) as error:
         refuse_lfs_pointer(file)
         raise InputError(f"{file} is damaged: write {path} again") from error
-    if found != version:
+    if stored_version != version:
         raise InputError(
-            f"{file} is of version {found}, but this software reads version {version}: write "
-            f"{path} again, or update"
+            f"{file} has version {stored_version}, but this software reads version {version}: "
+            f"write {path} again, or update"
         )
     return description
 
 
 def checksum(description: dict[str, Any]) -> str:
-    """SHA-256 of what a prepared data set holds: its size, classes, ids and the shards' bytes."""
+    """SHA-256 of a prepared data set's size, classes, ids and shards (by their checksums)."""
     kept = {name: description[name] for name in ("size", "classes", "flip_pairs", "splits")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -119,7 +119,7 @@ def open_split(path: Path | str, description: dict[str, Any], split: str) -> tup
       InputError: there is no such split, it is empty, or shards are missing or hold another number
         of records than the description says.
     """
-    import grain  # takes seconds, which processes that only write need not wait for
+    import grain  # takes seconds; processes that only write do not need it
 
     if split not in description["splits"]:
         raise InputError(
@@ -154,13 +154,13 @@ def open_split(path: Path | str, description: dict[str, Any], split: str) -> tup
 class PreparedDataset:
     """Random access to the items of one split, in the order of their ids; a grain data source.
 
-    Item `i` is a dict of the fields asked for: "image" uint8 (size, size, 3) and "labels" uint8
+    Item `i` is a dict of the requested fields: "image" uint8 (size, size, 3) and "labels" uint8
     (size, size). Reading is thread-safe.
 
     Attributes:
-      ids: list of str, the data set's own names of its items.
-      classes: what labels are ids of.
-      checksum: of the whole data set.
+      ids: list of str, names of the items in the data set.
+      classes: the classes that labels index.
+      checksum: checksum of the whole data set.
     """
 
     def __init__(
@@ -171,10 +171,10 @@ class PreparedDataset:
         split: str = "train",
         fields: Sequence[str] = ("image", "labels"),
     ):
-        """Opens the shards.
+        """Open the shards.
 
         Raises:
-          InputError: it is not a prepared data set, of another size, without that split, or shards
+          InputError: it is not a prepared data set, has another size, lacks the split, or shards
             are missing or hold another number of records.
         """
         description = read_description(path)
@@ -192,7 +192,7 @@ class PreparedDataset:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        place = range(len(self))[index]  # IndexError, which ends an iteration, past the last
+        place = range(len(self))[index]  # IndexError past the end, to end an iteration
         return records.decode(self._records[place], self._fields, self._size)
 
     def __repr__(self) -> str:

@@ -2,8 +2,8 @@
 
 The label map of a face is painted part by part in the order of `classes.CLASSES`, later over
 earlier. The folder is listed once, when it is opened; after that an absent part costs nothing.
-Splits are by id, as the synthesis papers (SEAN, SDM, CA2-SIS) have them: below `test_from` train,
-from there on test.
+Splits are by id, as in the synthesis papers (SEAN, SDM, CA2-SIS): ids below `test_from` are train,
+the others test.
 """
 
 import warnings
@@ -26,27 +26,26 @@ TEST_FROM = 28_000
 
 _WHITE_FROM = 128
 _NEARLY_BLACK = 16
-"""Grey levels that compression or resizing may make of 0, and likewise of 255."""
+"""Largest grey level that compression or resizing may turn 0 into, and likewise 255."""
 
 
 class BlackFace(InputError):
-    """A face of which all part masks are black."""
+    """All part masks of a face are black."""
 
 
 class RawFaces:
     """Random access to the faces of a raw folder, ascending by id; a grain data source.
 
-    Item `i` is a dict of the fields asked for: "image" uint8 (size, size, 3), RGB, downscaled once
+    Item `i` is a dict of the requested fields: "image" uint8 (size, size, 3), RGB, downscaled once
     with antialiasing; "labels" uint8 (size, size), class ids, merged at the masks' own resolution
-    and resized to the nearest, or 255 (unlabelled) all over with a warning where all part masks are
-    black. Reading is thread-safe; a file that cannot be used raises
-    `InputError` naming it.
+    and resized to the nearest, or all 255 (unlabelled), with a warning, if all part masks are
+    black. Reading is thread-safe; an unusable file raises an `InputError` that names it.
 
     Attributes:
-      ids: int32 (len,), the data set's own number of each item.
+      ids: int32 (len,), number of each item in the data set.
       classes: CelebAMask-HQ's.
-      checksum: of the whole folder's listing, the same for every split (`checksums.of_listing`):
-        of its ids, and of the parts of each face where labels are asked for.
+      checksum: checksum of the whole folder's listing, the same for every split
+        (`checksums.of_listing`): ids, and each face's parts if labels are requested.
     """
 
     classes = CELEBAMASK
@@ -60,14 +59,14 @@ class RawFaces:
         test_from: int = TEST_FROM,
         fields: Sequence[str] = FIELDS,
     ):
-        """Lists the folder and reads its first face, so that what is wrong shows at once.
+        """List the folder and read its first face, so that errors show at once.
 
         Args:
           path: the folder that holds `CelebA-HQ-img` and `CelebAMask-HQ-mask-anno`.
           size: side of the items in pixels, at most that of the images.
           split: "train" (ids below `test_from`), "test" (the others) or "all".
           test_from: first id of the test split.
-          fields: what an item holds; the folder of a field that is not asked for may be missing.
+          fields: fields of an item; the folder of a field that is not requested may be missing.
 
         Raises:
           InputError: a folder is missing or empty, a file is misnamed, images and masks do not
@@ -114,7 +113,7 @@ class RawFaces:
     def _labels(self, face: raw_layout.Face) -> UInt8[np.ndarray, "size size"]:
         try:
             return read_parts(self._masks, face, self._size)
-        except BlackFace as error:  # an end in the middle of a training would help nobody
+        except BlackFace as error:  # a warning rather than the end of a training
             warnings.warn(f"{error}: its pixels are unlabelled here", stacklevel=2)
             return np.full((self._size, self._size), UNLABELLED, np.uint8)
 
@@ -133,8 +132,7 @@ def _in_split(ids: np.ndarray, split: str, test_from: int) -> np.ndarray:
 
 
 def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """RGB pixels of a square picture (`image_files.read_picture`), downscaled once with
-    antialiasing.
+    """Read a square picture (`image_files.read_picture`), downscaled once with antialiasing.
 
     Raises:
       InputError: it cannot be read, is not square or smaller than `size`.
@@ -145,10 +143,10 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
 
 
 def fit(path: Path, image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """RGB pixels of an image, which has to be square and not smaller than `size`.
+    """Downscale a square RGB image of at least `size` pixels.
 
     Raises:
-      InputError: it is not so; the message names `path`.
+      InputError: it is not square or too small; the message names `path`.
     """
     if image.width != image.height or image.width < size:
         raise InputError(
@@ -161,10 +159,10 @@ def fit(path: Path, image: Image.Image, size: int) -> UInt8[np.ndarray, "size si
 
 
 def read_parts(masks: Path, face: raw_layout.Face, size: int) -> UInt8[np.ndarray, "size size"]:
-    """The label map of a face, merged at its masks' own resolution, resized to the nearest.
+    """Read the label map of a face, merged at its masks' resolution, resized to the nearest.
 
     Raises:
-      BlackFace: all parts are black, as CelebAMask-HQ's face 4790 has them.
+      BlackFace: all parts are black, as those of CelebAMask-HQ's face 4790.
       InputError: a part cannot be read, is not binary or of another size than those before it.
     """
     labels = _merge_parts(masks, face)
@@ -176,8 +174,8 @@ def read_parts(masks: Path, face: raw_layout.Face, size: int) -> UInt8[np.ndarra
         )
     if not labels.any():
         raise BlackFace(
-            f"all {len(face.parts)} part masks of face {face.id} in {masks} are black, so that "
-            "nobody knows where the face is"
+            f"all {len(face.parts)} part masks of face {face.id} in {masks} are black, so the "
+            "place of the face is unknown"
         )
     return labels if labels.shape == (size, size) else resize_nearest(labels, size)
 
@@ -208,8 +206,8 @@ def _read_part(path: Path) -> Bool[np.ndarray, "h w"]:
             "8-bit PNG, white on black, without transparency"
         )
     values = np.asarray(image.convert("L"))
-    # Soft edges, as a resized copy has them, are cut at one half. Where grey prevails (1 for 255, a
-    # label map, a photograph), that cut would lose the part without a word.
+    # Soft edges of a resized copy are cut at one half. Where grey prevails (1 in place of 255, a
+    # label map, a photograph), that cut would silently lose the part.
     plain = np.count_nonzero((values <= _NEARLY_BLACK) | (values >= 255 - _NEARLY_BLACK))
     if values.any() and (values.max() < _WHITE_FROM or 2 * plain < values.size):
         white = np.count_nonzero(values == 255)

@@ -1,10 +1,11 @@
-"""Where the files of a raw CelebAMask-HQ folder lie, and which of them there are.
+"""File names of a raw CelebAMask-HQ folder, and listing of the files in one.
 
     CelebA-HQ-img/{id}.jpg
     CelebAMask-HQ-mask-anno/{id // 2000}/{id:05d}_{part}.png      white on black; no file, no part
 
-Copies whose names are padded otherwise, or end otherwise (`.JPG`, `.bmp`), are read as they are.
-Listing reads directory entries only (the full set has some 400,000 files), once per folder.
+Copies with another padding or suffix (`.JPG`, `.bmp`) are read, too. Listing reads directory
+entries only (the full set has some 400,000 files), once per folder.
+
 Source: the release of Lee et al., "MaskGAN", CVPR 2020.
 """
 
@@ -35,25 +36,25 @@ _HOW_TO_MAKE_ONE = "`python -m sisma_jax.data.synthetic --out {} --count 512 --s
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Face:
-    """One face's files, as they are named."""
+    """File names of one face."""
 
     id: int
     image: str
-    """In the image folder; "" for none."""
+    """Name in the image folder; "" if there is none."""
     parts: tuple[tuple[int, str], ...]
-    """Class id and name, below the mask folder, of each part, in the order of classes."""
+    """Class id and name, below the mask folder, of each part, in class order."""
 
     def image_path(self, root: Path) -> Path:
         return root / IMAGE_FOLDER / self.image
 
 
 def image_path(root: Path, face: int) -> Path:
-    """File of a face's image, as the release names it."""
+    """Path of a face's image, named as in the release."""
     return root / f"{IMAGE_FOLDER}/{face}.jpg"
 
 
 def part_path(masks: Path, face: int, part: str) -> Path:
-    """File of one part of a face, below the mask folder, as the release names it."""
+    """Path of one part of a face, named as in the release."""
     return masks / f"{face // FACES_PER_MASK_FOLDER}/{face:05d}_{part}.png"
 
 
@@ -64,8 +65,8 @@ def mask_folder(root: Path) -> Path:
 
 
 def check_root(root: Path) -> None:
-    """Raises `InputError`, saying how to make a data set, where there is no folder at all or a
-    synthetic one that is not finished."""
+    """Raises `InputError`, which says how to make a data set, if there is no folder, or an
+    unfinished synthetic one."""
     if not root.is_dir():
         raise InputError(
             f"{root} is not a folder: name a raw CelebAMask-HQ folder, or make one with "
@@ -85,12 +86,12 @@ def check_root(root: Path) -> None:
 
 
 def refuse(message: str, face: int | None) -> None:
-    """What is done about a file that does not belong (but maybe is some face's): it is an error."""
+    """Raise InputError for a file that does not belong there; `face` is ignored."""
     raise InputError(message)
 
 
 def list_images(root: Path, report: Callable[[str, int | None], None] = refuse) -> dict[int, str]:
-    """The names of all images by id; what is misnamed, or has an id twice, goes to `report`.
+    """Names of all images by id; misnamed files and duplicate ids go to `report`.
 
     Raises:
       InputError: there is no image folder or no image in it, or a file is misnamed.
@@ -128,14 +129,14 @@ def list_images(root: Path, report: Callable[[str, int | None], None] = refuse) 
 def list_parts(
     masks: Path, report: Callable[[str, int | None], None] = refuse
 ) -> dict[int, tuple[tuple[int, str], ...]]:
-    """The parts of all faces that have a mask, by id, as `Face.parts` has them.
+    """Parts of all faces that have a mask, by id, as in `Face.parts`.
 
-    What is misnamed or misplaced, or is there twice, goes to `report`.
+    Misnamed, misplaced and duplicate files go to `report`.
 
     Raises:
       InputError: there is no mask folder or no part in it, or a file is misnamed or misplaced.
     """
-    found: dict[int, dict[int, str]] = {}
+    faces: dict[int, dict[int, str]] = {}
     others = []
     for subfolder in _scan(masks):
         if not (_is_number(subfolder.name) and subfolder.is_dir()):
@@ -163,28 +164,28 @@ def list_parts(
                     face,
                 )
                 continue
-            parts = found.setdefault(face, {})
+            parts = faces.setdefault(face, {})
             if label in parts:
                 report(
                     f"{entry.path} and {parts[label]} are two masks of one part: remove one", face
                 )
             parts[label] = f"{subfolder.name}/{entry.name}"
-    if not found:
+    if not faces:
         raise InputError(
             f"{masks} holds no part mask named {{id // {FACES_PER_MASK_FOLDER}}}/{{id:05d}}_"
             f"{{part}}.png ({LOSSLESS_NAMES}){_such_as(others)}: unpack the data set there, or "
             f"make one with {_HOW_TO_MAKE_ONE.format('DIR')}"
         )
-    return {face: tuple(sorted(parts.items())) for face, parts in found.items()}
+    return {face: tuple(sorted(parts.items())) for face, parts in faces.items()}
 
 
 def _is_number(text: str) -> bool:
-    """Whether it is an id; more digits than nine would not be one of a face."""
+    """Whether it is an id, with nine digits at most."""
     return text.isascii() and text.isdecimal() and len(text.lstrip("0")) <= 9
 
 
 def _such_as(names: list[str]) -> str:
-    """What else there is, for a message."""
+    """A clause on other files, for a message."""
     return f", but {len(names)} others such as {min(names)}" if names else ""
 
 
@@ -192,22 +193,22 @@ def check_pairs(root: Path, images: Collection[int], masked: Collection[int]) ->
     """Raises `InputError` unless the faces with an image are the faces with a mask."""
     without_mask = set(images).difference(masked)
     without_image = set(masked).difference(images)
-    found = []
+    problems = []
     if without_mask:
-        found.append(f"{len(without_mask)} images without any mask (first: {min(without_mask)})")
+        problems.append(f"{len(without_mask)} images without any mask (first: {min(without_mask)})")
     if without_image:
-        found.append(
+        problems.append(
             f"masks without an image for {len(without_image)} faces (first: {min(without_image)})"
         )
-    if found:
+    if problems:
         raise InputError(
-            f"{root} has {' and '.join(found)}, of {len(images)} images and {len(masked)} masked "
-            "faces in all: complete the folder, or remove what has no counterpart"
+            f"{root} has {' and '.join(problems)}, of {len(images)} images and {len(masked)} "
+            "masked faces in all: complete the folder, or remove what has no counterpart"
         )
 
 
 def _scan(folder: Path) -> list[os.DirEntry]:
-    """Entries of a folder that may be of the data set."""
+    """Entries of a folder that may belong to the data set."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if is_content(entry.name)]

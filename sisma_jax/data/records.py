@@ -24,7 +24,7 @@ def encode(id: str, item: dict[str, np.ndarray]) -> bytes:
 
 
 def decode(record: bytes, fields: Sequence[str], size: int) -> dict[str, np.ndarray]:
-    """The fields asked for of what `encode` wrote."""
+    """The requested fields of a record that `encode` wrote."""
     stored = unpack(record)
     item = {}
     if "image" in fields:
@@ -36,12 +36,12 @@ def decode(record: bytes, fields: Sequence[str], size: int) -> dict[str, np.ndar
 
 
 def pack(id: str, **fields: bytes) -> bytes:
-    """A record of an item's id and fields. The id may come from a file name that is no UTF-8."""
+    """A record of an item's id and fields. The id may come from a file name that is not UTF-8."""
     return msgpack.packb({"id": id, **fields}, unicode_errors="surrogateescape")
 
 
 def unpack(record: bytes) -> dict[str, Any]:
-    """What `pack` was given."""
+    """The id and fields that `pack` was given."""
     return msgpack.unpackb(record, unicode_errors="surrogateescape")
 
 
@@ -51,5 +51,5 @@ def encode_labels(labels: np.ndarray) -> bytes:
 
 
 def decode_labels(stored: bytes, size: int) -> np.ndarray:
-    """What `encode_labels` was given."""
+    """The label map, uint8 (size, size), that `encode_labels` was given."""
     return np.frombuffer(zlib.decompress(stored), np.uint8).reshape(size, size)

@@ -1,8 +1,8 @@
-"""Writing a folder of ArrayRecord shards: resumable, every file whole or not there, one writer.
+"""Writing a folder of ArrayRecord shards: resumable, with atomic files and one writer.
 
-A shard is the unit of work: its items are known beforehand, its file appears whole, and then a note
-of what is in it (under `.unfinished`), so an interrupted run redoes unfinished shards only and ends
-with the same records. The description is written last and so marks a finished folder.
+A shard is the unit of work. Its items are known beforehand; its file appears complete, and then a
+note on its content (under `.unfinished`). So an interrupted run redoes only unfinished shards and
+ends with the same records. The description is written last and marks a finished folder.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _PLAN = "plan.json"
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What a worker is given."""
+    """The work of one worker: items for one file."""
 
     split: str
     file: str
@@ -55,7 +55,7 @@ def cut(splits: Mapping[str, Sequence[Any]], size: int) -> list[Shard]:
 
 
 def plan(settings: dict[str, Any], items: dict[str, list[str]]) -> dict[str, Any]:
-    """What decides the records: settings, and ids by file; `checksum` is that of it all."""
+    """The settings, and a checksum of them and the ids by file, which determine the records."""
     text = json.dumps([settings, items], sort_keys=True)
     return {"settings": settings, "checksum": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -66,10 +66,10 @@ def is_unfinished(path: Path) -> bool:
 
 
 def check_folder(path: Path, description_file: str) -> None:
-    """Look ahead at whether shards may be written into a folder, whatever their plan.
+    """Check ahead whether shards of any plan may be written into a folder.
 
     Raises:
-      InputError: it holds other things, or cannot be written.
+      InputError: it holds other files, or cannot be written.
     """
     if (reason := why_unwritable(path)) is not None:
         raise InputError(f"{path} cannot be written ({reason}): name another folder")
@@ -87,11 +87,11 @@ class Folder:
         self._unfinished = self.path / _UNFINISHED
 
     def finished(self) -> dict[str, Any] | None:
-        """The description, where the folder is finished.
+        """The description if the folder is finished, else None.
 
         Raises:
-          InputError: it is finished by another plan; of the settings, those that the description
-            has too are named.
+          InputError: it was finished with another plan; the message names differing settings that
+            the description also has.
         """
         description = read_json(self._description)
         if description is None:
@@ -100,35 +100,35 @@ class Folder:
             shared = {k: v for k, v in self._plan["settings"].items() if k in description}
             what = _different(shared, description) or "other items or settings"
             raise InputError(
-                f"{self.path} is finished and of {what}: name another folder or delete it"
+                f"{self.path} is finished and has {what}: name another folder or delete it"
             )
-        shutil.rmtree(self._unfinished, ignore_errors=True)  # where it was kept
+        shutil.rmtree(self._unfinished, ignore_errors=True)  # in case `finish` failed to
         return description
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other processes from writing here while anything but `finished` is called.
+        """Lock the folder against other writers; required for all methods except `finished`.
 
         Raises:
-          InputError: it holds anything but a plan's shards, cannot be written, or another process
-            writes here.
+          InputError: it holds other files than a plan's shards, cannot be written, or another
+            process writes here.
         """
         return writing(self.path, begun=self._unfinished.is_dir())
 
     def begin(self, shards: Sequence[Shard]) -> dict[str, dict]:
-        """Make the folder ready to be written; return the notes of finished shards, by file.
+        """Set up the folder for writing; return the notes of finished shards, by file.
 
         Raises:
-          InputError: it holds what another plan has begun, or cannot be written.
+          InputError: it was begun with another plan, or cannot be written.
         """
-        if read_json(self._description) is not None:  # since the caller looked
+        if read_json(self._description) is not None:  # since the caller checked
             raise InputError(
-                f"{self.path} has just been finished by another process: give the command again"
+                f"{self.path} has just been finished by another process: run the command again"
             )
-        found = read_json(self._unfinished / _PLAN)
-        if found is not None and found != self._plan:
-            what = _different(self._plan["settings"], found["settings"]) or "other items"
+        begun = read_json(self._unfinished / _PLAN)
+        if begun is not None and begun != self._plan:
+            what = _different(self._plan["settings"], begun["settings"]) or "other items"
             raise InputError(
-                f"{self.path} is unfinished and of {what}: name another folder or delete it"
+                f"{self.path} is unfinished and has {what}: name another folder or delete it"
             )
         try:
             self._unfinished.mkdir(parents=True, exist_ok=True)
@@ -161,18 +161,18 @@ class Folder:
         """
         temporary = self._unfinished / f"{shard.file}.{os.getpid()}.tmp"
         try:
-            with self._on_the_disk():
+            with self._explain_write_errors():
                 writer = ArrayRecordWriter(str(temporary), "group_size:1")
             shard_writer = Writer(
-                writer, {"file": shard.file, "split": shard.split}, self._on_the_disk
+                writer, {"file": shard.file, "split": shard.split}, self._explain_write_errors
             )
             try:
                 yield shard_writer
             except BaseException:
-                with contextlib.suppress(RuntimeError):  # it would hide what went wrong
+                with contextlib.suppress(RuntimeError):  # it would hide the original error
                     writer.close()
                 raise
-            with self._on_the_disk():
+            with self._explain_write_errors():
                 writer.close()
                 shard_writer.note["sha256"] = file_checksum(temporary)
                 put_in_place(temporary, self.path / shard.file)
@@ -181,11 +181,11 @@ class Folder:
             temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _on_the_disk(self) -> Iterator[None]:
-        """What a disk says of being written to, in one sentence; nothing else may be in it."""
+    def _explain_write_errors(self) -> Iterator[None]:
+        """Turn write errors into InputError; the block must only write."""
         try:
             yield
-        except (OSError, RuntimeError) as error:  # the writer's own errors are of the latter kind
+        except (OSError, RuntimeError) as error:  # the writer raises RuntimeError
             reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["unknown"])[0]
             raise InputError(
                 f"{self.path} cannot be written ({reason}): make room, and the same command "
@@ -195,24 +195,24 @@ class Folder:
 
 @dataclasses.dataclass
 class Writer:
-    """Takes a shard's records; `note` is kept beside the unfinished folder's shards."""
+    """Writes a shard's records; `note` is saved under `.unfinished`."""
 
     _writer: ArrayRecordWriter
     note: dict[str, Any]
-    _in_words: Callable[[], contextlib.AbstractContextManager[None]]
+    _explain_errors: Callable[[], contextlib.AbstractContextManager[None]]
 
     def write(self, record: bytes) -> None:
-        with self._in_words():
+        with self._explain_errors():
             self._writer.write(record)
 
 
-def _different(settings: dict[str, Any], found: dict[str, Any]) -> str:
-    names = [name for name, value in settings.items() if found.get(name) != value]
+def _different(settings: dict[str, Any], stored: dict[str, Any]) -> str:
+    names = [name for name, value in settings.items() if stored.get(name) != value]
     return f"another {' and '.join(names)}" if names else ""
 
 
 def entry(note: Mapping[str, Any]) -> dict[str, Any]:
-    """How a description lists a shard."""
+    """A shard's entry in a description."""
     return {"file": note["file"], "count": len(note["ids"]), "sha256": note["sha256"]}
 
 

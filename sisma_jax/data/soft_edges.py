@@ -1,10 +1,10 @@
-"""Soft edges of a label map in colours: which classes a blended pixel lies between.
+"""Classes of blended pixels at the soft edges of a label map in colours.
 
-A blend of two classes' colours may be a third class's colour, or next to it: hair over background
-passes through the lower lip's. So a colour alone does not say what a pixel is. A class is certain
-where an area of it is (3 x 3 pixels); a pixel without such an area, whose colour is a blend of two
-classes that are certain around it, is theirs; and every pixel that is no class colour takes the
-nearest of the classes around it.
+A blend of two class colours may equal or resemble a third one: hair blended with background passes
+through the lower lip's colour. So a colour alone does not decide the class. A class is certain in
+an area of it (3 x 3 pixels). A pixel outside such areas whose colour is a blend of two certain
+classes around it belongs to one of these, and every pixel without a class colour takes the nearest
+of the classes around it.
 """
 
 import dataclasses
@@ -16,25 +16,24 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from scipy import ndimage
 
 SURE = 20.0
-"""A colour no farther than this from a class colour may be that class, with the noise of
-compression."""
+"""Distance in RGB up to which a colour may be a class colour with the noise of compression."""
 _AROUND = 4
-"""Pixels to each side where the classes of a blend are looked for."""
+"""Pixels to each side in which the classes of a blend are searched."""
 _BLOCK = 2**18
-"""Pixels that are looked at at a time."""
+"""Pixels that are processed at a time."""
 _OF_AREA = 2
-"""Pixels to each side of an area that belong to its class if they look like it."""
+"""Pixels to each side of an area that belong to its class if their colour fits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settled:
-    """Pixels whose class the classes around them decide, in reading order."""
+    """Pixels whose class is decided by the classes around them, in reading order."""
 
     y: Int[np.ndarray, "n"]
     x: Int[np.ndarray, "n"]
     labels: UInt8[np.ndarray, "n"]
     distances: Float32[np.ndarray, "n"]
-    """From their colours to those of the classes that they take; infinite where none is around."""
+    """RGB distances of their colours to their class colours; infinite if no class is around."""
 
 
 def settle(
@@ -48,10 +47,10 @@ def settle(
 
     Args:
       rgb: the picture.
-      labels: of every pixel that whose colour is nearest.
-      sure: whether that is at most `SURE` away.
-      certain: what `certain` returns.
-      colours: by label.
+      labels: the class with the nearest colour, for every pixel.
+      sure: whether that colour is at most `SURE` away.
+      certain: result of `certain`.
+      colours: class colours by label.
     """
     y, x = np.nonzero(sure & ~certain)
     blended = np.zeros_like(sure)
@@ -66,7 +65,7 @@ def settle(
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    """Parts of so many pixels, which bound the memory."""
+    """Slices of `count` pixels, which bound the memory."""
     for start in range(0, count, _BLOCK):
         yield slice(start, start + _BLOCK)
 
@@ -79,8 +78,8 @@ def _nearest(
     y: Int[np.ndarray, "n"],
     x: Int[np.ndarray, "n"],
 ) -> tuple[UInt8[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
-    """The labels of the seeds around whose colours are nearest to those of these pixels, and how
-    far they are; infinitely far where there is no seed."""
+    """For each pixel, the label of the surrounding seed whose class colour is nearest to the
+    pixel's, and the distance in RGB; infinite without a seed."""
     wanted = rgb[y, x].astype(np.float32)
     taken, nearest = labels[y, x], np.full(len(y), np.inf, np.float32)
     for beside in _around(labels, y, x):
@@ -98,11 +97,11 @@ def certain(
     square = {"size": 3, "mode": "nearest"}
     alike = ndimage.minimum_filter(labels, **square) == ndimage.maximum_filter(labels, **square)
     core = alike & ndimage.minimum_filter(sure, **square)
-    found = np.zeros_like(sure)
+    result = np.zeros_like(sure)
     for label in np.unique(labels[core]):
         own = labels == label
-        found |= sure & own & ndimage.maximum_filter(core & own, size=2 * _OF_AREA + 1)
-    return found
+        result |= sure & own & ndimage.maximum_filter(core & own, size=2 * _OF_AREA + 1)
+    return result
 
 
 def _is_blend(
@@ -123,18 +122,18 @@ def _is_blend(
         there[np.flatnonzero(usable), column[labels[beside][usable]]] = True
     there &= classes != labels[y, x][:, None]
     wanted = rgb[y, x].astype(np.float32)
-    found = np.zeros(len(y), bool)
+    result = np.zeros(len(y), bool)
     for a, b in itertools.combinations(np.flatnonzero(there.any(axis=0)), 2):
         both = there[:, a] & there[:, b]
-        start, way = colours[classes[a]], colours[classes[b]] - colours[classes[a]]
-        share = ((wanted[both] - start) @ way / (way @ way)).clip(0, 1)
-        off = np.linalg.norm(wanted[both] - (start + share[:, None] * way), axis=1)
-        found[both] |= off <= SURE
-    return found
+        start, line = colours[classes[a]], colours[classes[b]] - colours[classes[a]]
+        share = ((wanted[both] - start) @ line / (line @ line)).clip(0, 1)
+        off = np.linalg.norm(wanted[both] - (start + share[:, None] * line), axis=1)
+        result[both] |= off <= SURE
+    return result
 
 
 def _around(labels: UInt8[np.ndarray, "h w"], y: np.ndarray, x: np.ndarray):
-    """Places beside (y, x), one after the other for all of them, the nearest first."""
+    """Yield, for each offset in order of distance, the neighbours (y, x) of all pixels."""
     steps = range(-_AROUND, _AROUND + 1)
     height, width = labels.shape
     for down, right in sorted(itertools.product(steps, steps), key=lambda s: s[0] ** 2 + s[1] ** 2):

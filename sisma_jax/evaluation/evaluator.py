@@ -46,16 +46,16 @@ from sisma_jax.models.weights import tree_checksum
 from sisma_jax.synthesizer import Synthesizer
 
 GUIDED = 1.5
-"""The guidance that is timed beside none; any costs the same."""
+"""The guidance that is timed besides 1; any other costs the same."""
 SHOWN_MASKS = 8
 SHOWN_SAMPLES = 4
 ASKED_FOR_NEAREST = 64
-"""Samples whose nearest training face is looked for."""
+"""Number of samples whose nearest training face is searched."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Diversity:
-    """Of LPIPS diversity: masks, and samples of each."""
+    """Numbers of masks, and of samples per mask, for LPIPS diversity."""
 
     masks: int
     samples: int
@@ -63,26 +63,26 @@ class Diversity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured, against what, and where it is written."""
+    """Scores to measure, their reference, and the report that they go to."""
 
     report: ReportFolder
     networks: Networks
     scores: frozenset[str]
     """Names of `scoring.SCORES`."""
     resize: str
-    """Of Inception's inputs."""
+    """How Inception's inputs are resized, one of `inception.SCALINGS`."""
     classes: ClassSet
     data: str
-    """Of the reference, in words."""
+    """Name of the reference data, for the report."""
     reference: SplitPictures | PictureFolder | None = None
     statistics: Statistics | None = None
-    """Inception's, in place of a reference."""
+    """Inception's statistics, in place of a reference."""
     save_statistics: Path | None = None
-    """Where the reference's go."""
+    """File for the reference's statistics."""
 
     def __post_init__(self) -> None:
-        """Raises InputError if what is to be saved is not at hand, or if the statistics are of
-        features of another kind than those that are computed here."""
+        """Raises InputError if statistics that are to be saved cannot be computed, or if the given
+        ones are of other features than those computed here."""
         if self.statistics is not None and self.networks.inception is not None:
             self._check_statistics()
         if self.save_statistics is not None:
@@ -105,14 +105,14 @@ class Evaluation:
         if theirs is None:
             if length != FEATURES:
                 raise InputError(
-                    f"{self.data} has {length} features a picture where FID's Inception has "
+                    f"{self.data} has {length} features per picture where FID's Inception has "
                     f"{FEATURES}: compute the statistics with its last pooled ones"
                 )
             return
         ours = inception_features(self.networks.inception, self.resize)
         if theirs.resize != ours.resize:
             raise InputError(
-                f"{self.data} is of pictures resized by {theirs.resize}, but this command resizes "
+                f"{self.data} has pictures resized by {theirs.resize}, but this command resizes "
                 f"by {ours.resize}: give --fid-resize {theirs.resize}, or statistics by "
                 f"{ours.resize}"
             )
@@ -125,11 +125,11 @@ class Evaluation:
 
     @contextmanager
     def scoring(self) -> Iterator[Scorer]:
-        """Claim the report's folder; at the end, whatever the reason, write what is there.
+        """Claim the report's folder; write the report at the end, also after an error.
 
         Raises:
           InputError: as `ReportFolder.claim` does.
-          RunError: if the folder's disk is full.
+          RunError: if the disk is full.
         """
         networks, reference = self.networks, self.reference
         inception = networks.inception and inception_judge(networks.inception, self.resize)
@@ -141,7 +141,7 @@ class Evaluation:
             "Inception": inception and f"resized by {self.resize} {inception.key[:12]}",
             "LPIPS": lpips and f"{networks.lpips.backbone.name} {lpips[:12]}",
         }
-        with self.report.claim(protocol), _in_words(self.report.path):
+        with self.report.claim(protocol), _explain_full_disk(self.report.path):
             try:
                 yield Scorer(
                     folder=self.report.measurements,
@@ -156,10 +156,10 @@ class Evaluation:
                 if self.save_statistics is not None:
                     measured = measure(self.report.measurements, inception, reference, None)
                     features = inception_features(networks.inception, self.resize)
-                    found = dataclasses.replace(measured.statistics, features=features)
-                    save_statistics(self.save_statistics, found)
+                    statistics = dataclasses.replace(measured.statistics, features=features)
+                    save_statistics(self.save_statistics, statistics)
             except BaseException:
-                with suppress(OSError):  # which would hide the first error
+                with suppress(OSError):  # it would hide the first error
                     self._write()
                 raise
             self._write()
@@ -170,7 +170,7 @@ class Evaluation:
         return f"statistics {digest(self.statistics.mean, self.statistics.cov)[:12]}"
 
     def put(self, row: Row) -> None:
-        """Keep a row of the table, and show it; without scores it says nothing."""
+        """Save and print a row of the table, unless it has no scores."""
         if not row.scores:
             return
         self.report.put(row)
@@ -181,7 +181,7 @@ class Evaluation:
     def _write(self) -> None:
         quality = self.networks.parser.quality if self.networks.parser else None
         tabled = {
-            "memorisation": lambda found: [memorisation_table(found)],
+            "memorisation": lambda result: [memorisation_table(result)],
             "styles": style_tables,
             "speed": speed_tables,
             "peers": peer_tables,
@@ -189,12 +189,12 @@ class Evaluation:
         tables = [
             dataclasses.replace(table, title=f"{table.title}: {name}")
             for kind, tables_of in tabled.items()
-            for name, found in self.report.findings(kind).items()
-            for table in tables_of(found)
+            for name, result in self.report.findings(kind).items()
+            for table in tables_of(result)
         ]
         shown = write_report(
             self.report,
-            about=in_words(self.networks, self.scores, self.resize, self._reference_in_words()),
+            about=in_words(self.networks, self.scores, self.resize, self._describe_reference()),
             missing=self.networks.missing,
             parser_quality=quality,
             tables=tables,
@@ -204,7 +204,7 @@ class Evaluation:
             print(f"not measured: {sentence}")
         print(f"wrote {self.report.path / 'report.html'}, report.md and report.json beside it")
 
-    def _reference_in_words(self) -> str:
+    def _describe_reference(self) -> str:
         if self.reference is None:
             return f"statistics {self.data}"
         count = f"{len(self.reference)} pictures"
@@ -214,16 +214,16 @@ class Evaluation:
 
 
 @contextmanager
-def _in_words(folder: Path) -> Iterator[None]:
-    """A full disk as one sentence."""
+def _explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turn the error of a full disk into RunError."""
     try:
         yield
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         raise RunError(
-            f"the report in {folder} cannot be written ({error.strerror}): what is there is kept; "
-            "mend that, then the same command continues"
+            f"the report in {folder} cannot be written ({error.strerror}): existing files are "
+            "kept; make room, and the same command continues"
         ) from error
 
 
@@ -240,18 +240,19 @@ def evaluate_run(
     style: bool = True,
     style_guidance: float = 1.0,
 ) -> None:
-    """Score what a trained model makes of the reference's masks, beside what bounds it.
+    """Score a trained model's faces for the reference's masks, with the bounds of these scores.
 
     Args:
       evaluation: with a reference that has masks.
       synthesizer: the model.
-      train: what it was trained on, for the nearest faces and as another set of real pictures.
-      name: of the model, for the table.
-      samplings: one row each.
-      diversity: where LPIPS is at hand.
+      train: its training data, for the nearest faces and as another set of real pictures.
+      name: name of the model in the table.
+      samplings: samplings to score, one row each.
+      diversity: sizes for LPIPS diversity, if LPIPS is available.
       speed, peers: whether they are timed.
-      style: whether a model with a style is asked for references' styles, with the first sampling.
-      style_guidance: of the faces that are then made in a style.
+      style: whether to measure styles of references, with the first sampling, if the model has
+        style conditioning.
+      style_guidance: style guidance of faces with references.
     """
     report = evaluation.report
     sizes = synthesizer.config, synthesizer.autoencoder.config
@@ -278,7 +279,7 @@ def evaluate_run(
 
 
 def real_faces(scorer: Scorer, reference: SplitPictures) -> Row:
-    """The row that says what the parser's scores are worth: those of the real faces."""
+    """The row of the real faces, which shows how reliable the parser's scores are."""
     return scorer.row("test faces", "real", reference, labels=reference.labels)
 
 
@@ -289,7 +290,7 @@ def score_bounds(
     train: Source | None,
     name: str,
 ) -> None:
-    """Score the real faces and what the model's autoencoder makes of them."""
+    """Score the real faces and their reconstructions by the model's autoencoder."""
     reference = evaluation.reference
     evaluation.put(real_faces(scorer, reference))
     if train is not None and len(train) >= 2:
@@ -337,7 +338,7 @@ def score_styles(
     weights: str,
     sampling: Sampling,
 ) -> None:
-    """Score faces in their own style against the faces themselves, and look at other styles."""
+    """Score faces in their own style against the real faces, and measure other styles."""
     report, reference = evaluation.report, evaluation.reference
     if evaluation.scores:
         own = dataclasses.replace(sampling, own_style=True)
@@ -358,10 +359,10 @@ def score_styles(
     if report.finding("styles", name, key) is not None:
         return
     images, labels = reference.read(range(count)), reference.labels[:count]
-    found, sheets = measure_styles(synthesizer, images, labels, sampling)
+    result, sheets = measure_styles(synthesizer, images, labels, sampling)
     for what, sheet in sheets.items():
         report.put_picture(f"{what.partition(':')[0]} of {name}", f"Style, {what} ({name})", sheet)
-    report.keep("styles", name, key, found)
+    report.keep("styles", name, key, result)
 
 
 def time_synthesis(
@@ -373,15 +374,15 @@ def time_synthesis(
 ) -> None:
     """Time every solver and number of steps that has not been timed here before."""
     key = digest(weights, *circumstances().values())
-    found = report.finding("speed", name, key)
+    result = report.finding("speed", name, key)
     for solver, steps in dict.fromkeys((x.solver, x.steps) for x in samplings):
-        before = found["cases"] if found else []
+        before = result["cases"] if result else []
         if any((case["solver"], case["steps"]) == (solver, steps) for case in before):
             continue
-        guidances = [1.0, GUIDED] if synthesizer.knows_no_mask else [1.0]
-        found = measure_speed(synthesizer, solvers=[solver], steps=[steps], guidances=guidances)
-        found["cases"] = before + found["cases"]
-        report.keep("speed", name, key, found)
+        guidances = [1.0, GUIDED] if synthesizer.trained_with_null_mask else [1.0]
+        result = measure_speed(synthesizer, solvers=[solver], steps=[steps], guidances=guidances)
+        result["cases"] = before + result["cases"]
+        report.keep("speed", name, key, result)
 
 
 def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source | None) -> None:
@@ -405,10 +406,10 @@ def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source
     if report.finding("memorisation", name, key) is not None:
         return
     made, real = faces.read(asked), reference.read(asked)
-    found = nearest(np.concatenate([made, real]), pictures)
+    neighbours = nearest(np.concatenate([made, real]), pictures)
     count = len(asked)
-    summary = memorisation(found.distance[:count], found.distance[count:], len(pictures))
-    near = lambda start: pictures_of(found, pictures, range(start, start + len(shown)))
+    summary = memorisation(neighbours.distance[:count], neighbours.distance[count:], len(pictures))
+    near = lambda start: pictures_of(neighbours, pictures, range(start, start + len(shown)))
     columns = made[: len(shown)], near(0), real[: len(shown)], near(count)
     caption = (
         "Sample and the training face nearest to it; the real face of the same mask and the "

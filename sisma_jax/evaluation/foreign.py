@@ -1,9 +1,9 @@
-"""Pictures that are there, of whatever method: paired by name with a reference, and scored.
+"""Existing pictures of any method: paired by name with a reference, and scored.
 
-`sisma_jax.sample` calls the faces of the mask NAME `NAME_k`, or `NAME_k_j` on the way from one
-style to another; a report's folders have `NAME_k`. Hence a picture belongs to the reference of its
-own name, and where there is none, to that of the longest name behind which nothing but such numbers
-is left. Names that are numbers are the same with zeros ahead, where that leaves no choice.
+`sisma_jax.sample` calls the faces of mask NAME `NAME_k`, or `NAME_k_j` when it interpolates styles;
+a report's folders have `NAME_k`. So a picture belongs to the reference of the same name, or else to
+the one with the longest name that leaves only such numbers as a suffix. Numeric names match with
+other zero padding if that is unambiguous.
 """
 
 import dataclasses
@@ -26,23 +26,23 @@ from sisma_jax.files import stem
 
 NUMBER = re.compile("[0-9]+")
 MOST_NUMBERS = 2
-"""Behind a name: of the face, and of the step on the way from one style to another."""
+"""Suffixes of a name: the number of the face, and of the step of an interpolation."""
 OF_PAIRS = frozenset({"ssim", "psnr_db"})
 OF_MASKS = frozenset({"miou", "accuracy"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """For every picture the place of its counterpart."""
+    """Indices of the pictures' counterparts."""
 
     indices: list[int]
-    """Empty where a picture has none."""
+    """Index by picture; empty if any picture has no counterpart."""
     reason: str = ""
-    """What then is missing, as "no ...", with a name of either side."""
+    """Then what is missing, as "no ...", with a name of each side."""
 
 
 def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
-    """Find the counterparts of `names` in `others`, where each is once (module docstring)."""
+    """Find the counterparts of `names` among the unique `others` (module docstring)."""
     names, others = (
         [unicodedata.normalize("NFC", one) for one in some] for some in (names, others)
     )
@@ -65,12 +65,12 @@ def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
                 return None
         return None
 
-    found = [place_of(name) for name in names]
-    if None not in found:
-        doubt = _either_way(names, others, found)
-        return Pairing([], doubt) if doubt else Pairing(found)
-    alone = [name for name, place in zip(names, found, strict=True) if place is None]
-    left = next((name for place, name in enumerate(others) if place not in found), None)
+    indices = [place_of(name) for name in names]
+    if None not in indices:
+        doubt = _ambiguity(names, others, indices)
+        return Pairing([], doubt) if doubt else Pairing(indices)
+    alone = [name for name, place in zip(names, indices, strict=True) if place is None]
+    left = next((name for place, name in enumerate(others) if place not in indices), None)
     besides = "" if left is None else f", but {left!r}"
     return Pairing(
         [],
@@ -78,14 +78,14 @@ def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
     )
 
 
-def _either_way(names: Sequence[str], others: Sequence[str], found: Sequence[int]) -> str:
-    """What is missing where SEED_NAME may be meant as well as NAME_k; empty where it may not.
+def _ambiguity(names: Sequence[str], others: Sequence[str], indices: Sequence[int]) -> str:
+    """A reason if names may mean SEED_NAME as well as NAME_k, otherwise "".
 
-    Faces of a mask count from 0. Where they do not, and what they count by are names themselves, a
-    picture may be of either.
+    Faces of a mask are numbered from 0. If they are not, and their numbers are names, too, a
+    picture may belong to either name.
     """
     numbers: dict[int, set[str]] = {}
-    for name, place in zip(names, found, strict=True):
+    for name, place in zip(names, indices, strict=True):
         base, _, number = name.rpartition("_")
         if base == others[place] and NUMBER.fullmatch(number):
             numbers.setdefault(place, set()).add(number)
@@ -105,14 +105,14 @@ def check_asked(
     has_masks: bool,
     masks_given: bool,
 ) -> None:
-    """Compare what is asked for with what there is, before any of it is read.
+    """Check, before reading anything, that requested scores can be measured.
 
     Args:
-      asked: names of `scoring.SCORES` that were asked for by name.
-      pictures: to be scored.
-      others: names of the reference; None where only statistics of it are at hand.
-      has_masks: whether the reference has them.
-      masks_given: whether there are masks besides.
+      asked: names of `scoring.SCORES` that were requested by name.
+      pictures: the pictures to score.
+      others: names of the reference; None if only its statistics are available.
+      has_masks: whether the reference has masks.
+      masks_given: whether masks are given separately.
 
     Raises:
       InputError: if one cannot be measured.
@@ -152,9 +152,9 @@ def evaluate_pictures(
     Args:
       evaluation: with a reference or its statistics.
       pictures: the folder.
-      name: for the table.
+      name: name in the table.
       masks: folder of label maps whose names pair with the pictures'; a data set has its own.
-      reading: how they are read.
+      reading: options for reading them.
 
     Raises:
       InputError: if a picture has no mask in `masks`, or one that cannot be used.
@@ -176,8 +176,8 @@ def evaluate_pictures(
             print(f"note: {notes[0]}, so there is no SSIM and PSNR, and no mask of a data set")
     elif statistics is not None and statistics.features is None:
         notes.append(
-            f"{evaluation.data} does not say what its features are of: taken for those of pictures "
-            f"resized by {evaluation.resize}"
+            f"{evaluation.data} does not record how its pictures were resized: assumed to be "
+            f"{evaluation.resize}"
         )
     settings = {"folder": str(pictures.path)}
     if masks is not None:
@@ -189,7 +189,7 @@ def evaluate_pictures(
         row = scorer.row(
             name, "pictures", pictures, labels=labels, pairs=pairs, settings=settings, notes=notes
         )
-        if masks is not None:  # scores by others do not stay beside those by these
+        if masks is not None:  # scores with other masks are not merged
             row = dataclasses.replace(row, key=digest(row.key, labels))
         evaluation.put(row)
 
@@ -197,14 +197,14 @@ def evaluate_pictures(
 def read_masks(
     folder: Path, pictures: PictureFolder, classes: ClassSet, reading: Reading = LENIENT
 ) -> UInt8[np.ndarray, "n h w"]:
-    """Label maps of a folder, one for each picture (`pair`); says what share of pixels took the
-    nearest class colour.
+    """Read label maps of a folder, one for each picture (`pair`); prints the share of pixels that
+    took the nearest class colour.
 
     Raises:
       InputError: if one is missing, cannot be used, or has another size.
     """
     if not folder.is_dir():
-        raise InputError(f"--masks {folder} is no folder: give one of label maps")
+        raise InputError(f"--masks {folder} is not a folder: give one of label maps")
     files = collect_masks([folder])
     stems = [stem(file) for file in files]
     twice = [stem for stem, count in Counter(stems).items() if count > 1]

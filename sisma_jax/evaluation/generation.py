@@ -1,7 +1,7 @@
-"""Faces for masks, kept as files: each is made once, whatever interrupts.
+"""Faces for masks, kept as files, each made once across interruptions.
 
-A face's noise belongs to (seed, index of the mask, number of the sample), not to a batch, so that
-those that are missing can be made later, and more of them.
+A face's noise depends on (seed, index of the mask, number of the sample), not on a batch, so that
+missing faces, and more of them, can be made later.
 """
 
 import dataclasses
@@ -23,25 +23,25 @@ from sisma_jax.styles import Style
 from sisma_jax.synthesizer import Synthesizer
 
 MOST_MASKS = 2**20
-"""Seeds of one mask's samples lie so far apart."""
+"""Distance between the seeds of one mask's samples."""
 MOST_SAMPLES = 2**32 // MOST_MASKS
 FAR_APART = 0x9E3779B1
-"""2^32 over the golden ratio: its multiples modulo 2^32 keep away from each other."""
+"""2^32 over the golden ratio: its multiples modulo 2^32 stay far from each other."""
 SETTINGS_FILE = "settings.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How faces are made of masks."""
+    """Options for making faces from masks."""
 
     steps: int
     solver: str
     guidance: float
     seed: int
     own_style: bool = False
-    """Each face in the style of the one that its mask belongs to."""
+    """Whether each face takes the style of the face that its mask belongs to."""
     style_guidance: float = 1.0
-    """Of faces in a style, whosever it is."""
+    """Style guidance of faces with a reference."""
 
     @property
     def name(self) -> str:
@@ -58,18 +58,18 @@ class Sampling:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """By name; without a style as models have it that know none."""
+        """Options by name; without those of styles if they have their defaults."""
         plain = {"own_style": False, "style_guidance": 1.0}
-        found = dataclasses.asdict(self)
-        return {k: v for k, v in found.items() if k not in plain or v != plain[k]}
+        options = dataclasses.asdict(self)
+        return {k: v for k, v in options.items() if k not in plain or v != plain[k]}
 
     def seed_of(self, mask: int, sample: int) -> int:
-        """Of the noise; those of other seeds lie far away, so that no two sets share noise."""
+        """Seed of the noise, far from those of other `seed`s, so that no two sets share noise."""
         return (self.seed * FAR_APART + sample * MOST_MASKS + mask) % 2**32
 
 
 class GeneratedFaces:
-    """The faces of one model, of one set of masks, in one way: `{name}_{sample}.png` in a folder.
+    """The faces of one model, set of masks and sampling: `{name}_{sample}.png` in a folder.
 
     As a set of pictures it is the first sample of every mask.
     """
@@ -84,11 +84,11 @@ class GeneratedFaces:
     ):
         """
         Args:
-          root: where the folder lies.
+          root: parent of the folder.
           synthesizer: the model.
           weights: checksum of its weights and its autoencoder.
-          reference: whose masks are taken; files are named by its names.
-          sampling: how.
+          reference: source of masks and file names.
+          sampling: options of the sampling.
         """
         self.synthesizer, self.sampling = synthesizer, sampling
         self.masks, self.names, self.reference = reference.labels, reference.names, reference
@@ -115,7 +115,7 @@ class GeneratedFaces:
         return np.stack([np.asarray(read_picture(self.file(mask, k))) for k in range(count)])
 
     def make(self, masks: range, samples: int = 1) -> None:
-        """Make those of the masks' first samples that are not there, or are damaged."""
+        """Make those of the masks' first `samples` samples that are missing or damaged."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SETTINGS_FILE, self.settings)
         wanted = [(mask, k) for mask in masks for k in range(samples)]
@@ -148,7 +148,7 @@ class GeneratedFaces:
                     progress.update(len(batch))
 
     def _style(self, masks: Sequence[int]) -> Style:
-        """Of the faces that these masks belong to; each is read once."""
+        """Style of the faces that these masks belong to; each is read once."""
         place = {mask: row for row, mask in enumerate(dict.fromkeys(masks))}
         style = self.synthesizer.style(self.reference.read(list(place)), self.masks[list(place)])
         return style[[place[mask] for mask in masks]]

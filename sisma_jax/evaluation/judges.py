@@ -1,7 +1,7 @@
-"""Networks that look at pictures, and what they measured on a set, kept by what set it is.
+"""Networks that measure sets of pictures, and a cache of their measurements.
 
-A measurement is made once for a pair of set and judge: a report that was interrupted, or a later
-row of the same table, takes it from the folder.
+Each pair of set and judge is measured once: an interrupted report, or a later row of the same
+table, takes the measurement from the folder.
 """
 
 import dataclasses
@@ -28,43 +28,43 @@ from sisma_jax.progress import bar
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """A network that gives every picture a feature vector and, a parser, every pixel a class."""
+    """A network that gives every picture a feature vector and, if a parser, every pixel a class."""
 
     name: str
     key: str
-    """Digest of its weights and of how it is used."""
-    look: Callable[[UInt8[np.ndarray, "n h w 3"]], tuple[Any, Any]]
+    """Digest of its weights and settings."""
+    predict: Callable[[UInt8[np.ndarray, "n h w 3"]], tuple[Any, Any]]
     """Pictures -> features (n, d) and predicted labels (n, h, w) or None."""
     num_classes: int = 0
     convention: str = ""
-    """What of how it is used a reader has to see beside its scores."""
+    """Settings that a reader has to see beside its scores."""
 
 
 def parser_judge(parser: FaceParser) -> Judge:
-    """The parser, by its labels and its deepest features."""
-    look = on_all_devices(lambda net, images: (net.features(images), net.labels(images)), parser)
+    """The parser as a judge, with its labels and its deepest features."""
+    predict = on_all_devices(lambda net, images: (net.features(images), net.labels(images)), parser)
     key = digest("parser", parser.checksum())
-    return Judge(parser.name, key, look, parser.num_classes, f"{parser.name} {key[:12]}")
+    return Judge(parser.name, key, predict, parser.num_classes, f"{parser.name} {key[:12]}")
 
 
 def inception_judge(inception: InceptionV3, resize: str) -> Judge:
-    """Inception by its pooled features; `resize` as its `features` takes it."""
-    look = on_all_devices(
+    """Inception as a judge, with its pooled features; `resize` as in its `features`."""
+    predict = on_all_devices(
         lambda net, images: (net.features(images, resize=resize), None), inception
     )
     key = digest("inception", inception_features(inception, resize).weights, resize)
-    return Judge("Inception-v3", key, look, convention=resize)
+    return Judge("Inception-v3", key, predict, convention=resize)
 
 
 def inception_features(inception: InceptionV3, resize: str) -> Features:
-    """What its features are, for files of them."""
+    """The description of its features, for files of statistics."""
     name = Path(PUBLISHED_FILE).stem
     return Features(network=name, weights=tree_checksum(inception.params), resize=resize)
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What a judge measured on a set of pictures."""
+    """Measurement of a judge on a set of pictures."""
 
     statistics: Statistics
     confusion: Int64[np.ndarray, "classes classes"] | None
@@ -77,28 +77,28 @@ def measure(
     pictures: Pictures,
     labels: UInt8[np.ndarray, "n h w"] | None,
 ) -> Measurement:
-    """Look at every picture, or take from `folder` what was measured on this set before.
+    """Measure all pictures, or read this set's earlier measurement from `folder`.
 
     Args:
-      folder: of measurements.
-      judge: who looks.
-      pictures: at least two.
+      folder: folder of measurements.
+      judge: the network that measures.
+      pictures: at least two pictures.
       labels: label maps that the pictures should follow; 255 is not counted.
 
     Raises:
       InputError: a feature is not finite.
     """
-    labels = labels if judge.num_classes else None  # nothing to compare them with
+    labels = labels if judge.num_classes else None  # no predictions to compare
     masks = "" if labels is None else digest(labels)
     file = folder / f"{digest(judge.key, pictures.key, masks)[:32]}.npz"
-    found = _read(file)
-    if found is not None:
-        return found
+    stored = _read(file)
+    if stored is not None:
+        return stored
     confusion = np.zeros((judge.num_classes,) * 2, np.int64)
     features = Accumulator()
     with bar(total=len(pictures), unit="picture", desc=judge.name, leave=False) as progress:
         for indices, images in batches(pictures):
-            vectors, predicted = judge.look(images)
+            vectors, predicted = judge.predict(images)
             bad = ~np.isfinite(vectors).all(axis=1)
             if bad.any():
                 raise InputError(
@@ -116,19 +116,23 @@ def measure(
 
 
 def _read(file: Path) -> Measurement | None:
-    """What `_write` wrote; None where there is no intact file."""
+    """Read what `_write` wrote; None if there is no intact file."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
-        found = Statistics(count=int(arrays["count"]), mean=arrays["mu"], cov=arrays["sigma"])
-        return Measurement(found, arrays.get("confusion"))
+        statistics = Statistics(count=int(arrays["count"]), mean=arrays["mu"], cov=arrays["sigma"])
+        return Measurement(statistics, arrays.get("confusion"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _write(file: Path, measured: Measurement) -> None:
-    found = measured.statistics
-    arrays: dict[str, Any] = {"count": found.count, "mu": found.mean, "sigma": found.cov}
+    stats = measured.statistics
+    arrays: dict[str, Any] = {
+        "count": stats.count,
+        "mu": stats.mean,
+        "sigma": stats.cov,
+    }
     if measured.confusion is not None:
         arrays["confusion"] = measured.confusion
     buffer = io.BytesIO()

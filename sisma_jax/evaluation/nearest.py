@@ -2,8 +2,8 @@
 
 Nearest is by the root mean square over pixels of pictures box-averaged to `SIDE` x `SIDE`, in
 units of the full range: no network is needed, and near-copies have a distance close to 0. Training
-sees mirror images too, so both are compared. Samples
-that are nearer to training pictures than unseen real ones are suspicious.
+uses mirror images, too, so both are compared. Samples that are nearer to training pictures than
+unseen real ones are suspicious.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ SIDE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """For every picture that was asked about."""
+    """Nearest neighbour of each query picture."""
 
     index: Int64[np.ndarray, " n"]
-    """Of the nearest picture of the set."""
+    """Index of the nearest picture in the set."""
     mirrored: Bool[np.ndarray, " n"]
     """Whether it is that picture's mirror image."""
     distance: Float64[np.ndarray, " n"]
@@ -40,7 +40,7 @@ def shrunk(images: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n d"]:
 
 
 def nearest(asked: UInt8[np.ndarray, "n h w 3"], pictures: Pictures) -> Nearest:
-    """Find the nearest of `pictures`, which have the size of those that are asked about."""
+    """Find the nearest of `pictures` to each query `asked`; all have the same size."""
     queries = shrunk(asked)
     best = np.full(len(asked), np.inf, np.float32)
     index = np.zeros(len(asked), np.int64)
@@ -61,17 +61,17 @@ def nearest(asked: UInt8[np.ndarray, "n h w 3"], pictures: Pictures) -> Nearest:
     return Nearest(index, mirrored, best.astype(np.float64))
 
 
-def pictures_of(found: Nearest, pictures: Pictures, chosen: range) -> UInt8[np.ndarray, "n h w 3"]:
-    """The nearest pictures of some of those that were asked about, mirrored where these were."""
-    images = pictures.read(found.index[chosen.start : chosen.stop].tolist())
-    turned = found.mirrored[chosen.start : chosen.stop, None, None, None]
+def pictures_of(near: Nearest, pictures: Pictures, chosen: range) -> UInt8[np.ndarray, "n h w 3"]:
+    """The nearest pictures of queries `chosen`, mirrored where the mirror image is nearest."""
+    images = pictures.read(near.index[chosen.start : chosen.stop].tolist())
+    turned = near.mirrored[chosen.start : chosen.stop, None, None, None]
     return np.where(turned, images[:, :, ::-1], images)
 
 
 def memorisation(
     samples: Float64[np.ndarray, " n"], test_faces: Float64[np.ndarray, " n"], training: int
 ) -> dict[str, Any]:
-    """Sum up distances of samples and of unseen real pictures to `training` pictures, as JSON."""
+    """Summarise distances of samples and of unseen faces to `training` pictures, as JSON."""
     summary = lambda x: {"median": float(np.median(x)), "least": float(x.min())}
     return {
         "pictures": len(samples),
@@ -82,14 +82,15 @@ def memorisation(
     }
 
 
-def memorisation_table(found: dict[str, Any]) -> Table:
-    """What `memorisation` found of a model, with how its samples were made as "sampling"."""
-    line = lambda title, key: [title, f"{found[key]['median']:.3f}", f"{found[key]['least']:.3f}"]
+def memorisation_table(result: dict[str, Any]) -> Table:
+    """Table of the result of `memorisation`, with the name of the sampling as "sampling"."""
+    line = lambda title, key: [title, f"{result[key]['median']:.3f}", f"{result[key]['least']:.3f}"]
     return Table(
         "Distance to the nearest training face",
         ["", "median", "least"],
         [line("samples", "samples"), line("unseen real faces", "test_faces")],
-        f"{found['pictures']} of each ({found['sampling']}) against {found['training_pictures']} "
-        f"training faces; root mean square over {SIDE}x{SIDE} averaged pixels, full range 1. "
-        "Samples that are much nearer than unseen faces would be remembered.",
+        f"{result['pictures']} of each ({result['sampling']}) against "
+        f"{result['training_pictures']} training faces; root mean square over {SIDE}x{SIDE} "
+        "averaged pixels, full range 1. Samples that are much nearer than unseen faces indicate "
+        "memorisation.",
     )

@@ -1,4 +1,4 @@
-"""The networks that scores are made with: which files they are, and which are at hand."""
+"""Networks for scores: their weight files, and which of them are available."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from sisma_jax.models.lpips import ALEXNET, VGG16, Lpips, load_lpips
 
 @dataclasses.dataclass(frozen=True)
 class WeightFile:
-    """A published weight file, as this package wants it."""
+    """A published weight file in this package's format."""
 
     file: str
-    """Its name in the weight folder."""
+    """Name in the weight folder."""
     source: str
-    """Where it comes from, as a pickled file that the recipe in docs/autoencoder.md converts."""
+    """Its origin, a pickled file that the recipe in docs/autoencoder.md converts."""
 
 
 def _converted(file: str) -> str:
@@ -28,7 +28,7 @@ INCEPTION = WeightFile(
     _converted(PUBLISHED_FILE), f"{PUBLISHED_FILE} of pytorch-fid's release fid_weights"
 )
 KINDS = {"alex": ALEXNET, "vgg": VGG16}
-"""LPIPS' backbones by the name of their weights w."""
+"""LPIPS' backbones by the name of their linear weights."""
 BACKBONES = {
     name: WeightFile(_converted(kind.file), f"torchvision's {kind.file}")
     for name, kind in KINDS.items()
@@ -40,25 +40,25 @@ LINEAR = {
 DEFAULT_PARSER = Path("runs/parser")
 DEFAULT_WEIGHTS = Path("weights")
 OF_PARSER = frozenset({"fd_parser", "miou", "accuracy"})
-"""Names in `scoring.SCORES` of what a parser is needed for."""
+"""Names in `scoring.SCORES` of scores that need a parser."""
 TRAIN_PARSER = "python -m sisma_jax.train_parser --config configs/parser.py --workdir runs/parser"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Networks:
-    """Those that were wanted and are at hand, and a sentence on each that is not."""
+    """Required networks that are available, and a sentence for each that is not."""
 
     parser: FaceParser | None
     inception: InceptionV3 | None
     lpips: Lpips | None
     missing: Mapping[str, str]
-    """Sentences by the name in `scoring.SCORES` of a score that is not made; one on all of
-    OF_PARSER by "miou"."""
+    """Sentences by name in `scoring.SCORES` of a score that cannot be computed; "miou" stands for
+    all of OF_PARSER."""
     parser_is_default: bool = False
-    """It was found where nobody named it."""
+    """Whether it is DEFAULT_PARSER, not one named by the user."""
 
     def check_asked(self, asked: frozenset[str]) -> None:
-        """Raises InputError if the network of a score that was asked for by name is missing."""
+        """Raises InputError if the network of a score that was requested by name is missing."""
         for score in sorted(asked):
             sentence = self.missing.get("miou" if score in OF_PARSER else score)
             if sentence is not None:
@@ -68,11 +68,10 @@ class Networks:
                 )
 
     def fitting(self, classes: Sequence[str], size: int | None) -> "Networks":
-        """These networks where label maps have the classes `classes` and pictures `size` pixels.
+        """These networks for label maps of `classes` and pictures of `size` pixels.
 
         Raises:
-          InputError: if the parser that was asked for tells others apart; one that was found by
-            default is missing then.
+          InputError: if a parser named by the user has other classes; the default one is left out.
         """
         if self.parser is None:
             return self
@@ -88,34 +87,34 @@ class Networks:
 def check_parser(
     parser: FaceParser, classes: Sequence[str], size: int | None, *, named: bool
 ) -> None:
-    """Raises InputError if a parser does not fit label maps of `classes` and pictures of `size`
-    pixels, which one that was named by the user may have seen in another size."""
+    """Raises InputError if a parser does not fit label maps of `classes`, or, unless `named` by the
+    user, was trained on another size than `size` pixels."""
     parser.check(classes)
     if not named and size is not None and parser.size != size:
         raise InputError(
             f"it was trained on {parser.size} pixels where the pictures have {size}: "
-            "name it by --parser to take it all the same"
+            "name it with --parser to use it anyway"
         )
 
 
 def check_weight_folder(weights: Path | None) -> None:
-    """Raises InputError if the folder of published weights that is named is none."""
+    """Raises InputError if `weights` is given but is not a folder."""
     if weights is not None and not weights.is_dir():
-        raise InputError(f"--weights {weights} is no folder: give one of published weights")
+        raise InputError(f"--weights {weights} is not a folder: give one of published weights")
 
 
 def load_networks(
     metrics: frozenset[str], weights: Path | None, parser: Path | None, lpips_network: str
 ) -> Networks:
-    """Read what the metrics need.
+    """Load the networks that metrics need.
 
     Args:
       metrics: names of `scoring.SCORES`.
       weights: folder of published weights.
-      parser: whatever `load_parser` reads.
+      parser: a path that `load_parser` reads.
       lpips_network: "alex" or "vgg".
 
-    For both None is the default, which need not exist.
+    For `weights` and `parser` None is the default, which need not exist.
 
     Raises:
       InputError: if a folder that is named does not exist, or a file cannot be used.
@@ -123,10 +122,10 @@ def load_networks(
     check_weight_folder(weights)
     weights = weights or DEFAULT_WEIGHTS
     missing: dict[str, str] = {}
-    found_parser = inception = lpips = None
+    loaded_parser = inception = lpips = None
     if metrics & OF_PARSER:
         try:
-            found_parser = load_parser(parser or DEFAULT_PARSER)
+            loaded_parser = load_parser(parser or DEFAULT_PARSER)
         except InputError as error:
             if parser is not None:
                 raise
@@ -144,7 +143,7 @@ def load_networks(
         else:
             lpips = load_lpips(*(weights / file.file for file in files))
     return Networks(
-        parser=found_parser,
+        parser=loaded_parser,
         inception=inception,
         lpips=lpips,
         missing=missing,
@@ -154,7 +153,7 @@ def load_networks(
 
 def _no_parser(reason: InputError) -> dict[str, str]:
     sentence = (
-        f"mIoU, accuracy and FD-parser: no use of {DEFAULT_PARSER} ({reason}); train a parser "
+        f"mIoU, accuracy and FD-parser: {DEFAULT_PARSER} cannot be used ({reason}); train a parser "
         f"({TRAIN_PARSER}), or give --parser the published weights of CelebAMask-HQ's U-Net or of "
         "face-parsing.PyTorch's BiSeNet (79999_iter.pth) as safetensors"
     )
@@ -163,4 +162,4 @@ def _no_parser(reason: InputError) -> dict[str, str]:
 
 def _absent(folder: Path, files: list[WeightFile]) -> str:
     named = " and ".join(f"{folder / file.file} ({file.source})" for file in files)
-    return f"not there: {named}; convert to safetensors as docs/autoencoder.md says"
+    return f"missing {named}; convert to safetensors as docs/autoencoder.md says"

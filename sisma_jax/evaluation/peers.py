@@ -4,7 +4,7 @@ Two claims of the paper (arXiv 2509.17651) are measured here with random weights
 not depend: that SISMA's cost is linear in the number of tokens, beside its twin with attention in
 place of Mamba, and that it makes an image in a third of the time of SDM (arXiv 2207.00050).
 
-Every network is timed by what one step of sampling computes, at batch 1 and on one device. SDM's
+Every network is timed for one step of sampling, at batch 1 and on one device. SDM's
 weights are stored in the compute type, as its published code samples; SISMA's in float32, as
 `Synthesizer` has them.
 """
@@ -52,9 +52,9 @@ from sisma_jax.progress import bar
 
 TOKENS = (256, 1024, 4096, 16384)
 STEPS = 25
-"""Euler's, of SISMA's image beside SDM's."""
+"""Euler steps of SISMA's image, which is compared with SDM's."""
 SDM_GUIDANCE = 1.5
-"""As published for faces. Any but 1 costs the same."""
+"""The published value for faces; any but 1 costs the same."""
 PUBLISHED_SDM = SDMConfig()
 REPORTED_SISMA = SISMAConfig.large()
 REPORTED_AUTOENCODER = AutoencoderConfig.stable_diffusion()
@@ -62,9 +62,9 @@ OURS, TWIN, THEIRS = "SISMA", "attention twin", "SDM"
 
 
 def random_weights(shapes: Any) -> Any:
-    """Arrays of a tree's shapes and types, none of them all zero.
+    """Random arrays of a tree's shapes and types, none of them all zero.
 
-    The host draws them, which compiles nothing: on the device every shape were another program.
+    They are drawn on the host, since the device would compile a program for every shape.
     """
     random = np.random.default_rng(0)
     draw = lambda leaf: 0.02 * random.standard_normal(leaf.shape, np.float32)
@@ -89,27 +89,27 @@ def measure_peers(
         from `tokens`, with patches of one latent.
       tokens: square numbers.
       sdm: sizes of SDM; None leaves it out.
-      sisma: sizes of the SISMA beside it.
-      autoencoder: sizes of that one's autoencoder, which decodes its latents.
+      sisma: sizes of the SISMA that is compared with SDM.
+      autoencoder: sizes of the autoencoder that decodes its latents.
       dtype: compute type of all; by default "float32" on a CPU, else "bfloat16".
-      seconds: of each measurement (`speed.clock`).
-      sdm_seconds: patience with the steps of SDM, and of the SISMA beside it, once guided and once
-        not; the first of each is always timed.
+      seconds: duration of each measurement (`speed.clock`).
+      sdm_seconds: limit for the steps of SDM, and of the SISMA compared with it, each with and
+        without guidance; the first step of each is always timed.
 
     Returns:
-      What `circumstances` says; "dtype"; "sizes" of the twins; "over_tokens", cases of SISMA and
-      its twin with "model", "tokens", "pixels", "parameters", "gmacs" of a velocity,
-      "mask_gmacs", "status" and, if it is "measured", "seconds" of a velocity whose mask is
-      encoded, the "calls" timed, "mask_seconds", and "temporary_bytes" as XLA planned the velocity;
+      The result of `circumstances`; "dtype"; "sizes" of the twins; "over_tokens", cases of SISMA
+      and its twin with "model", "tokens", "pixels", "parameters", "gmacs" of a velocity,
+      "mask_gmacs", "status" and, if it is "measured", "seconds" of a velocity with an encoded mask,
+      the "calls" timed, "mask_seconds", and "temporary_bytes" as XLA planned the velocity;
       "images", cases of SISMA and SDM with "model", "guidance", "parameters", "pixels",
       "gmacs_per_step", "steps", "gmacs_per_image", "status" and, if measured,
-      "seconds_per_step", "calls" timed, "seconds_once" (of SISMA the mask and decoding),
+      "seconds_per_step", "calls" timed, "seconds_once" (for SISMA the mask and decoding),
       "temporary_bytes", "seconds_per_image" (seconds_once + steps x seconds_per_step) and, of SDM,
-      "times_sisma", the ratio of the two models' seconds_per_image. What does not fit has a
-      "reason" instead.
+      "times_sisma", the ratio of the two models' seconds_per_image. A case that does not fit
+      has a "reason" instead.
 
     Raises:
-      InputError: if a number of tokens is no square.
+      InputError: if a number of tokens is not a square.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     pairs = [(number, *pair) for number in tokens for pair in twins(config, number, dtype).items()]
@@ -150,11 +150,11 @@ def twins(config: SISMAConfig, tokens: int, dtype: str) -> dict[str, SISMAConfig
     """SISMA and its attention twin of the same widths, at a number of tokens.
 
     Raises:
-      InputError: if that is no square.
+      InputError: if that is not a square.
     """
     side = math.isqrt(max(tokens, 0))
     if side < 1 or side**2 != tokens:
-        raise InputError(f"{tokens} tokens are no square: give numbers like 256 and 1024")
+        raise InputError(f"{tokens} tokens are not a square: give numbers like 256 and 1024")
     change = partial(dataclasses.replace, config, latent_size=side, patch=1, dtype=dtype)
     head = math.gcd(config.width, config.attention_head)
     return {OURS: change(mixer="mamba"), TWIN: change(mixer="attention", attention_head=head)}
@@ -230,7 +230,7 @@ def _sdm_image(
 
 
 def _extrapolated(steps: int, once: float, step: Timing, temporary: int) -> dict[str, Any]:
-    """An image of `steps` steps, from those that were timed."""
+    """The case of an image of `steps` steps, extrapolated from a timed step."""
     return {
         "seconds_per_step": step.seconds,
         "calls": step.calls,
@@ -259,10 +259,10 @@ def _sdm_shapes(config: SDMConfig) -> Any:
 def time_sisma(
     config: SISMAConfig, batch: int, seconds: float, patience: float = PATIENCE
 ) -> tuple[Timing, Timing, int]:
-    """Time the encoding of `batch` masks, and a velocity of as many latents with them encoded.
+    """Time the encoding of `batch` masks, and a velocity of as many latents with encoded masks.
 
     Returns:
-      Both times, of the whole batch, and the temporary bytes that XLA planned for the velocity.
+      Both times, for the whole batch, and the temporary bytes that XLA planned for the velocity.
 
     Raises:
       DoesNotFit: if the memory that XLA plans is more than there is.
@@ -302,7 +302,7 @@ def time_decoding(
 def time_sdm(
     config: SDMConfig, guidance: float, seconds: float, patience: float
 ) -> tuple[Timing, int]:
-    """Time a step of sampling, and return the temporary bytes that XLA planned for it, too.
+    """Time a step of sampling; return the timing and the temporary bytes that XLA planned.
 
     Raises:
       DoesNotFit: if the memory that XLA plans is more than there is.
@@ -317,24 +317,24 @@ def time_sdm(
 
 
 def _compile(lowered: jax.stages.Lowered) -> Compiled:
-    """Compile a program whose arguments are not there yet, if there is memory to run it."""
+    """Compile a program before its arguments exist. Raises DoesNotFit without memory to run it."""
     program = lowered.compile()
     plan = program.memory_analysis()
     check_fit(plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes)
     return program
 
 
-def peer_tables(found: dict[str, Any]) -> list[Table]:
-    """What `measure_peers` returned, for a report."""
+def peer_tables(result: dict[str, Any]) -> list[Table]:
+    """Tables of the result of `measure_peers`."""
     tables = {"over_tokens": _token_table, "images": _image_table}
-    return [table(found) for name, table in tables.items() if found[name]]
+    return [table(result) for name, table in tables.items() if result[name]]
 
 
-def _token_table(found: dict[str, Any]) -> Table:
-    """By model, so that each one's growth is read downwards."""
+def _token_table(result: dict[str, Any]) -> Table:
+    """Rows by model, so that its growth reads downwards."""
     rows = []
     for model in (OURS, TWIN):
-        cases = [case for case in found["over_tokens"] if case["model"] == model]
+        cases = [case for case in result["over_tokens"] if case["model"] == model]
         for case in cases:
             cells: list = [model, f"{case['tokens']:,}", case["parameters"] / 1e6]
             for name, unit in (("gmacs", 1), ("seconds", 1), ("temporary_bytes", MIB)):
@@ -344,22 +344,22 @@ def _token_table(found: dict[str, Any]) -> Table:
             if case["status"] != MEASURED:
                 cells[5] = case["status"]
             rows.append([*map(_readable, cells), case.get("mask_seconds")])
-    sizes, least = found["sizes"], f"{found['over_tokens'][0]['tokens']:,}"
+    sizes, least = result["sizes"], f"{result['over_tokens'][0]['tokens']:,}"
     growth = f"× of {least}"
     return Table(
         "Attention twin: one velocity over the number of tokens",
         ["model", "tokens", "parameters M", "GMACs", growth, "s", growth, "temporary MiB", growth,
          "s of the mask, once"],
         rows,
-        f"{where(found)}, batch 1, random weights, {sizes['depth']} blocks of width "
+        f"{where(result)}, batch 1, random weights, {sizes['depth']} blocks of width "
         f"{sizes['width']}, one latent a token. {growth}: over the value at {least} tokens. Memory "
         "is what XLA planned. The twin's attention is JAX's own on any device, not a fused kernel.",
     )  # fmt: skip
 
 
-def _image_table(found: dict[str, Any]) -> Table:
+def _image_table(result: dict[str, Any]) -> Table:
     rows = []
-    for case in found["images"]:
+    for case in result["images"]:
         cells = [case["model"], case["pixels"], case["guidance"], case["parameters"] / 1e6,
                  case["gmacs_per_step"], case["steps"], case["gmacs_per_image"]]  # fmt: skip
         if case["status"] == MEASURED:
@@ -372,12 +372,12 @@ def _image_table(found: dict[str, Any]) -> Table:
         ["model", "pixels", "guidance", "parameters M", "GMACs/step", "steps", "GMACs/image",
          "s/step", "steps timed", "s/image", "× of SISMA's time"],
         rows,
-        f"{where(found)}, batch 1, random weights. Seconds per image are extrapolated from the "
+        f"{where(result)}, batch 1, random weights. Seconds per image are extrapolated from the "
         f"steps timed (their median); SISMA's are the mask and the decoding once and {STEPS} steps "
         "of euler. Its GMACs are without decoding. A guided step is one pass over a batch of two.",
     )  # fmt: skip
 
 
 def _readable(cell: Cell) -> Cell:
-    """Large numbers without an exponent."""
+    """Format large numbers without an exponent."""
     return f"{cell:,.0f}" if isinstance(cell, float) and cell >= 1e4 else cell

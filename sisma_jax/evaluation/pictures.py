@@ -25,7 +25,7 @@ from sisma_jax.training.sharding import (
 
 BATCH = 16
 LOOKED_AT = 64
-"""Images that tell data sets apart whose checksums are not of images."""
+"""Number of images in the digest of a data set whose checksum does not cover images."""
 
 
 @runtime_checkable
@@ -34,7 +34,7 @@ class Pictures(Protocol):
 
     names: Sequence[str]
     key: str
-    """Digest of what they are: what was measured on them is kept by it."""
+    """Digest of the pictures; measurements are stored under it."""
 
     def __len__(self) -> int: ...
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "n h w 3"]: ...
@@ -50,16 +50,16 @@ def batches(
 
 
 def digest(*parts: object) -> str:
-    """SHA-256 of arrays, and of all else as text, in order."""
-    found = hashlib.sha256()
+    """SHA-256 of the parts in order: bytes of arrays, everything else as text."""
+    sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            found.update(f"{part.dtype} {part.shape}\n".encode())
-            found.update(np.ascontiguousarray(part).data)
+            sha.update(f"{part.dtype} {part.shape}\n".encode())
+            sha.update(np.ascontiguousarray(part).data)
         else:
-            content = str(part).encode(errors="surrogateescape")  # names may be no UTF-8
-            found.update(f"{len(content)}\n".encode() + content)
-    return found.hexdigest()
+            content = str(part).encode(errors="surrogateescape")  # names may not be UTF-8
+            sha.update(f"{len(content)}\n".encode() + content)
+    return sha.hexdigest()
 
 
 class SourcePictures:
@@ -71,7 +71,7 @@ class SourcePictures:
         self.key = digest("images", source.checksum, *self.names, *self._looked_at())
 
     def _looked_at(self) -> Iterator[np.ndarray]:
-        """Some of the images of a data set whose checksum is not of them; all would take long."""
+        """Some images, if the data set's checksum does not cover any; reading all takes long."""
         if is_of_listing(self.source.checksum):
             places = np.linspace(0, self.count - 1, min(self.count, LOOKED_AT)).astype(int)
             yield from (self.source[int(place)]["image"] for place in places)
@@ -91,7 +91,7 @@ class SplitPictures(SourcePictures):
     """
 
     def __init__(self, source: Source, count: int):
-        # To have the labels every item is read anyway.
+        # Every item is read for its labels anyway, so its image enters the digest, too.
         maps, images = [], hashlib.sha256()
         for index in range(count):
             item = source[index]
@@ -118,8 +118,8 @@ class Selection:
 
 
 class Reconstructions:
-    """What an autoencoder makes of pictures, from the means of their latents: as well as any model
-    of its latents can do."""
+    """Reconstructions by an autoencoder, from the means of latents: an upper bound for any model
+    of its latents."""
 
     def __init__(self, pictures: Pictures, autoencoder: Autoencoder):
         self.pictures, self.names = pictures, pictures.names
@@ -137,20 +137,20 @@ class Reconstructions:
 def reconstructor(
     autoencoder: Autoencoder,
 ) -> Callable[[UInt8[np.ndarray, "n h w 3"]], UInt8[np.ndarray, "n h w 3"]]:
-    """Return what encodes and decodes images, by the mean of their latents."""
-    again = lambda net, images: to_uint8(net.decode(net.encode(to_float(images))[0]))
-    return on_all_devices(again, autoencoder)
+    """Return a function that encodes images and decodes the means of their latents."""
+    reconstruct = lambda net, images: to_uint8(net.decode(net.encode(to_float(images))[0]))
+    return on_all_devices(reconstruct, autoencoder)
 
 
 class PictureFolder:
-    """The pictures of a folder (`image_files.FORMATS`), by name; other files are left alone.
+    """The pictures of a folder (`image_files.FORMATS`), by name; other files are ignored.
 
     Attributes:
-      size: (height, width) of all of them.
+      size: (height, width) of all pictures.
     """
 
     def __init__(self, path: Path | str):
-        """Looks at every file.
+        """Read every file.
 
         Raises:
           InputError: there is no such folder, it has fewer than two pictures, they are not all of
@@ -200,8 +200,8 @@ def on_all_devices(
 ) -> Callable[[UInt8[np.ndarray, "n h w 3"]], Any]:
     """Compile (network, images) -> tree of arrays by image; return it as a function of images.
 
-    It goes through `BATCH` images at a time, spread over the local devices; the last batch is
-    filled up, so that everything compiles once.
+    It processes `BATCH` images at a time, spread over the local devices; the last batch is padded,
+    so that everything compiles once.
     """
     mesh = local_mesh()
     network = jax.device_put(network, replicated(mesh))
@@ -209,10 +209,10 @@ def on_all_devices(
     compiled = jax.jit(function)
 
     def call(images: UInt8[np.ndarray, "n h w 3"]) -> Any:
-        found = []
+        results = []
         for (placed,), count in chunks(size, mesh, images):
             out = compiled(network, placed)
-            found.append(jax.tree.map(lambda x: np.asarray(x)[:count], out))  # noqa: B023
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+            results.append(jax.tree.map(lambda x: np.asarray(x)[:count], out))  # noqa: B023
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
     return call

@@ -1,4 +1,4 @@
-"""Plots of a report, as SVG to be put into a page."""
+"""Plots of a report, as inline SVG."""
 
 import io
 from collections import defaultdict
@@ -10,7 +10,7 @@ from sisma_jax.evaluation.scoring import LOWER_IS_BETTER, SCORES, Row, heading
 def quality_plots(rows: Sequence[Row]) -> dict[str, str]:
     """Scores of synthesis against solver steps and against guidance, by file name.
 
-    A plot is there where at least two values were tried.
+    A plot is made if there are at least two values.
     """
     made = [row for row in rows if row.kind == "synthesis"]
     keys = [key for key in SCORES if any(key in row.scores for row in made)]
@@ -22,7 +22,7 @@ def quality_plots(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _plot(rows: Sequence[Row], keys: Sequence[str], along: str, others: tuple[str, str]) -> str:
-    # Takes a second, which reports without plots need not wait for.
+    # Slow to import, and not needed by reports without plots.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

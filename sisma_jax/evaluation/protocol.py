@@ -1,4 +1,4 @@
-"""How scores are made, in the words of a report."""
+"""Description of the protocol of scores, for a report."""
 
 from sisma_jax.evaluation.networks import Networks
 from sisma_jax.evaluation.scoring import ENOUGH
@@ -9,13 +9,13 @@ from sisma_jax.models.face_parser import FaceParser
 def in_words(
     networks: Networks, scores: frozenset[str], resize: str, reference: str
 ) -> dict[str, str]:
-    """Return a sentence by heading on each score that is made.
+    """Return a description of each score, by heading.
 
     Args:
-      networks: those at hand.
-      scores: those wanted, by names of `scoring.SCORES`.
-      resize: of Inception's inputs.
-      reference: what pictures are compared with.
+      networks: the networks in use.
+      scores: requested scores, by name in `scoring.SCORES`.
+      resize: how Inception's inputs are resized.
+      reference: description of the reference.
     """
     about = {"reference": reference}
     if networks.inception is not None:
@@ -48,7 +48,7 @@ def _of_parser(parser: FaceParser) -> dict[str, str]:
         f"its own mIoU {quality['test_miou']:.3f}, accuracy {quality['test_accuracy']:.3f} on "
         f"{quality['test_images']} test faces of {quality['data']}"
         if quality.keys() >= {"test_miou", "test_accuracy", "test_images", "data"}
-        else "its own quality is not known but by the row of test faces"
+        else "its own quality is known only from the row of test faces"
     )
     return {
         "mIoU, accuracy": (

@@ -1,8 +1,8 @@
 """A report on disk: `report.json` for programs, `report.md`, and `report.html` in one file.
 
-The table's rows are files of their own (`rows/`), so that sets that were scored by several commands
-with one `--out` stand in one table. They have to have been scored alike: the protocol of the first
-one is kept in `protocol.json`, and a command that would score otherwise is refused.
+The table's rows are separate files (`rows/`), so that several commands with one `--out` share one
+table. They must score alike: the protocol of the first is kept in `protocol.json`, and a command
+with another protocol is refused.
 """
 
 import base64
@@ -37,12 +37,12 @@ from sisma_jax.files import (
 )
 
 FINDINGS = ("memorisation", "styles", "speed", "peers")
-"""Kinds of findings, as `report.json` has them."""
+"""Kinds of findings, as keys of `report.json`."""
 KINDS = ("real", "reconstruction", "synthesis", "pictures")
-"""Of rows, in the order of the table."""
+"""Kinds of rows, in the order of the table."""
 
 SMALLEST_WIDTH = 800
-"""Of pictures on the page, where whole multiples of their pixels reach it."""
+"""Target width of pictures on the page, which are enlarged by an integer factor."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -54,7 +54,7 @@ th { border-bottom: 1px solid #888; } .note { color: #555; } img { image-renderi
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A sheet of the report."""
+    """A sheet of the report, with its caption."""
 
     file: str
     text: str
@@ -90,12 +90,12 @@ class ReportFolder:
 
     @property
     def findings_folder(self) -> Path:
-        """What else was measured, and captions: files of their own, as rows are."""
+        """Other measurements, and captions, in one file each."""
         return self.path / "findings"
 
     @property
     def about_file(self) -> Path:
-        """The protocol in words."""
+        """Description of the protocol."""
         return self.path / "about.json"
 
     @property
@@ -104,15 +104,15 @@ class ReportFolder:
 
     @contextmanager
     def claim(self, protocol: Mapping[str, str | None]) -> Iterator[None]:
-        """Begin a report, or add to the one that is here; locked meanwhile.
+        """Begin a report, or extend the existing one, under a lock.
 
         Args:
-          protocol: what all rows have to share, in words that tell one from another, by name;
-            None for a judge that is not at hand, which another command may add.
+          protocol: by name, identifiers that all rows must share; None for a judge that is not
+            available and that another command may add.
 
         Raises:
-          InputError: the folder holds other things, cannot be written, holds a report that was
-            scored otherwise, or another command writes there.
+          InputError: the folder holds other files, cannot be written, holds a report with another
+            protocol, or another command writes there.
         """
         before = read_json(self.protocol_file)
         if before is None and not is_new_or_empty(self.path, besides=LOCK_FILES):
@@ -145,12 +145,12 @@ class ReportFolder:
                     "folder that can"
                 ) from error
             if before is not None:
-                print(f"adding to the report in {self.path}: what is there is kept")
+                print(f"adding to the report in {self.path}: existing results are kept")
             yield
 
     def put(self, row: Row) -> None:
-        """Keep a row in the place of one of the same name, whose scores stay where both are of the
-        same pictures."""
+        """Save a row in place of one of the same name, whose scores stay if the pictures are the
+        same."""
         self.rows.mkdir(exist_ok=True)
         file = self.rows / f"{digest(row.name)[:16]}.json"
         if (content := read_json(file)) is not None:
@@ -164,7 +164,7 @@ class ReportFolder:
         write_json(file, dataclasses.asdict(row))
 
     def table(self) -> list[Row]:
-        """All rows: what is real first, then by name and settings."""
+        """All rows, ordered by kind, settings and name."""
         rows = [Row(**row) for file in self.rows.glob("*.json") if (row := read_json(file))]
         order = lambda row: (
             KINDS.index(row.kind),
@@ -176,34 +176,34 @@ class ReportFolder:
         return sorted(rows, key=order)
 
     def finding(self, kind: str, name: str, key: str) -> Any:
-        """What was kept under these; None where there is none."""
+        """The finding that was saved under these; None if there is none."""
         before = read_json(self._finding_file(kind, name))
         return before["found"] if before is not None and before["key"] == key else None
 
-    def keep(self, kind: str, name: str, key: str, found: Any) -> None:
-        """Keep a finding.
+    def keep(self, kind: str, name: str, key: str, result: Any) -> None:
+        """Save a finding.
 
         Args:
-          kind: "speed", ...
-          name: what it is of; a finding of another key is replaced.
-          key: digest of all that it depends on.
-          found: what JSON can hold.
+          kind: one of FINDINGS, or "picture".
+          name: name of its subject; a finding of another key is replaced.
+          key: digest of everything that it depends on.
+          result: a value that JSON can hold.
         """
         self.findings_folder.mkdir(exist_ok=True)
-        content = {"name": name, "key": key, "found": found}
+        content = {"name": name, "key": key, "found": result}
         write_json(self._finding_file(kind, name), content)
 
     def _finding_file(self, kind: str, name: str) -> Path:
         return self.findings_folder / f"{kind}-{digest(name)[:16]}.json"
 
     def findings(self, kind: str) -> dict[str, Any]:
-        """All findings of a kind, by what they are of."""
+        """All findings of a kind, by the name of their subject."""
         files = sorted(self.findings_folder.glob(f"{kind}-*.json"))
-        read = [found for file in files if (found := read_json(file))]
+        read = [finding for file in files if (finding := read_json(file))]
         return {one["name"]: one["found"] for one in read}
 
     def put_picture(self, name: str, caption: str, sheet: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Show a sheet; one of the same name is replaced."""
+        """Add a sheet to the report, in place of one of the same name."""
         file = f"{re.sub(r'[^a-zA-Z0-9]+', '-', name)}-{digest(name)[:4]}.png"
         self.pictures.mkdir(exist_ok=True)
         save_png(Image.fromarray(sheet), self.pictures / file)
@@ -221,26 +221,26 @@ def write_report(
     """Write `report.json`, `report.md` and `report.html` from what the folder holds.
 
     Args:
-      folder: with rows, findings and pictures.
-      about: the protocol in words, by heading.
+      folder: the folder with rows, findings and pictures.
+      about: description of the protocol, by heading.
       missing: sentences on what was not measured, and why, by score.
-      parser_quality: what the face parser's own training measured, if known.
-        What earlier commands said of others stays, of all three.
-      tables: of findings.
+      parser_quality: test scores of the face parser, if known. Other entries of earlier commands
+        stay in all three.
+      tables: tables of findings.
 
     Returns:
       The tables, as shown.
     """
     rows = folder.table()
-    said = read_json(folder.about_file) or {"about": {}, "missing": {}, "parser_quality": None}
-    about = {**said["about"], **about}
+    earlier = read_json(folder.about_file) or {"about": {}, "missing": {}, "parser_quality": None}
+    about = {**earlier["about"], **about}
     made = {score for row in rows for score in row.scores}
     missing = {
         score: sentence
-        for score, sentence in {**said["missing"], **missing}.items()
+        for score, sentence in {**earlier["missing"], **missing}.items()
         if score not in made
     }
-    parser_quality = parser_quality or said["parser_quality"]
+    parser_quality = parser_quality or earlier["parser_quality"]
     write_json(
         folder.about_file, {"about": about, "missing": missing, "parser_quality": parser_quality}
     )
@@ -248,7 +248,7 @@ def write_report(
     scores = [score_table(rows)] if rows else []
     shown = [*scores, *([by_class] if by_class else []), *tables]
     plots = quality_plots(rows)
-    pictures = [Picture(**found) for found in folder.findings("picture").values()]
+    pictures = [Picture(**picture) for picture in folder.findings("picture").values()]
     pictures = [one for one in pictures if (folder.pictures / one.file).exists()]
     write_json(
         folder.json_file,

@@ -1,11 +1,11 @@
 """The rows of the table: one set of pictures each, scored against one reference set.
 
 fid          Fréchet distance of Inception-v3's pooled features (Heusel et al., arXiv 1706.08500)
-fd_parser    the same of the face parser's deepest features: a number of this project's own,
+fd_parser    the same for the face parser's deepest features: this project's own score,
              comparable only between reports with the same parser
-miou, accuracy   of the face parser's labels against the masks, from one pooled confusion matrix;
+miou, accuracy   the face parser's labels against the masks, from one pooled confusion matrix;
              classes that occur nowhere are left out of the mean
-ssim, psnr_db    against the reference picture of the same name, bytes, data range 255
+ssim, psnr_db    against the reference picture of the same name, uint8, data range 255
 lpips_diversity  mean LPIPS of all pairs of the samples of one mask, averaged over masks
 """
 
@@ -31,7 +31,7 @@ from sisma_jax.models.weights import tree_checksum
 from sisma_jax.progress import over
 
 ENOUGH = 2000
-"""Pictures below which a Fréchet distance is far above its limit: the papers' test split."""
+"""Pictures (the papers' test split) below which a Fréchet distance is strongly biased upwards."""
 
 SCORES = {
     "fid": "FID",
@@ -42,13 +42,13 @@ SCORES = {
     "ssim": "SSIM",
     "psnr_db": "PSNR (dB)",
 }
-"""By name, in the order of the table's columns."""
+"""Headings by name, in the order of the table's columns."""
 LOWER_IS_BETTER = ("fid", "fd_parser")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table, as the report's JSON has it."""
+    """One line of the table, as in the report's JSON."""
 
     name: str
     kind: str
@@ -57,21 +57,21 @@ class Row:
     key: str
     """Digest of the pictures."""
     scores: dict[str, float]
-    """By a name of SCORES; those that were not measured are missing."""
+    """Values by name in SCORES; scores that were not measured are missing."""
     class_iou: dict[str, float | None] = dataclasses.field(default_factory=dict)
-    """By class; None where it occurs neither in masks nor in predictions."""
+    """IoU by class; None if it occurs neither in masks nor in predictions."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What a reader has to know to compare the scores."""
+    """Sentences that a reader needs to compare the scores."""
     conventions: dict[str, str] = dataclasses.field(default_factory=dict)
-    """By a name of SCORES: how that is made, of several ways that there are; for its heading."""
+    """Variant of a score by name in SCORES, for its heading."""
 
     def over(self, before: "Row") -> "Row":
         """This row with the scores of an earlier one of the same pictures that it lacks."""
         if before.key != self.key:
             return self
         scores = before.scores | self.scores
-        # Notes begin with the score that they are of.
+        # Notes begin with the name of their score.
         replaced = tuple(f"{SCORES[key]}:" for key in self.scores)
         kept = [
             note for note in before.notes if note in self.notes or not note.startswith(replaced)
@@ -88,18 +88,18 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """Who scores, against what, and where measurements are kept."""
+    """Scores sets of pictures against one reference, with measurements cached in `folder`."""
 
     folder: Path
     metrics: frozenset[str]
-    """Names of SCORES that are wanted."""
+    """Requested names of SCORES."""
     classes: Sequence[str]
     reference: Pictures | None
-    """None where only statistics of it are at hand."""
+    """None if only its statistics are available."""
     parser: Judge | None = None
     inception: Judge | None = None
     inception_statistics: Statistics | None = None
-    """Of the reference, from a file, in place of the reference's own."""
+    """Statistics of the reference from a file, in place of computed ones."""
     lpips: Lpips | None = None
 
     def row(
@@ -113,10 +113,10 @@ class Scorer:
         settings: dict[str, Any] | None = None,
         notes: Sequence[str] = (),
     ) -> Row:
-        """Score a set of pictures; of the reference itself no distance, which would be zero.
+        """Score a set of pictures, without distances (which are zero) for the reference itself.
 
         Args:
-          name, kind, settings, notes: of the row.
+          name, kind, settings, notes: fields of the row.
           pictures: the set.
           labels: masks that the pictures should follow.
           pairs: as many reference pictures, to compare one by one.
@@ -125,16 +125,16 @@ class Scorer:
         notes = list(notes)
         by_class: dict[str, float | None] = {}
         if self.inception is not None and "fid" in self.metrics and pictures is not self.reference:
-            found = measure(self.folder, self.inception, pictures, None)
+            measured = measure(self.folder, self.inception, pictures, None)
             reference = self.inception_statistics or self._of_reference(self.inception)
-            self._frechet("fid", found.statistics, reference, scores, notes)
+            self._frechet("fid", measured.statistics, reference, scores, notes)
         if self.parser is not None and self.metrics & OF_PARSER:
-            found = measure(self.folder, self.parser, pictures, labels)
+            measured = measure(self.folder, self.parser, pictures, labels)
             if "fd_parser" in self.metrics and self.reference not in (None, pictures):
                 self._frechet(
-                    "fd_parser", found.statistics, self._of_reference(self.parser), scores, notes
+                    "fd_parser", measured.statistics, self._of_reference(self.parser), scores, notes
                 )
-            by_class = self._agreement(found, scores)
+            by_class = self._agreement(measured, scores)
             if scores.keys() & OF_PARSER:
                 notes.append(f"the face parser is {self.parser.convention}")
         if pairs is not None and self.metrics & {"ssim", "psnr_db"}:
@@ -156,15 +156,15 @@ class Scorer:
         )
 
     def with_diversity(self, row: Row, faces: GeneratedFaces, masks: int, samples: int) -> Row:
-        """Add the LPIPS diversity of faces that have been made to their row."""
+        """Add the LPIPS diversity of existing faces to their row."""
 
-        def look() -> dict[str, float]:
+        def measure_diversity() -> dict[str, float]:
             order = over(range(masks), unit="mask", desc="diversity")
             of_mask = [diversity(faces.samples(mask, samples), self.lpips) for mask in order]
             return {"lpips_diversity": float(np.mean(of_mask))}
 
         key = digest("diversity", faces.key, masks, samples, lpips_key(self.lpips))
-        scores = row.scores | self._once(key, look)
+        scores = row.scores | self._once(key, measure_diversity)
         return dataclasses.replace(
             row,
             scores={key: scores[key] for key in SCORES if key in scores},
@@ -175,44 +175,44 @@ class Scorer:
         )
 
     def _of_reference(self, judge: Judge) -> Statistics:
-        labels = getattr(self.reference, "labels", None)  # as its own row, where it has masks
+        labels = getattr(self.reference, "labels", None)  # as in its own row, if it has masks
         return measure(self.folder, judge, self.reference, labels).statistics
 
-    def _once(self, key: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Numbers that `find` returns, or returned before under `key`."""
+    def _once(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The numbers that `compute` returns, cached under `key`."""
         file = self.folder / f"{key[:32]}.json"
-        found = read_json(file)
-        if found is None:
-            found = find()
+        numbers = read_json(file)
+        if numbers is None:
+            numbers = compute()
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(file, found)
-        return found
+            write_json(file, numbers)
+        return numbers
 
     def _frechet(
         self,
         key: str,
-        found: Statistics,
+        stats: Statistics,
         reference: Statistics,
         scores: dict[str, float],
         notes: list[str],
     ) -> None:
-        scores[key] = frechet_distance(found.mean, found.cov, reference.mean, reference.cov)
-        ours, theirs = found.count, reference.count
+        scores[key] = frechet_distance(stats.mean, stats.cov, reference.mean, reference.cov)
+        ours, theirs = stats.count, reference.count
         note = f"{SCORES[key]}: {ours} pictures against {theirs or 'an unknown number'}"
         if ours != theirs:
-            note += "; the counts differ, which moves the distance"
+            note += "; the counts differ, which changes the distance"
         if min(ours, theirs or ours) < ENOUGH:
             note += f"; under {ENOUGH:,} pictures it is biased upwards"
         notes.append(note)
 
-    def _agreement(self, found: Measurement, scores: dict[str, float]) -> dict[str, float | None]:
-        if found.confusion is None or not self.metrics & {"miou", "accuracy"}:
+    def _agreement(self, result: Measurement, scores: dict[str, float]) -> dict[str, float | None]:
+        if result.confusion is None or not self.metrics & {"miou", "accuracy"}:
             return {}
         if "miou" in self.metrics:
-            scores["miou"] = mean_iou(found.confusion)
+            scores["miou"] = mean_iou(result.confusion)
         if "accuracy" in self.metrics:
-            scores["accuracy"] = pixel_accuracy(found.confusion)
-        iou = class_iou(found.confusion)
+            scores["accuracy"] = pixel_accuracy(result.confusion)
+        iou = class_iou(result.confusion)
         return {
             name: None if math.isnan(value) else float(value)
             for name, value in zip(self.classes, iou, strict=True)
@@ -220,22 +220,22 @@ class Scorer:
 
 
 def heading(key: str, rows: Sequence[Row]) -> str:
-    """A score's name, and by what convention the rows have it, where there are several."""
-    said = dict.fromkeys(row.conventions[key] for row in rows if key in row.conventions)
-    return f"{SCORES[key]} ({', '.join(said)})" if said else SCORES[key]
+    """A score's name, with the conventions of the rows, if any."""
+    conventions = dict.fromkeys(row.conventions[key] for row in rows if key in row.conventions)
+    return f"{SCORES[key]} ({', '.join(conventions)})" if conventions else SCORES[key]
 
 
 def lpips_key(lpips: Lpips) -> str:
-    """Digest of all that decides a distance."""
+    """Digest of everything that determines a distance."""
     return digest(lpips.backbone.name, tree_checksum(lpips.params))
 
 
 def _closeness(pictures: Pictures, pairs: Pictures) -> dict[str, float | None]:
-    """Means over pairs; None where PSNR is infinite."""
-    found: dict[str, list[np.ndarray]] = {"ssim": [], "psnr_db": []}
+    """Means over pairs; PSNR is None if infinite."""
+    values: dict[str, list[np.ndarray]] = {"ssim": [], "psnr_db": []}
     for indices, images in batches(pictures):
         reference = pairs.read(indices)
-        found["ssim"].append(ssim(images, reference, 255))
-        found["psnr_db"].append(psnr(images, reference, 255))
-    means = {key: float(np.mean(np.concatenate(x))) for key, x in found.items()}
+        values["ssim"].append(ssim(images, reference, 255))
+        values["psnr_db"].append(psnr(images, reference, 255))
+    means = {key: float(np.mean(np.concatenate(x))) for key, x in values.items()}
     return {key: None if math.isinf(mean) else mean for key, mean in means.items()}

@@ -1,10 +1,10 @@
-"""How long synthesis takes, what it computes, and the memory it needs.
+"""Time, arithmetic and memory of synthesis.
 
-Every program is timed as a whole, as a user pays for it; the time is the median of several calls,
-each waited for. Compiling is not in it.
+Every program is timed as a whole; the time is the median of several synchronised calls, without
+compilation.
 
-Arithmetic is in multiply-accumulates (MACs): by hand (`models.cost`) and as XLA counts
-(`models.xla_cost`), which has norms and activations, too.
+Arithmetic is in multiply-accumulates (MACs): by hand (`models.cost`) and as XLA counts them
+(`models.xla_cost`), which includes norms and activations.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ from sisma_jax.training.throughput import peak_memory
 
 LEAST_CALLS, MOST_CALLS = 3, 20
 PATIENCE = 30.0
-"""Seconds after which no further call of a slow program is begun."""
+"""Seconds after which no further call of a slow program starts."""
 MEASURED, TOO_LARGE = "measured", "does not fit"
-"""What may have become of a case."""
+"""Statuses of a case."""
 GIGA, MIB, GIB = 1e9, 2**20, 2**30
 
 
@@ -53,21 +53,20 @@ class DoesNotFit(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What `clock` found."""
+    """Result of `clock`."""
 
     seconds: float
-    """The median."""
+    """Median over `calls`."""
     calls: int
-    """That it is of."""
 
 
 def clock(call: Callable[[], Any], seconds: float, patience: float = PATIENCE) -> Timing:
     """Time a call that returns when its work is done.
 
     Args:
-      call: the first is to warm up, unless it takes longer than `seconds`.
-      seconds: to go on for, within LEAST_CALLS to MOST_CALLS calls.
-      patience: seconds in all. A call that would go beyond is not begun, but for the first one.
+      call: the call; the first one is a warm-up, unless it takes longer than `seconds`.
+      seconds: duration, within LEAST_CALLS to MOST_CALLS calls.
+      patience: limit in seconds. Except for the first, no call starts that would exceed it.
     """
     times: list[float] = []
 
@@ -88,7 +87,7 @@ def clock(call: Callable[[], Any], seconds: float, patience: float = PATIENCE) -
 
 
 def available_memory() -> int | None:
-    """Bytes that are left of a device, of the machine on a CPU; None where nobody says."""
+    """Free bytes of a device, or of the machine on a CPU; None if unknown."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
@@ -99,14 +98,14 @@ def available_memory() -> int | None:
 
 
 def check_fit(needed: int) -> None:
-    """Raises DoesNotFit if that many bytes are more than there are."""
+    """Raises DoesNotFit if `needed` bytes are more than are free."""
     left = available_memory()
     if left is not None and needed > left:
         raise DoesNotFit(f"it needs {needed / GIB:.1f} GiB where {left / GIB:.1f} GiB are left")
 
 
 def unless_too_large(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `measure` returns and its "status", which else is that it does not fit, and why."""
+    """The result of `measure` with "status" MEASURED; otherwise TOO_LARGE with a "reason"."""
     try:
         return {"status": MEASURED, **measure()}
     except DoesNotFit as error:
@@ -118,7 +117,7 @@ def unless_too_large(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def circumstances() -> dict[str, Any]:
-    """What times depend on beside the program."""
+    """Circumstances that times depend on besides the program."""
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.local_device_count(),
@@ -127,11 +126,11 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def where(found: dict[str, Any]) -> str:
-    """`circumstances` in words."""
-    kind = found["device"]
-    device = f"{found['cores']} CPU cores" if kind == "cpu" else f"{found['devices']} x {kind}"
-    return f"Measured on {device}, jax {found['versions']['jax']}, in {found['dtype']}"
+def where(result: dict[str, Any]) -> str:
+    """A sentence on `circumstances`, for a report."""
+    kind = result["device"]
+    device = f"{result['cores']} CPU cores" if kind == "cpu" else f"{result['devices']} x {kind}"
+    return f"Measured on {device}, jax {result['versions']['jax']}, in {result['dtype']}"
 
 
 def count(params: Any) -> int:
@@ -140,7 +139,7 @@ def count(params: Any) -> int:
 
 
 def random_labels(config: Config, batch: int) -> UInt8[np.ndarray, "batch H W"]:
-    """A class for every latent's pixels: what a map shows does not change the time."""
+    """Random label maps, one class per latent: their content does not affect the time."""
     shape = (batch, config.latent_size, config.latent_size)
     classes = np.random.default_rng(0).integers(0, config.num_classes, shape, np.uint8)
     return classes.repeat(config.factor, axis=1).repeat(config.factor, axis=2)
@@ -155,28 +154,27 @@ def measure_speed(
     batches: Sequence[int] = (1, 16),
     seconds: float = 2.0,
 ) -> dict[str, Any]:
-    """Time synthesis with and without the decoder, in every combination of what is given.
+    """Time synthesis with and without the decoder, in all combinations of the arguments.
 
-    All guidances but 1 are one program, which is timed once. A model with a style is given one,
-    encoded before.
+    All guidances but 1 are one program, which is timed once. A model with style conditioning gets a
+    style that was encoded before.
 
     Args:
-      synthesizer: the model; its own batch size has no part in this.
-      steps: of the solver.
-      solvers: of `flow.SOLVERS`.
-      guidances: 1 is the plain model.
-      batches: masks of a call. Where local devices do not divide them, rows are added that are
-        computed and thrown away.
-      seconds: of each measurement (`clock`).
+      synthesizer: the model; its own batch size is ignored.
+      steps: numbers of solver steps.
+      solvers: names in `flow.SOLVERS`.
+      guidances: guidances; 1 is the plain model.
+      batches: numbers of masks per call, padded to a multiple of the local devices.
+      seconds: duration of each measurement (`clock`).
 
     Returns:
-      What `circumstances` says; "dtype", "image_size"; "parameters" of "model" and "autoencoder";
-      "gmacs" of one image: of a "velocity" by hand and (SISMA's) "velocity_xla", of the "mask" and
-      a reference's "style" by hand, of "decode_xla"; "peak_bytes" of a device, or of the process on
-      a CPU, so far; "cases", each with "batch", "solver", "steps", "guidance", "velocities",
-      "gmacs_per_image" (decoding not counted), "status" and, if it is "measured",
+      The result of `circumstances`; "dtype", "image_size"; "parameters" of "model" and
+      "autoencoder"; "gmacs" of one image: "velocity" by hand and (SISMA's) "velocity_xla", "mask"
+      and a reference's "style" by hand, and "decode_xla"; "peak_bytes" of a device, or of the
+      process on a CPU, so far; "cases", each with "batch", "solver", "steps", "guidance",
+      "velocities", "gmacs_per_image" (decoding not counted), "status" and, if it is "measured",
       "seconds_per_image", "seconds_per_image_latents" (without decoding), "images_per_second",
-      "images_per_second_latents", "calls" that each time is the median of, "arguments_bytes" and
+      "images_per_second_latents", "calls" per median, "arguments_bytes" and
       "temporary_bytes" of a device as XLA planned the program with the decoder; else "reason".
     """
     config = synthesizer.config
@@ -220,7 +218,7 @@ def measure_speed(
 
 
 def decode_xla_macs(autoencoder: Autoencoder, config: Config) -> float:
-    """Half of XLA's operations for decoding one image. There are no loops in it to miss."""
+    """Half of XLA's operations for decoding one image; it has no loops, which XLA miscounts."""
     shape = (1, config.latent_size, config.latent_size, config.latent_channels)
     latents = jax.ShapeDtypeStruct(shape, np.float32)
     lowered = jax.jit(Autoencoder.from_latents).lower(autoencoder, latents)
@@ -230,19 +228,19 @@ def decode_xla_macs(autoencoder: Autoencoder, config: Config) -> float:
 def time_synthesis(
     synthesizer: Synthesizer, batch: int, seconds: float, *, steps: int, solver: str, guided: bool
 ) -> dict[str, Any]:
-    """Time one way of synthesis: what `measure_speed` says of a measured case.
+    """Time one combination of options; return the measurements of a case of `measure_speed`.
 
     Raises:
       DoesNotFit: if the memory that XLA plans is more than there is.
     """
     guidance = 2.0 if guided else 1.0
     options = dict(steps=steps, solver=solver)
-    whole = dataclasses.replace(synthesizer, batch_size=batch)
-    style = whole.no_style() if whole.has_style else None  # of whatever face costs the same
-    plan = whole.memory(batch, guidance=guidance, style=style, **options)
-    check_fit(plan["temporary"])  # weights are there
+    batched = dataclasses.replace(synthesizer, batch_size=batch)
+    style = batched.no_style() if batched.has_style else None  # any style costs the same
+    plan = batched.memory(batch, guidance=guidance, style=style, **options)
+    check_fit(plan["temporary"])  # weights are already there
     labels = random_labels(synthesizer.config, batch)
-    decoded = clock(lambda: whole(labels, guidance=guidance, style=style, **options), seconds)
+    decoded = clock(lambda: batched(labels, guidance=guidance, style=style, **options), seconds)
 
     mesh = local_mesh()
     rows, size = batch_sharding(mesh), whole_batch(batch, mesh)
@@ -269,15 +267,15 @@ def time_synthesis(
     }
 
 
-def speed_tables(found: dict[str, Any]) -> list[Table]:
-    """What `measure_speed` returned, for a report."""
-    return [_cost_table(found), _time_table(found)]
+def speed_tables(result: dict[str, Any]) -> list[Table]:
+    """Tables of the result of `measure_speed`."""
+    return [_cost_table(result), _time_table(result)]
 
 
-def _cost_table(found: dict[str, Any]) -> Table:
-    gmacs, parameters = found["gmacs"], found["parameters"]
+def _cost_table(result: dict[str, Any]) -> Table:
+    gmacs, parameters = result["gmacs"], result["parameters"]
     by_xla, style = gmacs["velocity_xla"], gmacs.get("style")
-    on_cpu = found["device"] == "cpu"
+    on_cpu = result["device"] == "cpu"
     return Table(
         "Cost",
         ["quantity", "value"],
@@ -290,15 +288,15 @@ def _cost_table(found: dict[str, Any]) -> Table:
             *([["GMACs of a style, once a reference", style]] if style else []),
             ["GMACs of decoding, XLA's count", gmacs["decode_xla"]],
             [f"peak memory of the {'process' if on_cpu else 'device'}, GiB",
-             found["peak_bytes"] / GIB],
+             result["peak_bytes"] / GIB],
         ],
-        f"One image of {found['image_size']} pixels. A step of euler takes one velocity, of the "
+        f"One image of {result['image_size']} pixels. A step of euler takes one velocity, of the "
         "other solvers two; guidance doubles velocities and mask. XLA counts norms and activations "
-        "too. Peak memory is the most so far, of everything that the process has done.",
+        "too. Peak memory is the maximum so far, over everything that the process has done.",
     )  # fmt: skip
 
 
-def _time_table(found: dict[str, Any]) -> Table:
+def _time_table(result: dict[str, Any]) -> Table:
     def line(case: dict[str, Any]) -> list:
         start = [case[name] for name in ("batch", "solver", "steps", "guidance")]
         if case["status"] != MEASURED:
@@ -315,8 +313,8 @@ def _time_table(found: dict[str, Any]) -> Table:
             "images/s", "images/s without decoding", "GMACs/image without decoding",
             "weights and inputs MiB", "temporary MiB",
         ],
-        [line(case) for case in found["cases"]],
-        f"{where(found)}: medians of {LEAST_CALLS} calls or more (fewer where they take long), "
-        "compiled before. All guidances but 1 are one program, timed once. Memory is that of a "
+        [line(case) for case in result["cases"]],
+        f"{where(result)}: medians of {LEAST_CALLS} calls or more (fewer if they take long), "
+        "without compilation. All guidances but 1 are one program, timed once. Memory is that of a "
         "device, as XLA planned it, with decoding.",
     )  # fmt: skip

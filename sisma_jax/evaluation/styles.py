@@ -1,16 +1,16 @@
-"""What a model with a style does with references: how close colours come, and what a swap leaves.
+"""Measurements of style transfer: how close colours come, and how local a swap is.
 
 Colours are means over a class's pixels; an error is their distance in grey levels (root mean square
-over channels), averaged over the faces that show the class. All faces are made once for each way,
-from the same masks and the same noise:
+over channels), averaged over the faces that show the class. All faces are made once for each source
+of style, from the same masks and the same noise:
 
   own style      the style of the face that the mask belongs to: reconstruction
-  other style    that of another face, whose colours are then wanted
-  noise          none, the model as it is without a reference
-  autoencoder    the face, encoded and decoded: what no model can do better
+  other style    the style of another face, which is then the target of colours
+  noise          no reference
+  autoencoder    the real face, encoded and decoded: a bound for any model
 
-Locality: in faces of their own style one class takes the style of another reference. What changes
-inside the class's region, what within a margin around it, and what beyond, in grey levels.
+Locality: in faces of their own style one class takes the style of another reference. Measured is
+the change inside the class's region, within a margin around it, and beyond, in grey levels.
 """
 
 import math
@@ -30,16 +30,16 @@ from sisma_jax.styles import Style
 from sisma_jax.synthesizer import Synthesizer
 
 FACES = 64
-"""Test faces that are looked at, at most."""
+"""Largest number of test faces that are used."""
 MARGIN = 8
 """Pixels around a class's region that do not count as beyond it."""
 LEAST_SHARE = 0.02
-"""Of a picture, below which a class is not swapped: too few pixels to see anything."""
+"""Share of a picture below which a class is not swapped: too few pixels to show anything."""
 SHOWN, PARTS = 6, 4
-"""Rows of a sheet, and classes that are swapped one by one: the largest."""
+"""Rows of a sheet, and number of classes, the largest, that are swapped one by one."""
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Of interpolations."""
-WAYS = ("own style", "other style", "noise", "autoencoder")
+"""Shares of interpolations."""
+SOURCES = ("own style", "other style", "noise", "autoencoder")
 Faces = UInt8[np.ndarray, "n h w 3"]
 Sheet = UInt8[np.ndarray, "H W 3"]
 Labels = UInt8[np.ndarray, "n h w"]
@@ -51,16 +51,16 @@ def measure_styles(
     """Make faces with the styles of references and measure them (module docstring).
 
     Args:
-      synthesizer: with a model that has a style.
+      synthesizer: a model with style conditioning.
       images: at least two faces; each is the reference of its own mask, and of the one before it.
       labels: their masks.
-      sampling: how faces are made.
+      sampling: options for making faces.
 
     Returns:
-      Figures: "faces", "sampling", "margin"; "colour_errors" by way and class, "colour_faces" by
-      class; "locality" by class with "faces", the changes "inside", "near" and "beyond", and the
+      Figures: "faces", "sampling", "margin"; "colour_errors" by source and class, "colour_faces"
+      by class; "locality" by class with "faces", the changes "inside", "near" and "beyond", and the
       colour error towards the other reference, "colour_before" and "colour_after".
-      And sheets by what they show.
+      And sheets by caption.
     """
     names = synthesizer.classes.names
     style = synthesizer.style(images, labels)
@@ -68,9 +68,9 @@ def measure_styles(
     other = style[following]
 
     def make(rows: list[int], style: Style | None, sample: int = 0) -> Faces:
-        """Faces of some of the masks; their noise belongs to the mask.
+        """Make faces of some of the masks, with noise that depends on the mask only.
 
-        Filled up to whole batches, or every number of masks would be compiled once more.
+        Padded to whole batches, since every other number of masks would be compiled again.
         """
         count = -(-len(rows) // synthesizer.batch_size) * synthesizer.batch_size
         filled = [*range(len(rows)), *[0] * (count - len(rows))]
@@ -92,10 +92,10 @@ def measure_styles(
         "noise": make(everyone, None),
         "autoencoder": reconstructor(synthesizer.autoencoder)(images),
     }
-    colours = {way: class_colours(faces, labels, len(names)) for way, faces in made.items()}
+    colours = {source: class_colours(faces, labels, len(names)) for source, faces in made.items()}
     real = class_colours(images, labels, len(names))
-    wanted = dict.fromkeys(WAYS, real) | {"other style": real[following]}
-    errors = {way: colour_errors(colours[way], wanted[way]) for way in WAYS}
+    wanted = dict.fromkeys(SOURCES, real) | {"other style": real[following]}
+    errors = {source: colour_errors(colours[source], wanted[source]) for source in SOURCES}
     by_name = lambda values: dict(zip(names, map(_number, values), strict=True))
 
     locality = {}
@@ -119,19 +119,19 @@ def measure_styles(
             "colour_before": _number(colour_errors(colours["own style"][rows], target)[k]),
             "colour_after": _number(colour_errors(after, target)[k]),
         }
-    found = {
+    result = {
         "faces": len(images),
         "sampling": sampling.in_words,
         "margin": MARGIN,
-        "colour_errors": {way: by_name(errors[way]) for way in WAYS},
+        "colour_errors": {source: by_name(errors[source]) for source in SOURCES},
         "colour_faces": dict(zip(names, (~np.isnan(real[..., 0])).sum(0).tolist(), strict=True)),
         "locality": locality,
     }
-    return found, Show(make, style, images, labels, made).sheets()
+    return result, Show(make, style, images, labels, made).sheets()
 
 
 class Show:
-    """What one can do with references, in pictures."""
+    """Sheets that show uses of references."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Show:
         self.parts = [style.classes.names[k] for k in largest if area[k]]
 
     def sheets(self) -> dict[str, Sheet]:
-        """By what they show."""
+        """Sheets by caption."""
         one = "hair" if "hair" in self.style.classes.names else self.parts[0]
         parts = ", ".join(self.parts)
         return {
@@ -208,17 +208,17 @@ class Show:
         )
 
 
-def style_tables(found: dict[str, Any]) -> list[Table]:
-    """What `measure_styles` returned, for a report."""
-    errors, locality = found["colour_errors"], found["locality"]
-    faces = found["colour_faces"]
-    how = f"{found['faces']} test faces, {found['sampling']}."
+def style_tables(result: dict[str, Any]) -> list[Table]:
+    """Tables of the result of `measure_styles`."""
+    errors, locality = result["colour_errors"], result["locality"]
+    faces = result["colour_faces"]
+    how = f"{result['faces']} test faces, {result['sampling']}."
     return [
         Table(
             "Style: colour error by class, grey levels",
-            ["class", "faces", *WAYS],
+            ["class", "faces", *SOURCES],
             [
-                [name, count, *(_shown(errors[way][name]) for way in WAYS)]
+                [name, count, *(_shown(errors[source][name]) for source in SOURCES)]
                 for name, count in faces.items()
                 if count
             ],
@@ -226,7 +226,7 @@ def style_tables(found: dict[str, Any]) -> list[Table]:
         ),
         Table(
             "Style: what changes when one class takes another reference's, grey levels",
-            ["class", "faces", "inside", f"within {found['margin']} px", "beyond",
+            ["class", "faces", "inside", f"within {result['margin']} px", "beyond",
              "colour error before", "after"],
             [
                 [name, line["faces"], *(_shown(line[key]) for key in

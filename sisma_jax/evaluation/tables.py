@@ -1,4 +1,4 @@
-"""Tables of a report, and how they look in Markdown and in HTML."""
+"""Tables of a report, in Markdown and HTML."""
 
 import dataclasses
 import html
@@ -13,7 +13,7 @@ DIGITS = {"fid": 2, "fd_parser": 3, "psnr_db": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table with one line of headings; numbers are shown as they are given."""
+    """A table with one line of headings."""
 
     title: str
     columns: Sequence[str]
@@ -40,14 +40,14 @@ class Table:
 
 
 def shown(cell: Cell) -> str:
-    """A cell as text; a dash where there is nothing."""
+    """A cell as text, a dash for None and four digits for a float."""
     if cell is None:
         return "–"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
 def score_table(rows: Sequence[Row]) -> Table:
-    """One line per set of pictures; columns that nobody has are left out."""
+    """One line per set of pictures; columns without any score are left out."""
     keys = [key for key in SCORES if any(key in row.scores for row in rows)]
     arrows = {key: "↓" if key in LOWER_IS_BETTER else "↑" for key in keys}
     line = lambda row: [row.name, row.count, *(score(key, row.scores.get(key)) for key in keys)]
@@ -65,7 +65,7 @@ def score(key: str, value: float | None) -> str:
 
 
 def class_table(rows: Sequence[Row], parser_quality: dict | None) -> Table | None:
-    """Intersection over union by class; None where no parser looked."""
+    """Intersection over union by class; None if no row was judged by a parser."""
     judged = [row for row in rows if row.class_iou]
     if not judged:
         return None

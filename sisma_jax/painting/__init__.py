@@ -2,17 +2,17 @@
 
 starts     masks to begin with
 studio     what the page does: faces, edited photos, files
-canvas     label maps as the page's canvas has them
-look       what it calls things
+canvas     label maps in the form of the page's canvas
+look       texts and style
 easel.js   the canvas with its brushes; page.css, the style
-limits     what visitors may ask for
+limits     bounds of visitors' requests
 temporary  files that visitors upload and download
-gate       what the network may send
+gate       bounds of HTTP requests
 accounts   who may use the page
-handlers   what happens when a part of the page is used
-style_panel  the page's part for references, where the model takes a style
-app        the page: its parts, where they stand, what each of them calls
+handlers   event handlers of the page
+style_panel  the page's part for references, for models with style conditioning
+app        the page: layout and connections to handlers
 
-Only `handlers`, `style_panel` and `app` import gradio, and only `gate` what it stands on; only
+Only `handlers`, `style_panel` and `app` import gradio, and only `gate` imports Starlette; only
 `paint` imports those.
 """

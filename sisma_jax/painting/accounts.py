@@ -1,4 +1,4 @@
-"""Who may use a page that asks for a password."""
+"""Accounts of a page that asks for a password."""
 
 import os
 import stat
@@ -11,24 +11,24 @@ def read_accounts(path: Path) -> list[tuple[str, str]]:
     """Read a file of lines `user:password`.
 
     Returns:
-      (user, password) of each line, in order; empty lines do not count.
+      (user, password) of each line, in order; empty lines are skipped.
 
     Raises:
-      InputError: if there is no such file or nobody in it, a line is none of these, somebody is in
-        it twice, or users of this machine other than its owner may read it.
+      InputError: if the file is missing or empty, a line has another form, a user occurs twice, or
+        other users of this machine may read the file.
     """
     try:
         status = path.stat()
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise InputError(f"--auth {path} is no UTF-8 text: save it as such") from None
+        raise InputError(f"--auth {path} is not UTF-8 text: save it as UTF-8") from None
     except OSError as error:
         raise InputError(
             f"--auth names a file of lines user:password, and this one cannot be read "
-            f"({error.strerror}); on the command line a password would be seen by everyone on this "
-            "machine"
+            f"({error.strerror}); a password on the command line would be visible to everyone on "
+            "this machine"
         ) from None
-    # Windows keeps its permissions elsewhere; a pipe has no readers but this command.
+    # Windows keeps permissions elsewhere; a pipe has no other readers.
     others = stat.S_IRWXG | stat.S_IRWXO
     if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & others:
         raise InputError(f"--auth {path} is open to other users of this machine: chmod 600 {path}")

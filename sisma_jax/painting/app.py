@@ -1,4 +1,4 @@
-"""The page: its parts, where they stand, and what each of them calls."""
+"""The page: its layout, and the connections to handlers."""
 
 import os
 import random
@@ -17,9 +17,9 @@ from sisma_jax.painting.studio import FACES, Studio
 from sisma_jax.painting.temporary import TemporaryFiles
 
 IN_TURN = {"concurrency_id": "device", "concurrency_limit": 1}
-"""For what computes."""
+"""Queue options of events that compute: one at a time."""
 READ = {"concurrency_id": "uploads", "concurrency_limit": 1}
-"""For what decodes uploads: the memory of one picture at a time."""
+"""Queue options of events that decode uploads: one picture in memory at a time."""
 
 
 @contextmanager
@@ -35,14 +35,14 @@ def served(
     """Serve a page for as long as the context lasts; yields its address.
 
     Args:
-      page: one of `build`.
-      files: those that it was built with.
-      host, port: to listen on.
-      size: pixels along each side of the page's canvas.
-      accounts: (user, password) of those who may use it; everyone where there is none.
+      page: a page by `build`.
+      files: the files that it was built with.
+      host, port: address to listen on.
+      size: side of the page's canvas in pixels.
+      accounts: (user, password) of those who may use it; if empty, everyone.
 
     Raises:
-      InputError: if the port is taken meanwhile.
+      InputError: if the port has been taken meanwhile.
     """
     gate = Middleware(
         Gate,
@@ -50,7 +50,7 @@ def served(
         most_upload=limits.MOST_UPLOAD,
         most_message=limits.most_message(size),
     )
-    # gradio asks whether it can reach itself, which a proxy would not.
+    # gradio checks that it can reach itself, which fails through a proxy.
     own = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost", "127.0.0.1", host]
     os.environ["no_proxy"] = ",".join(filter(None, own))
     try:
@@ -86,8 +86,8 @@ def build(studio: Studio, files: TemporaryFiles) -> gr.Blocks:
     """Lay out the page, which opens with a mask and faces of it, and connect its parts.
 
     Args:
-      studio: a model with what is at hand for it.
-      files: for what is uploaded, shown and downloaded.
+      studio: the model, with its masks and its parser.
+      files: folder of uploads, shown pictures and downloads.
     """
     handlers = Handlers(studio, files)
     sheet = studio.starts.read(0)
@@ -109,7 +109,7 @@ def build(studio: Studio, files: TemporaryFiles) -> gr.Blocks:
                         photo = _photo_tab(studio)
                 with gr.Row():
                     settings = _settings(handlers)
-        # Hidden in the browser, but there: what a download is fetched by.
+        # Hidden, but present in the browser: downloads are fetched through it.
         download = gr.DownloadButton(visible="hidden", elem_id="download")
 
         def downloads(button: gr.Button, handler: Callable, inputs: list) -> None:
@@ -126,12 +126,12 @@ def build(studio: Studio, files: TemporaryFiles) -> gr.Blocks:
         if style:
             style_panel.connect(handlers, desk, faces, style, READ)
     files.keep_present()
-    # Handlers can be called past the queue, and so past its turns, unless that is closed.
+    # An open API would allow calls of handlers outside the queue and its limits.
     return page.queue(max_size=limits.MOST_WAITING, api_open=False)
 
 
 def _desk(handlers: Handlers, sheet) -> SimpleNamespace:
-    """Masks to begin with, and the canvas."""
+    """The gallery of starting masks, and the canvas."""
     studio = handlers.studio
     with gr.Row(visible=studio.starts.count > 1, elem_id="starts-row"):
         starts = gr.Gallery(

@@ -1,8 +1,8 @@
-"""Between label maps and what the page's canvas exchanges with the server.
+"""Conversion between label maps and the values of the page's canvas.
 
 The canvas (`easel.js`) paints on the label map itself: its pixels are the map's, enlarged by the
-browser, and a stroke has no soft edge, so that no colour has to be taken for a class again. Maps
-travel as base64 of their bytes, row by row; photos as PNG.
+browser, and strokes have no soft edges, so that colours need not be mapped back to classes. Maps
+are sent as base64 of their bytes, row by row; photos as PNG.
 """
 
 import base64
@@ -19,17 +19,17 @@ from sisma_jax.errors import InputError
 
 
 def packed(labels: UInt8[np.ndarray, "h h"]) -> dict[str, str]:
-    """The canvas's value for a label map on which nothing has been painted: `start` is what the
-    eraser brings back, `labels` what has been painted."""
+    """The canvas's value for an untouched label map: `start` is the map that the eraser restores,
+    `labels` the painted one."""
     text = base64.b64encode(labels.tobytes()).decode()
     return {"start": text, "labels": text}
 
 
 def unpacked(value: Any, size: int, classes: ClassSet) -> UInt8[np.ndarray, "size size"]:
-    """The label map painted on the canvas: ids of `classes`, and 255 where nothing is known.
+    """The label map painted on the canvas: ids of `classes`, and 255 where unlabelled.
 
     Raises:
-      InputError: if it is not one of `size` x `size` pixels, or holds an id of no class.
+      InputError: if it does not have `size` x `size` pixels, or holds an id of no class.
     """
     try:
         text = value["labels"]
@@ -52,7 +52,7 @@ def unpacked(value: Any, size: int, classes: ClassSet) -> UInt8[np.ndarray, "siz
 
 
 def data_url(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """A picture as the address of itself."""
+    """A picture as a data URL of a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -61,6 +61,6 @@ def data_url(image: UInt8[np.ndarray, "h w 3"]) -> str:
 def thumbnail(
     labels: UInt8[np.ndarray, "h h"], classes: ClassSet, side: int
 ) -> UInt8[np.ndarray, "H H 3"]:
-    """A label map in the classes' colours, each pixel a square, of at least `side` pixels."""
+    """A label map in the classes' colours, enlarged to at least `side` pixels."""
     factor = -(-side // len(labels))
     return colourise(labels, classes).repeat(factor, axis=0).repeat(factor, axis=1)

@@ -1,14 +1,13 @@
 // The easel: brushes by name, tools, and a canvas whose pixels are those of a label map.
 //
 // gradio runs this as the body of a function with `element`, `props` and `watch` (gr.HTML).
-// props.easel  {size, names, titles, colours}: pixels of a side; of each class what it is called,
-//              what else is said of it, and its colour
+// props.easel  {size, names, titles, colours}: side in pixels; name, tooltip and colour by class
 // props.value  {start, labels}: base64 of bytes; set here after every stroke, and by the server
 // props.photo  address of a picture to show beneath, or null
 
 const {size, names, titles, colours} = props.easel;
 const MOST_STEPS = 100;
-// What canvases have in memory: alpha, blue, green, red.
+// Pixels of a canvas in memory: alpha, blue, green, red.
 const packed = ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
 const shown = new Uint32Array(256).fill(packed([128, 128, 128]));
 colours.forEach((c, id) => {
@@ -152,7 +151,7 @@ const dab = (x, y) => {
   const touch = (i) => {
     state.labels[i] = state.tool === "erase" ? state.start[i] : state.brush;
   };
-  // A narrow brush may miss every centre of a pixel, but not the pixel that it is in.
+  // A narrow brush may miss all pixel centres, but must paint the pixel that it is in.
   if (inside(x, y)) touch(index(x, y));
   for (let row = Math.floor(y - radius); row <= y + radius; row++) {
     for (let column = Math.floor(x - radius); column <= x + radius; column++) {

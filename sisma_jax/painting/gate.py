@@ -1,7 +1,7 @@
-"""What stands between the network and the page: requests of bounded length, about own files only.
+"""A gate between network and page: bounds the length of requests, and the files that they name.
 
-gradio bounds each uploaded file, but neither how many a request brings nor any other request. And
-it fetches whatever address a request names in place of an uploaded file, and hands it on.
+gradio bounds each uploaded file, but neither the number of files of a request nor other requests.
+It also fetches any address that a request names in place of an uploaded file, and returns it.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sisma_jax.painting.temporary import TemporaryFiles
 
 _UNUSED = re.compile(r"/gradio_api/(file[=/]https?:|proxy=|process_recording$)")
-"""Routes of gradio that the page has no use for: its server would fetch other addresses for
+"""Routes of gradio that the page does not use: the server would fetch other addresses for
 visitors, or decode their videos."""
 MOST_NAMED = 100
-"""Files that one request may name; the page's own name some thirty."""
+"""Limit of files that one request may name; the page's own requests name about thirty."""
 _AROUND_A_FILE = 2**16
 """Bytes of an upload besides those of the file: its name and type."""
 
@@ -30,10 +30,10 @@ class Gate:
     def __init__(self, app: ASGIApp, *, files: TemporaryFiles, most_upload: int, most_message: int):
         """
         Args:
-          app: what answers.
-          files: where uploads go, and all that requests may name; has room made before each upload.
-          most_upload: bytes of an uploaded file.
-          most_message: bytes of any other request.
+          app: the application behind the gate.
+          files: folder of uploads, the only one that requests may name; tidied before uploads.
+          most_upload: limit in bytes of an uploaded file.
+          most_message: limit in bytes of any other request.
         """
         self.app, self.files = app, files
         self.most_upload, self.most_message = most_upload, most_message
@@ -63,8 +63,8 @@ class Gate:
             message = await receive()
             done += len(message.get("body", b""))
             if done > most:
-                # gradio deletes what it has written of an upload that ends in this one, and
-                # answers 413 to these words.
+                # On this exception gradio deletes what it has written of the upload, and it answers
+                # 413 to these words.
                 raise MultiPartException(f"{too_long} (the maximum allowed size)")
             return message
 
@@ -84,18 +84,18 @@ class Gate:
             more = message.get("more_body", False)
         if wrong := self._wrong_with(bytes(body)):
             return await _refused(400, wrong)(scope, receive, send)
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        bodies: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def again() -> Message:
-            return whole.pop() if whole else await receive()
+            return bodies.pop() if bodies else await receive()
 
         return await self.app(scope, again, send)
 
     def _wrong_with(self, body: bytes) -> str:
-        """In a sentence, where a request names files besides the page's own; else empty."""
+        """Why a request is refused, if it names files other than the page's own; otherwise ""."""
         try:
             left: list[Any] = [json.loads(body)]
-        except ValueError:  # no JSON, so nothing that gradio takes for a file
+        except ValueError:  # not JSON, so gradio reads no file from it
             return ""
         except RecursionError:
             return "the request is nested too deeply"
@@ -122,11 +122,11 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 
 def _length(scope: Scope) -> int:
-    """Of the body, as announced; 0 where it is not."""
+    """The announced length of the body; 0 if there is none."""
     announced = _header(scope, b"content-length")
     return int(announced) if announced.isdigit() else 0
 
 
 def _refused(status: int, sentence: str) -> Response:
-    """In the words that gradio's page shows."""
+    """An error response in the form that gradio's page shows."""
     return JSONResponse({"detail": sentence}, status)

@@ -1,8 +1,8 @@
-"""What happens when a part of the page is used.
+"""Event handlers of the page.
 
-What belongs to one visitor is on the canvas and in the page's states: the sheet (the mask that the
-painting began with, and the face it came with), the subject (the photo that is edited, with its own
-mask), the result of editing it, and the faces made last.
+A visitor's state is on the canvas and in the page's states: the sheet (the mask that the painting
+began with, and the face it came with), the subject (the photo that is edited, with its own mask),
+the result of editing it, and the last faces made.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from sisma_jax.painting.temporary import TemporaryFiles
 
 PHOTO_TAB = "photo"
 THUMBNAILS = 6
-"""Masks to choose from at a time."""
+"""Starting masks shown at a time."""
 _THUMBNAIL_SIDE, _FACE_SIDE = 96, 256
-"""Pixels that they, and faces, are shown with at least."""
+"""Least side in pixels at which thumbnails, and faces, are shown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """The faces made last."""
+    """The last faces made."""
 
     faces: np.ndarray
     labels: np.ndarray
@@ -41,8 +41,8 @@ class Made:
     chosen: int | None = None
 
 
-def told(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Show wrong input as a sentence on the page; of what else goes wrong only that it did."""
+def show_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: show InputError as a sentence on the page, and other errors without details."""
 
     @functools.wraps(handler)
     def wrapped(*args: Any, **options: Any) -> Any:
@@ -60,36 +60,36 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def viewed(face: np.ndarray) -> np.ndarray:
-    """A face as large as it is looked at."""
+    """A face, enlarged to the size at which it is shown."""
     side = max(len(face), _FACE_SIDE)
     return np.asarray(Image.fromarray(face).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def gallery(made: Made) -> dict[str, Any]:
-    """What the gallery of faces shows."""
+    """Properties of the gallery of faces."""
     count = len(made.faces)
     columns = 2 if count <= 4 else 3 if count <= 9 else 4
     return {"value": [viewed(face) for face in made.faces], "columns": columns}
 
 
 def note(made: Made, seconds: float) -> str:
-    """The line below it."""
+    """The line below the gallery."""
     what = f"{len(made.faces)} faces" if len(made.faces) > 1 else "One face"
     return f"{what} of seed {made.seed} in {seconds:.1f} s."
 
 
 def with_face(sheet: Subject) -> Subject:
-    """Raises InputError unless the sheet's mask came with a face."""
+    """Return the sheet; raises InputError unless its mask came with a face."""
     if sheet.photo is None:
         raise InputError("this mask came without a face: choose one that has it, or upload a photo")
     return sheet
 
 
 def chosen_face(made: Made) -> Subject:
-    """The face that was clicked, or the only one, with the mask that it was made of.
+    """The face that was clicked, or the only one, with its mask.
 
     Raises:
-      InputError: if none of several was.
+      InputError: if none of several faces was clicked.
     """
     if made.chosen is None and len(made.faces) > 1:
         raise InputError("no face is chosen: click one of them first")
@@ -97,9 +97,9 @@ def chosen_face(made: Made) -> Subject:
 
 
 class Handlers:
-    """For a studio, with `files` for what is uploaded and downloaded.
+    """Handlers for a studio, with `files` for uploads and downloads.
 
-    `easel` below is the canvas's value, and what is returned for it its new value.
+    `easel` is the canvas's value as an argument, and its new value in a result.
     """
 
     def __init__(self, studio: Studio, files: TemporaryFiles):
@@ -108,11 +108,11 @@ class Handlers:
         self.most_guidance = max(limits.MOST_GUIDANCE, studio.guidance)
 
     def labels(self, easel: Any) -> np.ndarray:
-        """What has been painted."""
+        """The painted label map."""
         return canvas.unpacked(easel, self.studio.size, self.studio.classes)
 
     def steps(self, value: Any) -> int:
-        return limits.whole("steps", value, 1, self.most_steps)
+        return limits.integer("steps", value, 1, self.most_steps)
 
     def guidance(self, value: Any) -> float:
         return limits.number("guidance", value, 0, self.most_guidance)
@@ -120,7 +120,7 @@ class Handlers:
     # --- The sheet
 
     def thumbnails(self, first: int) -> list[np.ndarray]:
-        """Of the masks from `first` on; grey where one cannot be read."""
+        """Thumbnails of the masks from `first` on; grey if one cannot be read."""
         masks = []
         for i in range(first, min(first + THUMBNAILS, self.studio.starts.count)):
             try:
@@ -130,10 +130,10 @@ class Handlers:
         return [canvas.thumbnail(mask, self.studio.classes, _THUMBNAIL_SIDE) for mask in masks]
 
     def read_start(self, index: int) -> Subject:
-        """A mask to begin with.
+        """Read a starting mask.
 
         Raises:
-          InputError: if it cannot be read; the terminal says why, in the words of its files.
+          InputError: if it cannot be read; the reason, with file names, is printed in the terminal.
         """
         try:
             return self.studio.starts.read(index)
@@ -145,30 +145,30 @@ class Handlers:
         """-> sheet, easel"""
         return sheet, gr.HTML(canvas.packed(sheet.labels), photo=None)
 
-    @told
+    @show_errors
     def more(self, first: int) -> tuple:
         """-> number of the first thumbnail, thumbnails"""
         first = first + THUMBNAILS if first + THUMBNAILS < self.studio.starts.count else 0
         return first, gr.Gallery(self.thumbnails(first), selected_index=None)
 
-    @told
+    @show_errors
     def start(self, first: int, event: gr.SelectData) -> tuple:
         """-> sheet, easel"""
         shown = min(THUMBNAILS, self.studio.starts.count - first)
         return self.put_up(self.read_start(first + limits.place("mask", event.index, shown)))
 
-    @told
+    @show_errors
     def upload_mask(self, path: str | None) -> tuple:
         """-> sheet, easel"""
         return self.put_up(Subject(self.studio.read_mask(self.files.uploaded(path)), None))
 
-    @told
+    @show_errors
     def download_mask(self, easel: Any) -> str:
         return str(self.studio.write_mask(self.files.new_folder(), self.labels(easel)))
 
     # --- New faces
 
-    @told
+    @show_errors
     def make(
         self, easel, count, seed, steps, guidance, progress: gr.Progress = gr.Progress(),  # noqa: B008
         references: Sequence[Reference] = (), between: float = 1.0, style_guidance: float = 1.0,
@@ -176,8 +176,8 @@ class Handlers:
         """-> made, gallery, note"""
         begun = time.perf_counter()
         labels = self.labels(easel)
-        seed = limits.whole("seed", seed, 0, limits.MOST_SEED)
-        count = limits.whole("the number of faces", count, 1, limits.MOST_FACES)
+        seed = limits.integer("seed", seed, 0, limits.MOST_SEED)
+        count = limits.integer("the number of faces", count, 1, limits.MOST_FACES)
         steps, guidance = self.steps(steps), self.guidance(guidance)
         between = limits.number("between", between, 0, 1)
         style_guidance = limits.number(
@@ -197,11 +197,11 @@ class Handlers:
         made = Made(faces, labels, seed)
         return made, gr.Gallery(**gallery(made)), note(made, time.perf_counter() - begun)
 
-    @told
+    @show_errors
     def choose(self, made: Made, event: gr.SelectData) -> Made:
         return dataclasses.replace(made, chosen=limits.place("face", event.index, len(made.faces)))
 
-    @told
+    @show_errors
     def download_faces(self, made: Made) -> str:
         return str(write_faces(self.files.new_folder(), made.faces, made.seed))
 
@@ -212,40 +212,40 @@ class Handlers:
         tabs = gr.Tabs(selected=PHOTO_TAB)
         return tabs, subject, viewed(subject.photo), None, None, subject, easel, note
 
-    @told
+    @show_errors
     def upload_photo(self, path: str | None, easel: Any) -> tuple:
         photo = self.studio.read_photo(self.files.uploaded(path))
         if self.studio.parser is None:
             return self.take(Subject(self.labels(easel), photo), look.NEEDS_MASK)
         return self.take(Subject(self.studio.find_mask(photo), photo), look.FOUND_MASK)
 
-    @told
+    @show_errors
     def use_sheet(self, sheet: Subject) -> tuple:
         return self.take(with_face(sheet), look.READY)
 
-    @told
+    @show_errors
     def use_made(self, made: Made) -> tuple:
         return self.take(chosen_face(made), look.READY)
 
-    @told
+    @show_errors
     def use_result(self, result: Subject | None) -> tuple:
         return self.take(_edited(result), look.READY)
 
-    @told
+    @show_errors
     def upload_own(self, path: str | None, subject: Subject | None) -> tuple:
         photo = _needed(subject).photo
         labels = self.studio.read_mask(self.files.uploaded(path))
         return self.take(Subject(labels, photo), look.READY)
 
-    @told
+    @show_errors
     def own_as_painted(self, easel: Any, subject: Subject | None) -> tuple:
         return self.take(Subject(self.labels(easel), _needed(subject).photo), look.READY)
 
-    @told
+    @show_errors
     def back(self, subject: Subject | None) -> tuple:
         return self.take(_needed(subject), look.READY)
 
-    @told
+    @show_errors
     def edit(
         self, easel, subject, steps, guidance,
         references: Sequence[Reference] = (), between: float = 1.0,
@@ -263,7 +263,7 @@ class Handlers:
         note = f"Edited in {time.perf_counter() - begun:.1f} s."
         return Subject(labels, photo), viewed(photo), note
 
-    @told
+    @show_errors
     def download_result(self, result: Subject | None) -> str:
         return str(write_photo(self.files.new_folder(), _edited(result).photo))
 

@@ -1,5 +1,7 @@
-"""What visitors may ask for and send. The page's sliders keep to it, but a request need not come
-from them: handlers check it again."""
+"""Limits of what visitors may request and send.
+
+The page's sliders respect them, but a request may come from elsewhere, so handlers check again.
+"""
 
 import reprlib
 from typing import Any
@@ -7,37 +9,37 @@ from typing import Any
 from sisma_jax.errors import InputError
 
 MOST_FACES, MOST_STEPS, MOST_GUIDANCE = 16, 50, 5.0
-"""Of one request. A run whose own steps or guidance are more may be asked for those."""
+"""Limits of one request. A run's own steps or guidance are allowed if they are higher."""
 MOST_SEED = 2**32 - 1
 MOST_REFERENCES, MOST_STYLE_GUIDANCE = 4, 5.0
 MOST_UPLOAD = 32 * 2**20
 """Bytes of an uploaded file: a photo of 50 megapixels as JPEG has about 20 MB."""
 MOST_WAITING = 32
-"""Requests that wait for their turn, of all visitors."""
+"""Limit of queued requests, over all visitors."""
 MOST_VISITORS = 100
-"""Whose paintings, faces and photos are remembered: megabytes each at 256x256 pixels. Those who
-come after them take the places of those who have been idle the longest."""
+"""Limit of visitors whose paintings, faces and photos are kept: megabytes each at 256x256 pixels.
+Further visitors replace those who have been idle the longest."""
 
 
 def most_message(size: int) -> int:
-    """Bytes of a request that uploads nothing, for a canvas of `size` x `size` pixels: the canvas's
+    """Limit in bytes of a request without upload, for a canvas of `size` x `size` pixels, whose
     value holds two label maps as base64."""
     return 2**20 + 4 * size**2
 
 
 def number(name: str, value: Any, least: int | float, most: int | float) -> float:
-    """Returns `value` as a float.
+    """Return `value` as a float.
 
     Raises:
-      InputError: unless it is a number from `least` to `most`; `name` says which one.
+      InputError: unless it is a number from `least` to `most`; the message has its `name`.
     """
     if not _is_number(value) or not least <= value <= most:
         raise InputError(f"{name} is {reprlib.repr(value)}: use {least:g} to {most:g}")
     return float(value)
 
 
-def whole(name: str, value: Any, least: int, most: int) -> int:
-    """As `number`, of a whole number, which may come as a float."""
+def integer(name: str, value: Any, least: int, most: int) -> int:
+    """Like `number`, for an integer, which may be given as a float."""
     if not _is_number(value) or not least <= value <= most or value != int(value):
         raise InputError(
             f"{name} is {reprlib.repr(value)}: use a whole number from {least} to {most}"
@@ -46,10 +48,10 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
 
 
 def place(what: str, value: Any, count: int) -> int:
-    """Returns `value`, the place of what was clicked among `count`.
+    """Return `value`, the clicked index among `count` items.
 
     Raises:
-      InputError: if nothing is there.
+      InputError: if it is not an index.
     """
     if not isinstance(value, int) or not 0 <= value < count:
         raise InputError(

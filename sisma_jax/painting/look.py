@@ -1,4 +1,4 @@
-"""What the page calls things, and how it looks."""
+"""Texts of the page, and its style."""
 
 import html
 from collections.abc import Iterable
@@ -9,35 +9,35 @@ from sisma_jax.data.classes import CELEBAMASK, FLIP_PAIRS, ClassSet
 
 FONT = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
-"""Fonts of the reader's own machine: the page loads nothing from elsewhere."""
+"""Fonts of the visitor's machine: the page loads none."""
 
 _HERE = Path(__file__).parent
 STYLE = (_HERE / "page.css").read_text("utf-8")
 EASEL = (_HERE / "easel.js").read_text("utf-8")
 
 FETCH = "() => setTimeout(() => document.querySelector('#download').click(), 200)"
-"""Fetch the file that the hidden button holds by then."""
+"""Click the hidden button, which by then holds the file."""
 
 _HOW_TO_START = (
     "Upload a photo, or take a face of this page. Its mask appears on the canvas; paint over it "
-    "what shall change. The rest of the photo stays."
+    "the parts to change. The rest of the photo stays."
 )
 _NO_PARSER = (
     "There is no face parser to find a photo's mask (the server's terminal says why): upload it, "
     "or paint it over the photo."
 )
 FOUND_MASK = (
-    "The face parser has found this mask. Where it errs, correct it and press *The painting is its "
-    "mask*. Then paint what shall change, and press *Edit the photo*."
+    "The face parser has found this mask. If it is wrong, correct it and press *The painting is "
+    "its mask*. Then paint the parts to change, and press *Edit the photo*."
 )
 NEEDS_MASK = (
     "Upload the photo's mask, or paint it over the photo and press *The painting is its mask*. "
-    "Then paint what shall change, and press *Edit the photo*."
+    "Then paint the parts to change, and press *Edit the photo*."
 )
 SERVER_FAILED = (
-    "This went wrong on the server, whose terminal says more: try again, or with other settings."
+    "This failed on the server; its terminal has the details: try again, or with other settings."
 )
-READY = "Paint over the mask what shall change, and press *Edit the photo*."
+READY = "Paint the parts to change over the mask, and press *Edit the photo*."
 
 NO_STYLE = "There is no reference: the style of faces is drawn from noise."
 FOUND_REFERENCE = "The face parser has found the reference's mask."
@@ -60,29 +60,29 @@ _SPOKEN = {
     "neck_l": "necklace",
     "cloth": "clothes",
 }
-"""CelebAMask-HQ's short names."""
+"""Names on the page for CelebAMask-HQ's short names."""
 
 
 def spoken(names: Iterable[str]) -> list[str]:
-    """What classes are called on the page."""
+    """Names of classes on the page."""
     return [_SPOKEN.get(name, name.replace("_", " ")) for name in names]
 
 
 def caption(parts: Iterable[str]) -> str:
-    """Of a reference, by the classes that it is taken for."""
+    """Caption of a reference, from the classes that are taken from it."""
     return ", ".join(spoken(parts)) or "all parts"
 
 
 def drawn_from_noise(names: Iterable[str]) -> str:
-    """What is said of the painted classes that no reference gives."""
+    """A sentence on the painted classes that no reference gives."""
     parts = html.escape(", ".join(spoken(names)))
     if not parts:
-        return "References give all that is painted."
+        return "References give the style of all painted classes."
     return f"No reference gives {parts}: drawn from noise."
 
 
 def easel(classes: ClassSet, size: int) -> dict[str, Any]:
-    """What `easel.js` has to know of the brushes."""
+    """Data on brushes for `easel.js`."""
     names = spoken(classes.names)
     pairs = FLIP_PAIRS if classes == CELEBAMASK else ()
     sided = {label for pair in pairs for label in pair}
@@ -95,7 +95,7 @@ def easel(classes: ClassSet, size: int) -> dict[str, Any]:
 
 
 def how_to_start(has_parser: bool) -> str:
-    """The first note beside a photo; why there is no face parser is a matter of the terminal."""
+    """The first note beside a photo; the terminal says why there is no face parser."""
     return _HOW_TO_START if has_parser else f"{_HOW_TO_START}\n\n{_NO_PARSER}"
 
 

@@ -1,4 +1,4 @@
-"""Masks to begin a painting with, and faces that they belong to, where there are any."""
+"""Masks to start a painting from, and the faces that they belong to, if any."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import DataConfig
 
 PROCEDURAL = 512
-"""Procedural faces to choose from, where there is no data set."""
+"""Number of procedural faces to choose from if there is no data set."""
 _SEED = 1
-"""Of those; the sets that configs write have seed 0."""
+"""Seed of procedural faces; the data sets that configs write have seed 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A mask, and the face that it is of."""
+    """A mask, and the face that it belongs to."""
 
     labels: UInt8[np.ndarray, "h w"]
     photo: UInt8[np.ndarray, "h w 3"] | None
@@ -30,18 +30,18 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Starts:
-    """Those that can be chosen from."""
+    """The starting masks to choose from."""
 
     origin: str
-    """In words."""
+    """Description of where they come from."""
     count: int
     read: Callable[[int], Subject]
-    """Number, from 0 to count - 1 -> the mask."""
+    """Function from a number in 0 to count - 1 to the mask."""
 
 
 def find_starts(run: RunFolder, classes: ClassSet, size: int) -> Starts:
-    """The test split of the run's data set; where that is not at hand, procedural faces if they
-    have the run's classes; a mask of one class otherwise.
+    """The test split of the run's data set; if that is not available, procedural faces if they have
+    the run's classes, otherwise a mask of one class.
 
     Args:
       run: the run folder, or an export.
@@ -58,13 +58,13 @@ def find_starts(run: RunFolder, classes: ClassSet, size: int) -> Starts:
         return Starts(f"test split of {data.path}", len(source), lambda i: _item(source, i))
     if classes == CELEBAMASK:
         return Starts(
-            f"procedural faces, for the run's data set is not at hand ({why})",
+            f"procedural faces, since the run's data set is not available ({why})",
             PROCEDURAL,
             lambda i: Subject(*reversed(synthetic.face(_SEED, i, size))),
         )
     blank = np.zeros((size, size), np.uint8)
     return Starts(
-        f"one class everywhere, for the run's data set is not at hand ({why})",
+        f"one class everywhere, since the run's data set is not available ({why})",
         1,
         lambda _: Subject(blank, None),
     )

@@ -1,4 +1,4 @@
-"""What the page calls: faces from a mask and a style, a photo under another mask, files."""
+"""Functions behind the page: faces from a mask and a style, edited photos, files."""
 
 import dataclasses
 import io
@@ -25,10 +25,10 @@ from sisma_jax.synthesizer import Synthesizer
 from sisma_jax.training.run_folder import RunFolder
 
 FACES = 4
-"""Faces at a time, and as many as the page makes at first."""
+"""Faces per batch, and the number that the page makes at first."""
 
 Report = Callable[[int, int], None]
-"""Told how many faces of how many are there."""
+"""Function of (faces done, faces in all), called for progress."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,30 +38,30 @@ class Reference:
     image: UInt8[np.ndarray, "h w 3"]
     labels: UInt8[np.ndarray, "h w"]
     parts: tuple[str, ...] = ()
-    """Classes that it is taken for, by name; none for all."""
+    """Names of the classes that are taken from it; empty for all."""
 
 
 def between_two(references: Sequence[Reference]) -> bool:
-    """Whether styles between the references can be asked for: of two, both taken for all parts."""
+    """Whether styles are interpolated: between two references, both taken for all parts."""
     return len(references) == 2 and not any(reference.parts for reference in references)
 
 
 @dataclasses.dataclass(frozen=True)
 class Studio:
-    """A trained model with what is at hand to paint for it."""
+    """A trained model, with starting masks and a face parser."""
 
     name: str
-    """Of the run, in words; without its folder, for the page shows it."""
+    """Name of the run without its folder, since the page shows it."""
     synthesizer: Synthesizer
     starts: Starts
     parser: FaceParser | None
     no_parser: str
-    """Why there is none."""
+    """Why there is no parser; "" if there is one."""
     steps: int
     guidance: float
-    """Those to begin with: the run's own for its sample grids."""
+    """Initial steps and guidance: the run's own for its sample grids."""
     reading: Reading = LENIENT
-    """How masks are read."""
+    """Options for reading masks."""
 
     @classmethod
     def open(
@@ -74,24 +74,24 @@ class Studio:
 
         Args:
           workdir: the folder.
-          parser: whatever `load_parser` reads; None for `DEFAULT_PARSER` if it exists and fits.
-          reading: how masks are read.
+          parser: a path that `load_parser` reads; None for `DEFAULT_PARSER` if it exists and fits.
+          reading: options for reading masks.
 
         Raises:
-          InputError: if the folder holds no trained SISMA, `parser` is none of its classes, or they
-            are not those that `reading` is of.
+          InputError: if the folder holds no trained SISMA, or `parser` or `reading` does not fit
+            its classes.
         """
         synthesizer = Synthesizer.load(workdir, batch_size=FACES)
         run = RunFolder(workdir)
         size, classes = synthesizer.config.image_size, synthesizer.classes
         reading.check(classes)
-        found, reason = _find_parser(parser, classes, size)
+        loaded, reason = _find_parser(parser, classes, size)
         samples = run.config().samples
         return cls(
             name=f"{workdir.resolve().name}, step {synthesizer.step}",
             synthesizer=synthesizer,
             starts=find_starts(run, classes, size),
-            parser=found,
+            parser=loaded,
             no_parser=reason,
             steps=samples.steps,
             guidance=samples.guidance,
@@ -104,7 +104,7 @@ class Studio:
 
     @property
     def size(self) -> int:
-        """Pixels along each side of masks and faces."""
+        """Side of masks and faces in pixels."""
         return self.synthesizer.config.image_size
 
     @property
@@ -126,7 +126,7 @@ class Studio:
     ) -> UInt8[np.ndarray, "count h w 3"]:
         """Return `count` faces of one mask. Face i has the noise of (seed, i).
 
-        Without a style there is nothing for `style_guidance` to follow, and it changes nothing.
+        `style_guidance` has no effect without a style.
 
         Raises:
           InputError: if an argument is out of range.
@@ -146,19 +146,20 @@ class Studio:
         return [self.classes.names[i] for i in np.unique(labels) if i != UNLABELLED]
 
     def given_by(self, reference: Reference) -> list[str]:
-        """The classes whose style is taken from a reference: of its parts those that it shows."""
+        """The classes whose style is taken from a reference: those of its parts that it shows."""
         shown = self.shown_on(reference.labels)
         return [name for name in shown if name in (reference.parts or shown)]
 
     def style_of(self, references: Sequence[Reference], between: float) -> Style | None:
-        """Return the style that references make together; None where there is none.
+        """Return the combined style of references; None without any.
 
-        Of classes that several give, the last one's counts. Between two that are taken for all
-        parts it lies anywhere, at 0 all the first's, at 1 all the second's; what only one of them
-        shows is always that one's.
+        Of several references for one class the last counts. Between two that are taken for all
+        parts, `between` interpolates from the first (0) to the second (1); classes that only one of
+        them shows are always that one's.
 
         Raises:
-          InputError: if the model knows no style, or `between` is not in [0, 1] where it counts.
+          InputError: if the model has no style conditioning, or `between` is used but not in
+            [0, 1].
         """
         if not references:
             return None
@@ -185,12 +186,12 @@ class Studio:
         references: Sequence[Reference] = (),
         between: float = 1.0,
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """Return a photo with its mask as it looks under the mask `labels`.
+        """Return a photo under the mask `labels`.
 
-        Of a model with a style it keeps its own, but for the parts that references give.
+        With style conditioning it keeps its own style, except for parts that references give.
 
         Raises:
-          InputError: if that is its own mask, or an argument is out of range.
+          InputError: if `labels` is its own mask, or an argument is out of range.
         """
         if (subject.labels == labels).all():
             raise InputError(
@@ -205,10 +206,10 @@ class Studio:
         return edit(self.synthesizer, photo, own, wanted, **options)[0]
 
     def read_mask(self, path: Path) -> UInt8[np.ndarray, "h w"]:
-        """Read a label map, of which the square in the middle is taken, and resize it (nearest).
+        """Read a label map, crop it to its central square, and resize it (nearest).
 
         Raises:
-          InputError: if it is none of the run's classes; the message has the file's name only.
+          InputError: if it is not a mask of the run's classes; the message names no folder.
         """
         try:
             labels, share = read_with_share(path, self.classes, self.reading)
@@ -222,11 +223,11 @@ class Studio:
         return resize_nearest(labels[y : y + side, x : x + side], self.size)
 
     def read_photo(self, path: Path) -> UInt8[np.ndarray, "h w 3"]:
-        """Read a photo (`image_files.read_picture`), of which the square in the middle is taken,
-        at the model's size.
+        """Read a photo (`image_files.read_picture`), cropped to its central square, at the model's
+        size.
 
         Raises:
-          InputError: if it cannot be read; the message has the file's name only.
+          InputError: if it cannot be read; the message has only the file's name.
         """
         try:
             image = image_files.read_picture(path, draft=2 * self.size)
@@ -239,7 +240,7 @@ class Studio:
         """The mask of a photo by the face parser.
 
         Raises:
-          InputError: if there is none.
+          InputError: if there is no parser.
         """
         if self.parser is None:
             raise InputError(self.no_parser)
@@ -273,7 +274,7 @@ def write_faces(folder: Path, faces: UInt8[np.ndarray, "n h w 3"], seed: int) ->
 
 
 def _find_parser(path: Path | None, classes: ClassSet, size: int) -> tuple[FaceParser | None, str]:
-    """The parser that was named, or that of `DEFAULT_PARSER`, or else why not."""
+    """The parser at `path`, or else at `DEFAULT_PARSER`, or None and the reason."""
     try:
         parser = load_parser(path or DEFAULT_PARSER)
         check_parser(parser, classes.names, size, named=path is not None)
@@ -281,7 +282,7 @@ def _find_parser(path: Path | None, classes: ClassSet, size: int) -> tuple[FaceP
         if path is not None:
             raise
         return None, (
-            f"no use of {DEFAULT_PARSER} to find a photo's mask ({error}): train a parser "
+            f"{DEFAULT_PARSER} cannot be used to find a photo's mask ({error}): train a parser "
             f"({TRAIN_PARSER}), start with --parser, or upload or paint the photo's mask"
         )
     return parser, ""

@@ -1,7 +1,7 @@
-"""References whose style new faces take: the part of the page for models with a style.
+"""The panel of references, whose style new faces take, for models with style conditioning.
 
-What belongs to one visitor is in two states: the references, and the number of the chosen one,
-which is the last that was added until another is clicked.
+A visitor's state is the references, and the index of the chosen one: the last that was added until
+another is clicked.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import gradio as gr
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.errors import InputError
 from sisma_jax.painting import limits, look
-from sisma_jax.painting.handlers import Handlers, Made, chosen_face, told, viewed, with_face
+from sisma_jax.painting.handlers import Handlers, Made, chosen_face, show_errors, viewed, with_face
 from sisma_jax.painting.starts import Subject
 from sisma_jax.painting.studio import Reference, between_two
 
@@ -21,7 +21,7 @@ References = tuple[Reference, ...]
 
 
 def lay_out(classes: ClassSet) -> SimpleNamespace:
-    """The parts, of which most appear with the first reference."""
+    """Lay out the panel's parts, most of which appear with the first reference."""
     small = {"size": "sm", "min_width": 80}
     slider = {"buttons": [], "min_width": 160}
     with gr.Accordion("Style", elem_id="style"):
@@ -68,9 +68,9 @@ def connect(
     panel: SimpleNamespace,
     read: dict[str, Any],
 ) -> None:
-    """Let the panel's parts call what they are for. What makes faces reads the panel by itself.
+    """Connect the panel's parts to their handlers; making faces reads the panel by itself.
 
-    `read` has the options of what decodes uploads.
+    `read` holds the queue options of events that decode uploads.
     """
     own = StyleHandlers(handlers)
     shown = {
@@ -92,7 +92,7 @@ def connect(
 
 
 class StyleHandlers:
-    """What happens when a part of the panel is used.
+    """Event handlers of the panel.
 
     Most return: references, number of the chosen one, gallery, parts, between, guidance, note, and
     the button that removes one.
@@ -114,9 +114,9 @@ class StyleHandlers:
         remove = gr.Button(visible=some)
         return references, chosen, gallery, parts, between, guidance, note, remove
 
-    @told
+    @show_errors
     def note(self, references: References, easel: Any) -> str:
-        """What references say of the painting."""
+        """The note on the references for the painting."""
         if not references:
             return look.NO_STYLE
         labels = self.handlers.labels(easel)
@@ -125,22 +125,22 @@ class StyleHandlers:
     def add(self, references: References, easel: Any, subject: Subject, how: str = "") -> tuple:
         if len(references) == limits.MOST_REFERENCES:
             raise InputError(
-                f"there are {limits.MOST_REFERENCES} references, as many as can be: remove one "
-                "first"
+                f"there are {limits.MOST_REFERENCES} references, the most that are allowed: remove "
+                "one first"
             )
         references = (*references, Reference(subject.photo, subject.labels))
         note = f"{how} {self.note(references, easel)}".strip()
         return self.show(references, len(references) - 1, note)
 
-    @told
+    @show_errors
     def add_sheet(self, references: References, easel: Any, sheet: Subject) -> tuple:
         return self.add(references, easel, with_face(sheet))
 
-    @told
+    @show_errors
     def add_made(self, references: References, easel: Any, made: Made) -> tuple:
         return self.add(references, easel, chosen_face(made))
 
-    @told
+    @show_errors
     def upload(self, references: References, easel: Any, path: str | None) -> tuple:
         photo = self.studio.read_photo(self.handlers.files.uploaded(path))
         if self.studio.parser is None:
@@ -149,20 +149,20 @@ class StyleHandlers:
             subject, how = Subject(self.studio.find_mask(photo), photo), look.FOUND_REFERENCE
         return self.add(references, easel, subject, how)
 
-    @told
+    @show_errors
     def choose(self, references: References, event: gr.SelectData) -> tuple:
         """-> number of the chosen one, parts"""
         chosen = limits.place("reference", event.index, len(references))
         return chosen, list(references[chosen].parts)
 
-    @told
+    @show_errors
     def use_parts(self, references: References, easel: Any, chosen: int, parts: list[str]) -> tuple:
         limits.place("reference", chosen, len(references))
         changed = dataclasses.replace(references[chosen], parts=tuple(parts))
         references = (*references[:chosen], changed, *references[chosen + 1 :])
         return self.show(references, chosen, self.note(references, easel))
 
-    @told
+    @show_errors
     def remove(self, references: References, easel: Any, chosen: int) -> tuple:
         left = (*references[:chosen], *references[chosen + 1 :])
         return self.show(left, max(len(left) - 1, 0), self.note(left, easel))

@@ -101,7 +101,7 @@ def test_prepared_data_in_a_bucket_is_read_as_on_a_disk(bucket, data, tmp_path, 
         np.testing.assert_array_equal(there[index]["labels"], here[index]["labels"])
     command = ["--data", "gs://bucket/data", "--out", tmp_path / "sheet.png", "--verify"]
     call(inspect_data.main, *command)
-    assert "all shards are as they were written" in capsys.readouterr().out
+    assert "all shards match their checksums" in capsys.readouterr().out
 
 
 def test_cached_latents_in_a_bucket_are_read_as_on_a_disk(bucket, tmp_path):

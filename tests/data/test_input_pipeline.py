@@ -244,5 +244,5 @@ def test_a_raw_folder_is_opened_and_streamed(tmp_path):
 
 def test_a_folder_of_another_layout_is_refused(tmp_path):
     (tmp_path / "images").mkdir()
-    with pytest.raises(InputError, match="have to be made ready"):
+    with pytest.raises(InputError, match="are not prepared yet"):
         open_dataset(tmp_path, 8)

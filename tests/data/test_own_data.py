@@ -71,7 +71,7 @@ class TestSplits:
 
         description, text = run(write_raw(tmp_path / "raw"))
         assert ids(description, "test") == [str(i) for i in range(COUNT - 2, COUNT)]
-        assert f"--test-from (this is {COUNT - 2})" in text
+        assert f"--test-from (now {COUNT - 2})" in text
 
     def test_a_raw_set_that_reaches_the_papers_split_keeps_it(self, tmp_path):
         root = tmp_path / "raw"
@@ -281,7 +281,7 @@ class TestNamesThatDiffer:
         self.rename(toy, image, label)
         description, text = run(toy)
         assert description["rejected"] == 0
-        assert f"{image.format(0)}.png is taken to belong to {label.format(0)}.png" in text
+        assert f"{image.format(0)}.png is paired with {label.format(0)}.png" in text
         assert image.format(0) in ids(description, "train")
 
     def test_other_numbers_are_other_items(self, toy, run):

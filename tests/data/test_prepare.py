@@ -134,16 +134,16 @@ def test_an_interrupted_run_redoes_unfinished_shards_only(raw, tmp_path, monkeyp
 def test_another_preparation_in_the_folder_is_refused(raw, damaged, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(raw, out, monkeypatch=monkeypatch)
-    with pytest.raises(InputError, match="finished and of other items or settings"):
+    with pytest.raises(InputError, match="finished and has other items or settings"):
         run(damaged, out, monkeypatch=monkeypatch)  # a copy, with the same ids
-    with pytest.raises(InputError, match="finished and of another size: name another folder"):
+    with pytest.raises(InputError, match="finished and has another size: name another folder"):
         run(raw, out, "--size", 16, monkeypatch=monkeypatch)
     begun, real = tmp_path / "begun", preparation._finish
     monkeypatch.setattr(preparation, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(raw, begun, monkeypatch=monkeypatch)
     monkeypatch.setattr(preparation, "_finish", real)
-    with pytest.raises(InputError, match="is unfinished and of another source"):
+    with pytest.raises(InputError, match="is unfinished and has another source"):
         run(damaged, begun, monkeypatch=monkeypatch)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
@@ -267,7 +267,7 @@ PAIR_DAMAGE = {
     ),
     "colours that nobody states": (
         lambda d: Image.new("F", (SIZE, SIZE)).save(d / "images/scene_3.png", "TIFF"),
-        "whose colours nobody states",
+        "whose colours are undefined",
     ),
     "no labelled pixel": (lambda d: grey(d / "labels/scene_3.png", 255), "all are unlabelled"),
     "a label map as JPEG": (
@@ -350,7 +350,7 @@ def test_what_a_kill_after_the_end_leaves_is_tidied(raw, tmp_path, monkeypatch):
     ("change", "message"),
     [
         (lambda v: v["classes"].pop(), "name 'right_stone', which is no class"),
-        (lambda v: v["classes"][0].update(name="sand"), "that of two classes"),
+        (lambda v: v["classes"][0].update(name="sand"), "two classes have the"),
         (lambda v: v["classes"][0].update(color=[1, 2]), "not three whole numbers"),
         (lambda v: v.pop("classes"), "a list of classes reads"),
         (lambda v: v["flip_pairs"].append(["sky", "left_stone"]), "share a class"),
@@ -442,7 +442,7 @@ class TestOpening:
         np.testing.assert_array_equal(picture[:SIZE, :SIZE], item["image"])
         colours = CELEBAMASK.shown[item["labels"]]
         np.testing.assert_array_equal(picture[:SIZE, SIZE + 2 : 2 * SIZE + 2], colours)
-        assert "'train': 16, 'test': 4" in text and "as they were written" in text
+        assert "'train': 16, 'test': 4" in text and "match their checksums" in text
         raw_picture, raw_text = inspect(
             "--data", raw, "--count", 4, "--size", SIZE, "--test-from", TEST_FROM
         )

@@ -366,15 +366,15 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
         (["--diversity-samples", 1], "--diversity-samples is 1"),
         (["--masks", "x"], "--masks goes with --images"),
         (["--parser", "nowhere"], "there is no face parser at nowhere"),
-        (["--weights", "nowhere"], "--weights nowhere is no folder"),
+        (["--weights", "nowhere"], "--weights nowhere is not a folder"),
         (["--data", "nowhere"], "nowhere is not a folder"),
         (
             ["--save-statistics", "x.npz"],
             "x.npz needs Inception's weights and fid among --metrics: add it",
         ),
         (["--save-statistics", "x.npy"], "x.npy writes a .npz file: name it so"),
-        (["--metrics", "miou,fid"], "asks for what cannot be measured. FID: not there: .*d.safet"),
-        (["--metrics", "lpips"], "asks for what cannot be measured. LPIPS diversity: not there"),
+        (["--metrics", "miou,fid"], "asks for what cannot be measured. FID: missing .*d.safet"),
+        (["--metrics", "lpips"], "asks for what cannot be measured. LPIPS diversity: missing"),
         (["--metrics", "style,miou"], "asks for style, but the model in .* has none"),
     ],
 )
@@ -421,7 +421,7 @@ def test_folders_that_cannot_be_compared_are_refused(inputs_folder, tmp_path):
             Image.new("RGB", (size, size)).save(tmp_path / folder / f"{name}.png")
     images = ["--images", tmp_path / "a", "--out", tmp_path / "report"]
     for arguments, message in [
-        ([], "--images needs a reference: give --data or --reference"),
+        ([], "--images needs a reference: give either --data or --reference"),
         (["--reference", tmp_path / "b"], "32x32 pixels, those of .* 16x16"),
         (["--data", inputs_folder / "data", "--masks", tmp_path], "--masks goes with --reference"),
         (["--reference", tmp_path / "none.npz"], "there are no statistics"),

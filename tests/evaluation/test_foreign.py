@@ -133,16 +133,16 @@ def test_scores_by_other_masks_do_not_stay(folders, tmp_path):
     ("arguments", "message"),
     [
         (["--metrics", "ssim"], r"asks for ssim, but the pictures of .*fake .* no 'other' .*'5'"),
-        (["--metrics", "fid"], "asks for what cannot be measured. FID: not there: "),
-        (["--metrics", "fd"], "asks for what cannot be measured. mIoU, .*: no use of runs/parser"),
+        (["--metrics", "fid"], "asks for what cannot be measured. FID: missing "),
+        (["--metrics", "fd"], "asks for what cannot be measured. mIoU.* runs/parser cannot be"),
         (["--metrics", "acc", "--parser", "p"], "asks for miou or acc, but there are no masks"),
         (
             ["--metrics", "fd", "--parser", "p", "--reference", "s.npz"],
             "asks for fd, but a reference of statistics has no pictures",
         ),
         (["--metrics", "ssim", "--reference", "s.npz"], "asks for ssim, but a reference of stat"),
-        (["--reference", "s.npy"], "s.npy is no folder and no .npz file"),
-        (["--reference", "no/where"], "no/where is no folder and no .npz file"),
+        (["--reference", "s.npy"], "s.npy is neither a folder nor a .npz file"),
+        (["--reference", "no/where"], "no/where is neither a folder nor a .npz file"),
         (["--class-order", "bisenet"], "--class-order bisenet goes with --masks"),
         (["--masks", "none"], "--masks none is not a folder"),
     ],
@@ -199,7 +199,7 @@ def test_statistics_that_say_no_convention_need_it_said(folders, weights, tmp_pa
     save_statistics(tmp_path / "s.npz", statistics(np.random.default_rng(0).normal(size=(9, 64))))
     with pytest.raises(InputError, match=r"does not say .*--fid-resize half_pixel for pytorch-fid"):
         call(evaluate.main, *command)
-    with pytest.raises(InputError, match=r"has 64 features a picture where .* 2048"):
+    with pytest.raises(InputError, match=r"has 64 features per picture where .* 2048"):
         call(evaluate.main, *command, "--fid-resize", "half_pixel")
     assert not (tmp_path / "report").exists()
     monkeypatch.setattr(evaluator, "FEATURES", 3)
@@ -207,7 +207,7 @@ def test_statistics_that_say_no_convention_need_it_said(folders, weights, tmp_pa
     call(evaluate.main, *command, "--fid-resize", "half_pixel")
     row = row_of(tmp_path / "report")
     assert row["scores"].keys() == {"fid"} and row["conventions"] == {"fid": "half_pixel"}
-    assert "does not say what its features are of: taken for those of pict" in row["notes"][0]
+    assert "does not record how its pict" in row["notes"][0]
 
 
 def test_a_heading_has_the_convention_of_its_rows():

@@ -217,7 +217,7 @@ def test_own_classes_of_plain_folders(parser, tmp_path, capsys):
         (["--count", 5], "--count goes with --data"),
         (["--test-from", 5], "--test-from goes with --data"),
         (["--lpips-network", "vgg"], "--lpips-network goes with --workdir"),
-        (["--metrics", "fd,speed"], "metric 'speed' is of a model"),
+        (["--metrics", "fd,speed"], "metric 'speed' needs a model"),
         (["--classes", "x.json"], "--classes goes with --masks"),
     ],
 )

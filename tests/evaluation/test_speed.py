@@ -304,5 +304,5 @@ def test_an_sdm_that_does_not_fit_has_no_ratio(monkeypatch):
 
 def test_tokens_that_are_no_square_are_refused_before_anything_is_measured(monkeypatch):
     monkeypatch.setattr(peers, "time_sisma", lambda *_: pytest.fail("it ran"))
-    with pytest.raises(InputError, match="1000 tokens are no square"):
+    with pytest.raises(InputError, match="1000 tokens are not a square"):
         measure_peers(TINY, tokens=(256, 1000))

@@ -97,7 +97,7 @@ def test_faces_in_their_own_style_follow_it_by_its_guidance(report, tiny_style_r
 
 
 def test_guidance_by_the_style_is_refused_where_no_face_has_one(tiny_run, tmp_path):
-    said = r"--style-guidance is 1\.5, but no face is made in a style"
+    said = r"--style-guidance is 1\.5, but no face has a reference style"
     with pytest.raises(InputError, match=said):
         call(
             evaluate.main, "--workdir", tiny_run, "--out", tmp_path / "out",

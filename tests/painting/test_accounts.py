@@ -22,7 +22,7 @@ def test_each_line_is_an_account(tmp_path, start):
 
 
 def test_a_password_on_the_command_line_is_refused_and_not_repeated(tmp_path):
-    with pytest.raises(InputError, match="a password would be seen by everyone") as error:
+    with pytest.raises(InputError, match="on the command line would be visible") as error:
         read_accounts(tmp_path / "ann:secret")
     assert "secret" not in str(error.value)
 
@@ -53,7 +53,7 @@ def test_a_pipe_is_read(tmp_path):
         ("ann:\n", "line 1 of --auth .* is not of the form user:password"),
         (":secret\n", "line 1 of --auth .* is not of the form user:password"),
         ("ann:secret\nann:other\n", "line 2 of --auth .* names 'ann' again: remove one"),
-        (b"ann:\xff\n", "is no UTF-8 text"),
+        (b"ann:\xff\n", "is not UTF-8 text"),
     ],
 )
 def test_what_lets_nobody_in_is_refused(tmp_path, content, message):

@@ -15,7 +15,7 @@ def test_numbers_in_range_pass(value):
 
 @pytest.mark.parametrize("value", [1, 16, 3.0])
 def test_whole_numbers_in_range_pass_also_as_floats(value):
-    whole = limits.whole("count", value, 1, 16)
+    whole = limits.integer("count", value, 1, 16)
     assert whole == value and isinstance(whole, int)
 
 
@@ -32,7 +32,7 @@ def test_other_numbers_are_refused_in_a_short_sentence(value):
 @pytest.mark.parametrize("value", [*WRONG, 0, 17, 2.5])
 def test_other_whole_numbers_are_refused_in_a_short_sentence(value):
     with pytest.raises(InputError, match=r"^count is .*: use a whole number from 1 to 16$"):
-        limits.whole("count", value, 1, 16)
+        limits.integer("count", value, 1, 16)
 
 
 @pytest.mark.parametrize("value", [-1, 3, None, "0", 1.0, [0, 1]])

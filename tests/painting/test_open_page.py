@@ -178,7 +178,7 @@ def test_files_that_were_not_uploaded_are_not_read(browser, easel, path):
 def test_files_that_are_gone_are_asked_for_again(browser, files):
     for path in (sent(files.folder / "gone.png"), None):
         fine, error = ask(browser, "upload_mask", path)
-        assert not fine and error == "the uploaded file is not there any more: upload it again"
+        assert not fine and error == "the uploaded file no longer exists: upload it again"
 
 
 @pytest.mark.parametrize("route", ["file=http://example.com/", "file/https://a.b/", "proxy=http:x"])
@@ -246,7 +246,7 @@ def test_of_the_servers_own_files_nothing_is_said(browser, easel, capfd):
     fine, error = ask(browser, "start", None, event={"index": 1, "value": None})
     assert not fine and error == "mask 7 cannot be read on the server: take another"
     fine, error = ask(browser, "make", easel, *(MAKE | {"seed": 13}).values())
-    assert not fine and error.startswith("This went wrong on the server, whose terminal says more")
+    assert not fine and error.startswith("This failed on the server; its terminal has the details")
     terminal = capfd.readouterr().err
     assert "/srv/private/7.png is damaged" in terminal and "/srv/private is full" in terminal
 

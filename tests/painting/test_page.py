@@ -293,7 +293,8 @@ def test_faces_take_the_style_of_a_reference_until_it_is_cleared(styled_page, tm
 
     page.click("#style-sheet")
     page.locator("#references img").wait_for()
-    assert page.text_content("#style-note").strip() == "References give all that is painted."
+    note = page.text_content("#style-note").strip()
+    assert note == "References give the style of all painted classes."
     page.fill("#style-guidance input[type=number]", "3")
     make_faces(page)
     styled = faces(page, tmp_path)

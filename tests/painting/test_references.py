@@ -77,7 +77,7 @@ def token(style, label):
 
 def test_only_models_with_a_style_have_references(studio, plain, references):
     assert studio.has_style and not plain.has_style
-    with pytest.raises(InputError, match="the model knows no style"):
+    with pytest.raises(InputError, match="no style conditioning"):
         plain.style_of(references, 0.5)
 
 
@@ -149,7 +149,7 @@ def test_what_is_said_of_references_has_the_brushes_names():
     assert look.drawn_from_noise(["hat", "cloth"]) == (
         "No reference gives hat, clothes: drawn from noise."
     )
-    assert "all that is painted" in look.drawn_from_noise([])
+    assert "all painted classes" in look.drawn_from_noise([])
     assert look.drawn_from_noise(["<b>"]).startswith("No reference gives &lt;b&gt;:")
     assert look.caption(()) == "all parts" and look.caption(["eye_g", "hair"]) == "glasses, hair"
     assert look.spoken(CELEBAMASK.names) == look.easel(CELEBAMASK, 64)["names"]

@@ -97,7 +97,7 @@ def test_a_parser_that_nobody_named_need_not_be_there(tiny_run, parser, tmp_path
     monkeypatch.setattr(studio, "DEFAULT_PARSER", tmp_path / "none")
     without = Studio.open(tiny_run)
     assert without.parser is None
-    with pytest.raises(InputError, match=r"no use of .*none to find a photo's mask .*--parser"):
+    with pytest.raises(InputError, match=r"none cannot be used to find a photo's mask .*--parser"):
         without.find_mask(np.zeros((SIZE, SIZE, 3), np.uint8))
     monkeypatch.setattr(studio, "DEFAULT_PARSER", parser)
     assert Studio.open(tiny_run).parser is not None
@@ -126,7 +126,7 @@ def test_another_class_order_is_one_of_celebamask_alone(opened, tiny_run, parser
     other = ClassSet(("sky", "door"), ((1, 2, 3), (4, 5, 6)))
     synthesizer = dataclasses.replace(opened.synthesizer, classes=other)
     monkeypatch.setattr(Synthesizer, "load", lambda *_, **__: synthesizer)
-    with pytest.raises(InputError, match="'bisenet' is one of CelebAMask-HQ's classes alone"):
+    with pytest.raises(InputError, match="'bisenet' is for CelebAMask-HQ's classes only"):
         Studio.open(tiny_run, parser, Reading("bisenet"))
 
 

@@ -110,7 +110,7 @@ def test_only_what_is_in_the_folder_is_an_upload(files, write, tmp_path_factory)
         None, "", "a\0b", "mask.png", "https://a.b/c.png", str(elsewhere), around,
         str(files.folder), str(path.parent), str(files.folder / "link.png"), f"{path}x",
     ):  # fmt: skip
-        with pytest.raises(InputError, match="is not there any more: upload it again"):
+        with pytest.raises(InputError, match="no longer exists: upload it again"):
             files.uploaded(wrong)
 
 

@@ -52,7 +52,7 @@ def below_a_file(folder):
         ({"model__num_classes": 7}, None, r"num_classes is 7, but RawFaces\(.* has 19 classes"),
         ({"train__init_from": "nowhere"}, None, "nowhere is not a run folder"),
         ({"train__profile_at": 7}, None, "profile_at is 7, but training ends at step 6"),
-        ({"evaluation__hook": "json:dumps"}, None, "with evaluation.every 0 it is never asked"),
+        ({"evaluation__hook": "json:dumps"}, None, "with evaluation.every 0 it is never called"),
         ({}, not_a_run, "run is not empty and holds no run"),
         ({}, below_a_file, r"run cannot be written \(Not a directory\)"),
     ],
@@ -152,8 +152,8 @@ def test_data_is_looked_at_before_the_autoencoder_that_encodes_it(
     [
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--parser", "nowhere"], "there is no face parser at nowhere"),
-        (["--weights", "nowhere"], "--weights nowhere is no folder"),
-        (["--style-guidance", 2], "but no face is made in a style"),
+        (["--weights", "nowhere"], "--weights nowhere is not a folder"),
+        (["--style-guidance", 2], "but no face has a reference style"),
     ],
 )
 def test_data_is_looked_at_before_networks_and_models_are_read(

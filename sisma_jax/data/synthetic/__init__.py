@@ -2,8 +2,8 @@
 
 A face has two independent halves. Its geometry (pose, proportions, hair style, expression, what is
 worn) comes from (seed, index) and fixes the label map; its look (colours, light, make-up, beard,
-patterns, background) comes from (seed, index, look) and never sees the geometry. So one label map
-has as many right pictures as there are looks, which is what a generative model is asked to learn.
+patterns, background) comes from (seed, index, look) and is independent of the geometry. So one
+label map has many correct pictures, one per look, which is what a generative model has to learn.
 
     python -m sisma_jax.data.synthetic --out data/synthetic --count 2000 --size 64 --seed 0
 

@@ -1,6 +1,6 @@
-"""Writes procedural faces in the raw layout of CelebAMask-HQ, a data set that needs no download.
+"""Write procedural faces in the raw layout of CelebAMask-HQ, a data set that needs no download.
 
-The same command continues a run that was interrupted and does nothing once it is finished.
+The same command continues an interrupted run and does nothing once it is finished.
 """
 
 from sisma_jax import cli
@@ -16,10 +16,10 @@ def main() -> None:
     add = parser.add_argument
     add("--out", type=cli.path, required=True, help="new or empty folder for the data set")
     add("--count", type=int, default=2000, help="number of faces")
-    add("--size", type=int, default=64, help="pixels of an image, 32 to 1024")
-    add("--mask-size", type=int, help="pixels of a mask (default: the image size)")
+    add("--size", type=int, default=64, help="side of an image in pixels, 32 to 1024")
+    add("--mask-size", type=int, help="side of a mask in pixels (default: the image size)")
     add("--seed", type=int, default=0, help="another seed gives other faces")
-    add("--workers", type=int, help="processes, no matter for the result (default: one per core)")
+    add("--workers", type=int, help="worker processes (default: one per core)")
     given = vars(parser.parse_args())
     out, count, size = given["out"], given["count"], given["size"]
     if write_dataset(**given):

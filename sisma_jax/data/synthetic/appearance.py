@@ -1,6 +1,6 @@
-"""What changes from one look of a face to the next: colours, light, make-up, beard, background.
+"""Looks of a face: colours, light, make-up, beard, background.
 
-A look is sampled from (seed, index, look) and never sees the geometry, so that any mask can wear
+A look is sampled from (seed, index, look), independently of the geometry, so that any mask can have
 any look. Colours are RGB float arrays in [0, 1].
 """
 

@@ -1,4 +1,4 @@
-"""What is drawn after light: eyes, lashes and creases, glasses."""
+"""Details drawn after light: eyes, lashes and creases, glasses."""
 
 import math
 

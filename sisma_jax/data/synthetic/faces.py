@@ -20,7 +20,7 @@ def face(
     """Face `index` of the endless set `seed` at `size` pixels: (RGB image, label map).
 
     The label map (ids of `sisma_jax.data.classes`) is the same for every `look`; the image differs.
-    The result depends on the arguments alone. Sizes from 32 to 1024 are meant.
+    The result depends on the arguments only. Intended sizes are 32 to 1024.
     """
     figure = sample_figure(seed, index, size)
     samples = figure.label_samples(size)

@@ -111,8 +111,8 @@ def nose_outline(pose: Pose, build: Build) -> Points:
             (0.22 * wide, base + 0.05, 0.16), (0.0, base + 0.06, 0.17),
         ]
     )  # fmt: skip
-    whole = smooth(mirrored(half))
-    return pose.on_face(whole[:, :2], whole[:, 2])
+    outline = smooth(mirrored(half))
+    return pose.on_face(outline[:, :2], outline[:, 2])
 
 
 def nostrils(pose: Pose, build: Build) -> tuple[Points, Points]:
@@ -225,7 +225,7 @@ class Eye:
 
 @dataclass(frozen=True)
 class Gaze:
-    """What both eyes share: size, openness, slant, where they look."""
+    """Traits that both eyes share: size, openness, slant, gaze."""
 
     half_width: float
     height: float

@@ -40,7 +40,7 @@ _ABOVE = {
     "skin": np.isin(CLASSES, ("nose", "eye_g", *_FEATURES, "mouth", "u_lip", "l_lip")),
     "eye_g": np.isin(CLASSES, _FEATURES),
 }
-"""By class id, what lies above a part whose own mask goes on below it, as in the real data."""
+"""Classes above a part whose mask continues below them, as in the real data."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def sample_figure(seed: int, index: int, size: int) -> Figure:
 def part_masks(
     figure: Figure, samples: UInt8[np.ndarray, "n n"]
 ) -> dict[str, Bool[np.ndarray, "m m"]]:
-    """`face_parts` of a figure whose label samples, at twice the masks' size, are at hand."""
+    """`face_parts` of a figure, from its label samples at twice the masks' size."""
     labels = majority(samples)
     parts = {name: labels == index for index, name in enumerate(CLASSES) if index}
     outlines = {"skin": [figure.outline], "eye_g": figure.glasses.shapes if figure.glasses else []}

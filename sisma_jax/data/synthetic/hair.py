@@ -197,7 +197,7 @@ def _outer(style: Style, falls: tuple[float, float]) -> np.ndarray:
 
 
 def back_of_hair(pose: Pose, style: Style) -> list[Points]:
-    """What is drawn before neck and face."""
+    """Outlines that lie behind neck and face."""
     if style.name == "bald":
         return []
     shapes = [pose.outer(_outer(style, style.fall))]
@@ -208,7 +208,7 @@ def back_of_hair(pose: Pose, style: Style) -> list[Points]:
 
 
 def front_of_hair(pose: Pose, style: Style) -> list[Points]:
-    """What is drawn over face and shoulders: the outline down to the hairline."""
+    """Outlines that lie over face and shoulders, down to the hairline."""
     if style.name == "bald":
         return []
     falls, inner = [], []

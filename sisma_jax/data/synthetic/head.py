@@ -14,7 +14,7 @@ from sisma_jax.data.synthetic.curves import Points
 
 _EDGE = math.pi / 2 - 1e-3
 _ALIGNMENT = 0.85
-"""Share of the features' shift under yaw and pitch that the crop takes back: crops follow eyes."""
+"""Share of the features' shift under yaw and pitch that the crop, aligned at the eyes, undoes."""
 
 
 class Chance:

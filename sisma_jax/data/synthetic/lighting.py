@@ -19,7 +19,7 @@ SKIN, U_LIP, L_LIP, HAIR, HAT, EARRING, NECKLACE, NECK, CLOTH = (
 
 
 def light(plate: Plate) -> None:
-    """Multiplies shade into the plate and adds shine."""
+    """Multiply the plate by shade and add shine."""
     pose, look, labels = plate.figure.pose, plate.look, plate.labels
     lx, ly, lz = look.light
     cx, cy = pose.outer(np.array([(0.0, 0.1)]))[0].tolist()
@@ -125,7 +125,7 @@ def relief(plate: Plate) -> tuple[SoftPlane, SoftPlane]:
 
 
 def hollows(plate: Plate) -> SoftPlane:
-    """How dark it is where light hardly reaches: eye corners, beside and below the nose, lips."""
+    """Darkness where little light reaches: eye corners, beside and below the nose, lips."""
     pose, build = plate.figure.pose, plate.figure.build
     lx = plate.look.light[0]
     mouth = build.mouth

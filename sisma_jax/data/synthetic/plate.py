@@ -1,8 +1,8 @@
-"""The picture in the making and the brushes that work on it.
+"""The unfinished picture and the operations that paint on it.
 
-Pixels are planes (3, m, m) of float32 in [0, 1] at twice the picture's resolution, m = 2 size,
-where all edges are. Light and everything else that is soft is worked out at the picture's own
-resolution, much of it as sums of Gaussian blobs.
+Pixels are planes (3, m, m) of float32 in [0, 1] at twice the picture's resolution, m = 2 size, for
+sharp edges. Light and other smooth fields are computed at the picture's own resolution, mostly as
+sums of Gaussian blobs.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ class Plate:
         return products(values[:, 1] * heights.astype(np.float32)[:, None], values[:, 0])
 
     def blend(self, opacity: Plane, colour: Colour | Sequence[float]) -> None:
-        """Mixes `colour` in by `opacity`."""
+        """Mix in `colour` by `opacity`."""
         for plane, value in zip(self.rgb, colour, strict=True):
             plane += opacity * (np.float32(value) - plane)
 
@@ -89,7 +89,7 @@ class Plate:
         return np.asarray(image, np.float32) / 255
 
     def picture(self) -> UInt8[np.ndarray, "h w 3"]:
-        """Grades the colour temperature, averages 2 x 2 and rounds."""
+        """Adjust the colour temperature, average 2 x 2 pixels and round to uint8."""
         rows = self.rgb[:, 0::2] + self.rgb[:, 1::2]
         planes = rows[:, :, 0::2] + rows[:, :, 1::2]
         warmth = self.look.warmth

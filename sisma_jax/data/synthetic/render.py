@@ -1,4 +1,4 @@
-"""Paints a figure in a look: colours, light, then what is drawn on top."""
+"""Painting a figure in a look: colours, light, then details on top."""
 
 import numpy as np
 from jaxtyping import UInt8

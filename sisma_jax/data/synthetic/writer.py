@@ -1,10 +1,10 @@
-"""Writes synthetic faces in the raw layout of CelebAMask-HQ, in parallel and resumable.
+"""Writing synthetic faces in the raw layout of CelebAMask-HQ, in parallel and resumable.
 
 The layout's folders are those of `sisma_jax.data.raw_layout`; images are JPEG at quality 95 without
-chroma subsampling, part masks white-on-black PNG, absent parts no file. Beside them lie the mapping
-file and `synthetic.json`, the settings, which is written last and so marks a finished set. Until
-then they stand in `synthetic.unfinished.json`. An id's image is written after its masks: an id with
-an image is done.
+chroma subsampling, part masks white-on-black PNG, absent parts no file. Beside them are the mapping
+file and the settings, `synthetic.json`, which is written last and marks a finished set. Until then
+the settings are in `synthetic.unfinished.json`. An id's image is written after its masks, so an id
+with an image is done.
 """
 
 import io
@@ -33,14 +33,14 @@ from sisma_jax.files import (
 from sisma_jax.progress import bar
 
 VERSION = 1
-"""Grows when the same settings give other pixels."""
+"""Incremented when the same settings give other pixels."""
 
 _CELEBA_IMAGES = 202_599
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides every byte of a data set; raises InputError where a value is out of range."""
+    """Determines every byte of a data set; raises InputError if a value is out of range."""
 
     count: int
     size: int
@@ -66,13 +66,13 @@ class Settings:
 def read_settings(folder: Path) -> dict[str, int] | None:
     """Settings (`count`, `size`, `mask_size`, `seed`, `version`) of a finished synthetic data set.
 
-    None where `folder` holds no such set.
+    None if `folder` holds no such set.
     """
     return read_json(folder / raw_layout.SYNTHETIC_FILE)
 
 
 def read_unfinished_settings(folder: Path) -> dict[str, int] | None:
-    """The same of a set that an earlier run has begun and not finished."""
+    """The same for a set that an earlier run has begun but not finished."""
     return None if read_settings(folder) else read_json(folder / raw_layout.UNFINISHED_FILE)
 
 
@@ -85,20 +85,20 @@ def write_dataset(
     mask_size: int | None = None,
     workers: int | None = None,
 ) -> bool:
-    """Writes look 0 of the faces 0 to `count` - 1 of set `seed`; False if they were there already.
+    """Write look 0 of faces 0 to `count` - 1 of set `seed`; return False if they exist already.
 
     Args:
       out: a new or empty folder, or one where an earlier run with the same settings stopped; that
         run is continued.
       count: number of faces.
-      size: pixels of an image, 32 to 1024.
+      size: side of an image in pixels, 32 to 1024.
       seed: another seed gives other faces.
-      mask_size: pixels of a mask, `size` by default.
+      mask_size: side of a mask in pixels, `size` by default.
       workers: number of processes, one per core by default; the files do not depend on it.
 
     Raises:
-      InputError: a value is out of range, `out` holds anything else or cannot be written, or
-        another process writes there.
+      InputError: a value is out of range, `out` holds other files or cannot be written, or another
+        process writes there.
     """
     out = local_path(out)
     settings = Settings(count, size, size if mask_size is None else mask_size, seed)
@@ -116,7 +116,7 @@ def write_dataset(
         with bar(total=count, initial=len(done), desc="faces", unit="face") as progress:
             for written in _write_all(out, settings, missing, workers):
                 progress.update(written)
-        flush_all()  # what is below says that the faces are there
+        flush_all()  # before the files below mark the set as finished
         write_atomically(out / raw_layout.MAPPING_FILE, _mapping(count).encode())
         write_json(out / raw_layout.SYNTHETIC_FILE, asdict(settings))
         (out / raw_layout.UNFINISHED_FILE).unlink()
@@ -124,14 +124,14 @@ def write_dataset(
 
 
 def _open_folder(out: Path, settings: Settings) -> None:
-    """Makes `out` ready to be written."""
+    """Set up `out` for writing."""
     wanted = asdict(settings)
-    found = read_settings(out) or read_unfinished_settings(out)
-    if found not in (None, wanted):
+    stored = read_settings(out) or read_unfinished_settings(out)
+    if stored not in (None, wanted):
         different = " and ".join(
-            f"{key} {found.get(key)} instead of {value}"
+            f"{key} {stored.get(key)} instead of {value}"
             for key, value in wanted.items()
-            if found.get(key) != value
+            if stored.get(key) != value
         )
         raise InputError(
             f"{out} holds a synthetic data set with {different}: name another folder or delete it"
@@ -152,8 +152,8 @@ def _open_folder(out: Path, settings: Settings) -> None:
 
 
 def _remove_empty_files(out: Path, masks: Path) -> None:
-    """Where the machine went down, a file may have its name without its content; a face of which
-    one is gone is made again."""
+    """Remove files that a crash of the machine left empty, with the image of their face, so that
+    it is made again."""
     for folder in (out / raw_layout.IMAGE_FOLDER, masks):
         for file in folder.rglob("[0-9]*.*"):
             face = file.stem.partition("_")[0]
@@ -163,7 +163,7 @@ def _remove_empty_files(out: Path, masks: Path) -> None:
 
 
 def _write_all(out: Path, settings: Settings, missing: list[int], workers: int) -> Iterator[int]:
-    """Yields how many faces have just been written, until all of `missing` are."""
+    """Yield how many faces have just been written, until all of `missing` are."""
     step = max(32 * 64**2 // settings.size**2, 1)  # about a quarter of a second
     chunks = [missing[k : k + step] for k in range(0, len(missing), step)]
     yield from processes.run(partial(_write_chunk, out, settings), chunks, workers, str(out))
@@ -189,7 +189,7 @@ def _write_faces(out: Path, settings: Settings, indices: list[int]) -> int:
             image = Image.fromarray(mask.view(np.uint8) * np.uint8(255))
             path = raw_layout.part_path(masks, index, part)
             content = _encoded(image, format="PNG", compress_level=1)
-            write_atomically(path, content, flush=False)  # of that many it would take minutes
+            write_atomically(path, content, flush=False)  # flushing so many takes minutes
         image = _encoded(Image.fromarray(pixels), format="JPEG", quality=95, subsampling=0)
         write_atomically(raw_layout.image_path(out, index), image, flush=False)
     return len(indices)
@@ -202,7 +202,7 @@ def _encoded(image: Image.Image, **options: str | int) -> bytes:
 
 
 def _mapping(count: int) -> str:
-    """The real file's columns; a step coprime to CelebA's size gives every id its own original."""
+    """The columns of the real file; a step coprime to CelebA's size gives distinct originals."""
     rows = ["idx     orig_idx    orig_file"]
     for index in range(count):
         original = (119_613 + 104_729 * index) % _CELEBA_IMAGES
