@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import resource
+import shutil
+import signal
 import time
 
 import jax
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from sisma_jax.errors import InputError, RunError
+from sisma_jax.training import loop
 from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.sharding import MeshConfig, make_mesh
 from tests.training import toy
@@ -129,6 +133,75 @@ def test_a_run_that_is_continued_equals_one_that_is_not_also_across_skipped_step
     toy.run(tmp_path / "run", steps=4, bad=(3, 4))
     state = toy.run(tmp_path / "run", bad=(3, 4))
     jax.tree.map(np.testing.assert_array_equal, state, whole)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The toy's run of six steps; do not write into it."""
+    workdir = tmp_path_factory.mktemp("toy") / "finished"
+    toy.run(workdir)
+    return workdir
+
+
+def assert_same_run(run, state, finished):
+    jax.tree.map(np.testing.assert_array_equal, state, toy.run(finished))
+    measured = {"images_per_second", "data_wait", "memory_gib"}
+    drop = lambda row: {k: v for k, v in row.items() if k not in measured}
+    assert list(map(drop, rows(run))) == list(map(drop, rows(finished)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_returns_and_the_run_continues_exactly(
+    number, finished, tmp_path, monkeypatch
+):
+    profile = loop._Loop._profile
+
+    def interrupted(self, step, state):  # before each step
+        if step == 3:
+            os.kill(os.getpid(), number)
+        profile(self, step, state)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "_profile", interrupted)
+        assert int(toy.run(tmp_path).step) == 3
+    assert saved(tmp_path) == [2, 3]
+    assert signal.getsignal(signal.SIGINT) is before
+    whole = toy.run(finished)
+    jax.tree.map(np.testing.assert_array_equal, toy.run(tmp_path), whole)
+
+
+def test_rows_past_the_restored_step_are_dropped(finished, tmp_path):
+    """A crash after step 6 was logged and before it was saved."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "6")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    assert_same_run(run, toy.run(run), finished)
+
+
+def cut_short(checkpoint):
+    for path in [path for path in checkpoint.rglob("*") if path.is_file()]:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_a_file(checkpoint):
+    (checkpoint / "state" / "manifest.ocdbt").unlink()
+
+
+def with_another_position(checkpoint):
+    (checkpoint / "run" / "metadata").write_text('{"batch": 5}')
+
+
+@pytest.mark.parametrize("damage", [cut_short, without_a_file, with_another_position])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    damage(run / "checkpoints" / "6")
+    with pytest.warns(UserWarning, match=r"checkpoints/6 cannot be restored .*back to .*/4$"):
+        state = toy.run(run)
+    assert_same_run(run, state, finished)
+    assert saved(run) == [4, 6]
+    assert [path.name for path in (run / "damaged").iterdir()] == ["6"]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """The training command: a whole run, exact resume, clean stops, what it refuses."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -16,7 +14,6 @@ from sisma_jax import train
 from sisma_jax.config import load_config
 from sisma_jax.errors import InputError, RunError
 from sisma_jax.synthesizer import Synthesizer
-from sisma_jax.training import loop
 from sisma_jax.training.run_folder import RunFolder
 from tests.runs import arguments, call, train_tiny
 
@@ -100,38 +97,6 @@ def test_a_finished_run_is_left_as_it_is(tiny_run, inputs_folder, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in tiny_run.glob("checkpoints/*/*")}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_returns_and_the_run_continues_exactly(
-    number, tiny_run, inputs_folder, tmp_path, monkeypatch
-):
-    profile = loop._Loop._profile
-
-    def interrupted(self, step, state):  # before each step
-        if step == 2:
-            os.kill(os.getpid(), number)
-        profile(self, step, state)
-
-    before = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "_profile", interrupted)
-        train_tiny(inputs_folder, tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
-    assert signal.getsignal(signal.SIGINT) is before
-    train_tiny(inputs_folder, tmp_path / "run")
-    assert_same_run(tmp_path / "run", tiny_run)
-
-
-def test_rows_past_the_restored_step_are_dropped(tiny_run, inputs_folder, tmp_path):
-    """A crash after step 6 was logged and before it was saved."""
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run)
-    shutil.rmtree(run / "checkpoints" / "6")
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 8, "lo')
-    train_tiny(inputs_folder, run)
-    assert_same_run(run, tiny_run)
-
-
 def test_a_moved_run_continues_without_its_first_autoencoder_and_says_so(
     tiny_run, inputs_folder, tmp_path, capsys
 ):
@@ -165,28 +130,6 @@ def test_a_missing_synthetic_set_is_made(inputs_folder, tmp_path):
 def cut_short(checkpoint):
     for path in [path for path in checkpoint.rglob("*") if path.is_file()]:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def without_a_file(checkpoint):
-    shutil.rmtree(checkpoint / "state" / "ocdbt.process_0")
-
-
-def with_another_position(checkpoint):
-    (checkpoint / "run" / "metadata").write_text('{"batch": 5}')
-
-
-@pytest.mark.parametrize("damage", [cut_short, without_a_file, with_another_position])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    damage, tiny_run, inputs_folder, tmp_path
-):
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run)
-    damage(run / "checkpoints" / "6")
-    with pytest.warns(UserWarning, match=r"checkpoints/6 cannot be restored .*back to .*/4$"):
-        train_tiny(inputs_folder, run)
-    assert_same_run(run, tiny_run)
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6"]
-    assert [path.name for path in (run / "damaged").iterdir()] == ["6"]
 
 
 def test_synthesis_falls_back_and_changes_nothing(tiny_run, tmp_path):
