@@ -15,27 +15,25 @@ class Command:
 
 COMMANDS = {
     "sisma_jax.doctor": Command(
-        "what is installed and found here, and whether it works", "docs/install.md"
+        "check this installation, its devices and its weights", "docs/install.md"
     ),
-    "sisma_jax.demo": Command("picture and figures of the demo's model", "docs/demo.md"),
+    "sisma_jax.demo": Command("show faces and figures of the demo's model", "docs/demo.md"),
     "sisma_jax.data.synthetic": Command("write procedural faces with their masks", "docs/data.md"),
     "sisma_jax.prepare": Command(
-        "make a data set of faces and masks ready for training", "docs/data.md"
+        "prepare a data set of faces and masks for training", "docs/data.md"
     ),
     "sisma_jax.inspect_data": Command("show what a data set holds", "docs/data.md"),
     "sisma_jax.train_autoencoder": Command("train a first stage", "docs/autoencoder.md"),
     "sisma_jax.cache_latents": Command(
         "encode a data set once, ahead of training", "docs/autoencoder.md"
     ),
-    "sisma_jax.train": Command("train SISMA, or SCA-DM", "docs/training.md"),
+    "sisma_jax.train": Command("train SISMA or SCA-DM", "docs/training.md"),
     "sisma_jax.sample": Command("make faces from masks", "docs/sampling.md"),
     "sisma_jax.paint": Command(
         "paint masks and see faces, in a browser", "docs/editing_and_painting.md"
     ),
     "sisma_jax.export": Command("write a run's weights as safetensors", "docs/sampling.md"),
-    "sisma_jax.train_parser": Command(
-        "train a face parser, which judges for evaluate", "docs/evaluation.md"
-    ),
+    "sisma_jax.train_parser": Command("train a face parser for evaluate", "docs/evaluation.md"),
     "sisma_jax.evaluate": Command(
         "score and time a model, and write the report", "docs/evaluation.md"
     ),

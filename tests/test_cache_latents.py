@@ -125,7 +125,7 @@ class TestCache:
         inputs = folder / "data", inputs_folder / "autoencoder", out
         with pytest.raises(KeyboardInterrupt):
             write_cache(*inputs)
-        with pytest.raises(InputError, match=r"no latent cache, it has no latents\.json"):
+        with pytest.raises(InputError, match=r"not a latent cache, it has no latents\.json"):
             LatentCache(out)
         calls.clear()
         monkeypatch.setattr(cache_latents, "encode", lambda *x: (calls.append(None), encode(*x))[1])
@@ -155,7 +155,7 @@ class TestCache:
         inputs = folder / "data", inputs_folder / "autoencoder"
         with pytest.raises(InputError, match="--batch-size is 0"):
             write_cache(*inputs, tmp_path / "out", "--batch-size", 0)
-        with pytest.raises(InputError, match=r"raw is no prepared data set.*sisma_jax\.prepare"):
+        with pytest.raises(InputError, match=r"raw is not a prepared data set.*sisma_jax\.prepare"):
             write_cache(folder / "raw", inputs[1], tmp_path / "out")
         odd = prepared_set(folder / "raw", tmp_path / "odd", size=30)
         with pytest.raises(InputError, match=r"30 pixels.*multiple of the autoencoder's factor 4"):
@@ -255,8 +255,8 @@ class TestTraining:
         refuse("are of other data", autoencoder__path="hf://owner/name", data__path=changed)
         with pytest.raises(InputError, match=r"of another autoencoder .* and of other data"):
             LatentCache(folder / "latents").check(size=SIZE, autoencoder="a" * 64, data="b" * 64)
-        refuse("raw is no prepared data set", data__path=raw)
-        refuse("is no latent cache", autoencoder__cache=folder / "data")
+        refuse("raw is not a prepared data set", data__path=raw)
+        refuse("is not a latent cache", autoencoder__cache=folder / "data")
         latents = dict(autoencoder__cache='""', data__path=folder / "latents")
         refuse(r"holds cached latents: set autoencoder\.cache to it", **latents)
 

@@ -87,7 +87,7 @@ def test_every_command_is_listed(capsys):
         (
             "cache_latents",
             ["--data", "none", "--autoencoder", "missing", "--out", "out"],
-            "none is no prepared data set",
+            "none is not a prepared data set",
         ),
         ("inspect_data", ["--data", "none"], "none is not a folder"),
         ("data.synthetic", ["--out", "none", "--count", "0"], "0"),

@@ -91,7 +91,7 @@ def read_versioned(
         stored_version = description["version"]
     except OSError as error:
         raise InputError(
-            f"{path} is no {what}, it has no {name}: write one with `python -m {command}`"
+            f"{path} is not a {what}, it has no {name}: write one with `python -m {command}`"
         ) from error
     except InputError:  # from `reading`
         raise

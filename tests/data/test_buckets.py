@@ -127,7 +127,7 @@ def test_cached_latents_in_a_bucket_are_read_as_on_a_disk(bucket, tmp_path):
 
 
 def test_what_is_missing_in_a_bucket_is_named(bucket, data):
-    with pytest.raises(InputError, match=r"gs://bucket/no is no prepared data set"):
+    with pytest.raises(InputError, match=r"gs://bucket/no is not a prepared data set"):
         prepared.read_description("gs://bucket/no")
     with pytest.raises(InputError, match=r"gs://bucket/no is an address, but this has to be"):
         open_dataset("gs://bucket/no", SIZE)  # as a raw folder, which is none

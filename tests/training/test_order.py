@@ -31,7 +31,7 @@ def test_missing_data_is_told_before_the_hub_is_asked(in_haste, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^data/celeba-256 is not a folder"):
         call(train.main, f"--config={CONFIGS / 'celeba.py'}")
-    with pytest.raises(InputError, match=r"^latents is no latent cache"):
+    with pytest.raises(InputError, match=r"^latents is not a latent cache"):
         call(train.main, f"--config={CONFIGS / 'celeba.py'}", "--config.autoencoder.cache=latents")
 
 
@@ -133,7 +133,7 @@ def test_data_is_looked_at_before_the_autoencoder_that_encodes_it(
     cache = lambda data, out, *more: call(
         cache_latents.main, "--data", data, "--autoencoder", "hf://owner/name", "--out", out, *more
     )
-    with pytest.raises(InputError, match="nowhere is no prepared data set"):
+    with pytest.raises(InputError, match="nowhere is not a prepared data set"):
         cache("nowhere", tmp_path / "out")
     with pytest.raises(InputError, match=r"data/a is missing: write"):
         cache(tmp_path / "data", tmp_path / "out")
