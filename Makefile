@@ -64,10 +64,10 @@ report: demo
 	$(PY) -m sisma_jax.evaluate --workdir runs/demo --out runs/demo/report
 
 test: $(INSTALLED)
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-kernels: $(INSTALLED)
-	$(PY) -m pytest -n 2 tests/kernels
+	$(PY) -m pytest -n 2 --dist loadfile tests/kernels
 
 test-slow: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist loadfile -m slow $(TESTS)

@@ -211,6 +211,7 @@ class TestTraining:
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         return [row["loss"] for row in rows]
 
+    @pytest.mark.slow
     def test_a_run_may_change_over_to_the_cache_and_learns_the_same(
         self, folder, inputs_folder, tmp_path
     ):

@@ -253,6 +253,7 @@ def test_the_program_does_not_grow_with_depth():
     assert len(few.splitlines()) == len(many.splitlines())
 
 
+@pytest.mark.slow
 def test_with_blocks_recomputed_memory_grows_by_one_stream_per_block():
     """Per further block: one float32 (batch, length, width), beside the gradients."""
     batch = 16

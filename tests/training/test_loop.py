@@ -180,6 +180,13 @@ def test_rows_past_the_restored_step_are_dropped(finished, tmp_path):
     assert_same_run(run, toy.run(run), finished)
 
 
+def test_init_from_starts_with_the_other_runs_averaged_weights(finished, tmp_path):
+    other = shutil.copytree(finished, tmp_path / "other")
+    (other / "config.json").write_text("{}")
+    state = toy.run(tmp_path / "run", steps=1, init_from=str(other), learning_rate=1e-12)
+    np.testing.assert_allclose(weights(state), toy.run(finished).ema["w"], atol=1e-6)
+
+
 def cut_short(checkpoint):
     for path in [path for path in checkpoint.rglob("*") if path.is_file()]:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -110,15 +110,6 @@ def test_a_moved_run_continues_without_its_first_autoencoder_and_says_so(
     assert f"{said}, {copy}\n" in capsys.readouterr().out
 
 
-def test_init_from_starts_with_the_other_runs_averaged_weights(tiny_run, inputs_folder, tmp_path):
-    train_tiny(
-        inputs_folder, tmp_path / "run", train__steps=1, train__init_from=tiny_run,
-        train__learning_rate=1e-12,
-    )  # fmt: skip
-    for a, b in zip(weights(tmp_path / "run"), weights(tiny_run), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-
-
 def test_a_missing_synthetic_set_is_made(inputs_folder, tmp_path):
     data = tmp_path / "data"
     train_tiny(
@@ -242,24 +233,11 @@ def count_faces(synthesizer, source):
     return {"faces": len(faces), "held_out": len(source)}
 
 
-def test_evaluations_and_the_hook_run_while_training(inputs_folder, tmp_path):
-    hook = "tests.training.test_train:count_faces"
-    train_tiny(
-        inputs_folder, tmp_path / "run", train__steps=3, evaluation__every=2, evaluation__items=4,
-        evaluation__hook=hook,
-    )  # fmt: skip
-    evaluated = [row for row in rows(tmp_path / "run") if "test_loss" in row]
-    assert [row["step"] for row in evaluated] == [2, 3]
-    assert {"test_loss/0-0.2", "test_loss/0.8-1"} <= evaluated[0].keys()
-    assert (evaluated[0]["faces"], evaluated[0]["held_out"]) == (1, 4)
-    assert 0 < evaluated[0]["test_loss"] < 10
-
-
 def broken(synthesizer, source):
     raise FileNotFoundError(2, "No such file or directory", "inception.npz")
 
 
-def test_a_hook_that_fails_loses_no_step_and_is_asked_again(inputs_folder, tmp_path):
+def test_a_hook_that_fails_loses_no_step_and_runs_when_training_continues(inputs_folder, tmp_path):
     run = tmp_path / "run"
     settings = dict(train__steps=3, evaluation__every=2, evaluation__items=4)
     with pytest.raises(RunError, match=r"evaluation.hook .*:broken' failed .*No such file"):
@@ -268,7 +246,11 @@ def test_a_hook_that_fails_loses_no_step_and_is_asked_again(inputs_folder, tmp_p
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["2"]
     hook = "tests.training.test_train:count_faces"
     train_tiny(inputs_folder, run, evaluation__hook=hook, **settings)
-    assert [row["step"] for row in rows(run) if "faces" in row] == [2, 3]
+    evaluated = [row for row in rows(run) if "test_loss" in row]
+    assert [row["step"] for row in evaluated] == [2, 3]
+    assert {"test_loss/0-0.2", "test_loss/0.8-1"} <= evaluated[0].keys()
+    assert (evaluated[0]["faces"], evaluated[0]["held_out"]) == (1, 4)
+    assert 0 < evaluated[0]["test_loss"] < 10
 
 
 def test_a_raw_set_that_has_changed_is_noticed(tiny_run, inputs_folder, tmp_path):
