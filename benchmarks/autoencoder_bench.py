@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import report
 
-from sisma_jax import cli
+from sisma_jax.common import cli
 
 OPERATIONS = ("encode", "decode")
 OURS, PEER = "sisma_jax", "diffusers"

@@ -23,7 +23,8 @@ import numpy as np
 import report
 from PIL import Image
 
-from sisma_jax import cache_latents, cli
+from sisma_jax import cache_latents
+from sisma_jax.common import cli
 from sisma_jax.data import label_maps, layouts, preparation, raw, raw_layout, records, synthetic
 from sisma_jax.data.input_pipeline import Source, mirror, open_dataset, training_stream
 from sisma_jax.data.label_maps import write_label_map

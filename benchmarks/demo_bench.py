@@ -17,8 +17,8 @@ import numpy as np
 import report
 from PIL import Image
 
-from sisma_jax.contact_sheet import GAP, with_legend
-from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.data.contact_sheet import GAP, with_legend
+from sisma_jax.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 ROWS = 6

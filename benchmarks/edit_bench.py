@@ -3,7 +3,7 @@
     python benchmarks/edit_bench.py --workdir runs/demo
 
 Paints hair around the heads of faces of the run's test split and edits the faces accordingly
-(`sisma_jax.editing`). Distances are root mean squares over pixels in grey levels of 0..255; "far"
+(`sisma_jax.synthesis.editing`). Distances are root mean squares over pixels in grey levels of 0..255; "far"
 pixels are farther than the margin from every edited pixel. Writes edit_cpu.json and edit.png.
 """
 
@@ -13,16 +13,17 @@ import numpy as np
 import report
 from PIL import Image
 
-from sisma_jax import Synthesizer, cli
-from sisma_jax.config import section
-from sisma_jax.contact_sheet import tile
+from sisma_jax import Synthesizer
+from sisma_jax.common import cli
+from sisma_jax.common.config import section
 from sisma_jax.data.classes import CLASSES
+from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.data.label_maps import colourise
-from sisma_jax.editing import edit
 from sisma_jax.metrics.regions import far_from, rms_change
 from sisma_jax.models.autoencoder import to_float, to_uint8
-from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.runs.folder import RunFolder
+from sisma_jax.synthesis.editing import edit
 from sisma_jax.training.setup import DataConfig
 
 STEPS, MARGIN = 12, 8

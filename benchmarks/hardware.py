@@ -7,11 +7,11 @@ to and from memory once.
 
 from scan_cases import ITEM_SIZE, Size
 
-from kernels.selective_scan import pallas_mosaic, pallas_triton
-from kernels.selective_scan.chips import CHIPS, EXPONENTIALS, LANES, SCHEDULERS
-from kernels.selective_scan.launch_plan import Cost
+from kernels.selective_scan.pallas import mosaic, triton
+from kernels.selective_scan.pallas.chips import CHIPS, EXPONENTIALS, LANES, SCHEDULERS
+from kernels.selective_scan.pallas.plan import Cost
 
-BACKENDS = pallas_triton.BACKEND, pallas_mosaic.BACKEND
+BACKENDS = triton.BACKEND, mosaic.BACKEND
 
 
 def bounds(device: str, size: Size, dtype: str, full: bool, orders: int) -> dict[str, float] | None:

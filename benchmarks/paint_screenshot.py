@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from sisma_jax import cli
+from sisma_jax.common import cli
 
 FLAGS = (
     "--headless",

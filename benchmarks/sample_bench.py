@@ -20,13 +20,15 @@ import report
 from train_bench import SIZES
 from train_case import TINY, model_config
 
-from sisma_jax import Synthesizer, cli, flow
+from sisma_jax import Synthesizer
+from sisma_jax.common import cli
+from sisma_jax.devices.sharding import local_mesh, replicated
 from sisma_jax.evaluation import peers
 from sisma_jax.evaluation.speed import measure_speed, speed_tables
 from sisma_jax.evaluation.tables import Table
+from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, parameter_shapes
-from sisma_jax.models.sisma import init_params
-from sisma_jax.training.sharding import local_mesh, replicated
+from sisma_jax.models.sisma.model import init_params
 
 
 def parse() -> argparse.Namespace:
@@ -43,8 +45,8 @@ def parse() -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16"),
         help=f"compute type (default: the run's, else {dtype})")  # fmt: skip
     add("--steps", nargs="+", type=int, default=[25], metavar="N", help="(default: 25)")
-    add("--solvers", nargs="+", choices=flow.SOLVERS, default=["euler"], metavar="NAME",
-        help=f"some of {', '.join(flow.SOLVERS)} (default: euler)")  # fmt: skip
+    add("--solvers", nargs="+", choices=rectified.SOLVERS, default=["euler"], metavar="NAME",
+        help=f"some of {', '.join(rectified.SOLVERS)} (default: euler)")  # fmt: skip
     add("--guidance", nargs="+", type=float, default=[1.0], metavar="S", help="(default: 1)")
     add("--batches", nargs="+", type=int, default=[1, 16], metavar="N",
         help="masks per call (default: 1 16)")  # fmt: skip

@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 from report import RESULTS, parser, write
 
-from sisma_jax import Synthesizer, cli, flow
+from sisma_jax import Synthesizer
+from sisma_jax.common import cli
 from sisma_jax.evaluation.speed import measure_speed
 from sisma_jax.evaluation.tables import Table
+from sisma_jax.flows import rectified
 
 VARIANTS = {
     "base": {},
@@ -157,7 +159,7 @@ def main() -> None:
             {
                 "solver": solver,
                 "steps": steps,
-                "velocities": steps * flow.VELOCITIES[solver],
+                "velocities": steps * rectified.VELOCITIES[solver],
             }
             | {
                 key: spread([_row(rows, x, solver, steps)["scores"][key] for x in folders["base"]])

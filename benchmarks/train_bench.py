@@ -9,7 +9,7 @@ images, which the autoencoder (Stable Diffusion's size, random weights) encodes 
     MFU = 6 x MACs of an image x images per second / peak
 
 where the peak is the rate of large matrix products in the compute type, measured in the same
-process (`sisma_jax.training.throughput`), and the MACs are SISMA's own (`sisma_jax.models.cost`):
+process (`sisma_jax.devices.throughput`), and the MACs are SISMA's own (`sisma_jax.models.cost`):
 without the autoencoder's. Memory is the peak of a device, or of the process on a CPU, and with
 --compile-only XLA's plan; a batch that does not fit is reported. Prints a table and writes JSON.
 """
@@ -25,8 +25,8 @@ from pathlib import Path
 import report
 
 from kernels.selective_scan.api import IMPLEMENTATIONS
-from sisma_jax import cli
-from sisma_jax.models.sisma_config import REMAT_POLICIES
+from sisma_jax.common import cli
+from sisma_jax.models.sisma.config import REMAT_POLICIES
 
 SIZES = ("tiny", "small", "base", "large", "xlarge")
 SOURCES = ("latents", "images")

@@ -11,13 +11,7 @@ import time
 import jax
 import numpy as np
 
-from sisma_jax.models import SISMAConfig
-from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderKL
-from sisma_jax.models.cost import macs
-from sisma_jax.models.sisma import init_params, matrix_axes
-from sisma_jax.training.checkpoint import abstract_like
-from sisma_jax.training.objective import FlowConfig, draw, mean_loss
-from sisma_jax.training.sharding import (
+from sisma_jax.devices.sharding import (
     MeshConfig,
     make_mesh,
     put_batch,
@@ -25,8 +19,14 @@ from sisma_jax.training.sharding import (
     state_shardings,
     under_mesh,
 )
+from sisma_jax.devices.throughput import matmul_peak, mfu, peak_memory
+from sisma_jax.models import SISMAConfig
+from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderKL
+from sisma_jax.models.cost.by_hand import macs
+from sisma_jax.models.sisma.model import init_params, matrix_axes
+from sisma_jax.runs.checkpoint import abstract_like
+from sisma_jax.training.objective import FlowConfig, draw, mean_loss
 from sisma_jax.training.state import TrainConfig, init_state, make_optimizer, make_step
-from sisma_jax.training.throughput import matmul_peak, mfu, peak_memory
 
 TINY = dict(latent_size=16, factor=4)
 """64 pixels, small enough for two CPU cores."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from sisma_jax.config import load_config
+from sisma_jax.common.config import load_config
 
 
 def get_config(variant: str = "attention") -> ConfigDict:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sisma_jax.synthesizer import Synthesizer
+    from sisma_jax.synthesis.synthesizer import Synthesizer
 
 __all__ = ["Synthesizer"]
 
@@ -11,7 +11,7 @@ __all__ = ["Synthesizer"]
 def __getattr__(name: str) -> Any:
     # Lazy: the worker processes of data commands do not need JAX.
     if name == "Synthesizer":
-        from sisma_jax.synthesizer import Synthesizer
+        from sisma_jax.synthesis.synthesizer import Synthesizer
 
         return Synthesizer
     if name == "__version__":

@@ -1,6 +1,6 @@
 """List the commands: `python -m sisma_jax`."""
 
-from sisma_jax.commands import COMMANDS
+from sisma_jax.common.commands import COMMANDS
 
 
 def main() -> None:

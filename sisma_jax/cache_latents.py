@@ -17,22 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float16, UInt8
 
-from sisma_jax import cli
+from sisma_jax.common import cli
+from sisma_jax.common.errors import InputError, RunError
+from sisma_jax.common.processes import cores
+from sisma_jax.common.progress import bar
 from sisma_jax.data import latents, prepared, shards
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.prepared import PreparedDataset
 from sisma_jax.data.shards import Folder, Shard
-from sisma_jax.errors import InputError, RunError
-from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_float
-from sisma_jax.processes import cores
-from sisma_jax.progress import bar
-from sisma_jax.training.sharding import (
+from sisma_jax.devices.sharding import (
     batch_sharding,
     fill_up,
     local_mesh,
     replicated,
     whole_batch,
 )
+from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, to_float
 
 IN_FLIGHT = 2
 """Batches that are encoded or in transfer while the records of one are written."""

@@ -21,20 +21,20 @@ import numpy as np
 from jaxtyping import Array, UInt8
 from PIL import Image
 
-from sisma_jax import cli
-from sisma_jax.config import section
-from sisma_jax.contact_sheet import mask_sheet, with_legend
+from sisma_jax.common import cli
+from sisma_jax.common.config import section
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import local_path
 from sisma_jax.data import synthetic
+from sisma_jax.data.contact_sheet import mask_sheet, with_legend
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import fixed_batch
-from sisma_jax.errors import InputError
-from sisma_jax.files import local_path
-from sisma_jax.generators import model_config
 from sisma_jax.metrics.regions import explained_variance, spread
-from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.models.generators import model_config
+from sisma_jax.runs.folder import RunFolder
+from sisma_jax.synthesis.synthesizer import Synthesizer
 from sisma_jax.training import objective
 from sisma_jax.training.objective import latent_noise, nothing_dropped
-from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import DataConfig
 
 MASKS = 12

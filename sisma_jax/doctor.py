@@ -22,8 +22,9 @@ import numpy as np
 from kernels import selective_scan
 from kernels.selective_scan import oracle
 from kernels.selective_scan.api import choose
-from sisma_jax import cli
-from sisma_jax.errors import InputError, RunError
+from sisma_jax.common import cli
+from sisma_jax.common.errors import InputError, RunError
+from sisma_jax.common.install import accelerator
 from sisma_jax.evaluation.networks import (
     BACKBONES,
     DEFAULT_PARSER,
@@ -32,9 +33,8 @@ from sisma_jax.evaluation.networks import (
     LINEAR,
     TRAIN_PARSER,
 )
-from sisma_jax.install import accelerator
 from sisma_jax.models import SISMA, SISMAConfig
-from sisma_jax.models.sisma import init_params
+from sisma_jax.models.sisma.model import init_params
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu")

@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from sisma_jax import cli, flow
+from sisma_jax.common import cli
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import why_unwritable
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source, open_dataset
 from sisma_jax.data.label_values import Reading
+from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.data.raw import FIELDS, TEST_FROM
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation.evaluator import (
     Diversity,
     Evaluation,
@@ -38,14 +40,13 @@ from sisma_jax.evaluation.networks import (
 )
 from sisma_jax.evaluation.pictures import PictureFolder, SplitPictures
 from sisma_jax.evaluation.report import ReportFolder
-from sisma_jax.files import why_unwritable
-from sisma_jax.generators import generator, model_config
-from sisma_jax.mask_options import add_mask_options
+from sisma_jax.flows import rectified
 from sisma_jax.metrics.frechet import Statistics, load_statistics
 from sisma_jax.models.face_parser import load_parser
-from sisma_jax.models.inception import SCALINGS
-from sisma_jax.synthesizer import Synthesizer
-from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.models.generators import generator, model_config
+from sisma_jax.models.judges.inception import SCALINGS
+from sisma_jax.runs.folder import RunFolder
+from sisma_jax.synthesis.synthesizer import Synthesizer
 from sisma_jax.training.setup import keep_compiled_programs
 
 METRICS = {
@@ -129,7 +130,7 @@ def parse_arguments() -> argparse.Namespace:
         "--solver",
         type=comma_list(str),
         default="euler",
-        help=f"one or several of {', '.join(flow.SOLVERS)}",
+        help=f"one or several of {', '.join(rectified.SOLVERS)}",
     )
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--diversity-masks", type=int, default=200, help="masks for LPIPS diversity")
@@ -204,8 +205,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--style-guidance is {args.style_guidance}: use 0 or more (1 is the plain model)"
         )
     for solver in args.solver:
-        if solver not in flow.SOLVERS:
-            raise InputError(f"solver {solver!r} is unknown: use {', '.join(flow.SOLVERS)}")
+        if solver not in rectified.SOLVERS:
+            raise InputError(f"solver {solver!r} is unknown: use {', '.join(rectified.SOLVERS)}")
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed is {args.seed}: use 0..{2**32 - 1}")
     only_of_images = {

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import jax
 
-from sisma_jax import cli
-from sisma_jax.config import to_json
-from sisma_jax.errors import InputError
-from sisma_jax.files import is_new_or_empty, whole_folder, why_unwritable
-from sisma_jax.generators import generator, model_config, parameter_shapes
+from sisma_jax.common import cli
+from sisma_jax.common.config import to_json
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import is_new_or_empty, whole_folder, why_unwritable
+from sisma_jax.devices.sharding import local_mesh, replicated
 from sisma_jax.models.autoencoder import load_autoencoder, save_autoencoder
 from sisma_jax.models.autoencoder.files import save_diffusers
+from sisma_jax.models.generators import generator, model_config, parameter_shapes
 from sisma_jax.models.weights import save_tree
-from sisma_jax.training.checkpoint import abstract_like, averaged_weights
-from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.sharding import local_mesh, replicated
+from sisma_jax.runs.checkpoint import abstract_like, averaged_weights
+from sisma_jax.runs.folder import RunFolder
 
 FORMATS = ("auto", "diffusers", "own")
 

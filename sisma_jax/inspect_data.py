@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sisma_jax import cli
-from sisma_jax.contact_sheet import tile, with_legend
+from sisma_jax.common import cli
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import prepared
+from sisma_jax.data.contact_sheet import tile, with_legend
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import Source, open_dataset
 from sisma_jax.data.label_maps import colourise
@@ -20,7 +21,6 @@ from sisma_jax.data.preparation import oddities, oddities_of
 from sisma_jax.data.prepared import is_prepared, read_description
 from sisma_jax.data.raw import TEST_FROM
 from sisma_jax.data.shards import file_checksum
-from sisma_jax.errors import InputError
 
 COUNTED = 500
 """Items over which class frequencies are counted if the data set does not record them."""

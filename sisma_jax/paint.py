@@ -8,10 +8,10 @@ import socket
 import threading
 import time
 
-from sisma_jax import cli
+from sisma_jax.common import cli
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.label_values import Reading
-from sisma_jax.errors import InputError
-from sisma_jax.mask_options import add_mask_options
+from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.painting.accounts import read_accounts
 
 

@@ -10,13 +10,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from sisma_jax import cli
+from sisma_jax.common import cli
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import layouts, preparation
 from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.label_values import Reading
+from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.data.raw import TEST_FROM
-from sisma_jax.errors import InputError
-from sisma_jax.mask_options import add_mask_options
 
 
 def parse_arguments() -> argparse.Namespace:

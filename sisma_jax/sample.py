@@ -14,16 +14,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sisma_jax import cli, flow, references
+from sisma_jax.common import cli
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import flush_all, is_new_or_empty, why_unwritable
+from sisma_jax.common.progress import bar
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.label_maps import collect_masks, read_with_share, resize_nearest
 from sisma_jax.data.label_values import Reading
-from sisma_jax.errors import InputError
-from sisma_jax.files import flush_all, is_new_or_empty, why_unwritable
-from sisma_jax.mask_options import add_mask_options
-from sisma_jax.progress import bar
-from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.data.mask_options import add_mask_options
+from sisma_jax.flows import rectified
+from sisma_jax.synthesis import references
+from sisma_jax.synthesis.synthesizer import Synthesizer
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--per-mask", type=int, default=1, help="faces per mask")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--steps", type=int, default=25, help="solver steps")
-    parser.add_argument("--solver", choices=flow.SOLVERS, default="euler", help="ODE solver")
+    parser.add_argument("--solver", choices=rectified.SOLVERS, default="euler", help="ODE solver")
     parser.add_argument(
         "--guidance",
         type=float,

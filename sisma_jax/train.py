@@ -16,15 +16,20 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from kernels.selective_scan.api import check_here
-from sisma_jax import cli, flow
-from sisma_jax.config import section
-from sisma_jax.contact_sheet import mask_sheet
+from sisma_jax.common import cli
+from sisma_jax.common.config import section
+from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data import prepared
+from sisma_jax.data.contact_sheet import mask_sheet
 from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.data.latents import LatentCache
 from sisma_jax.data.raw import FIELDS
-from sisma_jax.errors import InputError, RunError
-from sisma_jax.generators import Config, generator, model_config, parameter_shapes
+from sisma_jax.devices.hosts import is_first, together
+from sisma_jax.devices.sharding import (
+    local_copy,
+    replicated,
+)
+from sisma_jax.flows import rectified
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import (
     Autoencoder,
@@ -32,13 +37,13 @@ from sisma_jax.models.autoencoder import (
     save_autoencoder,
     to_uint8,
 )
-from sisma_jax.synthesizer import Synthesizer, check_autoencoder
+from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
+from sisma_jax.runs.folder import RunFolder
+from sisma_jax.synthesis.synthesizer import Synthesizer, check_autoencoder
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
-from sisma_jax.training.hosts import is_first, together
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
 from sisma_jax.training.objective import FlowConfig, draw, mean_loss
-from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import (
     DataConfig,
     Sections,
@@ -47,10 +52,6 @@ from sisma_jax.training.setup import (
     check_start,
     parse_training_command,
     run_claimed,
-)
-from sisma_jax.training.sharding import (
-    local_copy,
-    replicated,
 )
 from sisma_jax.training.state import Params, make_optimizer
 
@@ -106,9 +107,9 @@ class SamplesConfig:
         for name in ("masks", "per_mask", "steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"samples.{name} is {getattr(self, name)}: set at least 1")
-        if self.solver not in flow.SOLVERS:
+        if self.solver not in rectified.SOLVERS:
             raise InputError(
-                f"samples.solver is {self.solver!r}: choose one of {', '.join(flow.SOLVERS)}"
+                f"samples.solver is {self.solver!r}: choose one of {', '.join(rectified.SOLVERS)}"
             )
         if self.guidance < 0:
             raise InputError(f"samples.guidance is {self.guidance}: set 0 or more")

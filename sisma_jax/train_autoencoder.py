@@ -11,11 +11,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
-from sisma_jax import cli
-from sisma_jax.config import check_shares, section
-from sisma_jax.contact_sheet import tile
+from sisma_jax.common import cli
+from sisma_jax.common.config import check_shares, section
+from sisma_jax.common.errors import InputError
+from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch
-from sisma_jax.errors import InputError
+from sisma_jax.devices.hosts import is_first, together
+from sisma_jax.devices.placement import replicate
+from sisma_jax.devices.sharding import fill_up, local_copy
 from sisma_jax.metrics import psnr, ssim
 from sisma_jax.metrics.image_quality import WINDOW
 from sisma_jax.models.autoencoder import (
@@ -34,12 +37,10 @@ from sisma_jax.models.autoencoder.training import (
     patch_pca_init,
     posterior_noise,
 )
-from sisma_jax.models.placement import replicate
+from sisma_jax.runs.folder import RunFolder
 from sisma_jax.training.class_balance import class_weights
-from sisma_jax.training.hosts import is_first, together
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
-from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import (
     Sections,
     check_image_size,
@@ -47,7 +48,6 @@ from sisma_jax.training.setup import (
     parse_training_command,
     run_claimed,
 )
-from sisma_jax.training.sharding import fill_up, local_copy
 from sisma_jax.training.state import Batch, Metrics, Params, kernel_axes, make_optimizer
 
 FACES_FOR_STATISTICS = 512

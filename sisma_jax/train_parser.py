@@ -15,14 +15,17 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from sisma_jax import cli
-from sisma_jax.config import section
-from sisma_jax.contact_sheet import tile
+from sisma_jax.common import cli
+from sisma_jax.common.config import section
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch, items
 from sisma_jax.data.label_maps import colourise
 from sisma_jax.data.raw import FIELDS
-from sisma_jax.errors import InputError
+from sisma_jax.devices.hosts import is_first, together
+from sisma_jax.devices.placement import replicate
+from sisma_jax.devices.sharding import fill_up, local_copy
 from sisma_jax.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from sisma_jax.models.autoencoder import to_float
 from sisma_jax.models.face_parser import (
@@ -32,11 +35,9 @@ from sisma_jax.models.face_parser import (
     save_parser,
 )
 from sisma_jax.models.face_parser.training import parser_loss
-from sisma_jax.models.placement import replicate
-from sisma_jax.training.hosts import is_first, together
+from sisma_jax.runs.folder import RunFolder
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
-from sisma_jax.training.run_folder import RunFolder
 from sisma_jax.training.setup import (
     Sections,
     check_classes,
@@ -44,7 +45,6 @@ from sisma_jax.training.setup import (
     parse_training_command,
     run_claimed,
 )
-from sisma_jax.training.sharding import fill_up, local_copy
 from sisma_jax.training.state import kernel_axes, make_optimizer
 
 FACES_ON_SHEET = 12

@@ -37,8 +37,8 @@ def key():
 
 @pytest.fixture(scope="session")
 def inputs_folder(tmp_path_factory):
-    """Tiny data and first stage (tests/runs.py)."""
-    from tests.runs import write_inputs
+    """Tiny data and first stage (tests/tiny_runs.py)."""
+    from tests.tiny_runs import write_inputs
 
     folder = tmp_path_factory.mktemp("inputs")
     write_inputs(folder)
@@ -48,7 +48,7 @@ def inputs_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(inputs_folder, tmp_path_factory):
     """A finished tiny run; do not write into it."""
-    from tests.runs import train_tiny
+    from tests.tiny_runs import train_tiny
 
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     train_tiny(inputs_folder, workdir)
@@ -57,8 +57,8 @@ def tiny_run(inputs_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_style_run(inputs_folder, tmp_path_factory):
-    """A tiny model with a style (tests/runs.py); do not write into it."""
-    from tests.runs import write_tiny_style
+    """A tiny model with a style (tests/tiny_runs.py); do not write into it."""
+    from tests.tiny_runs import write_tiny_style
 
     workdir = tmp_path_factory.mktemp("runs") / "tiny-style"
     write_tiny_style(inputs_folder, workdir)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from sisma_jax import Synthesizer, prepare, sample
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 from tests.datasets import TOY, write_toy
-from tests.runs import SIZE, call, train_tiny
+from tests.tiny_runs import SIZE, call, train_tiny
 
 
 def test_another_data_set_goes_all_the_way(inputs_folder, tmp_path):

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from sisma_jax import cache_latents, prepare, train
-from sisma_jax.config import load_config, section
+from sisma_jax.common.config import load_config, section
+from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data.input_pipeline import training_stream
 from sisma_jax.data.latents import LatentCache
 from sisma_jax.data.prepared import PreparedDataset
-from sisma_jax.errors import InputError, RunError
 from sisma_jax.models.autoencoder import (
     load_autoencoder,
     sample_latent,
@@ -27,7 +27,7 @@ from sisma_jax.models.autoencoder import (
 )
 from sisma_jax.training.setup import DataConfig
 from tests.datasets import COUNT, SIZE, TEST_FROM, write_raw
-from tests.runs import CONFIGS, arguments, call, train_tiny
+from tests.tiny_runs import CONFIGS, arguments, call, train_tiny
 
 HALF = dict(rtol=2e-3, atol=2e-3)
 """What float16 keeps of numbers of about 1."""

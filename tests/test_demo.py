@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from sisma_jax import Synthesizer, demo
-from sisma_jax.config import from_json, to_json
-from sisma_jax.contact_sheet import GAP, mask_sheet, tile, with_legend
+from sisma_jax.common.config import from_json, to_json
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import PALETTE
-from sisma_jax.errors import InputError
+from sisma_jax.data.contact_sheet import GAP, mask_sheet, tile, with_legend
 from sisma_jax.metrics.regions import explained_variance, spread
 from sisma_jax.training import objective
-from tests.runs import call
+from tests.tiny_runs import call
 
 ROOT = Path(__file__).parent.parent
 

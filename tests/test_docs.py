@@ -21,12 +21,12 @@ from PIL import Image
 
 import sisma_jax
 from sisma_jax import prepare
-from sisma_jax.commands import COMMANDS
-from sisma_jax.config import flatten, load_config
+from sisma_jax.common.commands import COMMANDS
+from sisma_jax.common.config import flatten, load_config
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import CLASSES
 from sisma_jax.data.label_maps import write_label_map
-from tests.runs import SIZE, arguments, call
+from tests.tiny_runs import SIZE, arguments, call
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -91,7 +91,7 @@ def prepared_folder(inputs_folder, tiny_run, tiny_style_run, tmp_path_factory):
     tiny = [x for x in arguments(inputs_folder, folder) if x.startswith("--config.")]
     (folder / "configs").mkdir()
     (folder / "configs" / "synthetic.py").write_text(
-        "from sisma_jax.config import load_config\n"
+        "from sisma_jax.common.config import load_config\n"
         f"get_config = lambda: load_config({str(ROOT / 'configs' / 'synthetic.py')!r}, {tiny})\n"
     )
     return folder

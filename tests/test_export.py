@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from sisma_jax import Synthesizer, export, sample
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.label_maps import write_label_map
-from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import load_autoencoder, save_autoencoder
 from tests.autoencoders import SMALL_KL, random_params
-from tests.runs import SIZE, call, train_tiny
+from tests.tiny_runs import SIZE, call, train_tiny
 
 
 def run_export(workdir, out, *options):

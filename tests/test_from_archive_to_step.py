@@ -10,7 +10,7 @@ from sisma_jax.data import synthetic
 from sisma_jax.data.prepared import PreparedDataset
 from sisma_jax.data.raw import RawFaces
 from tests.datasets import write_packed
-from tests.runs import SIZE, call, train_tiny
+from tests.tiny_runs import SIZE, call, train_tiny
 
 TEST_FROM = 168
 

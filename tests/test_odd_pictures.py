@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from sisma_jax import Synthesizer, prepare
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.label_maps import write_label_map
 from sisma_jax.data.prepared import PreparedDataset
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation.pictures import PictureFolder
 from sisma_jax.painting.starts import Starts, Subject
 from sisma_jax.painting.studio import Studio
-from sisma_jax.references import read_face
+from sisma_jax.synthesis.references import read_face
 from tests import odd_pictures
-from tests.runs import SIZE
+from tests.tiny_runs import SIZE
 
 COUNT = 500
 

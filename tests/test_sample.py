@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from sisma_jax import sample
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.label_maps import colourise, write_label_map
-from sisma_jax.errors import InputError
-from tests.runs import call
+from tests.tiny_runs import call
 
 
 @pytest.fixture

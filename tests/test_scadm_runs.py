@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sisma_jax import Synthesizer, demo, export, train
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
-from sisma_jax.errors import InputError
-from sisma_jax.models.scadm_config import SCADMConfig
-from tests.runs import SIZE, arguments, call
+from sisma_jax.models.scadm.config import SCADMConfig
+from tests.tiny_runs import SIZE, arguments, call
 
 pytestmark = pytest.mark.slow
 TINY = {

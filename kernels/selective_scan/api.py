@@ -14,24 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels.selective_scan import (
-    associative,
-    automatic,
-    chunked,
-    device,
-    pallas_mosaic,
-    pallas_triton,
-    reference,
-)
+from kernels.selective_scan import associative, automatic, chunked, reference
 from kernels.selective_scan.automatic import kernel_for_gpus, kernel_in_jax
+from kernels.selective_scan.pallas import device, mosaic, triton
 from kernels.selective_scan.validation import check_arguments, check_implementation
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "sequential": reference.scan,
     "associative": associative.scan,
     "chunked": chunked.scan,
-    "pallas_triton": pallas_triton.scan,
-    "pallas_mosaic": pallas_mosaic.scan,
+    "pallas_triton": triton.scan,
+    "pallas_mosaic": mosaic.scan,
 }
 
 
@@ -55,7 +48,7 @@ def choose(state: int) -> tuple[str, str]:
 
 def check_here(name: str, state: int) -> None:
     """Raises NotImplementedError with the reason where JAX's default device cannot run `name`."""
-    for kernel in (pallas_triton, pallas_mosaic):
+    for kernel in (triton, mosaic):
         if kernel.BACKEND.name == name:
             kernel.check(state)
 

@@ -10,14 +10,15 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 
-from kernels.selective_scan import chunked, device, pallas_mosaic, pallas_scan, pallas_triton
+from kernels.selective_scan import chunked
 from kernels.selective_scan.by_platform import by_platform
+from kernels.selective_scan.pallas import device, launch, mosaic, triton
 
 
 def kernel_in_jax(state: int) -> tuple[ModuleType | None, str]:
     """The best kernel in this jax for a state size, or None; and why better kernels are missing."""
     reasons = []
-    for kernel in (pallas_triton, pallas_mosaic):
+    for kernel in (triton, mosaic):
         try:
             kernel.check_kernel(state)
         except NotImplementedError as error:
@@ -41,7 +42,7 @@ def kernel_for_gpus(state: int) -> tuple[ModuleType | None, str]:
     if capability is None and device.gpu() is None and jax.__version_info__ >= (0, 11):
         return None, "no NVIDIA GPU is at hand, and no mesh names one"
     architecture = "sm_80 or later" if capability is None else "sm_{}{}".format(*capability)
-    if capability is not None and capability < pallas_triton.LEAST:
+    if capability is not None and capability < triton.LEAST:
         return None, f"the kernels are for sm_80 and later, this GPU is {architecture}"
     return kernel, "; ".join(filter(None, [f"a kernel for this GPU, {architecture}", reason]))
 
@@ -62,7 +63,7 @@ def _scan(kernel, switches, arrays, order):
 
 def _scan_forward(kernel, switches, arrays, order):
     options = _options(switches)
-    checkpoints = pallas_scan.checkpoints(kernel.BACKEND, arrays, **options)
+    checkpoints = launch.checkpoints(kernel.BACKEND, arrays, **options)
 
     def default(arrays, order):
         outputs, pull_back = jax.vjp(lambda x: chunked.scan(**x, order=order, **options), arrays)
@@ -71,7 +72,7 @@ def _scan_forward(kernel, switches, arrays, order):
     _, pull_back, _ = jax.eval_shape(default, arrays, order)
 
     def with_kernel(arrays, order):
-        outputs, checkpoints = pallas_scan.forward(kernel.BACKEND, arrays, order, **options)
+        outputs, checkpoints = launch.forward(kernel.BACKEND, arrays, order, **options)
         return outputs, jax.tree.map(_unset, pull_back), checkpoints
 
     outputs, *kept = _chosen(default, with_kernel, arrays, order)
@@ -83,7 +84,7 @@ def _scan_backward(kernel, switches, residuals, bars):
         return pull_back(bars)[0]
 
     def with_kernel(arrays, order, pull_back, checkpoints, bars):
-        return pallas_scan.backward(
+        return launch.backward(
             kernel.BACKEND, arrays, order, checkpoints, bars, **_options(switches)
         )
 

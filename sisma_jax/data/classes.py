@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from sisma_jax.class_names import CANONICAL
-from sisma_jax.errors import InputError
-from sisma_jax.files import refuse_lfs_pointer
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import refuse_lfs_pointer
+from sisma_jax.data.class_names import CANONICAL
 
 UNLABELLED: int = 255
 """Label of a pixel without a class; losses and metrics leave such pixels out."""

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 
-from sisma_jax.errors import InputError
-from sisma_jax.files import refuse_lfs_pointer, write_atomically
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import refuse_lfs_pointer, write_atomically
 
 FORMATS = {
     ".png": "PNG",

@@ -18,14 +18,14 @@ import grain
 import numpy as np
 from jaxtyping import Shaped
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import local_path
 from sisma_jax.data import label_maps
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.latents import is_latent_cache
 from sisma_jax.data.prepared import PreparedDataset, is_prepared
 from sisma_jax.data.raw import FIELDS, TEST_FROM, RawFaces
 from sisma_jax.data.shards import is_unfinished
-from sisma_jax.errors import InputError
-from sisma_jax.files import local_path
 
 
 @runtime_checkable

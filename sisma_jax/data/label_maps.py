@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import is_content
 from sisma_jax.data import image_files
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.label_values import FROM_BISENET, Reading, Values
-from sisma_jax.errors import InputError
-from sisma_jax.files import is_content
 
 
 def flip(

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16, UInt8, UInt32
 
-from sisma_jax.class_names import BISENET
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import soft_edges
+from sisma_jax.data.class_names import BISENET
 from sisma_jax.data.classes import CELEBAMASK, CLASSES, UNLABELLED, UNLABELLED_COLOUR, ClassSet
-from sisma_jax.errors import InputError
 
 CLASS_ORDERS = ("canonical", "bisenet")
 """Orders in which the CelebAMask-HQ classes are numbered: the data set's own, and that of

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float16, UInt8
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import prepared, records
 from sisma_jax.data.classes import ClassSet
-from sisma_jax.errors import InputError
 
 LATENTS_FILE = "latents.json"
 VERSION = 1

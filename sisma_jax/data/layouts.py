@@ -20,12 +20,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import is_content, stem
 from sisma_jax.data import image_files, raw, raw_layout
 from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
 from sisma_jax.data.label_maps import read_with_share, resize_nearest
 from sisma_jax.data.label_values import Reading
-from sisma_jax.errors import InputError
-from sisma_jax.files import is_content, stem
 
 SPLITS = ("sis", "official")
 """Splits of the raw layout: by id as in the synthesis papers, and CelebA's own."""

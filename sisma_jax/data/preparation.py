@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from sisma_jax import processes
+from sisma_jax.common import processes
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import write_text
+from sisma_jax.common.progress import bar
 from sisma_jax.data import records, shards
 from sisma_jax.data.layouts import Layout, Reader, Rejected
 from sisma_jax.data.prepared import DATASET_FILE, VERSION
 from sisma_jax.data.shards import Folder, Shard
-from sisma_jax.errors import InputError
-from sisma_jax.files import write_text
-from sisma_jax.progress import bar
 
 REJECTED_FILE = "rejected.jsonl"
 REJECTED_SHARE = 0.01

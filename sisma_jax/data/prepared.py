@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import is_address, library_path, refuse_lfs_pointer
 from sisma_jax.data import records
 from sisma_jax.data.classes import ClassSet
-from sisma_jax.errors import InputError
-from sisma_jax.files import is_address, library_path, refuse_lfs_pointer
 
 DATASET_FILE = "dataset.json"
 VERSION = 1

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import local_path
 from sisma_jax.data import checksums, image_files, raw_layout
 from sisma_jax.data.classes import CELEBAMASK, UNLABELLED
 from sisma_jax.data.label_maps import resize_nearest
-from sisma_jax.errors import InputError
-from sisma_jax.files import local_path
 
 FIELDS = ("image", "labels")
 TEST_FROM = 28_000

@@ -15,10 +15,10 @@ import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import is_content, read_json
 from sisma_jax.data.classes import CLASSES
 from sisma_jax.data.image_files import FORMAT_NAMES, FORMATS, LOSSLESS, LOSSLESS_NAMES
-from sisma_jax.errors import InputError
-from sisma_jax.files import is_content, read_json
 
 IMAGE_FOLDER = "CelebA-HQ-img"
 MASK_FOLDER = "CelebAMask-HQ-mask-anno"

@@ -18,8 +18,8 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from sisma_jax.errors import InputError
-from sisma_jax.files import (
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import (
     LOCK_FILES,
     is_new_or_empty,
     library_path,

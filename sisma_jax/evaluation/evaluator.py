@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sisma_jax.contact_sheet import mask_sheet, tile
+from sisma_jax.common.errors import InputError, RunError
+from sisma_jax.common.files import NO_ROOM
 from sisma_jax.data.classes import ClassSet
+from sisma_jax.data.contact_sheet import mask_sheet, tile
 from sisma_jax.data.input_pipeline import Source
-from sisma_jax.errors import InputError, RunError
 from sisma_jax.evaluation.generation import GeneratedFaces, Sampling
 from sisma_jax.evaluation.judges import (
     inception_features,
@@ -39,11 +40,10 @@ from sisma_jax.evaluation.scoring import Row, Scorer, lpips_key
 from sisma_jax.evaluation.speed import circumstances, measure_speed, speed_tables
 from sisma_jax.evaluation.styles import FACES, measure_styles, style_tables
 from sisma_jax.evaluation.tables import score_table
-from sisma_jax.files import NO_ROOM
 from sisma_jax.metrics.frechet import Statistics, save_statistics
-from sisma_jax.models.inception import FEATURES
+from sisma_jax.models.judges.inception import FEATURES
 from sisma_jax.models.weights import tree_checksum
-from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.synthesis.synthesizer import Synthesizer
 
 GUIDED = 1.5
 """The guidance that is timed besides 1; any other costs the same."""

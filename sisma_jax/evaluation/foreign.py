@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import stem
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.label_maps import collect_masks, read_with_share
 from sisma_jax.data.label_values import LENIENT, Reading
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation.evaluator import Evaluation, real_faces
 from sisma_jax.evaluation.pictures import PictureFolder, Selection, SplitPictures, digest
-from sisma_jax.files import stem
 
 NUMBER = re.compile("[0-9]+")
 MOST_NUMBERS = 2

@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import write_json
+from sisma_jax.common.progress import bar
 from sisma_jax.data.image_files import read_picture, save_png
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation.pictures import SplitPictures, digest
-from sisma_jax.files import write_json
-from sisma_jax.progress import bar
-from sisma_jax.styles import Style
-from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.synthesis.styles import Style
+from sisma_jax.synthesis.synthesizer import Synthesizer
 
 MOST_MASKS = 2**20
 """Distance between the seeds of one mask's samples."""

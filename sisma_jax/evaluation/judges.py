@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import write_atomically
+from sisma_jax.common.progress import bar
 from sisma_jax.data.classes import UNLABELLED
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation.pictures import Pictures, batches, digest, on_all_devices
-from sisma_jax.files import write_atomically
 from sisma_jax.metrics.frechet import Accumulator, Features, Statistics
 from sisma_jax.metrics.segmentation import confusion_matrix
 from sisma_jax.models.face_parser import FaceParser
-from sisma_jax.models.inception import PUBLISHED_FILE, InceptionV3
+from sisma_jax.models.judges.inception import PUBLISHED_FILE, InceptionV3
 from sisma_jax.models.weights import tree_checksum
-from sisma_jax.progress import bar
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
+from sisma_jax.common.progress import bar
 from sisma_jax.evaluation.pictures import Pictures, batches
 from sisma_jax.evaluation.tables import Table
-from sisma_jax.progress import bar
 
 SIDE = 16
 

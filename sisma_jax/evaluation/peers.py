@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.progress import bar
 from sisma_jax.evaluation.speed import (
     GIGA,
     MEASURED,
@@ -38,17 +39,16 @@ from sisma_jax.evaluation.speed import (
 from sisma_jax.evaluation.tables import Cell, Table
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, parameter_shapes
-from sisma_jax.models.cost import mask_macs, velocity_macs
-from sisma_jax.models.sdm import (
+from sisma_jax.models.cost.by_hand import mask_macs, velocity_macs
+from sisma_jax.models.sdm.model import (
     DIFFUSION_STEPS,
     SDMConfig,
     in_compute_type,
     sdm_macs,
     sdm_step,
 )
-from sisma_jax.models.sdm import init_params as init_sdm
-from sisma_jax.models.sisma import init_params as init_sisma
-from sisma_jax.progress import bar
+from sisma_jax.models.sdm.model import init_params as init_sdm
+from sisma_jax.models.sisma.model import init_params as init_sisma
 
 TOKENS = (256, 1024, 4096, 16384)
 STEPS = 25

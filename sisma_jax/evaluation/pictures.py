@@ -10,18 +10,18 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import is_content, stem
 from sisma_jax.data.checksums import is_of_listing
 from sisma_jax.data.image_files import FORMAT_NAMES, FORMATS, picture_size, read_picture
 from sisma_jax.data.input_pipeline import Source
-from sisma_jax.errors import InputError
-from sisma_jax.files import is_content, stem
-from sisma_jax.models.autoencoder import Autoencoder, to_float, to_uint8
-from sisma_jax.training.sharding import (
+from sisma_jax.devices.sharding import (
     chunks,
     local_mesh,
     replicated,
     whole_batch,
 )
+from sisma_jax.models.autoencoder import Autoencoder, to_float, to_uint8
 
 BATCH = 16
 LOOKED_AT = 64

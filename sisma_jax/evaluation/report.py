@@ -19,13 +19,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sisma_jax.data.image_files import save_png
-from sisma_jax.errors import InputError
-from sisma_jax.evaluation.pictures import digest
-from sisma_jax.evaluation.plots import quality_plots
-from sisma_jax.evaluation.scoring import Row
-from sisma_jax.evaluation.tables import Table, class_table, score_table
-from sisma_jax.files import (
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import (
     LOCK,
     LOCK_FILES,
     LockedError,
@@ -35,6 +30,11 @@ from sisma_jax.files import (
     write_json,
     write_text,
 )
+from sisma_jax.data.image_files import save_png
+from sisma_jax.evaluation.pictures import digest
+from sisma_jax.evaluation.plots import quality_plots
+from sisma_jax.evaluation.scoring import Row
+from sisma_jax.evaluation.tables import Table, class_table, score_table
 
 FINDINGS = ("memorisation", "styles", "speed", "peers")
 """Kinds of findings, as keys of `report.json`."""

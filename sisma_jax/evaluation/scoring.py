@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from sisma_jax.common.files import read_json, write_json
+from sisma_jax.common.progress import over
 from sisma_jax.evaluation.generation import GeneratedFaces
 from sisma_jax.evaluation.judges import Judge, Measurement, measure
 from sisma_jax.evaluation.networks import OF_PARSER
 from sisma_jax.evaluation.pictures import Pictures, batches, digest
-from sisma_jax.files import read_json, write_json
 from sisma_jax.metrics import class_iou, frechet_distance, mean_iou, pixel_accuracy, psnr, ssim
 from sisma_jax.metrics.frechet import Statistics
 from sisma_jax.metrics.perceptual import diversity
-from sisma_jax.models.lpips import Lpips
+from sisma_jax.models.judges.lpips import Lpips
 from sisma_jax.models.weights import tree_checksum
-from sisma_jax.progress import over
 
 ENOUGH = 2000
 """Pictures (the papers' test split) below which a Fréchet distance is strongly biased upwards."""

@@ -3,8 +3,8 @@
 Every program is timed as a whole; the time is the median of several synchronised calls, without
 compilation.
 
-Arithmetic is in multiply-accumulates (MACs): by hand (`models.cost`) and as XLA counts them
-(`models.xla_cost`), which includes norms and activations.
+Arithmetic is in multiply-accumulates (MACs): by hand (`models.cost.by_hand`) and as XLA counts them
+(`models.cost.by_xla`), which includes norms and activations.
 """
 
 import dataclasses
@@ -20,24 +20,24 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from sisma_jax import flow
-from sisma_jax.evaluation.tables import Table
-from sisma_jax.generators import Config, generator
-from sisma_jax.models import SISMAConfig
-from sisma_jax.models.autoencoder import Autoencoder
-from sisma_jax.models.xla_cost import xla_macs
-from sisma_jax.processes import cores
-from sisma_jax.progress import over
-from sisma_jax.synthesis import noise_keys, synthesize_latents
-from sisma_jax.synthesizer import Synthesizer
-from sisma_jax.training.sharding import (
+from sisma_jax.common.processes import cores
+from sisma_jax.common.progress import over
+from sisma_jax.devices.sharding import (
     batch_sharding,
     fill_up,
     local_mesh,
     under_mesh,
     whole_batch,
 )
-from sisma_jax.training.throughput import peak_memory
+from sisma_jax.devices.throughput import peak_memory
+from sisma_jax.evaluation.tables import Table
+from sisma_jax.flows import rectified
+from sisma_jax.models import SISMAConfig
+from sisma_jax.models.autoencoder import Autoencoder
+from sisma_jax.models.cost.by_xla import xla_macs
+from sisma_jax.models.generators import Config, generator
+from sisma_jax.synthesis.programs import noise_keys, synthesize_latents
+from sisma_jax.synthesis.synthesizer import Synthesizer
 
 LEAST_CALLS, MOST_CALLS = 3, 20
 PATIENCE = 30.0
@@ -162,7 +162,7 @@ def measure_speed(
     Args:
       synthesizer: the model; its own batch size is ignored.
       steps: numbers of solver steps.
-      solvers: names in `flow.SOLVERS`.
+      solvers: names in `rectified.SOLVERS`.
       guidances: guidances; 1 is the plain model.
       batches: numbers of masks per call, padded to a multiple of the local devices.
       seconds: duration of each measurement (`clock`).
@@ -192,7 +192,7 @@ def measure_speed(
     cases = []
     for batch, solver, count_, guidance in combinations:
         passes = 1 if guidance == 1.0 else 2
-        velocities = passes * count_ * flow.VELOCITIES[solver]
+        velocities = passes * count_ * rectified.VELOCITIES[solver]
         case = dict(batch=batch, solver=solver, steps=count_, guidance=guidance)
         case["velocities"] = velocities
         case["gmacs_per_image"] = (passes * mask + velocities * velocity) / GIGA

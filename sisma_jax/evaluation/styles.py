@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from sisma_jax.contact_sheet import tile
+from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.label_maps import colourise
 from sisma_jax.evaluation.generation import Sampling
 from sisma_jax.evaluation.pictures import reconstructor
 from sisma_jax.evaluation.tables import Cell, Table
 from sisma_jax.metrics.regions import class_colours, colour_errors, far_from, rms_change
-from sisma_jax.styles import Style
-from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.synthesis.styles import Style
+from sisma_jax.synthesis.synthesizer import Synthesizer
 
 FACES = 64
 """Largest number of test faces that are used."""

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from sisma_jax.errors import InputError
-from sisma_jax.files import refuse_lfs_pointer, write_atomically
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import refuse_lfs_pointer, write_atomically
 
 ASYMMETRY = 1e-6
 """Largest asymmetry of a covariance relative to its largest entry, for float32 rounding."""

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float64, Num
 from skimage.metrics import structural_similarity
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 
 WINDOW = 11
 """Side of SSIM's Gaussian window with standard deviation 1.5 (Wang et al. 2004)."""

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from sisma_jax.errors import InputError
-from sisma_jax.models.lpips import Lpips
+from sisma_jax.common.errors import InputError
+from sisma_jax.models.judges.lpips import Lpips
 
 
 def lpips(

@@ -7,7 +7,7 @@ computed; the mean of per-picture scores would differ.
 import numpy as np
 from jaxtyping import Float64, Int64, Integer
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 
 
 def confusion_matrix(

@@ -1,6 +1,6 @@
 """The networks: SISMA, the models it is compared with, their autoencoder, and judges."""
 
-from sisma_jax.models.sisma import SISMA
-from sisma_jax.models.sisma_config import SISMAConfig
+from sisma_jax.models.sisma.config import SISMAConfig
+from sisma_jax.models.sisma.model import SISMA
 
 __all__ = ["SISMA", "SISMAConfig"]

@@ -19,8 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from sisma_jax.errors import InputError
-from sisma_jax.files import refuse_lfs_pointer, write_atomically
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import refuse_lfs_pointer, write_atomically
 
 PICKLED = (".bin", ".ckpt", ".pth", ".pt")
 RECIPE = (

@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 
 
 def read_accounts(path: Path) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import gradio as gr
 from starlette.middleware import Middleware
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 from sisma_jax.painting import canvas, limits, look, style_panel
 from sisma_jax.painting.gate import Gate
 from sisma_jax.painting.handlers import PHOTO_TAB, THUMBNAILS, Handlers, Made, gallery

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import UNLABELLED, ClassSet
 from sisma_jax.data.label_maps import colourise
-from sisma_jax.errors import InputError
 
 
 def packed(labels: UInt8[np.ndarray, "h h"]) -> dict[str, str]:

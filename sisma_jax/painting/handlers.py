@@ -17,8 +17,8 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import UNLABELLED
-from sisma_jax.errors import InputError
 from sisma_jax.painting import canvas, limits, look
 from sisma_jax.painting.starts import Subject
 from sisma_jax.painting.studio import Reference, Studio, write_faces, write_photo

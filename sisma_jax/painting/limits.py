@@ -6,7 +6,7 @@ The page's sliders respect them, but a request may come from elsewhere, so handl
 import reprlib
 from typing import Any
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 
 MOST_FACES, MOST_STEPS, MOST_GUIDANCE = 16, 50, 5.0
 """Limits of one request. A run's own steps or guidance are allowed if they are higher."""

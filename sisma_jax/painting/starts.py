@@ -6,12 +6,12 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
-from sisma_jax.config import section
+from sisma_jax.common.config import section
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source
-from sisma_jax.errors import InputError
-from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.runs.folder import RunFolder
 from sisma_jax.training.setup import DataConfig
 
 PROCEDURAL = 512

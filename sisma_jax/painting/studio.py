@@ -10,19 +10,19 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import write_atomically
 from sisma_jax.data import image_files
 from sisma_jax.data.classes import UNLABELLED, ClassSet
 from sisma_jax.data.label_maps import read_with_share, resize_nearest, write_label_map
 from sisma_jax.data.label_values import LENIENT, Reading
-from sisma_jax.editing import edit
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation.networks import DEFAULT_PARSER, TRAIN_PARSER, check_parser
-from sisma_jax.files import write_atomically
 from sisma_jax.models.face_parser import FaceParser, load_parser
 from sisma_jax.painting.starts import Starts, Subject, find_starts
-from sisma_jax.styles import Style
-from sisma_jax.synthesizer import Synthesizer
-from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.runs.folder import RunFolder
+from sisma_jax.synthesis.editing import edit
+from sisma_jax.synthesis.styles import Style
+from sisma_jax.synthesis.synthesizer import Synthesizer
 
 FACES = 4
 """Faces per batch, and the number that the page makes at first."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import ClassSet
-from sisma_jax.errors import InputError
 from sisma_jax.painting import limits, look
 from sisma_jax.painting.handlers import Handlers, Made, chosen_face, show_errors, viewed, with_face
 from sisma_jax.painting.starts import Subject

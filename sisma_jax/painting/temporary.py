@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 
 AGE = 3600.0
 """Seconds that a file is kept. The browser fetches it within the first few."""

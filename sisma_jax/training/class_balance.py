@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from sisma_jax.models.style_encoder import class_shares
+from sisma_jax.models.layers.style_encoder import class_shares
 
 
 def class_weights(

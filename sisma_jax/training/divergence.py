@@ -4,11 +4,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sisma_jax.errors import RunError
-from sisma_jax.files import write_json
-from sisma_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from sisma_jax.training.hosts import is_first, wait_for_all
-from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.common.errors import RunError
+from sisma_jax.common.files import write_json
+from sisma_jax.devices.hosts import is_first, wait_for_all
+from sisma_jax.runs.checkpoint import CheckpointConfig, Checkpoints
+from sisma_jax.runs.folder import RunFolder
 from sisma_jax.training.state import TrainState
 
 

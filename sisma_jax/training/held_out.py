@@ -15,12 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.input_pipeline import Source, items
-from sisma_jax.errors import InputError
-from sisma_jax.generators import Config
+from sisma_jax.devices.sharding import put_batch, replicated, row_share, under_mesh
 from sisma_jax.models.autoencoder import Autoencoder
+from sisma_jax.models.generators import Config
 from sisma_jax.training.objective import latent_noise, latents_of, losses, nothing_dropped
-from sisma_jax.training.sharding import put_batch, replicated, row_share, under_mesh
 from sisma_jax.training.state import Params
 
 GOLDEN = (5**0.5 - 1) / 2

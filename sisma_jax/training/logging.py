@@ -14,9 +14,9 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from sisma_jax.files import write_atomically
-from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.throughput import mfu, peak_memory
+from sisma_jax.common.files import write_atomically
+from sisma_jax.devices.throughput import mfu, peak_memory
+from sisma_jax.runs.folder import RunFolder
 
 
 @runtime_checkable

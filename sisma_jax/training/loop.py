@@ -20,27 +20,28 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from PIL import Image
 
+from sisma_jax.common.errors import RunError
+from sisma_jax.common.files import NO_ROOM, write_atomically
 from sisma_jax.data.image_files import save_png
-from sisma_jax.errors import RunError
-from sisma_jax.files import NO_ROOM, write_atomically
-from sisma_jax.training.checkpoint import (
-    CheckpointConfig,
-    Checkpoints,
-    abstract_like,
-    averaged_weights,
-)
-from sisma_jax.training.divergence import keep_diverged
-from sisma_jax.training.hosts import all_true, is_first, is_multiprocess, print_once, stop_requests
-from sisma_jax.training.logging import Log, Logs, MetricsLog, Progress, evaluated_at
-from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.setup import Feed
-from sisma_jax.training.sharding import (
+from sisma_jax.devices.hosts import all_true, is_first, is_multiprocess, print_once, stop_requests
+from sisma_jax.devices.sharding import (
     jit_step,
     local_copy,
     on_devices,
     replicated,
     state_shardings,
 )
+from sisma_jax.devices.throughput import matmul_peak
+from sisma_jax.runs.checkpoint import (
+    CheckpointConfig,
+    Checkpoints,
+    abstract_like,
+    averaged_weights,
+)
+from sisma_jax.runs.folder import RunFolder
+from sisma_jax.training.divergence import keep_diverged
+from sisma_jax.training.logging import Log, Logs, MetricsLog, Progress, evaluated_at
+from sisma_jax.training.setup import Feed
 from sisma_jax.training.state import (
     Draw,
     LossFn,
@@ -51,7 +52,6 @@ from sisma_jax.training.state import (
     init_state,
     make_step,
 )
-from sisma_jax.training.throughput import matmul_peak
 
 SHOWN = ("loss", "images_per_second", "mfu", "data_wait", "skipped")
 """Metrics printed in progress lines, after those of the model."""

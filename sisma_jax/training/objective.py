@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sisma_jax import flow
-from sisma_jax.config import check_shares
+from sisma_jax.common.config import check_shares
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import UNLABELLED
-from sisma_jax.errors import InputError
-from sisma_jax.generators import Config, generator
+from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import Autoencoder, sample_latent, to_float
-from sisma_jax.models.sisma import gather_parameters
-from sisma_jax.models.style_encoder import without
+from sisma_jax.models.generators import Config, generator
+from sisma_jax.models.layers.style_encoder import without
+from sisma_jax.models.sisma.model import gather_parameters
 from sisma_jax.training.class_balance import class_weights
 
 
@@ -41,7 +41,7 @@ class FlowConfig:
     """Balance between small and large classes in the loss, 0 to 1; see `class_weights`."""
 
     def __post_init__(self) -> None:
-        if self.sampling not in flow.TIME_SAMPLINGS:
+        if self.sampling not in rectified.TIME_SAMPLINGS:
             raise InputError(
                 f"flow.sampling is {self.sampling!r}: choose 'logit_normal' or 'uniform'"
             )
@@ -65,7 +65,7 @@ def draw(
     noise_key, time_key, drop_key = jax.random.split(key, 3)
     count = len(batch["labels"])
     drawn = latent_noise(config, noise_key, count) | {
-        "time": flow.sample_time(time_key, count, flow_config.sampling),
+        "time": rectified.sample_time(time_key, count, flow_config.sampling),
         "dropped": jax.random.bernoulli(drop_key, flow_config.drop, (count,)),
     }
     if not generator(config).has_style:
@@ -119,7 +119,7 @@ def losses(
       balance: see `class_weights`.
     """
     model, params = generator(config), gather_parameters(params)
-    labels = flow.drop_condition(batch["dropped"], batch["labels"], UNLABELLED)
+    labels = rectified.drop_condition(batch["dropped"], batch["labels"], UNLABELLED)
     style = None
     if model.has_style:
         reference = without(labels, batch["styleless"])  # a face without its mask has no style

@@ -14,19 +14,19 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sisma_jax import cli
-from sisma_jax.config import load_config, section, split_spec
+from sisma_jax.common import cli
+from sisma_jax.common.config import load_config, section, split_spec
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import LOCK_FILES, is_new_or_empty, local_path
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source, batch_ids, open_dataset, training_stream
 from sisma_jax.data.prepared import is_prepared
-from sisma_jax.errors import InputError
-from sisma_jax.files import LOCK_FILES, is_new_or_empty, local_path
-from sisma_jax.training import hosts
-from sisma_jax.training.checkpoint import CheckpointConfig
-from sisma_jax.training.hosts import is_first, print_once, together
-from sisma_jax.training.run_folder import CHANGEABLE, RunFolder, changes
-from sisma_jax.training.sharding import MeshConfig, check_batch, make_mesh, row_share
+from sisma_jax.devices import hosts
+from sisma_jax.devices.hosts import is_first, print_once, together
+from sisma_jax.devices.sharding import MeshConfig, check_batch, make_mesh, row_share
+from sisma_jax.runs.checkpoint import CheckpointConfig
+from sisma_jax.runs.folder import CHANGEABLE, RunFolder, changes
 from sisma_jax.training.state import TrainConfig
 
 LARGEST_SEED = 2**32 - 1

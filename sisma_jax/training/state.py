@@ -18,8 +18,8 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from sisma_jax.errors import InputError
-from sisma_jax.models.placement import by_rows
+from sisma_jax.common.errors import InputError
+from sisma_jax.devices.placement import by_rows
 
 MUON_RMS = 0.2
 """RMS of Muon's updates over the learning rate, about AdamW's, so that one rate fits both."""

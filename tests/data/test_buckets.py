@@ -12,14 +12,14 @@ import pytest
 from etils.epath import backend
 
 from sisma_jax import inspect_data, prepare
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import latents, prepared
 from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.data.latents import LatentCache
 from sisma_jax.data.shards import Folder, Shard, entry, plan
-from sisma_jax.errors import InputError
 from tests.datasets import SIZE, TEST_FROM, write_raw
-from tests.runs import call
+from tests.tiny_runs import call
 
 STORAGE = r"""
 import http.server, pathlib, re, sys, urllib.parse

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import image_files
 from sisma_jax.data.image_files import picture_size, read_lossless, read_picture
-from sisma_jax.errors import InputError
 
 SUFFIXES = tuple(image_files.FORMATS)
 ORIENTATION = 0x0112

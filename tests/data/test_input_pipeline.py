@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import label_maps
 from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.input_pipeline import (
@@ -16,7 +17,6 @@ from sisma_jax.data.input_pipeline import (
     open_dataset,
     training_stream,
 )
-from sisma_jax.errors import InputError
 
 COUNT = 201
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import label_maps, label_values
 from sisma_jax.data.classes import CLASSES, FLIP_PAIRS, PALETTE, UNLABELLED
 from sisma_jax.data.label_maps import read_label_map, write_label_map
-from sisma_jax.errors import InputError
 
 CLASS_COUNT = len(CLASSES)
 VOC_COLOURS = label_values._voc_colours(CLASS_COUNT)

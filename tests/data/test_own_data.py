@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from sisma_jax import inspect_data, prepare
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.data.layouts import survey
 from sisma_jax.data.prepared import PreparedDataset
-from sisma_jax.errors import InputError
 from tests.datasets import SIZE, TOY, write_toy
 
 

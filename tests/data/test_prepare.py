@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from sisma_jax import inspect_data, prepare
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import layouts, preparation
 from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.input_pipeline import open_dataset, training_stream
 from sisma_jax.data.prepared import PreparedDataset
 from sisma_jax.data.raw import RawFaces
-from sisma_jax.errors import InputError
 from tests.datasets import COUNT, SIZE, TEST_FROM, write_packed, write_raw, write_toy
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import layouts
 from sisma_jax.data.prepared import PreparedDataset
-from sisma_jax.errors import InputError
 from tests.datasets import SIZE, TEST_FROM, write_raw, write_toy
 from tests.killing import Point
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import checksums
 from sisma_jax.data.classes import CLASSES, UNLABELLED
 from sisma_jax.data.raw import RawFaces
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation.pictures import SourcePictures
 
 SIZE = 16

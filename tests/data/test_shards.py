@@ -2,10 +2,10 @@
 
 import pytest
 
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import LOCK, lock
 from sisma_jax.data import shards
 from sisma_jax.data.shards import Folder, Shard, plan
-from sisma_jax.errors import InputError
-from sisma_jax.files import LOCK, lock
 
 SHARD = Shard("train", "train-00000-of-00001.arrayrecord", ("a",))
 

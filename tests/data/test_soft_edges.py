@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import label_maps
 from sisma_jax.data.classes import CELEBAMASK, CLASSES, PALETTE, ClassSet
 from sisma_jax.data.label_values import Reading
-from sisma_jax.errors import InputError
 from tests.data.test_label_maps import CLASS_COUNT, indexed, refusal
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from sisma_jax.evaluation import networks
-from sisma_jax.models.inception import SCALINGS, InceptionV3
+from sisma_jax.models.judges.inception import SCALINGS, InceptionV3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sisma_jax.models.face_parser import (
     parameter_shapes,
     save_parser,
 )
-from tests.runs import SIZE
+from tests.tiny_runs import SIZE
 
 CONFIG = FaceParserConfig(channels=(8, 8), norm_groups=2)
 QUALITY = {

@@ -13,17 +13,17 @@ import pytest
 from PIL import Image
 
 from sisma_jax import evaluate
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import CLASSES
 from sisma_jax.data.label_maps import write_label_map
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation import networks, scoring
 from sisma_jax.metrics.frechet import load_statistics
 from sisma_jax.metrics.perceptual import diversity
 from sisma_jax.models.face_parser import save_parser
-from sisma_jax.models.lpips import ALEXNET, Lpips
-from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.models.judges.lpips import ALEXNET, Lpips
+from sisma_jax.synthesis.synthesizer import Synthesizer
 from tests.evaluation.parsers import CONFIG, random_params, write_parser
-from tests.runs import SIZE, call
+from tests.tiny_runs import SIZE, call
 
 OURS = "tiny, euler 2, guidance 1"
 

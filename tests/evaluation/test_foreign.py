@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from sisma_jax import evaluate
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import CELEBAMASK, CLASSES
 from sisma_jax.data.label_values import Reading
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation import evaluator, networks
 from sisma_jax.evaluation.foreign import pair, read_masks
 from sisma_jax.evaluation.pictures import PictureFolder
@@ -19,7 +19,7 @@ from sisma_jax.evaluation.scoring import Row
 from sisma_jax.evaluation.tables import score_table
 from sisma_jax.metrics.frechet import load_statistics, save_statistics, statistics
 from tests.evaluation.parsers import write_parser
-from tests.runs import SIZE, call
+from tests.tiny_runs import SIZE, call
 
 
 def write_pictures(folder, names, seed=0):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import CLASSES
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation.judges import Judge, measure
 from sisma_jax.evaluation.scoring import Scorer
 from sisma_jax.metrics import frechet_distance

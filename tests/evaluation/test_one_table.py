@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from sisma_jax import evaluate
+from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.label_maps import write_label_map
-from sisma_jax.errors import InputError, RunError
 from sisma_jax.evaluation import evaluator
 from sisma_jax.evaluation.generation import Sampling
 from sisma_jax.evaluation.nearest import nearest, pictures_of
@@ -19,11 +19,11 @@ from sisma_jax.evaluation.pictures import SplitPictures
 from sisma_jax.evaluation.plots import quality_plots
 from sisma_jax.evaluation.report import ReportFolder
 from sisma_jax.evaluation.scoring import Row
-from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.synthesis.synthesizer import Synthesizer
 from tests.datasets import TOY
 from tests.evaluation.parsers import write_parser
 from tests.evaluation.test_judges import Arrays
-from tests.runs import SIZE, call
+from tests.tiny_runs import SIZE, call
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 from sisma_jax.evaluation.nearest import nearest, shrunk
 from sisma_jax.evaluation.pictures import PictureFolder, Selection, batches
 

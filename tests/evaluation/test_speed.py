@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sisma_jax import Synthesizer
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
+from sisma_jax.devices.sharding import local_mesh, replicated
 from sisma_jax.evaluation import peers, speed
 from sisma_jax.evaluation.peers import (
     measure_peers,
@@ -29,10 +30,9 @@ from sisma_jax.evaluation.speed import (
 )
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from sisma_jax.models.cost import mask_macs, velocity_macs
-from sisma_jax.models.sdm import SDMConfig, sdm_macs
-from sisma_jax.models.sisma import init_params
-from sisma_jax.training.sharding import local_mesh, replicated
+from sisma_jax.models.cost.by_hand import mask_macs, velocity_macs
+from sisma_jax.models.sdm.model import SDMConfig, sdm_macs
+from sisma_jax.models.sisma.model import init_params
 from tests.autoencoders import SMALL_TINY, random_params
 
 TINY = SISMAConfig(

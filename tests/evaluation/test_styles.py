@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 from sisma_jax import evaluate
-from sisma_jax.contact_sheet import GAP
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import CELEBAMASK, CLASSES
+from sisma_jax.data.contact_sheet import GAP
 from sisma_jax.data.raw import RawFaces
-from sisma_jax.errors import InputError
 from sisma_jax.evaluation.styles import Show, style_tables
 from sisma_jax.metrics.regions import class_colours, colour_errors, far_from, rms_change
-from sisma_jax.styles import Style
-from sisma_jax.synthesizer import Synthesizer
-from tests.runs import SIZE, call
+from sisma_jax.synthesis.styles import Style
+from sisma_jax.synthesis.synthesizer import Synthesizer
+from tests.tiny_runs import SIZE, call
 
 
 def test_class_colours_are_means_over_a_classes_own_pixels():

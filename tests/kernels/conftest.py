@@ -5,14 +5,14 @@ import itertools
 import jax
 import pytest
 
-from kernels.selective_scan import pallas_scan
+from kernels.selective_scan.pallas import launch
 
 _tests = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
-    monkeypatch.setattr(pallas_scan, "longest_chunk", lambda plan: 4)
+    monkeypatch.setattr(launch, "longest_chunk", lambda plan: 4)
 
 
 @pytest.fixture(autouse=True)

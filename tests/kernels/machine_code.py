@@ -20,7 +20,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
 
-from kernels.selective_scan.chips import CHIPS
+from kernels.selective_scan.pallas.chips import CHIPS
 
 TARGET = """
 gpu_device_info {{
@@ -104,7 +104,7 @@ def main() -> None:
     from jax.sharding import Mesh, NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from kernels.selective_scan import pallas_mosaic, pallas_scan, pallas_triton
+    from kernels.selective_scan.pallas import launch, mosaic, triton
     from tests.lowering import gpu_in_mind
 
     topology = topologies.get_topology_desc(
@@ -130,8 +130,8 @@ def main() -> None:
         arrays["z"] = arrays["u"]
         arrays["D"] = arrays["delta_bias"] = shape(d, dtype=jnp.float32)
         arrays["order"] = shape(length, dtype=jnp.int32)
-    module = {"pallas_triton": pallas_triton, "pallas_mosaic": pallas_mosaic}[implementation]
-    pallas_scan.plan = lambda cost, plans, **sizes: plans[int(number)]
+    module = {"pallas_triton": triton, "pallas_mosaic": mosaic}[implementation]
+    launch.plan = lambda cost, plans, **sizes: plans[int(number)]
 
     def scan(arrays: dict) -> jax.Array:
         y, _ = module.scan(**arrays, h0=None, reverse=False, delta_softplus=options == "full")

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from backends import PALLAS
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kernels import selective_scan
-from kernels.selective_scan import automatic, device, oracle
+from kernels.selective_scan import automatic, oracle
 from kernels.selective_scan.api import best_implementation, kernel_for_gpus
 from kernels.selective_scan.by_platform import by_platform
+from kernels.selective_scan.pallas import device
+from tests.kernels.backends import PALLAS
 from tests.lowering import equations, gpu_in_mind, launches, lowered_for_cuda, moved
 
 LENGTH, CHANNELS, STATE = 12, 6, 4

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import jax
-import machine_code
 import pytest
-from backends import PALLAS
 
-from kernels.selective_scan import pallas_mosaic, pallas_triton
+from kernels.selective_scan.pallas import mosaic, triton
+from tests.kernels import machine_code
+from tests.kernels.backends import PALLAS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,7 +33,7 @@ def implementation(request):
 
 
 def compile_for(implementation, chip, what, plan, options, batch=8):
-    backend = {b.name: b for b in (pallas_triton.BACKEND, pallas_mosaic.BACKEND)}[implementation]
+    backend = {b.name: b for b in (triton.BACKEND, mosaic.BACKEND)}[implementation]
     if plan >= len(backend.plans):
         pytest.skip("has fewer plans")
     arguments = [str(x) for x in (implementation, chip, what, plan, options, batch)]

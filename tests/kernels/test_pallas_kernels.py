@@ -7,24 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from backends import PALLAS
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kernels import selective_scan
-from kernels.selective_scan import (
-    device,
-    launch_plan,
-    oracle,
-    pallas_mosaic,
-    pallas_scan,
-    pallas_triton,
-)
+from kernels.selective_scan import oracle
 from kernels.selective_scan.api import IMPLEMENTATIONS
-from kernels.selective_scan.launch_plan import Plan, plan
-from kernels.selective_scan.sharding import batch_axes
+from kernels.selective_scan.pallas import device, launch
+from kernels.selective_scan.pallas import mosaic as pallas_mosaic
+from kernels.selective_scan.pallas import plan as launch_plan
+from kernels.selective_scan.pallas import triton as pallas_triton
+from kernels.selective_scan.pallas.plan import Plan, plan
+from kernels.selective_scan.pallas.sharding import batch_axes
+from tests.kernels.backends import PALLAS
 from tests.lowering import launches, lowered_for_cuda, moved
 
 BACKENDS = {one.name: one for one in (pallas_triton.BACKEND, pallas_mosaic.BACKEND)}
@@ -80,7 +77,7 @@ def test_every_plan_gives_the_same(implementation, which, monkeypatch):
     if which >= len(plans):
         pytest.skip("has fewer plans")
     one_plan = plans[which]
-    monkeypatch.setattr(pallas_scan, "plan", lambda *arguments, **options: one_plan)
+    monkeypatch.setattr(launch, "plan", lambda *arguments, **options: one_plan)
     order = np.random.default_rng(1).permutation(6).astype(np.int32)
     check(implementation, arrays_of(2, 6, one_plan.channels + 3, 4), order, reverse=True)
 
@@ -97,8 +94,8 @@ def test_every_number_of_states(implementation, state):
 def test_the_chunks_of_a_gpu(implementation, which, monkeypatch):
     """Else chunks are short here, for the interpreter's sake."""
     one_plan = BACKENDS[implementation].plans[which]
-    monkeypatch.setattr(pallas_scan, "plan", lambda *arguments, **options: one_plan)
-    monkeypatch.setattr(pallas_scan, "longest_chunk", lambda plan: 16 // plan.vectors)
+    monkeypatch.setattr(launch, "plan", lambda *arguments, **options: one_plan)
+    monkeypatch.setattr(launch, "longest_chunk", lambda plan: 16 // plan.vectors)
     order = np.random.default_rng(1).permutation(37).astype(np.int32)
     check(implementation, arrays_of(1, 37, 5, 16), order)
 
@@ -333,7 +330,7 @@ def test_mosaic_program_in_its_simulator(implementation, which, monkeypatch):
     monkeypatch.setattr(pallas_mosaic, "Interpreted", pallas_mosaic.Warpgroup)
     order = np.random.default_rng(1).permutation(6).astype(np.int32)
     one_plan = pallas_mosaic.BACKEND.plans[which]
-    monkeypatch.setattr(pallas_scan, "plan", lambda *arguments, **options: one_plan)
+    monkeypatch.setattr(launch, "plan", lambda *arguments, **options: one_plan)
     simulator = plgpu.InterpretGPUParams(inline_mgpu="ignore")
     with plgpu.force_gpu_interpret_mode(simulator):
         check(implementation, arrays_of(1, 6, 3, 4), order)

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from backends import ALL
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kernels import selective_scan
 from kernels.selective_scan import oracle
 from kernels.selective_scan.api import IMPLEMENTATIONS
+from tests.kernels.backends import ALL
 
 BATCH, CHANNELS, STATE = 2, 6, 4
 OPTIONAL = ("D", "z", "delta_bias", "h0")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 from sisma_jax.painting.accounts import read_accounts
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
-from sisma_jax.errors import InputError
 from sisma_jax.painting import canvas, look
 
 

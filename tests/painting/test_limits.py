@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 from sisma_jax.painting import limits
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
-from sisma_jax.errors import InputError
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import load_autoencoder
 from sisma_jax.painting import canvas, limits
 from sisma_jax.painting.starts import Starts, Subject
 from sisma_jax.painting.studio import Studio
 from sisma_jax.painting.temporary import temporary_files
-from sisma_jax.synthesizer import Synthesizer
-from tests.runs import SIZE
+from sisma_jax.synthesis.synthesizer import Synthesizer
+from tests.tiny_runs import SIZE
 
 pytest.importorskip("gradio", reason="the extra `paint` is not installed")
 import httpx  # gradio's own

@@ -22,7 +22,7 @@ from sisma_jax.data import synthetic
 from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.data.label_maps import read_label_map
-from tests.runs import CONFIGS, SIZE, STYLE, arguments
+from tests.tiny_runs import CONFIGS, SIZE, STYLE, arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
 CHROMIUM = shutil.which("chromium")

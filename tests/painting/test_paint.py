@@ -6,8 +6,8 @@ import socket
 import pytest
 
 from sisma_jax import paint
-from sisma_jax.errors import InputError
-from tests.runs import call
+from sisma_jax.common.errors import InputError
+from tests.tiny_runs import call
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])

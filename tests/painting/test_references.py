@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from sisma_jax import Synthesizer
+from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import CELEBAMASK, CLASSES, UNLABELLED
-from sisma_jax.errors import InputError
-from sisma_jax.generators import parameter_shapes
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import load_autoencoder
+from sisma_jax.models.generators import parameter_shapes
 from sisma_jax.painting import look
 from sisma_jax.painting.starts import Starts, Subject
 from sisma_jax.painting.studio import Reference, Studio, between_two
-from tests.runs import SIZE
+from tests.tiny_runs import SIZE
 
 HAIR, HAT, SKIN = (CLASSES.index(name) for name in ("hair", "hat", "skin"))
 SETTINGS = {"count": 2, "seed": 0, "steps": 2, "guidance": 1.0}

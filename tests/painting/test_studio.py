@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sisma_jax.class_names import BISENET
+from sisma_jax.common.errors import InputError
+from sisma_jax.data.class_names import BISENET
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.data.label_maps import colourise, read_label_map
 from sisma_jax.data.label_values import Reading
-from sisma_jax.editing import edit
-from sisma_jax.errors import InputError
 from sisma_jax.painting import starts, studio
 from sisma_jax.painting.studio import Reference, Studio, write_faces, write_photo
-from sisma_jax.synthesizer import Synthesizer
-from sisma_jax.training.run_folder import RunFolder
+from sisma_jax.runs.folder import RunFolder
+from sisma_jax.synthesis.editing import edit
+from sisma_jax.synthesis.synthesizer import Synthesizer
 from tests.evaluation.parsers import write_parser
-from tests.runs import SIZE
+from tests.tiny_runs import SIZE
 
 HAIR = CELEBAMASK.names.index("hair")
 

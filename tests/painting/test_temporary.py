@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 from sisma_jax.painting import temporary
 from sisma_jax.painting.temporary import TemporaryFiles, temporary_files
 

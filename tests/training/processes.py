@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.runs import arguments
+from tests.tiny_runs import arguments
 
 ROOT = Path(__file__).parents[2]
 GLOO = re.compile(

@@ -4,16 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from sisma_jax import flow
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.input_pipeline import open_dataset
-from sisma_jax.errors import InputError
+from sisma_jax.devices.sharding import MeshConfig, make_mesh
+from sisma_jax.flows import rectified
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import load_autoencoder, to_float
-from sisma_jax.models.sisma import init_params
+from sisma_jax.models.sisma.model import init_params
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.objective import latent_noise
-from sisma_jax.training.sharding import MeshConfig, make_mesh
-from tests.runs import SIZE
+from tests.tiny_runs import SIZE
 
 CONFIG = SISMAConfig.tiny(
     latent_size=SIZE // 4, factor=4, width=16, depth=1, state=2, mask_channels=8
@@ -55,7 +55,7 @@ def test_batch_size_and_devices_do_not_matter(batch_size, devices, parts):
 
 def test_times_lie_in_their_bins_and_cover_them(parts, monkeypatch):
     """With the loss replaced by the time itself, a bin's loss is its middle."""
-    monkeypatch.setattr(flow, "loss_at", lambda velocity, x, noise, t, weight: t)
+    monkeypatch.setattr(rectified, "loss_at", lambda velocity, x, noise, t, weight: t)
     settings = EvaluationConfig(every=1, items=12, bins=4, hook="")
     found = evaluated(parts, 4, 4, settings)
     by_bin = [found[name] for name in found if "/" in name]

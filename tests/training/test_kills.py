@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from sisma_jax.synthesizer import Synthesizer
+from sisma_jax.synthesis.synthesizer import Synthesizer
 from tests.killing import Point
 from tests.training.processes import ends, saved, start
 

@@ -12,8 +12,8 @@ import pytest
 from tensorboardX import record_writer
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from sisma_jax.runs.folder import RunFolder
 from sisma_jax.training.logging import MetricsLog
-from sisma_jax.training.run_folder import RunFolder
 
 
 def events(folder):

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from sisma_jax.errors import InputError, RunError
+from sisma_jax.common.errors import InputError, RunError
+from sisma_jax.devices.sharding import MeshConfig, make_mesh
+from sisma_jax.runs.folder import RunFolder
 from sisma_jax.training import loop
-from sisma_jax.training.run_folder import RunFolder
-from sisma_jax.training.sharding import MeshConfig, make_mesh
 from tests.training import toy
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, finish
     ("before", "after"), [((4, 1), (1, 4)), ((1, 4), (2, 2)), ((2, 2), (1, 1))]
 )
 def test_a_state_is_restored_onto_another_mesh(before, after, tmp_path, monkeypatch):
-    monkeypatch.setattr("sisma_jax.training.sharding.SMALLEST_SHARDED", 1)
+    monkeypatch.setattr("sisma_jax.devices.sharding.SMALLEST_SHARDED", 1)
     mesh = lambda shape: make_mesh(
         MeshConfig(data=shape[0], fsdp=shape[1]), jax.devices()[: shape[0] * shape[1]]
     )
@@ -381,13 +381,13 @@ def test_a_trace_of_the_steps_asked_for(tmp_path, monkeypatch):
 
 def test_nothing_moves_to_the_devices_by_accident(tmp_path, monkeypatch):
     """Batches that nobody placed would be copied in the middle of every step."""
-    monkeypatch.setattr("sisma_jax.training.sharding.put_batch", lambda batch, mesh: batch)
+    monkeypatch.setattr("sisma_jax.devices.sharding.put_batch", lambda batch, mesh: batch)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         toy.run(tmp_path)
 
 
 def test_parameters_are_listed_with_their_shardings(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sisma_jax.training.sharding.SMALLEST_SHARDED", 1)
+    monkeypatch.setattr("sisma_jax.devices.sharding.SMALLEST_SHARDED", 1)
     toy.run(tmp_path, mesh=make_mesh(MeshConfig(data=1, fsdp=4)))
     listed = (tmp_path / "parameters.txt").read_text()
     assert "('fsdp', None)" in listed and listed.strip() in capsys.readouterr().out

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sisma_jax import diffusion, flow
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
+from sisma_jax.flows import diffusion, rectified
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
-from sisma_jax.models.sisma import init_params
+from sisma_jax.models.sisma.model import init_params
 from sisma_jax.training.class_balance import class_weights
 from sisma_jax.training.objective import FlowConfig, draw, latents_of, mean_loss
 
@@ -51,7 +51,7 @@ def test_losses_multiply_squared_errors_by_the_weights(key):
     weight = np.random.default_rng(1).uniform(size=(3, 4, 4, 1)).astype(np.float32)
     zero = lambda z, t: jnp.zeros_like(z)
     arguments = [jnp.asarray(a) for a in (x, noise, np.full(3, 0.3, np.float32), weight)]
-    found = flow.loss_at(zero, *arguments)
+    found = rectified.loss_at(zero, *arguments)
     np.testing.assert_allclose(found, np.mean(weight * (x - noise) ** 2, (1, 2, 3)), rtol=1e-5)
     found = diffusion.noise_loss_at(zero, *arguments)
     np.testing.assert_allclose(found, np.mean(weight * noise**2, (1, 2, 3)), rtol=1e-5)

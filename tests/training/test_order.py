@@ -5,11 +5,11 @@ import json
 import pytest
 
 from sisma_jax import cache_latents, evaluate, train, train_autoencoder, train_parser
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import lock
 from sisma_jax.data import synthetic
-from sisma_jax.errors import InputError
-from sisma_jax.files import lock
-from sisma_jax.synthesizer import Synthesizer
-from tests.runs import CONFIGS, SIZE, arguments, call, train_tiny
+from sisma_jax.synthesis.synthesizer import Synthesizer
+from tests.tiny_runs import CONFIGS, SIZE, arguments, call, train_tiny
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def in_haste(monkeypatch):
         pytest.fail("it was not yet time for this")
 
     monkeypatch.setattr(train, "check_scan", lambda model: None)  # a second each, and not in haste
-    monkeypatch.setattr("sisma_jax.hub.local_path", fail)
+    monkeypatch.setattr("sisma_jax.common.hub.local_path", fail)
     monkeypatch.setattr(synthetic, "write_dataset", fail)
     monkeypatch.setattr(cache_latents, "load_autoencoder", fail)
     monkeypatch.setattr(evaluate, "load_networks", fail)
@@ -174,7 +174,7 @@ def test_a_run_of_this_size_passes_all_of_it(inputs_folder, tmp_path, monkeypatc
     def asked(*arguments):
         raise InputError("the hub was asked")
 
-    monkeypatch.setattr("sisma_jax.hub.local_path", asked)
+    monkeypatch.setattr("sisma_jax.common.hub.local_path", asked)
     with pytest.raises(InputError, match="the hub was asked"):
         call(train.main, *arguments(inputs_folder, tmp_path / "run"), f"--config.data.size={SIZE}")
     assert not (tmp_path / "run").exists()

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from sisma_jax.synthesizer import Synthesizer
-from tests.runs import train_tiny
+from sisma_jax.synthesis.synthesizer import Synthesizer
+from tests.tiny_runs import train_tiny
 from tests.training.processes import ends, saved, start, wait_for
 
 STEPS = 24

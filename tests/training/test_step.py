@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from sisma_jax.training.sharding import MeshConfig, batch_sharding, make_mesh, under_mesh
+from sisma_jax.devices.sharding import MeshConfig, batch_sharding, make_mesh, under_mesh
 from sisma_jax.training.state import init_state, make_optimizer, make_step, split_rows
 from tests.training import toy
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from sisma_jax import train
-from sisma_jax.config import load_config
-from sisma_jax.errors import InputError, RunError
-from sisma_jax.synthesizer import Synthesizer
-from sisma_jax.training.run_folder import RunFolder
-from tests.runs import arguments, call, train_tiny
+from sisma_jax.common.config import load_config
+from sisma_jax.common.errors import InputError, RunError
+from sisma_jax.runs.folder import RunFolder
+from sisma_jax.synthesis.synthesizer import Synthesizer
+from tests.tiny_runs import arguments, call, train_tiny
 
 
 def weights(workdir):
@@ -200,7 +200,7 @@ def test_two_runs_in_one_folder_are_refused_and_a_crash_leaves_no_lock(
 ):
     shutil.copytree(tiny_run, tmp_path / "run")
     code = (
-        "import sys, time; from pathlib import Path; from sisma_jax.files import lock\n"
+        "import sys, time; from pathlib import Path; from sisma_jax.common.files import lock\n"
         "with lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     held = subprocess.Popen(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sisma_jax import train_autoencoder
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.input_pipeline import fixed_batch, open_dataset
-from sisma_jax.errors import InputError
 from sisma_jax.models.autoencoder import (
     AutoencoderConfig,
     AutoencoderKL,
@@ -17,7 +17,7 @@ from sisma_jax.models.autoencoder import (
     to_float,
 )
 from sisma_jax.train_autoencoder import LossConfig
-from tests.runs import CONFIGS, SIZE, call
+from tests.tiny_runs import CONFIGS, SIZE, call
 
 
 def run(inputs_folder, workdir, variant="", **overrides):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from sisma_jax import train_parser
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.input_pipeline import open_dataset
-from sisma_jax.errors import InputError
 from sisma_jax.metrics import confusion_matrix, mean_iou
 from sisma_jax.models.face_parser import load_parser
 from sisma_jax.models.face_parser.training import parser_loss
-from tests.runs import CONFIGS, SIZE, call
+from tests.tiny_runs import CONFIGS, SIZE, call
 
 
 def run(inputs_folder, workdir, **overrides):

@@ -3,7 +3,7 @@
 The same command continues an interrupted run and does nothing once it is finished.
 """
 
-from sisma_jax import cli
+from sisma_jax.common import cli
 from sisma_jax.data.synthetic.writer import write_dataset
 
 

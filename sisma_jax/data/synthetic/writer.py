@@ -16,13 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sisma_jax import processes
-from sisma_jax.data import raw_layout
-from sisma_jax.data.synthetic.appearance import sample_look
-from sisma_jax.data.synthetic.figure import APPEARANCE, generator, part_masks, sample_figure
-from sisma_jax.data.synthetic.render import render
-from sisma_jax.errors import InputError
-from sisma_jax.files import (
+from sisma_jax.common import processes
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import (
     flush_all,
     local_path,
     read_json,
@@ -30,7 +26,11 @@ from sisma_jax.files import (
     write_json,
     writing,
 )
-from sisma_jax.progress import bar
+from sisma_jax.common.progress import bar
+from sisma_jax.data import raw_layout
+from sisma_jax.data.synthetic.appearance import sample_look
+from sisma_jax.data.synthetic.figure import APPEARANCE, generator, part_masks, sample_figure
+from sisma_jax.data.synthetic.render import render
 
 VERSION = 1
 """Incremented when the same settings give other pixels."""

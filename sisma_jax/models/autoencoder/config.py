@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sisma_jax import hub
-from sisma_jax.errors import InputError
-from sisma_jax.files import (
+from sisma_jax.common import hub
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import (
     is_new_or_empty,
     local_path,
     refuse_lfs_pointer,
@@ -87,7 +87,7 @@ def load_autoencoder(
         - a .safetensors file in diffusers' or CompVis' naming, alone (the sizes are inferred from
           the tensors) or beside its `config.json`;
         - `hf://owner/name` or `hf://owner/name/folder`, optionally with `@revision`: a folder on
-          Hugging Face's hub, kept in its cache (`sisma_jax.hub`).
+          Hugging Face's hub, kept in its cache (`sisma_jax.common.hub`).
       scaling_factor: overrides that of the weights.
       dtype: compute type, "float32" or "bfloat16", overrides that of the weights. Parameters are
         float32 either way.

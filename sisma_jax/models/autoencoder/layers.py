@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from sisma_jax.models.attention import attention
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
+from sisma_jax.models.layers.attention import attention
 
 NORM_EPSILON = 1e-6
 """PyTorch's default of 1e-5 would visibly change flat images."""

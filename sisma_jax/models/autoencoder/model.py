@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.autoencoder.layers import (
     Decoder,

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.autoencoder.model import parameter_shapes
 from sisma_jax.models.weights import check_tensors, listed

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 
 NORMS = ("group", "affine")
 DTYPES = ("float32", "bfloat16")

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sisma_jax.errors import InputError
-from sisma_jax.files import (
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import (
     is_new_or_empty,
     local_path,
     refuse_lfs_pointer,

@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 
 
 def conv(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder import to_float
 from sisma_jax.models.face_parser.bisenet import BiSeNet
 from sisma_jax.models.face_parser.config import FaceParserConfig

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sisma_jax import class_names
-from sisma_jax.errors import InputError
+from sisma_jax.common.errors import InputError
+from sisma_jax.data import class_names
 from sisma_jax.models.face_parser.bisenet import BiSeNet
 from sisma_jax.models.face_parser.config import FaceParserConfig
 from sisma_jax.models.face_parser.parser import FaceParser, parameter_shapes

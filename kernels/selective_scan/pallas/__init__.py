@@ -1,0 +1,1 @@
+"""The scan as Pallas kernels: forward and backward, in Triton and in Mosaic GPU."""

@@ -1,0 +1,46 @@
+"""Errors that a command reports to its user in one sentence."""
+
+import operator
+from typing import Any
+
+
+class InputError(ValueError):
+    """The user's input cannot be used.
+
+    The message is one sentence, without capital letter and full stop, that names the offending
+    value, where it stands and what to do about it. Commands print it after "error:", without a
+    traceback, and exit with status 2 (`sisma_jax.common.cli`).
+
+    Attributes:
+      shared: whether every process of a run raises it, so that only the first prints it.
+    """
+
+    def __init__(self, message: str, *, shared: bool = False) -> None:
+        super().__init__(message)
+        self.shared = shared
+
+
+def whole_number(value: Any, name: str) -> int:
+    """Return an integer (also NumPy's or JAX's, or a 0-d array) as a Python int.
+
+    Raises:
+      InputError: if it is not an integer.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}: give a whole number") from None
+
+
+class RunError(RuntimeError):
+    """A valid run cannot continue: numbers diverge, a disk is full, a process is lost.
+
+    The message is like that of `InputError` and says what is kept; commands exit with status 1.
+
+    Attributes:
+      shared: as in `InputError`.
+    """
+
+    def __init__(self, message: str, *, shared: bool = False) -> None:
+        super().__init__(message)
+        self.shared = shared

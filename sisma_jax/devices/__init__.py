@@ -1,0 +1,1 @@
+"""Where arrays live: meshes, placement, many processes, what a device can do."""

@@ -1,0 +1,1 @@
+"""What relates noise to data: rectified flow and diffusion, with their solvers."""

@@ -1,0 +1,229 @@
+"""The common interface of the generative models, for training, synthesis and evaluation.
+
+A generator is identified by its configuration, a static argument of compiled programs; `generator`
+returns its functions. Whatever the model predicts, the interface is a velocity in `rectified`'s
+convention, which any solver can integrate.
+
+Conditions are a label map (255 everywhere is the null mask) and a style: one token per class, or
+None for no reference.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from ml_collections import ConfigDict
+
+from sisma_jax.common.config import section
+from sisma_jax.common.errors import InputError
+from sisma_jax.flows import diffusion, rectified
+from sisma_jax.models import SISMA, SISMAConfig
+from sisma_jax.models.cost.by_hand import mask_macs, style_macs, velocity_macs
+from sisma_jax.models.scadm import model as scadm
+from sisma_jax.models.scadm.config import SCADMConfig
+from sisma_jax.models.sisma import model as sisma
+
+Config = SISMAConfig | SCADMConfig
+"""The configuration of a generator."""
+Params = dict[str, Any]
+Tokens = Float[Array, "b k token"]
+"""Style tokens, one per class."""
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """The functions of a generator with one configuration."""
+
+    name: str
+    has_style: bool
+    """Whether the model has style conditioning."""
+    most_steps: int | None
+    """The most solver steps; None for any number."""
+
+    def init_params(self, key: PRNGKeyArray) -> Params: ...
+
+    def encode_style(
+        self, params: Params, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
+    ) -> Tokens:
+        """Style tokens of references, images in [-1, 1]; a class without pixels gets "no style"."""
+
+    def no_style(self, params: Params) -> Float[Array, "1 k token"]:
+        """The tokens of no reference."""
+
+    def encode(self, params: Params, labels: UInt8[Array, "b H W"], style: Tokens | None) -> Any:
+        """Everything that can be computed before the solver starts, a tree of arrays."""
+
+    def velocity(
+        self, params: Params, z: Float[Array, "b h w c"], t: Float[Array, " b"], encoded: Any
+    ) -> Float[Array, "b h w c"]: ...
+
+    def times(self, steps: int) -> Float[np.ndarray, " steps_and_one"] | None:
+        """The solver's time grid, in sampling and editing; None for equal steps."""
+
+    def start(self, noise: Float[Array, "b h w c"], steps: int) -> Float[Array, "b h w c"]:
+        """The initial value of a solver, z at the first of `times`, from `noise` ~ N(0, I)."""
+
+    def losses(
+        self,
+        params: Params,
+        latents: Float[Array, "b h w c"],
+        noise: Float[Array, "b h w c"],
+        time: Float[Array, " b"],
+        labels: UInt8[Array, "b H W"],
+        style: Tokens | None,
+        weight: Float[Array, "b h w 1"] | None,
+    ) -> Float[Array, " b"]:
+        """The training loss of each row; `weight` multiplies squared errors, None for 1."""
+
+    def matrix_axes(self, path: tuple, leaf: Array) -> Any:
+        """See `training.state.MatrixAxes`."""
+
+    def macs(self) -> "Macs":
+        """Multiply-accumulates of one image."""
+
+
+class Macs(NamedTuple):
+    """Multiply-accumulates of one image, counted by hand."""
+
+    velocity: int
+    mask: int
+    """Encoding before the solver starts, once per image."""
+    style: int
+    """Encoding of a reference."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SISMAGenerator:
+    """SISMA: predicts the velocity itself."""
+
+    config: SISMAConfig
+    name = "SISMA"
+    most_steps = None
+
+    @property
+    def has_style(self) -> bool:
+        return self.config.style != "none"
+
+    def init_params(self, key: PRNGKeyArray) -> Params:
+        return sisma.init_params(self.config, key)
+
+    def _apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
+        return SISMA(self.config).apply({"params": params}, *arguments, **options)
+
+    def encode_style(self, params: Params, images: Array, labels: Array) -> Tokens:
+        return self._apply(params, images, labels, method="encode_style")
+
+    def no_style(self, params: Params) -> Tokens:
+        return self._apply(params, method="no_style")
+
+    def encode(self, params: Params, labels: Array, style: Tokens | None) -> Any:
+        return self._apply(params, labels, style, method="encode_mask")
+
+    def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
+        return self._apply(params, z, t, encoded, method="velocity")
+
+    def times(self, steps: int) -> None:
+        return None
+
+    def start(self, noise: Array, steps: int) -> Array:
+        return noise
+
+    def losses(
+        self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
+        style: Tokens | None, weight: Array | None,
+    ) -> Array:  # fmt: skip
+        velocity = lambda z, t: self._apply(params, z, t, labels, style)
+        return rectified.loss_at(velocity, latents, noise, time, weight)
+
+    def matrix_axes(self, path: tuple, leaf: Array) -> Any:
+        return sisma.matrix_axes(path, leaf)
+
+    def macs(self) -> Macs:
+        return Macs(*(f(self.config) for f in (velocity_macs, mask_macs, style_macs)))
+
+
+@dataclasses.dataclass(frozen=True)
+class SCADMGenerator:
+    """SCA-DM: predicts the noise of a diffusion; DDIM is Euler's method here (`diffusion`)."""
+
+    config: SCADMConfig
+    name = "SCA-DM"
+    most_steps = diffusion.STEPS - 1
+    has_style = True
+
+    def init_params(self, key: PRNGKeyArray) -> Params:
+        return scadm.init_params(self.config, key)
+
+    def _apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
+        return scadm.SCADM(self.config).apply({"params": params}, *arguments, **options)
+
+    def encode_style(self, params: Params, images: Array, labels: Array) -> Tokens:
+        return self._apply(params, images, labels, method="encode_style")
+
+    def no_style(self, params: Params) -> Tokens:
+        return self._apply(params, method="no_style")
+
+    def encode(
+        self, params: Params, labels: Array, style: Tokens | None
+    ) -> tuple[UInt8[Array, "b H W"], Tokens]:
+        if style is None:
+            style = jnp.repeat(self.no_style(params), len(labels), axis=0)
+        return labels, style
+
+    def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
+        return diffusion.velocity(lambda x, step: self._apply(params, x, step, *encoded), z, t)
+
+    def times(self, steps: int) -> np.ndarray:
+        return diffusion.ddim_times(steps)
+
+    def start(self, noise: Array, steps: int) -> Array:
+        return diffusion.to_flow(noise, jnp.full(len(noise), self.times(steps)[0]))
+
+    def losses(
+        self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
+        style: Tokens | None, weight: Array | None,
+    ) -> Array:  # fmt: skip
+        encoded = self.encode(params, labels, style)
+        predict = lambda x, step: self._apply(params, x, step, *encoded)
+        return diffusion.noise_loss_at(predict, latents, noise, time, weight)
+
+    def matrix_axes(self, path: tuple, leaf: Array) -> Any:
+        return scadm.matrix_axes(path, leaf)
+
+    def macs(self) -> Macs:
+        return Macs(scadm.scadm_macs(self.config), 0, scadm.style_macs(self.config))
+
+
+KINDS: dict[str, type] = {"sisma": SISMAConfig, "scadm": SCADMConfig}
+"""Configurations by `model.kind` of the config; the default is "sisma"."""
+GENERATORS: dict[type, Callable[[Any], Generator]] = {
+    SISMAConfig: SISMAGenerator,
+    SCADMConfig: SCADMGenerator,
+}
+
+
+def generator(config: Config) -> Generator:
+    """The generator of a configuration."""
+    return GENERATORS[type(config)](config)
+
+
+def model_config(config: ConfigDict) -> Config:
+    """The section `model` of a config as a configuration of its kind.
+
+    Raises:
+      InputError: if it is missing, its kind is unknown, or a value is invalid.
+    """
+    fields = dict(config.get("model", {}))
+    kind = fields.pop("kind", "sisma")
+    if kind not in KINDS:
+        raise InputError(f"model.kind is {kind!r}: choose one of {', '.join(KINDS)}")
+    return section(KINDS[kind], {"model": fields} if "model" in config else {}, "model")
+
+
+def parameter_shapes(config: Config) -> Params:
+    """Shapes and dtypes of a generator's parameters."""
+    return jax.eval_shape(generator(config).init_params, jax.random.key(0))

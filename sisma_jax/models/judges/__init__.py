@@ -1,0 +1,1 @@
+"""Networks that measure pictures: Inception-v3 and LPIPS."""

@@ -1,0 +1,1 @@
+"""SCA-DM, a diffusion model with styles."""

@@ -1,0 +1,1 @@
+"""SDM, the diffusion model that SISMA is compared with."""

@@ -1,0 +1,339 @@
+"""SDM: the Semantic Diffusion Model (arXiv 2207.00050), for comparisons of speed with SISMA.
+
+    x_t -> encoder -> middle -> decoder -> noise and variance, at the image's resolution
+    t -> embedding -> every residual block
+    labels -> one-hot classes and edges -> SPADE in every block of the middle and the decoder
+
+Sizes and wiring are those of the published code for CelebAMask-HQ at 256 pixels. There are no
+weights for it and no training here: the cost of a step does not depend on the weights, so they are
+random. Layers that the published code initialises to zero are random too, because a GPU multiplies
+zeros faster.
+
+Convention: t = 0 is the least noisy of 1,000 steps. Their variances beta_t grow linearly from 1e-4
+to 0.02, alpha_t = 1 - beta_t, and A_t is the product of alpha_0 .. alpha_t:
+
+    x_t = sqrt(A_t) x + sqrt(1 - A_t) eps,    eps ~ N(0, I)                                     (1)
+"""
+
+import dataclasses
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, UInt8
+
+from sisma_jax.models.layers.spade import (
+    AttentionBlock,
+    ResBlock,
+    StepEmbedding,
+    check_sizes,
+    conv,
+    double,
+    halve,
+    normalise,
+)
+
+DIFFUSION_STEPS = 1000
+IMAGE_CHANNELS = 3
+UNLABELLED = 255
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SDMConfig:
+    """Sizes of an SDM; the defaults are the published ones (653,062,918 parameters).
+
+    Raises:
+      InputError: if a value is out of range, or values contradict each other.
+    """
+
+    image_size: int = 256
+    num_classes: int = 19
+    channels: int = 256
+    """Channels of the finest resolution; the embedding of t has four times as many."""
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
+    """Channels of each resolution over `channels`, finest first; each further level halves the
+    image."""
+    blocks: int = 2
+    """Residual blocks per resolution of the encoder; the decoder has one more."""
+    attention_sizes: tuple[int, ...] = (32, 16, 8)
+    """Sides, in pixels, of the resolutions with self-attention; the middle always has it."""
+    head_width: int = 64
+    spade_hidden: int = 128
+    norm_groups: int = 32
+    dtype: str = "bfloat16"
+    """Compute type of convolutions, attention and residual sums."""
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "sdm", "image_size")
+
+    @property
+    def time_width(self) -> int:
+        return 4 * self.channels
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> "SDMConfig":
+        """A small configuration for tests on a CPU."""
+        sizes = dict(
+            image_size=16,
+            channels=16,
+            multipliers=(1, 2),
+            blocks=1,
+            attention_sizes=(8,),
+            head_width=8,
+            spade_hidden=8,
+            norm_groups=4,
+            dtype="float32",
+        )
+        return cls(**(sizes | changes))
+
+
+def semantic_map(
+    labels: UInt8[Array, "b H W"], num_classes: int, dtype: str = "float32"
+) -> Float[Array, "b H W k"]:
+    """Return one channel per class, and a last channel that is 1 where a neighbour's label differs.
+
+    Neighbours are above, below, left and right. A label outside 0..num_classes-1 (255: unlabelled)
+    has no class, so a map of 255 everywhere is all zero: the null condition.
+    """
+    down = labels[:, 1:] != labels[:, :-1]
+    right = labels[:, :, 1:] != labels[:, :, :-1]
+    pad_rows = lambda before, after: jnp.pad(down, ((0, 0), (before, after), (0, 0)))
+    pad_columns = lambda before, after: jnp.pad(right, ((0, 0), (0, 0), (before, after)))
+    edges = pad_rows(1, 0) | pad_rows(0, 1) | pad_columns(1, 0) | pad_columns(0, 1)
+    classes = jax.nn.one_hot(labels, num_classes, dtype=dtype)
+    return jnp.concatenate([classes, edges[..., None].astype(dtype)], axis=-1)
+
+
+class SDM(nn.Module):
+    """Predicts noise and variance of noisy images from label maps. See the module docstring."""
+
+    config: SDMConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b H W 3"], t: Int32[Array, " b"], labels: UInt8[Array, "b H W"]
+    ) -> Float32[Array, "b H W 6"]:
+        """Return three channels of noise, then three that interpolate the variance, float32.
+
+        The latter are about -1 for the smallest variance and 1 for the largest, but unbounded.
+
+        Args:
+          x: noisy images.
+          t: steps, 0 to 999.
+          labels: class ids; 255 is unlabelled, and a map of 255 everywhere is the null condition.
+
+        Raises:
+          ValueError: if images or labels do not have the configuration's size.
+        """
+        cfg = self.config
+        size = (cfg.image_size, cfg.image_size)
+        if (x.shape[1:3], labels.shape[1:]) != (size, size):
+            raise ValueError(
+                f"images {x.shape[1:3]} and label maps {labels.shape[1:]} do not both have the "
+                f"model's size {size}"
+            )
+        norms = dict(groups=cfg.norm_groups, dtype=cfg.dtype)
+        block = partial(ResBlock, hidden=cfg.spade_hidden, **norms)
+        attention = partial(AttentionBlock, head_width=cfg.head_width, **norms)
+
+        def attend(h: Array, name: str) -> Array:
+            return attention(name=name)(h) if h.shape[1] in cfg.attention_sizes else h
+
+        time = StepEmbedding(cfg.channels, cfg.time_width, name="time")(t.astype(jnp.float32))
+        semantics = semantic_map(labels, cfg.num_classes, cfg.dtype)
+        h = conv(cfg.multipliers[0] * cfg.channels, cfg.dtype, "conv_in")(x)
+        skips = [h]
+        levels = list(enumerate(cfg.multipliers))
+        for level, multiplier in levels:
+            for i in range(cfg.blocks):
+                h = block(multiplier * cfg.channels, name=f"down_{level}_{i}")(h, time)
+                h = attend(h, f"down_{level}_{i}_attention")
+                skips.append(h)
+            if level < len(levels) - 1:
+                h = block(h.shape[-1], resample=halve, name=f"halve_{level}")(h, time)
+                skips.append(h)
+
+        h = block(h.shape[-1], name="middle_0")(h, time, semantics)
+        h = attention(name="middle_attention")(h)
+        h = block(h.shape[-1], name="middle_1")(h, time, semantics)
+
+        for level, multiplier in reversed(levels):
+            for i in range(cfg.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(multiplier * cfg.channels, name=f"up_{level}_{i}")(h, time, semantics)
+                h = attend(h, f"up_{level}_{i}_attention")
+            if level:
+                h = block(h.shape[-1], resample=double, name=f"double_{level}")(h, time, semantics)
+
+        h = nn.silu(normalise(h.astype(jnp.float32), cfg.norm_groups, "norm_out"))
+        return conv(2 * IMAGE_CHANNELS, "float32", "conv_out")(h)
+
+
+def init_params(config: SDMConfig, key: PRNGKeyArray) -> dict:
+    """Return new float32 parameters of `SDM(config)`, for `apply({"params": ...})`."""
+    size = (1, config.image_size, config.image_size)
+    images, labels = jnp.zeros((*size, IMAGE_CHANNELS)), jnp.zeros(size, jnp.uint8)
+    return SDM(config).init(key, images, jnp.zeros(1, jnp.int32), labels)["params"]
+
+
+def in_compute_type(config: SDMConfig, params: dict) -> dict:
+    """Return `params` with the weights that compute in `config.dtype` rounded to it in advance.
+
+    The results are unchanged. The published code samples from such a copy, in float16.
+    """
+
+    def stored(path: tuple, leaf: Array) -> Array:
+        module = path[-2].key
+        exact = "time" in [part.key for part in path] or module.startswith("norm")
+        return leaf if exact or module == "conv_out" else leaf.astype(config.dtype)
+
+    return jax.tree_util.tree_map_with_path(stored, params)
+
+
+class _Schedule(NamedTuple):
+    """Float32 coefficients of `sdm_step` by step t."""
+
+    image_of_x: np.ndarray
+    image_of_noise: np.ndarray
+    mean_of_image: np.ndarray
+    mean_of_x: np.ndarray
+    least_log_variance: np.ndarray
+    most_log_variance: np.ndarray
+
+
+@cache
+def _schedule() -> _Schedule:
+    beta = np.linspace(1e-4, 0.02, DIFFUSION_STEPS)
+    product = np.cumprod(1 - beta)
+    before = np.append(1.0, product[:-1])
+    posterior = beta * (1 - before) / (1 - product)
+    # The variance of q(x_{t-1} | x_t, x) is 0 at t = 0, where no noise is added. Any finite
+    # logarithm would do; the published code takes that of t = 1.
+    posterior[0] = posterior[1]
+    numbers = _Schedule(
+        image_of_x=np.sqrt(1 / product),
+        image_of_noise=np.sqrt(1 / product - 1),
+        mean_of_image=beta * np.sqrt(before) / (1 - product),
+        mean_of_x=(1 - before) * np.sqrt(1 - beta) / (1 - product),
+        least_log_variance=np.log(posterior),
+        most_log_variance=np.log(beta),
+    )
+    return _Schedule(*(row.astype(np.float32) for row in numbers))
+
+
+@partial(jax.jit, static_argnames=("config", "guidance"))
+def sdm_step(
+    config: SDMConfig,
+    params: dict,
+    x_t: Float32[Array, "b H W 3"],
+    t: Int32[Array, " b"],
+    labels: UInt8[Array, "b H W"],
+    key: PRNGKeyArray,
+    guidance: float = 1.0,
+) -> Float32[Array, "b H W 3"]:
+    """Return x_{t-1} after one ancestral sampling step, DDPM's with a learned variance.
+
+    Args:
+      config: sizes of the model.
+      params: its parameters, possibly from `in_compute_type`.
+      x_t: noisy images.
+      t: steps, 0 to 999; the step at t = 0 adds no noise and is the last one.
+      labels: class ids; 255 is unlabelled.
+      key: random key of the noise.
+      guidance: 1 is the plain model in one pass. Other values use eps_null + guidance
+        (eps - eps_null), with a pass over twice the batch. Published for faces: 1.5.
+
+    The mean is that of q(x_{t-1} | x_t, x) for the image x that the noise implies, clipped to
+    [-1, 1]. The second half of the model's output interpolates the logarithm of the variance
+    between those of q and of beta_t (arXiv 2102.09672, equation 15).
+    """
+    apply = partial(SDM(config).apply, {"params": params})
+    if guidance == 1.0:
+        noise, share = jnp.split(apply(x_t, t, labels), 2, axis=-1)
+    else:
+        both = jnp.concatenate([labels, jnp.full_like(labels, UNLABELLED)])
+        output = apply(jnp.tile(x_t, (2, 1, 1, 1)), jnp.tile(t, 2), both)
+        (noise, share), (null, _) = (
+            jnp.split(half, 2, axis=-1) for half in jnp.split(output, 2, axis=0)
+        )
+        noise = null + guidance * (noise - null)
+    s = _Schedule(*(jnp.asarray(row)[t][:, None, None, None] for row in _schedule()))
+    image = jnp.clip(s.image_of_x * x_t - s.image_of_noise * noise, -1, 1)
+    mean = s.mean_of_image * image + s.mean_of_x * x_t
+    share = (share + 1) / 2
+    log_variance = share * s.most_log_variance + (1 - share) * s.least_log_variance
+    fresh = jax.random.normal(key, x_t.shape) * (t > 0).astype(jnp.float32)[:, None, None, None]
+    return mean + jnp.exp(0.5 * log_variance) * fresh
+
+
+def sdm_macs(config: SDMConfig) -> int:
+    """Return the multiply-accumulates of one pass of the model over one image.
+
+    They are counted as in `sisma_jax.models.cost`. A sampling step takes one pass, or two with
+    guidance.
+    """
+    c, pixels = config, config.image_size**2
+    encoder, decoder = _residual_blocks(c)
+    time = c.channels * c.time_width + c.time_width**2
+    first = pixels * 9 * IMAGE_CHANNELS * c.multipliers[0] * c.channels
+    last = pixels * 9 * c.multipliers[0] * c.channels * 2 * IMAGE_CHANNELS
+    residual = sum(_residual_macs(c, block) for block in encoder + decoder)
+    return time + first + residual + sdm_mask_macs(c) + last
+
+
+def sdm_mask_macs(config: SDMConfig) -> int:
+    """Return the multiply-accumulates of SPADE's convolutions, which depend on the mask only.
+
+    Like the published code, `SDM` computes them at every step, although the results are the same.
+    """
+    inputs, hidden = config.num_classes + 1, config.spade_hidden
+    return sum(
+        size**2 * 9 * hidden * (inputs + 2 * channels)
+        for block in _residual_blocks(config)[1]
+        for channels, size in ((block.inputs, block.size_in), (block.outputs, block.size_out))
+    )
+
+
+class _Block(NamedTuple):
+    inputs: int
+    outputs: int
+    size_in: int
+    size_out: int
+    attention: bool
+
+
+def _residual_blocks(c: SDMConfig) -> tuple[list[_Block], list[_Block]]:
+    """The encoder's blocks, and the blocks with SPADE in middle and decoder."""
+    widths = [multiplier * c.channels for multiplier in c.multipliers]
+    sizes = [c.image_size >> level for level in range(len(widths))]
+    encoder, skips, inputs = [], [widths[0]], widths[0]
+    for level, (width, size) in enumerate(zip(widths, sizes, strict=True)):
+        for _ in range(c.blocks):
+            encoder.append(_Block(inputs, width, size, size, size in c.attention_sizes))
+            inputs = width
+            skips.append(width)
+        if level < len(widths) - 1:
+            encoder.append(_Block(width, width, size, size // 2, False))
+            skips.append(width)
+    middle = (inputs, inputs, sizes[-1], sizes[-1])
+    decoder = [_Block(*middle, attention=True), _Block(*middle, attention=False)]
+    for level, (width, size) in reversed(list(enumerate(zip(widths, sizes, strict=True)))):
+        for _ in range(c.blocks + 1):
+            skip = skips.pop()
+            decoder.append(_Block(inputs + skip, width, size, size, size in c.attention_sizes))
+            inputs = width
+        if level:
+            decoder.append(_Block(width, width, size, 2 * size, False))
+    return encoder, decoder
+
+
+def _residual_macs(c: SDMConfig, block: _Block) -> int:
+    """MACs of one block without SPADE, including the attention after it."""
+    inputs, width, _, size, attention = block
+    length = size**2
+    skip = inputs * width if inputs != width else 0
+    total = length * (9 * inputs * width + 9 * width**2 + skip) + c.time_width * 2 * width
+    return total + attention * (length * 4 * width**2 + 2 * length**2 * width)

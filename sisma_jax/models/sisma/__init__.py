@@ -1,0 +1,1 @@
+"""SISMA: the model, its configuration and its parts."""

@@ -1,0 +1,1 @@
+"""From masks and styles to images: synthesis, styles of references, editing."""

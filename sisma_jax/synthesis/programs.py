@@ -1,0 +1,126 @@
+"""Compiled programs of synthesis: noise, conditioned velocity, solver, decoder.
+
+`Synthesizer` calls them in batches, with checked arguments.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt8, UInt32
+
+from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.flows import rectified
+from sisma_jax.models.autoencoder import to_float, to_uint8
+from sisma_jax.models.generators import Config, Params, generator
+
+
+def noise_keys(seed: int | UInt32[np.ndarray, "..."], start: int, count: int) -> Key[Array, " b"]:
+    """Return the key of each image's noise.
+
+    With one seed, image i of a set has the noise (seed, i), where i counts from `start`. With one
+    seed per image, each has the noise (its seed, 0), as a single image with this seed.
+    """
+    if np.ndim(seed) == 0:
+        seeds, indices = np.full(count, seed, np.uint32), np.arange(start, start + count)
+    else:
+        seeds, indices = np.asarray(seed, np.uint32)[start : start + count], np.zeros(count)
+    return jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(
+        jnp.asarray(seeds), jnp.asarray(indices, jnp.uint32)
+    )
+
+
+def velocity_under(
+    config: Config,
+    params: Params,
+    labels: UInt8[Array, "b H W"],
+    guidance: Float[Array, ""] | float | None,
+    style: Float[Array, "b k token"] | None = None,
+    style_guidance: Float[Array, ""] | float | None = None,
+) -> rectified.Velocity:
+    """Return the velocity under label maps and styles, which are encoded once, here.
+
+    With s the guidance by the mask and r that by the style,
+
+        v = v(null, none) + s (v(mask, none) + r (v(mask, style) - v(mask, none)) - v(null, none))
+
+    Only terms that a guidance needs are computed (None means 1), in one pass over a batch of two or
+    three times the size.
+    """
+    model = generator(config)
+    maps = [labels]
+    if style_guidance is not None:
+        maps.append(labels)
+    if guidance is not None:
+        maps.append(jnp.full_like(labels, UNLABELLED))
+    count = len(maps)
+    if style is not None and count > 1:
+        none = jnp.repeat(model.no_style(params), (count - 1) * len(labels), axis=0)
+        style = jnp.concatenate([style, none])
+    encoded = model.encode(params, jnp.concatenate(maps), style)
+    if count == 1:
+        return lambda z, t: model.velocity(params, z, t, encoded)
+
+    def guided_velocity(z: Array, t: Array) -> Array:
+        every = model.velocity(params, jnp.tile(z, (count, 1, 1, 1)), jnp.tile(t, count), encoded)
+        v, *others = jnp.split(every, count)
+        if style_guidance is not None:
+            v = rectified.guide(v, others.pop(0), style_guidance)
+        return v if guidance is None else rectified.guide(v, others.pop(0), guidance)
+
+    return guided_velocity
+
+
+@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided", "style_guided"))
+def synthesize_latents(
+    config: Config,
+    params: Params,
+    keys: Key[Array, " b"],
+    labels: UInt8[Array, "b H W"],
+    guidance: Float[Array, ""] | float,
+    style: Float[Array, "b k token"] | None = None,
+    style_guidance: Float[Array, ""] | float = 1.0,
+    *,
+    steps: int,
+    solver: str,
+    guided: bool,
+    style_guided: bool = False,
+) -> Float[Array, "b h w c"]:
+    """Return scaled latents for label maps."""
+    shape = (config.latent_size, config.latent_size, config.latent_channels)
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    velocity = velocity_under(
+        config,
+        params,
+        labels,
+        guidance if guided else None,
+        style,
+        style_guidance if style_guided else None,
+    )
+    model = generator(config)
+    start, times = model.start(noise, steps), model.times(steps)
+    return rectified.integrate(velocity, start, steps=steps, solver=solver, times=times)
+
+
+@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided", "style_guided"))
+def synthesize(
+    config, params, autoencoder, keys, labels, guidance, style, style_guidance, **options
+):
+    """Return uint8 images (b, H, W, 3) for label maps; arguments as in `synthesize_latents`."""
+    latents = synthesize_latents(
+        config, params, keys, labels, guidance, style, style_guidance, **options
+    )
+    return to_uint8(autoencoder.from_latents(latents))
+
+
+@partial(jax.jit, static_argnames="config")
+def encode_style(config, params, images, labels):
+    """Return the style tokens (b, k, token) of uint8 reference images with their label maps."""
+    return generator(config).encode_style(params, to_float(images), labels)
+
+
+@partial(jax.jit, static_argnames="config")
+def no_style(config, params):
+    """Return the style tokens (k, token) of classes without a reference."""
+    return generator(config).no_style(params)[0]

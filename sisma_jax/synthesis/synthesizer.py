@@ -1,0 +1,410 @@
+"""Masks, and styles, to images: trained model, autoencoder and solver behind one call."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, no_type_check
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Compiled
+from jaxtyping import Float, UInt8, UInt32
+
+from sisma_jax.common.errors import InputError, whole_number
+from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
+from sisma_jax.devices.sharding import (
+    batch_sharding,
+    chunks,
+    local_mesh,
+    replicated,
+    under_mesh,
+    whole_batch,
+)
+from sisma_jax.flows import rectified
+from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder
+from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
+from sisma_jax.runs.checkpoint import abstract_like, averaged_weights
+from sisma_jax.runs.folder import RunFolder
+from sisma_jax.synthesis.programs import encode_style, no_style, noise_keys, synthesize
+from sisma_jax.synthesis.styles import Style
+from sisma_jax.training.state import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class _Variant:
+    """Static options of one compiled synthesis program."""
+
+    size: int
+    steps: int
+    solver: str
+    guided: bool
+    styled: bool = False
+    style_guided: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "solver": self.solver,
+            "guided": self.guided,
+            "style_guided": self.style_guided,
+        }
+
+
+def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
+    """Raises InputError unless the model was configured for this autoencoder's latents."""
+    autoencoder.scaling_factor  # noqa: B018  raises if the weights lack it
+    factor, channels = autoencoder.config.factor, autoencoder.config.latent_channels
+    if (factor, channels) != (config.factor, config.latent_channels):
+        raise InputError(
+            f"the autoencoder has factor {factor} and {channels} latent channels where the "
+            f"model has {config.factor} and {config.latent_channels}: "
+            "set model.factor and model.latent_channels to the autoencoder's"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthesizer:
+    """Masks to images.
+
+        synthesizer = Synthesizer.load("runs/demo")
+        images = synthesizer(labels, seed=1, steps=25)
+
+    A model with style conditioning also takes styles of reference faces (`styles.Style`):
+
+        style = synthesizer.style(photos, labels_of_photos)
+        images = synthesizer(labels, style=style[0].take(style[1], ["hair"]))
+
+    Batches of any size run on all local devices, `batch_size` images at a time; the last batch is
+    padded. An image depends on its mask, its seed and its index, not on what else is in a batch
+    (up to 1/255 in float32, from the order of sums).
+    """
+
+    config: Config
+    params: Params
+    autoencoder: Autoencoder
+    batch_size: int = 16
+    step: int | None = None
+    """Training step of the weights, if they come from a run."""
+    classes: ClassSet = CELEBAMASK
+    """Classes that the labels index."""
+    trained_with_null_mask: bool = True
+    """Whether training sometimes dropped the mask, as guidance needs."""
+    _compiled: dict[_Variant, Compiled] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        check_autoencoder(self.config, self.autoencoder)
+        object.__setattr__(self, "batch_size", whole_number(self.batch_size, "batch size"))
+        if self.batch_size < 1:
+            raise InputError(f"batch size {self.batch_size} makes no image: use at least 1")
+
+    @classmethod
+    def load(cls, workdir: str | Path, *, batch_size: int = 16) -> "Synthesizer":
+        """Read a run folder: the averaged weights of its newest checkpoint and its autoencoder.
+
+        Args:
+          workdir: a run folder, or an export of one.
+          batch_size: images per batch, over all local devices.
+
+        Raises:
+          InputError: if `workdir` is no run of SISMA or SCA-DM, or holds no finished checkpoint.
+        """
+        run = RunFolder(Path(workdir))
+        config = model_config(run.config())
+        mesh = local_mesh()
+        shapes = parameter_shapes(config)
+        shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
+        step, params = averaged_weights(run, abstract_like(shapes, shardings))
+        autoencoder = jax.device_put(load_autoencoder(run.autoencoder), replicated(mesh))
+        dropped = run.config().get("flow", {}).get("drop", 0.0) > 0
+        return cls(config, params, autoencoder, batch_size, step, run.classes(), dropped)
+
+    @no_type_check  # `check` raises InputError for wrong labels
+    def __call__(
+        self,
+        labels: UInt8[np.ndarray, "batch H W"],
+        seed: int | Sequence[int] = 0,
+        steps: int = 25,
+        solver: str = "euler",
+        guidance: float = 1.0,
+        style: Style | None = None,
+        style_guidance: float = 1.0,
+    ) -> UInt8[np.ndarray, "batch H W 3"]:
+        """Return an RGB image for every label map.
+
+        Args:
+          labels: class ids, 255 where unlabelled; H = W = the model's image size.
+          seed: one for all, or one per image, in [0, 2**32). Noise depends on (seed, image index).
+          steps: number of solver steps, at least 1.
+          solver: "euler", "midpoint" or "heun"; the latter two take two velocities per step.
+          guidance: at least 0; 1 is the plain model, more follows the mask more closely at twice
+            the cost, 0 ignores the mask.
+          style: one for all, or one per image; None draws the style from noise, too.
+          style_guidance: the same for the style, at the cost of another pass.
+
+        Raises:
+          InputError: if an argument is out of range, or label maps or styles do not fit the model.
+        """
+        batches = self.batches(
+            np.asarray(labels), seed, steps, solver, guidance, style, style_guidance
+        )
+        size = self.config.image_size
+        return np.concatenate([np.empty((0, size, size, 3), np.uint8), *batches])
+
+    @no_type_check
+    def batches(
+        self,
+        labels: UInt8[np.ndarray, "batch H W"],
+        seed: int | Sequence[int] = 0,
+        steps: int = 25,
+        solver: str = "euler",
+        guidance: float = 1.0,
+        style: Style | None = None,
+        style_guidance: float = 1.0,
+    ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
+        """Yield what a call returns, `batch_size` images at a time."""
+        self.check(labels, seed, steps, solver, guidance)
+        self.check_style(len(labels), style, style_guidance)
+        steps = whole_number(steps, "steps")
+        if style is not None and len(style) != len(labels):
+            style = style.repeat(len(labels))
+        return self._batches(
+            labels, np.asarray(seed, np.uint32), steps, solver, guidance, style, style_guidance
+        )
+
+    def _batches(
+        self,
+        labels: UInt8[np.ndarray, "batch H W"],
+        seed: UInt32[np.ndarray, "..."],
+        steps: int,
+        solver: str,
+        guidance: float,
+        style: Style | None,
+        style_guidance: float,
+    ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
+        mesh = local_mesh()
+        rows = batch_sharding(mesh)
+        variant = self._variant(
+            mesh, len(labels), steps, solver, guidance, style is not None, style_guidance
+        )
+        size = variant.size
+        program = self._compiled.get(variant) or partial(
+            under_mesh(mesh, synthesize), self.config, **variant.options
+        )
+        arrays = (labels,) if style is None else (labels, style.tokens)
+        start = 0
+        for (placed, *tokens), count in chunks(size, mesh, *arrays):
+            keys = noise_keys(seed, start, count)
+            if count < size:
+                keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], size - count)])
+            images = program(
+                self.params,
+                self.autoencoder,
+                jax.device_put(keys, rows),
+                placed,
+                np.float32(guidance),
+                *(tokens or [None]),
+                np.float32(style_guidance),
+            )
+            yield np.asarray(images)[:count]
+            start += count
+
+    @property
+    def has_style(self) -> bool:
+        """Whether the model takes the style of references."""
+        return generator(self.config).has_style
+
+    @no_type_check  # wrong arrays raise InputError
+    def style(
+        self, images: UInt8[np.ndarray, "n H W 3"], labels: UInt8[np.ndarray, "n H W"]
+    ) -> Style:
+        """Return the style of reference faces, class by class.
+
+        Args:
+          images: RGB faces of the model's size.
+          labels: their masks, class ids, 255 where unlabelled. A class without pixels has no style.
+
+        Raises:
+          InputError: if they do not fit the model or each other, or the model has no style
+            conditioning.
+        """
+        self._require_style()
+        self.check(labels, 0, 1, "euler", 1.0)
+        if images.dtype != np.uint8 or images.shape != (*labels.shape, 3):
+            raise InputError(
+                f"references are {images.dtype} of shape {images.shape}: give uint8 of shape "
+                f"{(*labels.shape, 3)}, one for each of their masks"
+            )
+        mesh = local_mesh()
+        size = whole_batch(max(min(self.batch_size, len(images)), 1), mesh)
+        encode = partial(under_mesh(mesh, encode_style), self.config, self.params)
+        tokens = [
+            np.asarray(encode(*placed))[:count]
+            for placed, count in chunks(size, mesh, images, labels)
+        ]
+        absent = self.no_style(0)
+        return dataclasses.replace(
+            absent,
+            tokens=np.concatenate([absent.tokens, *tokens]),
+            given=np.stack([(labels == k).any((1, 2)) for k in range(len(self.classes))], 1),
+        )
+
+    def no_style(self, count: int = 1) -> Style:
+        """Return `count` styles without any reference, to which `take` can add classes.
+
+        Raises:
+          InputError: if the model has no style conditioning.
+        """
+        self._require_style()
+        absent = self._absent
+        return Style(
+            np.repeat(absent[None], count, axis=0),
+            np.zeros((count, len(absent)), bool),
+            absent,
+            self.classes,
+        )
+
+    @functools.cached_property
+    def _absent(self) -> Float[np.ndarray, "k token"]:
+        return np.asarray(no_style(self.config, self.params))
+
+    def _require_style(self) -> None:
+        if not self.has_style:
+            raise InputError(
+                "this model has no style conditioning, so it takes no references: train one with "
+                "model.style, as configs/synthetic_style.py does"
+            )
+
+    def check_style(self, count: int, style: Style | None, style_guidance: float) -> None:
+        """Raises InputError if a call for `count` masks with this style would."""
+        if not style_guidance >= 0 or not np.isfinite(style_guidance):
+            raise InputError(
+                f"style guidance is {style_guidance}: use 0 or more (1 is the plain model)"
+            )
+        if style is None:
+            if style_guidance != 1.0:
+                raise InputError(
+                    f"style guidance is {style_guidance}, but there is no style to follow: give "
+                    "references, or leave it at 1"
+                )
+            return
+        self._require_style()
+        own = self.no_style(0)
+        if style.classes != own.classes or not np.array_equal(style.absent, own.absent):
+            raise InputError(
+                "the style is of another model: make it with `style` of the one that uses it"
+            )
+        if len(style) not in (1, count):
+            raise InputError(
+                f"{len(style)} styles do not fit {count} label maps: give one for all, or one each"
+            )
+
+    def _variant(
+        self,
+        mesh: Mesh,
+        count: int,
+        steps: int,
+        solver: str,
+        guidance: float,
+        styled: bool = False,
+        style_guidance: float = 1.0,
+    ) -> _Variant:
+        """The program that makes `count` images in batches of one size."""
+        size = whole_batch(max(min(self.batch_size, count), 1), mesh)
+        return _Variant(size, steps, solver, guidance != 1.0, styled, style_guidance != 1.0)
+
+    def memory(
+        self,
+        count: int = 16,
+        steps: int = 25,
+        solver: str = "euler",
+        guidance: float = 1.0,
+        style: Style | None = None,
+        style_guidance: float = 1.0,
+    ) -> dict[str, int]:
+        """Return the memory that a call with `count` label maps needs on each device, in bytes.
+
+        Compiles solver and decoder as one program, and keeps it for the call.
+
+        Returns:
+          "batch": images of one batch, over all local devices; "arguments": weights and inputs;
+          "temporary": the peak of the rest, as XLA planned it.
+        """
+        mesh = local_mesh()
+        variant = self._variant(
+            mesh, count, steps, solver, guidance, style is not None, style_guidance
+        )
+        if variant not in self._compiled:
+            rows, pixels = batch_sharding(mesh), self.config.image_size
+            keys = jax.device_put(noise_keys(0, 0, variant.size), rows)
+            labels = jax.ShapeDtypeStruct((variant.size, pixels, pixels), np.uint8, sharding=rows)
+            one, tokens = np.float32(1), None
+            if style is not None:
+                shape = (variant.size, *style.tokens.shape[1:])
+                tokens = jax.ShapeDtypeStruct(shape, np.float32, sharding=rows)
+            inputs = self.config, self.params, self.autoencoder, keys, labels, one, tokens, one
+            lowered = under_mesh(mesh, synthesize.lower)(*inputs, **variant.options)
+            self._compiled[variant] = lowered.compile()
+        analysis = self._compiled[variant].memory_analysis()
+        return {
+            "batch": variant.size,
+            "arguments": analysis.argument_size_in_bytes,
+            "temporary": analysis.temp_size_in_bytes,
+        }
+
+    @no_type_check
+    def check(
+        self,
+        labels: np.ndarray,
+        seed: int | Sequence[int],
+        steps: int,
+        solver: str,
+        guidance: float,
+    ) -> None:
+        """Raises InputError if a call with these arguments would."""
+        size = self.config.image_size
+        if labels.dtype != np.uint8 or labels.shape[1:] != (size, size):
+            raise InputError(
+                f"labels are {labels.dtype} of shape {labels.shape}: give uint8 class ids of shape "
+                f"(batch, {size}, {size})"
+            )
+        wrong = (labels >= self.config.num_classes) & (labels != UNLABELLED)
+        if wrong.any():
+            image, y, x = np.argwhere(wrong)[0]
+            raise InputError(
+                f"label {labels[image, y, x]} of map {image} at pixel ({x}, {y}) is no class: use "
+                f"0..{self.config.num_classes - 1}, or {UNLABELLED} for unlabelled"
+            )
+        seeds = [whole_number(x, "seed") for x in np.atleast_1d(seed).tolist()]
+        if np.ndim(seed) and len(seeds) != len(labels):
+            raise InputError(
+                f"{len(seeds)} seeds do not fit {len(labels)} label maps: give one for all, or one "
+                "each"
+            )
+        if min(seeds, default=0) < 0 or max(seeds, default=0) >= 2**32:
+            raise InputError(f"seed {seed} is out of range: use 0..{2**32 - 1}")
+        if whole_number(steps, "steps") < 1:
+            raise InputError(f"steps is {steps}: use at least 1")
+        model = generator(self.config)
+        if model.most_steps is not None and steps > model.most_steps:
+            raise InputError(
+                f"steps is {steps}: {model.name} was trained on {model.most_steps + 1} steps of "
+                f"noise, use at most {model.most_steps}"
+            )
+        if solver not in rectified.SOLVERS:
+            raise InputError(
+                f"solver {solver!r} is unknown: use one of {', '.join(rectified.SOLVERS)}"
+            )
+        if not guidance >= 0 or not np.isfinite(guidance):
+            raise InputError(f"guidance is {guidance}: use 0 or more (1 is the plain model)")
+        if guidance != 1.0 and not self.trained_with_null_mask:
+            raise InputError(
+                f"guidance is {guidance}, but no mask was dropped in the model's training "
+                "(flow.drop is 0): leave it at 1, and use style guidance where there is a style"
+            )

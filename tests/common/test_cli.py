@@ -1,0 +1,224 @@
+"""What every command does with wrong input and with --help."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sisma_jax
+from sisma_jax import doctor
+from sisma_jax.common import cli
+from sisma_jax.common.commands import COMMANDS
+from sisma_jax.common.errors import InputError, RunError
+
+HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def run_module(name, *arguments):
+    before = sys.argv
+    sys.argv = [name, *arguments]
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=False)
+    finally:
+        sys.argv = before
+
+
+def test_wrong_input_is_one_sentence_and_status_two(capsys):
+    def main():
+        raise InputError("steps is 0: use at least 1")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: steps is 0: use at least 1\n"
+
+
+def test_a_run_that_cannot_go_on_is_one_sentence_and_status_one(capsys, monkeypatch):
+    def main():
+        raise RunError("the disk is full: make room")
+
+    left = []
+    monkeypatch.setattr(cli.os, "_exit", left.append)
+    cli.run(main)
+    assert left == [1]
+    assert capsys.readouterr().err == "error: the disk is full: make room\n"
+
+
+def test_other_errors_keep_their_traceback():
+    def main():
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        cli.run(main)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_help_names_the_options_their_defaults_and_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_module(name, "--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"python -m {name}" in text and "example:" in text and "default" in text
+    assert f"{COMMANDS[name].page} in the project's sources" in text
+
+
+def test_every_command_is_listed(capsys):
+    run_module("sisma_jax")
+    listed = capsys.readouterr().out
+    for module, command in COMMANDS.items():
+        assert f"python -m {module} " in listed and command.what in listed
+    package = Path(sisma_jax.__file__).parent
+    commands = [path.stem for path in package.glob("*.py") if "cli.run(main)" in path.read_text()]
+    assert {f"sisma_jax.{name}" for name in commands} | {"sisma_jax.data.synthetic"} == {*COMMANDS}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("doctor", ["--weights", "none"], "--weights none is not a folder"),
+        ("train", ["--config", "none.py"], "none.py does not exist"),
+        ("sample", ["--workdir", "none", "--masks", "none", "--out", "none"], "none"),
+        ("demo", ["--workdir", "none"], "none is not a run folder"),
+        ("export", ["--workdir", "none", "--out", "out"], "none is not a run folder"),
+        ("prepare", ["--source", "none", "--out", "out"], "none is not a folder"),
+        (
+            "cache_latents",
+            ["--data", "none", "--autoencoder", "missing", "--out", "out"],
+            "none is not a prepared data set",
+        ),
+        ("inspect_data", ["--data", "none"], "none is not a folder"),
+        ("data.synthetic", ["--out", "none", "--count", "0"], "0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_commands_end_with_a_sentence_and_status_two(
+    name, arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run_module(f"sisma_jax.{name}", *arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert error.endswith(f" (see --help, or {COMMANDS[f'sisma_jax.{name}'].page})\n")
+    assert not list(tmp_path.iterdir())
+
+
+def path_options():
+    """(command, option) of every option whose type is `cli.path`."""
+    package = Path(sisma_jax.__file__).parent
+    shared = {
+        "parse_training_command(": "training/setup.py",
+        "references.": "synthesis/references.py",
+    }
+    for module in COMMANDS:
+        file = package.joinpath(*module.split(".")[1:])
+        text = (file / "__main__.py" if file.is_dir() else file.with_suffix(".py")).read_text()
+        text += "".join((package / of).read_text() for mark, of in shared.items() if mark in text)
+        assert "type=Path" not in text, module
+        for option in re.findall(r'"(--[a-z-]+)",\s*type=cli\.path', text):
+            yield module, option
+    # Files of a reference, which come in pairs.
+    yield from (("sisma_jax.sample", option) for option in ("--reference", "--towards"))
+
+
+@pytest.mark.parametrize(("name", "option"), [*path_options()])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_addresses_are_refused_by_every_command(name, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run_module(name, option, "gs://bucket/folder")
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: argument {option}: gs://bucket/folder is an address" in said
+    assert "`gcloud storage rsync`" in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_doctor_finds_this_installation_well(capsys, monkeypatch, tmp_path):
+    (tmp_path / "lpips-v0.1-vgg.safetensors").touch()
+    run_module("sisma_jax.doctor", "--weights", str(tmp_path))
+    text = capsys.readouterr().out
+    assert text.endswith("all is well\n")
+    for said in ("jaxlib", "cpu", "chunked  ", "no NVIDIA GPU", "within", "finite loss"):
+        assert said in text
+    assert f"LPIPS vgg linear  {tmp_path}" in text and f"no {tmp_path}/pt_inception" in text
+
+
+def test_the_doctor_says_what_is_wrong(capsys, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(doctor, "selective_scan", broken)
+    monkeypatch.setattr(doctor, "accelerator", lambda: "cuda13")
+    monkeypatch.setitem(doctor.TESTS, "model", lambda: "well")
+    monkeypatch.setattr(sys, "argv", ["doctor"])
+    with pytest.raises(RunError, match="self-test of scan failed: repair"):
+        doctor.main()
+    text = capsys.readouterr().out
+    assert "FAILED: RuntimeError: no kernel image" in text
+    assert "a device for cuda13, but JAX computes on the CPU: pip install -e '.[cuda13]'" in text
+
+
+def test_a_reader_that_has_gone_ends_a_command_in_silence(tmp_path):
+    """`| head`: no traceback, and the status that others end with."""
+    code = (
+        "from sisma_jax.common import cli\n"
+        "cli.run(lambda: [print('x' * 1000) for _ in range(10**4)])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_names_that_a_terminal_cannot_show_are_escaped(encoding):
+    code = (
+        "from sisma_jax.common import cli\nfrom sisma_jax.common.errors import InputError\n"
+        "def main():\n    print('v\\udce9lo \\u00d7')\n"
+        "    raise InputError('v\\udce9\\n\\x1b[2Jlo')\n"
+        "cli.run(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 2
+    assert done.stdout.startswith(b"v\\udce9lo ")
+    assert done.stderr == b"error: v\\udce9\\n\\x1b[2Jlo\n"
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_closed_stream_changes_nothing(closed, tmp_path):
+    words = "-m sisma_jax.data.synthetic --out set --count 1 --size 32"
+    command = f"{sys.executable} {words} {closed}>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=HERE).returncode == 0
+    assert (tmp_path / "set/synthetic.json").exists()
+
+
+def test_what_no_command_has_foreseen_of_disks_is_one_sentence(tmp_path):
+    code = "from sisma_jax.common import cli\ncli.run(lambda: open('nowhere/file'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=HERE, capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        b"error: nowhere/file: No such file or directory: give another path, or make room\n"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_full_device_is_one_sentence():
+    code = "from sisma_jax import cli; cli.run(lambda: print(1))"
+    command = f"{sys.executable} -c '{code}' > /dev/full"
+    done = subprocess.run(["sh", "-c", command], env=HERE, capture_output=True)
+    assert done.returncode == 1 and b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr

@@ -1,0 +1,178 @@
+"""Config files, overrides and what is said about wrong ones."""
+
+from pathlib import Path
+
+import pytest
+
+from sisma_jax.common.config import flatten, from_json, load_config, section, to_json
+from sisma_jax.common.errors import InputError
+from sisma_jax.models import SISMAConfig
+from sisma_jax.runs.folder import RunFolder
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(variant='plain'):\n"
+        "    if variant not in ('plain', 'big'):\n"
+        "        raise ValueError('choose plain or big')\n"
+        "    return ConfigDict(dict(seed=0, name='', train=dict(\n"
+        "        steps=10 if variant == 'plain' else 1000, rate=1e-3, flip=True, sizes=(1, 2))))\n"
+    )
+    return str(path)
+
+
+def test_variants_and_overrides(config_file):
+    config = load_config(
+        f"{config_file}:big",
+        ["--config.train.rate=1", "--config.seed", "3", "--config.train.flip=false",
+         "--config.train.sizes=(3, 4)", "--config.name=12"],
+    )  # fmt: skip
+    assert config.to_dict() == {
+        "seed": 3,
+        "name": "12",
+        "train": {"steps": 1000, "rate": 1.0, "flip": False, "sizes": (3, 4)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.train.step=5"], "'train.step' does not exist: did you mean 'train.steps'?"),
+        (["--config.tran.steps=5"], "'tran.steps' does not exist: did you mean 'train.steps'?"),
+        (["--config.seeds=5"], "did you mean 'seed'?"),
+        (["--config.train.steps=many"], "'train.steps' cannot be 'many'.* of type int"),
+        (["--config.train.steps=1.5"], "'train.steps' cannot be '1.5'"),
+        (["--config.train.flip=2"], "'train.flip' cannot be '2'"),
+        (["--config.train=5"], "'train' is a section: set one of its keys"),
+        (["--config.seed"], "has no value: write --config.seed=VALUE"),
+        (["--seed=3"], "'--seed=3' is unknown"),
+    ],
+)
+def test_wrong_overrides_are_refused(config_file, overrides, message):
+    with pytest.raises(InputError, match=message):
+        load_config(config_file, overrides)
+
+
+def test_wrong_files_and_variants_are_refused(config_file, tmp_path):
+    with pytest.raises(InputError, match=r"none\.py does not exist"):
+        load_config(str(tmp_path / "none.py"))
+    with pytest.raises(InputError, match="'huge': choose plain or big"):
+        load_config(f"{config_file}:huge")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(InputError, match="defines no get_config"):
+        load_config(str(tmp_path / "empty.py"))
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "xlarge"])
+def test_celeba_variants_are_the_models_of_that_name(size):
+    config = load_config(f"{CONFIGS / 'celeba.py'}:{size}")
+    assert section(SISMAConfig, config, "model") == getattr(SISMAConfig, size)()
+
+
+def test_celeba_at_512_pixels_is_large_on_four_times_the_tokens():
+    config = load_config(f"{CONFIGS / 'celeba.py'}:512")
+    assert section(SISMAConfig, config, "model") == SISMAConfig.large(latent_size=64, remat="block")
+    assert (config.data.size, config.data.path) == (512, "data/celeba-512")
+
+
+def test_a_config_survives_the_run_folder(tmp_path):
+    config = load_config(str(CONFIGS / "autoencoder.py"))
+    run = RunFolder(tmp_path / "run")
+    with run.claim(config):
+        assert flatten(run.config())["train.steps"] == config.train.steps
+    with run.claim(config):  # the same config again: continue
+        pass
+
+
+def test_a_run_folder_refuses_another_config(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    spec = str(CONFIGS / "synthetic.py")
+    with run.claim(load_config(spec)):
+        pass
+    with run.claim(load_config(spec, ["--config.train.steps=7"])):
+        pass
+    with (
+        pytest.raises(InputError, match=r"has model.width = 96, but this run has 64"),
+        run.claim(load_config(spec, ["--config.model.width=64"])),
+    ):
+        pass
+    assert run.config().train.steps == 7
+
+
+def test_what_a_continued_run_would_not_read_is_refused_or_said(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    config = lambda *overrides: load_config(
+        str(CONFIGS / "synthetic.py"), [f"--config.{override}" for override in overrides]
+    )
+    with run.claim(config("train.init_from=a")):
+        pass
+    with run.claim(config("train.init_from=b")):  # nothing is trained yet: it is read
+        assert not run.not_read("train.init_from", "b") + run.not_read("train.profile_at", 2)
+        assert not run.not_read("autoencoder.path", "b")
+    (run.checkpoints / "6").mkdir(parents=True)
+    (run.checkpoints / "12").mkdir()
+    (run.checkpoints / "18.orbax-checkpoint-tmp").mkdir()
+    run.autoencoder.mkdir()
+    with pytest.raises(
+        InputError, match=r"init_from is now c, but .* its own step 12: leave .*'b'"
+    ):
+        run.check(config("train.init_from=c"))
+    run.check(config("train.init_from=b"))
+    run.check(config())
+    assert run.not_read("train.init_from", "").endswith("the run continues from its own step 12")
+    assert run.not_read("train.profile_at", 12) == (
+        "nothing is traced: the run continues from step 12"
+    )
+    assert not run.not_read("train.profile_at", 13) + run.not_read("train.profile_at", 0)
+    assert run.not_read("autoencoder.path", "b").endswith(f"its own copy, {run.autoencoder}")
+
+
+def test_a_folder_of_other_things_is_not_taken(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with (
+        pytest.raises(InputError, match="is not empty and holds no run"),
+        RunFolder(tmp_path).claim(load_config(str(CONFIGS / "synthetic.py"))),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_damaged_and_missing_run_configs_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"is not a run folder, it has no config\.json"):
+        from_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(to_json(load_config(str(CONFIGS / "synthetic.py")))[:40])
+    with pytest.raises(InputError, match="is not a run's config"):
+        from_json(tmp_path / "config.json")
+
+
+def test_a_section_names_unknown_and_missing_keys():
+    with pytest.raises(
+        InputError, match=r"'model.widht' does not exist: did you mean 'model.width'"
+    ):
+        section(SISMAConfig, {"model": {"widht": 3}}, "model")
+    with pytest.raises(InputError, match="no section 'model'"):
+        section(SISMAConfig, {}, "model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch": 3}, "model.patch 3 does not divide model.latent_size 32"),
+        ({"factor": 6}, "6 x 1: .* power of two"),
+        ({"orders": 3}, "model.orders is 3"),
+        ({"width": 30}, "model.width is 30"),
+        ({"depth": 0}, "model.depth is 0"),
+        ({"mask_channels": 20}, "model.mask_channels is 20"),
+        ({"dtype": "float16"}, "model.dtype is 'float16'"),
+        ({"remat": "all"}, "model.remat is 'all': choose one of none, block, dots"),
+        ({"scan": "fast"}, "model.scan is 'fast': choose one of auto, sequential"),
+    ],
+)
+def test_impossible_models_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        SISMAConfig(**changes)
