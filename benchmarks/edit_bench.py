@@ -17,6 +17,7 @@ from sisma_jax import Synthesizer
 from sisma_jax.common import cli
 from sisma_jax.common.config import section
 from sisma_jax.data.classes import CLASSES
+from sisma_jax.data.config import DataConfig
 from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.data.label_maps import colourise
@@ -24,7 +25,6 @@ from sisma_jax.metrics.regions import far_from, rms_change
 from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.editing import edit
-from sisma_jax.training.setup import DataConfig
 
 STEPS, MARGIN = 12, 8
 SHOWN = 8

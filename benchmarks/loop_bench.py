@@ -26,14 +26,15 @@ from jax.sharding import Mesh
 from sisma_jax.common import cli
 from sisma_jax.common.processes import cores
 from sisma_jax.data import layouts, synthetic
+from sisma_jax.data.config import DataConfig
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.data.latents import LatentCache
 from sisma_jax.devices.sharding import MeshConfig, make_mesh, put_batch
 from sisma_jax.runs.checkpoint import CheckpointConfig
 from sisma_jax.runs.folder import RunFolder
+from sisma_jax.runs.state import TrainState
 from sisma_jax.training import loop
-from sisma_jax.training.setup import DataConfig
-from sisma_jax.training.state import TrainConfig, TrainState, make_optimizer
+from sisma_jax.training.state import TrainConfig, make_optimizer
 
 FACES, SIZE = 256, 256
 

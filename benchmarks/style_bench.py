@@ -15,12 +15,12 @@ from PIL import Image
 from sisma_jax import Synthesizer
 from sisma_jax.common import cli
 from sisma_jax.common.config import section
+from sisma_jax.data.config import DataConfig
 from sisma_jax.data.input_pipeline import fixed_batch
 from sisma_jax.evaluation.generation import Sampling
 from sisma_jax.evaluation.styles import FACES, measure_styles, style_tables
 from sisma_jax.metrics.regions import explained_variance
 from sisma_jax.runs.folder import RunFolder
-from sisma_jax.training.setup import DataConfig
 
 SHEETS = ("reconstruction", "total", "partial", "several", "between", "between_one")
 """File names of the pictures, in their order."""

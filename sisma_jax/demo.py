@@ -26,6 +26,7 @@ from sisma_jax.common.config import section
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import local_path
 from sisma_jax.data import synthetic
+from sisma_jax.data.config import DataConfig
 from sisma_jax.data.contact_sheet import mask_sheet, with_legend
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import fixed_batch
@@ -35,7 +36,6 @@ from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.synthesizer import Synthesizer
 from sisma_jax.training import objective
 from sisma_jax.training.objective import latent_noise, nothing_dropped
-from sisma_jax.training.setup import DataConfig
 
 MASKS = 12
 PER_MASK = 6

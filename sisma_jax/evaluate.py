@@ -24,6 +24,7 @@ from sisma_jax.data.input_pipeline import Source, open_dataset
 from sisma_jax.data.label_values import Reading
 from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.data.raw import FIELDS, TEST_FROM
+from sisma_jax.devices.compilation_cache import keep_compiled_programs
 from sisma_jax.evaluation.evaluator import (
     Diversity,
     Evaluation,
@@ -47,7 +48,6 @@ from sisma_jax.models.generators import generator, model_config
 from sisma_jax.models.judges.inception import SCALINGS
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.synthesizer import Synthesizer
-from sisma_jax.training.setup import keep_compiled_programs
 
 METRICS = {
     "fid": ("fid",),

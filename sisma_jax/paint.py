@@ -77,11 +77,11 @@ def main() -> None:
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs gradio, which is not installed: pip install -e '.[paint]'")
     # These take seconds to import.
+    from sisma_jax.devices.compilation_cache import keep_compiled_programs
     from sisma_jax.models.face_parser import load_parser
     from sisma_jax.painting import app
     from sisma_jax.painting.studio import Studio
     from sisma_jax.painting.temporary import temporary_files
-    from sisma_jax.training.setup import keep_compiled_programs
 
     if args.parser is not None and not args.parser.exists():
         load_parser(args.parser)  # raises before the model is read

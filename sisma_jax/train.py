@@ -20,6 +20,7 @@ from sisma_jax.common import cli
 from sisma_jax.common.config import section
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data import prepared
+from sisma_jax.data.config import DataConfig
 from sisma_jax.data.contact_sheet import mask_sheet
 from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.data.latents import LatentCache
@@ -39,13 +40,13 @@ from sisma_jax.models.autoencoder import (
 )
 from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
 from sisma_jax.runs.folder import RunFolder
+from sisma_jax.runs.state import Params
 from sisma_jax.synthesis.synthesizer import Synthesizer, check_autoencoder
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
 from sisma_jax.training.objective import FlowConfig, draw, mean_loss
 from sisma_jax.training.setup import (
-    DataConfig,
     Sections,
     check_classes,
     check_image_size,
@@ -53,7 +54,7 @@ from sisma_jax.training.setup import (
     parse_training_command,
     run_claimed,
 )
-from sisma_jax.training.state import Params, make_optimizer
+from sisma_jax.training.state import make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ from sisma_jax.models.autoencoder.training import (
     posterior_noise,
 )
 from sisma_jax.runs.folder import RunFolder
+from sisma_jax.runs.state import Params
 from sisma_jax.training.class_balance import class_weights
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
@@ -48,7 +49,7 @@ from sisma_jax.training.setup import (
     parse_training_command,
     run_claimed,
 )
-from sisma_jax.training.state import Batch, Metrics, Params, kernel_axes, make_optimizer
+from sisma_jax.training.state import Batch, Metrics, kernel_axes, make_optimizer
 
 FACES_FOR_STATISTICS = 512
 FACES_ON_SHEET = 12

@@ -16,6 +16,7 @@ import pytest
 from sisma_jax import cache_latents, prepare, train
 from sisma_jax.common.config import load_config, section
 from sisma_jax.common.errors import InputError, RunError
+from sisma_jax.data.config import DataConfig
 from sisma_jax.data.input_pipeline import training_stream
 from sisma_jax.data.latents import LatentCache
 from sisma_jax.data.prepared import PreparedDataset
@@ -25,7 +26,6 @@ from sisma_jax.models.autoencoder import (
     save_autoencoder,
     to_float,
 )
-from sisma_jax.training.setup import DataConfig
 from tests.datasets import COUNT, SIZE, TEST_FROM, write_raw
 from tests.tiny_runs import CONFIGS, arguments, call, train_tiny
 

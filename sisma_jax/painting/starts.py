@@ -10,9 +10,9 @@ from sisma_jax.common.config import section
 from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
+from sisma_jax.data.config import DataConfig
 from sisma_jax.data.input_pipeline import Source
 from sisma_jax.runs.folder import RunFolder
-from sisma_jax.training.setup import DataConfig
 
 PROCEDURAL = 512
 """Number of procedural faces to choose from if there is no data set."""

@@ -31,7 +31,7 @@ from sisma_jax.data.checksums import differ
 from sisma_jax.devices.hosts import all_true, is_first, is_multiprocess, wait_for_all
 from sisma_jax.models.weights import load_tree, read_metadata
 from sisma_jax.runs.folder import RunFolder
-from sisma_jax.training.state import Params, TrainState
+from sisma_jax.runs.state import Params, TrainState
 
 ITEMS = ("state", "ema", "run")
 

@@ -29,9 +29,9 @@ from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder
 from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
 from sisma_jax.runs.checkpoint import abstract_like, averaged_weights
 from sisma_jax.runs.folder import RunFolder
+from sisma_jax.runs.state import Params
 from sisma_jax.synthesis.programs import encode_style, no_style, noise_keys, synthesize
 from sisma_jax.synthesis.styles import Style
-from sisma_jax.training.state import Params
 
 
 @dataclasses.dataclass(frozen=True)

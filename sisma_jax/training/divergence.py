@@ -9,7 +9,7 @@ from sisma_jax.common.files import write_json
 from sisma_jax.devices.hosts import is_first, wait_for_all
 from sisma_jax.runs.checkpoint import CheckpointConfig, Checkpoints
 from sisma_jax.runs.folder import RunFolder
-from sisma_jax.training.state import TrainState
+from sisma_jax.runs.state import TrainState
 
 
 def keep_diverged(

@@ -20,8 +20,8 @@ from sisma_jax.data.input_pipeline import Source, items
 from sisma_jax.devices.sharding import put_batch, replicated, row_share, under_mesh
 from sisma_jax.models.autoencoder import Autoencoder
 from sisma_jax.models.generators import Config
+from sisma_jax.runs.state import Params
 from sisma_jax.training.objective import latent_noise, latents_of, losses, nothing_dropped
-from sisma_jax.training.state import Params
 
 GOLDEN = (5**0.5 - 1) / 2
 """Its multiples modulo 1 cover [0, 1] evenly for any number of items."""

@@ -22,6 +22,7 @@ from PIL import Image
 
 from sisma_jax.common.errors import RunError
 from sisma_jax.common.files import NO_ROOM, write_atomically
+from sisma_jax.data.config import Feed
 from sisma_jax.data.image_files import save_png
 from sisma_jax.devices.hosts import all_true, is_first, is_multiprocess, print_once, stop_requests
 from sisma_jax.devices.sharding import (
@@ -39,19 +40,10 @@ from sisma_jax.runs.checkpoint import (
     averaged_weights,
 )
 from sisma_jax.runs.folder import RunFolder
+from sisma_jax.runs.state import Params, TrainState
 from sisma_jax.training.divergence import keep_diverged
 from sisma_jax.training.logging import Log, Logs, MetricsLog, Progress, evaluated_at
-from sisma_jax.training.setup import Feed
-from sisma_jax.training.state import (
-    Draw,
-    LossFn,
-    Metrics,
-    Params,
-    TrainConfig,
-    TrainState,
-    init_state,
-    make_step,
-)
+from sisma_jax.training.state import Draw, LossFn, Metrics, TrainConfig, init_state, make_step
 
 SHOWN = ("loss", "images_per_second", "mfu", "data_wait", "skipped")
 """Metrics printed in progress lines, after those of the model."""

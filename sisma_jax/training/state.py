@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,11 +19,11 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.devices.placement import by_rows
+from sisma_jax.runs.state import Params, TrainState
 
 MUON_RMS = 0.2
 """RMS of Muon's updates over the learning rate, about AdamW's, so that one rate fits both."""
 
-Params = dict[str, Any]
 Metrics = dict[str, Float[Array, ""]]
 MatrixAxes = Callable[[Any, Array], tuple[tuple[int, ...], tuple[int, ...]] | None]
 """(path, parameter) -> (input axes, output axes) of a linear map, or None for other parameters."""
@@ -96,21 +95,6 @@ class TrainConfig:
                 f"train.learning_rate is {self.learning_rate} and train.clip {self.clip}: "
                 "both must be positive"
             )
-
-
-@flax.struct.dataclass
-class TrainState:
-    """Everything that a step changes. Leaves may also be shapes or shardings, hence the types."""
-
-    step: Any
-    """int32 scalar: number of steps, including skipped ones."""
-    skipped: Any
-    """int32 scalar: number of skipped steps."""
-    skipped_in_a_row: Any
-    """int32 scalar: number of skipped steps since the last applied one."""
-    params: Params
-    ema: Params
-    opt_state: optax.OptState
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:

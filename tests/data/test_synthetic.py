@@ -16,12 +16,12 @@ from PIL import Image
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import LOCK, lock
 from sisma_jax.data.classes import CLASSES
+from sisma_jax.data.config import DataConfig
 from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.data.layouts import survey
 from sisma_jax.data.raw import RawFaces
 from sisma_jax.data.synthetic import face, face_parts, read_settings, write_dataset, writer
 from sisma_jax.data.synthetic.figure import majority, sample_figure
-from sisma_jax.training.setup import DataConfig
 
 SIZE = 64
 COUNT = 160

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sisma_jax.data.config import Feed
 from sisma_jax.devices.sharding import MeshConfig, make_mesh
 from sisma_jax.runs.checkpoint import CheckpointConfig
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.training.loop import Task, train
-from sisma_jax.training.setup import Feed
 from sisma_jax.training.state import TrainConfig, make_optimizer
 
 FEATURES = 8

@@ -1,9 +1,9 @@
-"""What the training commands share."""
+"""Compiled programs that are kept."""
 
 import jax
 import pytest
 
-from sisma_jax.training.setup import keep_compiled_programs
+from sisma_jax.devices.compilation_cache import keep_compiled_programs
 
 
 @pytest.fixture
