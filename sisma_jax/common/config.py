@@ -1,6 +1,9 @@
 """Reading configs: a Python file with `get_config(variant)`, and overrides from the command line.
 
     --config configs/celeba.py:small --config.train.batch_size=64
+    --config celeba:small
+
+The second form names a config that is installed with the package, from any folder.
 
 Only this module and the config files handle an `ml_collections.ConfigDict`. Every other module gets
 its section as a frozen dataclass (`section`).
@@ -12,6 +15,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +32,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Return the config of `file.py` or `file.py:variant` with overrides applied.
 
     Args:
-      spec: path of a file that defines `get_config()` or `get_config(variant)`.
+      spec: path of a file that defines `get_config()` or `get_config(variant)`, or the name of an
+        installed one, with its variant.
       overrides: words of the command line: "--config.a.b=value", or "--config.a.b" and "value".
         Values are Python literals; others are strings.
 
@@ -43,15 +48,35 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def split_spec(spec: str) -> tuple[Path, str]:
-    """The file and the variant (or "") of `file.py:variant`."""
-    path, colon, variant = str(local_path(spec)).partition(".py:")  # drives on Windows have a colon
-    return Path(f"{path}.py" if colon else path), variant
+    """The file and the variant (or "") of `file.py:variant`, or of the name of an installed one."""
+    text = str(local_path(spec))
+    path, colon, variant = text.partition(".py:")  # Windows' drives have a colon
+    if colon or Path(text).is_file():
+        return Path(f"{path}.py" if colon else path), variant
+    name, _, variant = text.partition(":")
+    if name in installed_configs():
+        return _installed_folder() / f"{name}.py", variant
+    return Path(text), ""
+
+
+def installed_configs() -> list[str]:
+    """Names of the configs that come with the package."""
+    return sorted(
+        file.stem
+        for file in _installed_folder().glob("[!_]*.py")
+        if re.search(r"^def get_config\b", file.read_text("utf-8"), re.MULTILINE)
+    )
+
+
+def _installed_folder() -> Path:
+    return Path(importlib.util.find_spec("sisma_jax.configs").origin).parent
 
 
 def _get_config(path: Path, variant: str) -> ConfigDict:
     if not path.is_file():
         raise InputError(
-            f"config file {path} does not exist: give the path of a file like configs/celeba.py"
+            f"config file {path} does not exist: give the path of a Python file, or the name of an "
+            f"installed config ({', '.join(installed_configs())})"
         )
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if module_spec is None:

@@ -66,7 +66,8 @@ def parse_training_command(module: str, description: str, example: str) -> tuple
         "--config",
         required=True,
         metavar="FILE[:VARIANT]",
-        help="a config file; override any key with --config.section.key=VALUE",
+        help="a config file, or the name of an installed one (celeba, synthetic, ...); any key is "
+        "overridden by --config.section.key=VALUE",
     )
     parser.add_argument(
         "--workdir",

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from sisma_jax.common.config import flatten, from_json, load_config, section, to_json
+from sisma_jax.common.config import (
+    flatten,
+    from_json,
+    installed_configs,
+    load_config,
+    section,
+    split_spec,
+    to_json,
+)
 from sisma_jax.common.errors import InputError
 from sisma_jax.models import SISMAConfig
 from sisma_jax.runs.folder import RunFolder
@@ -140,6 +148,27 @@ def test_a_folder_of_other_things_is_not_taken(tmp_path):
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_installed_config_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = load_config("celeba:small", ["--config.train.steps=7"])
+    assert named == load_config(f"{CONFIGS / 'celeba.py'}:small", ["--config.train.steps=7"])
+    assert load_config("celeba_style") == load_config(str(CONFIGS / "celeba_style.py"))
+    assert split_spec("celeba:small") == (CONFIGS / "celeba.py", "small")
+    (tmp_path / "celeba").mkdir()  # a folder of faces, perhaps
+    assert load_config("celeba:small", ["--config.train.steps=7"]) == named
+
+
+def test_a_name_that_is_no_config_lists_the_installed_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"autoencoder", "celeba", "parser", "scadm", "synthetic"} <= {*installed_configs()}
+    for spec in ("celebra:small", "configs/celeba.py", "configs/celeba.py:small"):
+        with pytest.raises(
+            InputError, match=rf"{spec.removesuffix(':small')}.* does not exist: "
+        ) as caught:
+            load_config(spec)
+        assert ", ".join(installed_configs()) in str(caught.value)
 
 
 def test_damaged_and_missing_run_configs_are_named(tmp_path):

@@ -1,0 +1,1 @@
+"""One file for each thing that is trained; `get_config(variant)` returns its settings."""
