@@ -7,9 +7,9 @@ to and from memory once.
 
 from scan_cases import ITEM_SIZE, Size
 
-from kernels.selective_scan.pallas import mosaic, triton
-from kernels.selective_scan.pallas.chips import CHIPS, EXPONENTIALS, LANES, SCHEDULERS
-from kernels.selective_scan.pallas.plan import Cost
+from sisma_jax.kernels.selective_scan.pallas import mosaic, triton
+from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS, EXPONENTIALS, LANES, SCHEDULERS
+from sisma_jax.kernels.selective_scan.pallas.plan import Cost
 
 BACKENDS = triton.BACKEND, mosaic.BACKEND
 

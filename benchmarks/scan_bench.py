@@ -21,7 +21,7 @@ import scan_peer
 import scan_plot
 from hardware import bounds
 
-from kernels.selective_scan.api import IMPLEMENTATIONS
+from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.common import cli
 
 CPU_SIZES = ("8,256,192,8", "2,1024,384,16")

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import selective_scan
-from kernels.selective_scan import oracle
+from sisma_jax.kernels import selective_scan
+from sisma_jax.kernels.selective_scan import oracle
 
 DTYPES = ("bfloat16", "float32")
 ITEM_SIZE = {"bfloat16": 2, "float32": 4}

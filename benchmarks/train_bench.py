@@ -24,7 +24,7 @@ from pathlib import Path
 
 import report
 
-from kernels.selective_scan.api import IMPLEMENTATIONS
+from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.common import cli
 from sisma_jax.models.sisma.config import REMAT_POLICIES
 

@@ -1,5 +1,5 @@
 """Accelerator kernels, independent of the models that use them."""
 
-from kernels.selective_scan import selective_scan
+from .selective_scan import selective_scan
 
 __all__ = ["selective_scan"]

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import selective_scan
-from kernels.selective_scan import oracle
-from kernels.selective_scan.api import choose
+from sisma_jax.kernels import selective_scan
+from sisma_jax.kernels.selective_scan import oracle
+from sisma_jax.kernels.selective_scan.api import choose
 from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.common.install import accelerator

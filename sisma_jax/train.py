@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from kernels.selective_scan.api import check_here
+from sisma_jax.kernels.selective_scan.api import check_here
 from sisma_jax.common import cli
 from sisma_jax.common.config import section
 from sisma_jax.common.errors import InputError, RunError

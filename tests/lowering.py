@@ -8,7 +8,7 @@ import jax
 import jax.extend.core
 from jax.sharding import AbstractMesh
 
-from kernels.selective_scan.pallas.chips import CHIPS
+from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS
 
 
 def gpu_in_mind(name: str) -> AbstractContextManager:

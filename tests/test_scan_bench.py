@@ -44,7 +44,7 @@ def test_every_implementation_is_measured_with_and_without_several_orders(tmp_pa
 
 def test_a_wrong_implementation_is_not_timed(tmp_path):
     spoil = (
-        "from kernels.selective_scan.api import IMPLEMENTATIONS\n"
+        "from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS\n"
         "right = IMPLEMENTATIONS['chunked']\n"
         "def wrong(**options):\n"
         "    y, last_state = right(**options)\n"

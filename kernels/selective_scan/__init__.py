@@ -7,6 +7,6 @@ Dimension letters, in this order wherever a shape is written:
     state      N   size of the state of one channel
 """
 
-from kernels.selective_scan.api import selective_scan
+from .api import selective_scan
 
 __all__ = ["selective_scan"]

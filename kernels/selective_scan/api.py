@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kernels.selective_scan import associative, automatic, chunked, reference
-from kernels.selective_scan.automatic import kernel_for_gpus, kernel_in_jax
-from kernels.selective_scan.pallas import device, mosaic, triton
-from kernels.selective_scan.validation import check_arguments, check_implementation
+from . import associative, automatic, chunked, reference
+from .automatic import kernel_for_gpus, kernel_in_jax
+from .pallas import device, mosaic, triton
+from .validation import check_arguments, check_implementation
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "sequential": reference.scan,

@@ -10,9 +10,9 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 
-from kernels.selective_scan import chunked
-from kernels.selective_scan.by_platform import by_platform
-from kernels.selective_scan.pallas import device, launch, mosaic, triton
+from . import chunked
+from .by_platform import by_platform
+from .pallas import device, launch, mosaic, triton
 
 
 def kernel_in_jax(state: int) -> tuple[ModuleType | None, str]:
@@ -50,7 +50,7 @@ def kernel_for_gpus(state: int) -> tuple[ModuleType | None, str]:
 def scan(
     kernel: ModuleType, u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, h0, order, reverse
 ):
-    """See `kernels.selective_scan.api.selective_scan`; `kernel` comes from `kernel_in_jax`."""
+    """See `selective_scan` in `api.py`; `kernel` comes from `kernel_in_jax`."""
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
     return _scan(kernel, (delta_softplus, reverse), arrays, order)
 

@@ -36,14 +36,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from kernels.selective_scan.ordering import one_order_at_a_time, visited_rows
-from kernels.selective_scan.pointwise import gate, step_sizes
+from .ordering import one_order_at_a_time, visited_rows
+from .pointwise import gate, step_sizes
 
 CHUNK = 16  # the states of one chunk, kept while its adjoint runs, fit in the L2 cache
 
 
 def scan(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, h0, order, reverse):
-    """See `kernels.selective_scan.api.selective_scan`."""
+    """See `selective_scan` in `api.py`."""
     batch, length, _ = u.shape
     h0 = jnp.zeros((batch, *A.shape)) if h0 is None else h0
     y, last_state = _recurrence(

@@ -6,12 +6,12 @@ JAX differentiates it, so its memory grows with (batch, length, channels, state)
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.selective_scan.ordering import in_rows, in_sequence, visited_rows
-from kernels.selective_scan.pointwise import gate, step_sizes
+from .ordering import in_rows, in_sequence, visited_rows
+from .pointwise import gate, step_sizes
 
 
 def scan(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, h0, order, reverse):
-    """See `kernels.selective_scan.api.selective_scan`."""
+    """See `selective_scan` in `api.py`."""
     rows = visited_rows(order, u.shape[1], reverse)
     inputs = (
         in_sequence(x.astype(jnp.float32), rows).swapaxes(0, 1)

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from kernels.selective_scan.pallas.mosaic import LEAST_JAX
+from sisma_jax.kernels.selective_scan.pallas.mosaic import LEAST_JAX
 
 PALLAS = [
     "pallas_triton",

@@ -5,7 +5,7 @@ import itertools
 import jax
 import pytest
 
-from kernels.selective_scan.pallas import launch
+from sisma_jax.kernels.selective_scan.pallas import launch
 
 _tests = itertools.count(1)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
 
-from kernels.selective_scan.pallas.chips import CHIPS
+from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS
 
 TARGET = """
 gpu_device_info {{
@@ -104,7 +104,7 @@ def main() -> None:
     from jax.sharding import Mesh, NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from kernels.selective_scan.pallas import launch, mosaic, triton
+    from sisma_jax.kernels.selective_scan.pallas import launch, mosaic, triton
     from tests.lowering import gpu_in_mind
 
     topology = topologies.get_topology_desc(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.selective_scan.pallas.arithmetic import Arithmetic
+from sisma_jax.kernels.selective_scan.pallas.arithmetic import Arithmetic
 
 ULP = 2.0**-22
 

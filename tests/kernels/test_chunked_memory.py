@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kernels import selective_scan
+from sisma_jax.kernels import selective_scan
 
 BATCH, LENGTH, CHANNELS, STATE = 4, 512, 32, 16
 ALL_STATES = BATCH * LENGTH * CHANNELS * STATE

@@ -10,11 +10,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kernels import selective_scan
-from kernels.selective_scan import automatic, oracle
-from kernels.selective_scan.api import best_implementation, kernel_for_gpus
-from kernels.selective_scan.by_platform import by_platform
-from kernels.selective_scan.pallas import device
+from sisma_jax.kernels import selective_scan
+from sisma_jax.kernels.selective_scan import automatic, oracle
+from sisma_jax.kernels.selective_scan.api import best_implementation, kernel_for_gpus
+from sisma_jax.kernels.selective_scan.by_platform import by_platform
+from sisma_jax.kernels.selective_scan.pallas import device
 from tests.kernels.backends import PALLAS
 from tests.lowering import equations, gpu_in_mind, launches, lowered_for_cuda, moved
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from kernels.selective_scan.pallas import mosaic, triton
+from sisma_jax.kernels.selective_scan.pallas import mosaic, triton
 from tests.kernels import machine_code
 from tests.kernels.backends import PALLAS
 

@@ -12,15 +12,15 @@ from jax.experimental.pallas import triton as plt
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kernels import selective_scan
-from kernels.selective_scan import oracle
-from kernels.selective_scan.api import IMPLEMENTATIONS
-from kernels.selective_scan.pallas import device, launch
-from kernels.selective_scan.pallas import mosaic as pallas_mosaic
-from kernels.selective_scan.pallas import plan as launch_plan
-from kernels.selective_scan.pallas import triton as pallas_triton
-from kernels.selective_scan.pallas.plan import Plan, plan
-from kernels.selective_scan.pallas.sharding import batch_axes
+from sisma_jax.kernels import selective_scan
+from sisma_jax.kernels.selective_scan import oracle
+from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
+from sisma_jax.kernels.selective_scan.pallas import device, launch
+from sisma_jax.kernels.selective_scan.pallas import mosaic as pallas_mosaic
+from sisma_jax.kernels.selective_scan.pallas import plan as launch_plan
+from sisma_jax.kernels.selective_scan.pallas import triton as pallas_triton
+from sisma_jax.kernels.selective_scan.pallas.plan import Plan, plan
+from sisma_jax.kernels.selective_scan.pallas.sharding import batch_axes
 from tests.kernels.backends import PALLAS
 from tests.lowering import launches, lowered_for_cuda, moved
 
@@ -282,7 +282,7 @@ def test_other_numbers_of_states_are_refused_and_the_default_takes_them(implemen
 def test_devices_without_it_say_so_and_default_to_chunked(
     platform, capability, reason, monkeypatch
 ):
-    from kernels.selective_scan.api import best_implementation
+    from sisma_jax.kernels.selective_scan.api import best_implementation
 
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(device, "compute_capability", lambda: capability)
@@ -292,7 +292,7 @@ def test_devices_without_it_say_so_and_default_to_chunked(
 
 
 def test_a_recent_gpu_defaults_to_a_kernel(monkeypatch):
-    from kernels.selective_scan.api import best_implementation
+    from sisma_jax.kernels.selective_scan.api import best_implementation
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(device, "compute_capability", lambda: (9, 0))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels import selective_scan
+from sisma_jax.kernels import selective_scan
 
 B, L, D, N = 2, 8, 4, 3
 SHAPES = {

@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kernels import selective_scan
-from kernels.selective_scan import oracle
-from kernels.selective_scan.api import IMPLEMENTATIONS
+from sisma_jax.kernels import selective_scan
+from sisma_jax.kernels.selective_scan import oracle
+from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 from tests.kernels.backends import ALL
 
 BATCH, CHANNELS, STATE = 2, 6, 4

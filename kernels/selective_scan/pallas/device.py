@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
-from kernels.selective_scan.pallas.chips import CHIPS
-from kernels.selective_scan.pallas.plan import MULTIPROCESSORS
+from .chips import CHIPS
+from .plan import MULTIPROCESSORS
 
 
 def platform() -> str:

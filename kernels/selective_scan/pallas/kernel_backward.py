@@ -6,9 +6,9 @@ The equations and their numbers are those of `chunked`.
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.selective_scan.pallas.arithmetic import LN_2
-from kernels.selective_scan.pallas.kernel_forward import step_size
-from kernels.selective_scan.pallas.layout import Layout, Machine, Refs
+from .arithmetic import LN_2
+from .kernel_forward import step_size
+from .layout import Layout, Machine, Refs
 
 
 def backward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) -> None:

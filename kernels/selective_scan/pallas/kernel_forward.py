@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.selective_scan.pallas.layout import Layout, Machine, Refs
+from .layout import Layout, Machine, Refs
 
 FAR = 8
 """Steps by which u, delta and z are prefetched: they come from memory, with a latency of about as

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from kernels.selective_scan.by_platform import PLATFORMS, by_platform
-from kernels.selective_scan.pallas import device, kernel_backward, kernel_forward, sharding
-from kernels.selective_scan.pallas.arithmetic import LN_2, LOG2_E
-from kernels.selective_scan.pallas.layout import Layout
-from kernels.selective_scan.pallas.plan import (
+from ..by_platform import PLATFORMS, by_platform
+from . import device, kernel_backward, kernel_forward, sharding
+from .arithmetic import LN_2, LOG2_E
+from .layout import Layout
+from .plan import (
     MAX_ROWS_PER_LANE,
     STATES,
     Cost,
@@ -144,7 +144,7 @@ def scan(
     reverse,
     chunk=None,
 ):
-    """See `kernels.selective_scan.api.selective_scan`.
+    """See `selective_scan` in `api.py`.
 
     Args:
       backend: the kernels to run, already checked.

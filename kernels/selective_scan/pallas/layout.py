@@ -14,8 +14,8 @@ which a program has one entry. Their number of channels is a multiple of the pla
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
-from kernels.selective_scan.pallas.chips import LANES
-from kernels.selective_scan.pallas.plan import Plan
+from .chips import LANES
+from .plan import Plan
 
 Refs = dict[str, Any]
 

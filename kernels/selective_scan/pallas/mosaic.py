@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from kernels.selective_scan.pallas import device
-from kernels.selective_scan.pallas import launch as pallas_scan
-from kernels.selective_scan.pallas.launch import Arrays, Axes, Backend, Launch
-from kernels.selective_scan.pallas.mosaic_machine import Interpreted, Warpgroup
-from kernels.selective_scan.pallas.plan import Cost, Plan
+from . import device
+from . import launch as pallas_scan
+from .launch import Arrays, Axes, Backend, Launch
+from .mosaic_machine import Interpreted, Warpgroup
+from .plan import Cost, Plan
 
 LEAST_JAX = (0, 11, 2)
 LEAST = (7, 5)

@@ -13,7 +13,7 @@ with rounds = ceil(warps / schedulers); each scheduler issues one instruction pe
 import dataclasses
 import math
 
-from kernels.selective_scan.pallas.chips import CHIPS, LANES, SCHEDULERS
+from .chips import CHIPS, LANES, SCHEDULERS
 
 STATES = (4, 8, 16, 32)
 """State sizes that the GPU kernels support."""

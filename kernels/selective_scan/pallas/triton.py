@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from kernels.selective_scan.pallas import device
-from kernels.selective_scan.pallas import launch as pallas_scan
-from kernels.selective_scan.pallas.launch import Arrays, Axes, Backend, Launch
-from kernels.selective_scan.pallas.plan import Cost, Plan
+from . import device
+from . import launch as pallas_scan
+from .launch import Arrays, Axes, Backend, Launch
+from .plan import Cost, Plan
 
 try:
     from jax.experimental.pallas import triton as plt
 
-    from kernels.selective_scan.pallas.triton_machine import Assembly, Interpreted
+    from .triton_machine import Assembly, Interpreted
 except ImportError:  # deprecated since jax 0.11.0, to be removed
     plt = None
 

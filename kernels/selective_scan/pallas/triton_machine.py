@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from kernels.selective_scan.pallas.arithmetic import Arithmetic
-from kernels.selective_scan.pallas.chips import LANES
-from kernels.selective_scan.pallas.layout import Layout, Refs
+from .arithmetic import Arithmetic
+from .chips import LANES
+from .layout import Layout, Refs
 
 
 class Interpreted(Arithmetic):

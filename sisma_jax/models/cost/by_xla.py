@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels import selective_scan
+from sisma_jax.kernels import selective_scan
 from sisma_jax.models.layers.attention import attention, blocked_attention
 from sisma_jax.models.sisma.config import SISMAConfig
 from sisma_jax.models.sisma.model import SISMA, SISMABlock, init_params

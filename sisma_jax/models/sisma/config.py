@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from kernels.selective_scan.api import IMPLEMENTATIONS
+from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.layers.style_encoder import check_levels
 
@@ -72,7 +72,7 @@ class SISMAConfig:
     style_colours: bool = False
     """Also give the style encoder the classes' mean colours, unlike SCA-DM; with `style`."""
     scan: str = "auto"
-    """Implementation of the selective scan: one of `kernels.selective_scan`, or "auto" for the best
+    """Implementation of the selective scan: one of `selective_scan`'s, or "auto" for the best
     on the platform at hand (mamba mixer only)."""
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 try:
-    from kernels import selective_scan
+    from sisma_jax.kernels import selective_scan
 except ImportError as error:
     import kernels
 

@@ -9,7 +9,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import pytest
 
-from kernels.selective_scan import api, reference
+from sisma_jax.kernels.selective_scan import api, reference
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.cost import by_hand
 from sisma_jax.models.cost.by_xla import xla_macs
