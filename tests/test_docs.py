@@ -10,7 +10,6 @@ import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -99,15 +98,11 @@ def prepared_folder(inputs_folder, tiny_run, tiny_style_run, tmp_path_factory):
 
 @pytest.fixture
 def reader_folder(prepared_folder, monkeypatch):
-    """The same as the current folder, whose configs take the place of the project's."""
+    """The same as the current folder, whose config takes the place of the installed one."""
     monkeypatch.chdir(prepared_folder)
-    monkeypatch.syspath_prepend(prepared_folder)
-    configs = lambda: [name for name in sys.modules if name.partition(".")[0] == "configs"]
-    for name in configs():
-        monkeypatch.delitem(sys.modules, name)
-    yield prepared_folder
-    for name in configs():
-        del sys.modules[name]
+    tiny_config = lambda: load_config("configs/synthetic.py")
+    monkeypatch.setattr("sisma_jax.configs.synthetic.get_config", tiny_config)
+    return prepared_folder
 
 
 AFTERWARDS = {

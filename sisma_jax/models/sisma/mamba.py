@@ -30,15 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-try:
-    from sisma_jax.kernels import selective_scan
-except ImportError as error:
-    import kernels
-
-    raise ImportError(
-        f"the package 'kernels' found at {kernels.__path__} is not this project's: uninstall the "
-        "distribution of that name, or put this project's checkout ahead of it on the path"
-    ) from error
+from sisma_jax.kernels import selective_scan
 
 xavier = nn.initializers.xavier_uniform()
 layer_norm = partial(nn.LayerNorm, epsilon=1e-6)
