@@ -75,7 +75,7 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/shellcheck .ci/run .ci/freeze launch/*.sh launch/*.sbatch
+	$(VENV)/bin/shellcheck .ci/run .ci/installed .ci/freeze launch/*.sh launch/*.sbatch
 	$(VENV)/bin/nbstripout --verify --keep-id launch/*.ipynb
 
 figures:
