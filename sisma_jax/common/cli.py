@@ -5,9 +5,10 @@ import contextlib
 import inspect
 import io
 import os
+import runpy
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -17,6 +18,9 @@ from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.common.files import NO_ROOM, local_path
 
 _SIGPIPE = 13
+
+_shown_as: dict[str, str] = {}
+"""How a command was called, by module, where it was not by `python -m`."""
 
 
 def parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -29,7 +33,7 @@ def parser(module: str, description: str, example: str) -> argparse.ArgumentPars
     """
     page = COMMANDS[module].page
     return argparse.ArgumentParser(
-        prog=f"python -m {module}",
+        prog=_shown_as.get(module, f"python -m {module}"),
         description=description,
         epilog=f"example:\n  {example}\n\n{page} in the project's sources explains it.",
         formatter_class=_HelpFormatter,
@@ -53,6 +57,13 @@ def path(text: str) -> Path:
         return local_path(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def start(module: str, arguments: Sequence[str], *, shown_as: str) -> None:
+    """Run a command as `python -m module arguments` does; its help calls it `shown_as`."""
+    _shown_as[module] = shown_as
+    sys.argv = [shown_as, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def run(main: Callable[[], None]) -> None:

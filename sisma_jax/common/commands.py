@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One `python -m` module."""
+    """One `python -m` module, which `sisma` starts by the last part of its name."""
 
     what: str
     """Short description for the list of commands."""
@@ -39,3 +39,6 @@ COMMANDS = {
     ),
 }
 """Commands by module, in the order of use."""
+
+MODULES = {module.rpartition(".")[2]: module for module in COMMANDS}
+"""Modules by the names that `sisma` takes."""

@@ -1,10 +1,12 @@
 """What every command does with wrong input and with --help."""
 
+import importlib
 import os
 import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,11 @@ import pytest
 import sisma_jax
 from sisma_jax import doctor
 from sisma_jax.common import cli
-from sisma_jax.common.commands import COMMANDS
+from sisma_jax.common.commands import COMMANDS, MODULES
 from sisma_jax.common.errors import InputError, RunError
 
-HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+ROOT = Path(__file__).parents[2]
+HERE = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def run_module(name, *arguments):
@@ -75,6 +78,63 @@ def test_every_command_is_listed(capsys):
     package = Path(sisma_jax.__file__).parent
     commands = [path.stem for path in package.glob("*.py") if "cli.run(main)" in path.read_text()]
     assert {f"sisma_jax.{name}" for name in commands} | {"sisma_jax.data.synthetic"} == {*COMMANDS}
+
+
+@pytest.fixture
+def sisma(monkeypatch):
+    """The console script, called with arguments."""
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    module, _, function = script["sisma"].partition(":")
+    monkeypatch.setattr(cli, "_shown_as", {})
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sisma", *arguments])
+        getattr(importlib.import_module(module), function)()
+
+    return call
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_the_console_script_lists_every_command(sisma, arguments, capsys):
+    sisma(*arguments)
+    listed = capsys.readouterr().out
+    assert len(MODULES) == len(COMMANDS), "two modules have one name"
+    for name, module in MODULES.items():
+        assert re.search(rf"^  sisma {name} +{re.escape(COMMANDS[module].what)}$", listed, re.M)
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_console_script_starts_every_command(sisma, name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sisma(name, "--help")
+    assert stop.value.code == 0
+    assert f"usage: sisma {name} " in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_errors_are_those_of_the_command(sisma, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        sisma("train", "--config", "none.py")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "none.py does not exist" in error
+    assert error.endswith(" (see --help, or docs/training.md)\n")
+
+
+def test_an_unknown_command_is_one_sentence_and_status_two(sisma, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sisma("trian")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: command 'trian' does not exist: did you mean 'train'?\n"
+    )
+
+
+def test_the_console_script_knows_its_version(sisma, capsys):
+    sisma("--version")
+    assert capsys.readouterr().out == f"sisma_jax {sisma_jax.__version__}\n"
 
 
 @pytest.mark.parametrize(
