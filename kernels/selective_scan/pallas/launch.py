@@ -34,16 +34,8 @@ CHUNKS = (4, 8, 16)
 """Supported numbers of steps between checkpoints of the state."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Static options of a scan."""
-
-    softplus: bool
-    reverse: bool
-    chunk: int
-    """Steps between checkpoints of the state."""
-    forward: Plan
-    backward: Plan
+Layouts = tuple[Layout, Layout]
+"""Layouts of the forward and the backward kernel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +152,8 @@ def scan(
             f"selective_scan: chunk is {chunk}: choose {', '.join(map(str, CHUNKS))}, or None"
         )
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
-    options = _options(backend, arrays, delta_softplus, reverse, chunk)
-    y, last_state = _scan(backend, options, _inputs(arrays), _table(order))
+    layouts = _layouts(backend, arrays, delta_softplus, reverse, chunk)
+    y, last_state = _scan(backend, layouts, _inputs(arrays), _table(order))
     return y, last_state.mT
 
 
@@ -170,27 +162,27 @@ def scan(
 
 def checkpoints(backend: Backend, arrays: Arrays, **switches: bool) -> jax.ShapeDtypeStruct:
     """Shape and dtype of the checkpoints that `forward` returns."""
-    options = _options(backend, arrays, **switches)
-    batch, length, channels = arrays["u"].shape
-    shape = (batch, pl.cdiv(length, options.chunk), arrays["A"].shape[1], channels)
+    layout, _ = _layouts(backend, arrays, **switches)
+    batch, _, channels = arrays["u"].shape
+    shape = (batch, layout.chunks, layout.state, channels)
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def forward(backend: Backend, arrays: Arrays, order, **switches: bool):
     """((y, last_state), checkpoints of the state)."""
-    options = _options(backend, arrays, **switches)
-    outputs, residuals = _scan_forward(backend, options, _inputs(arrays), _table(order))
+    layouts = _layouts(backend, arrays, **switches)
+    outputs, residuals = _scan_forward(backend, layouts, _inputs(arrays), _table(order))
     y, last_state = outputs
     return (y, last_state.mT), residuals[-1]
 
 
 def backward(backend: Backend, arrays: Arrays, order, checkpoints, cotangents, **switches: bool):
     """The gradients of `arrays`."""
-    options = _options(backend, arrays, **switches)
+    layouts = _layouts(backend, arrays, **switches)
     inputs, pull_back = jax.vjp(_inputs, arrays)
     ybar, last_state_bar = cotangents
     residuals = inputs, _table(order), checkpoints
-    bars, _ = _scan_backward(backend, options, residuals, (ybar, last_state_bar.mT))
+    bars, _ = _scan_backward(backend, layouts, residuals, (ybar, last_state_bar.mT))
     return pull_back(bars)[0]
 
 
@@ -216,21 +208,22 @@ def _table(order) -> Arrays:
     return {} if order is None else {"order": order}
 
 
-def _options(
+def _layouts(
     backend: Backend,
     arrays: Arrays,
     delta_softplus: bool,
     reverse: bool,
     chunk: int | None = None,
-) -> Options:
+) -> Layouts:
     batch, length, channels = arrays["u"].shape
+    state = arrays["A"].shape[1]
     forward, backward = (
         plan(
             cost,
             backend.plans,
             batch=sharding.share(batch),
             channels=channels,
-            state=arrays["A"].shape[1],
+            state=state,
             multiprocessors=device.multiprocessors(),
         )
         for cost in (backend.forward, backend.backward)
@@ -238,26 +231,27 @@ def _options(
     if chunk is None:
         # Avoids steps past the end of a short scan.
         chunk = min(longest_chunk(backward), max(4, pl.next_power_of_2(length)))
-    return Options(delta_softplus, reverse, chunk, forward, backward)
+    of_plan = lambda plan: Layout(length, state, plan, chunk, delta_softplus, reverse)
+    return of_plan(forward), of_plan(backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(backend: Backend, options: Options, inputs: Arrays, order: Arrays):
+def _scan(backend: Backend, layouts: Layouts, inputs: Arrays, order: Arrays):
     """y and the last state, (batch, state, channels)."""
-    outputs = _forward(backend, options, inputs | order, ("y", "last_state"))
+    outputs = _forward(backend, layouts, inputs | order, ("y", "last_state"))
     return outputs["y"], outputs["last_state"]
 
 
-def _scan_forward(backend, options, inputs, order):
-    outputs = _forward(backend, options, inputs | order, ("y", "last_state", "checkpoints"))
+def _scan_forward(backend, layouts, inputs, order):
+    outputs = _forward(backend, layouts, inputs | order, ("y", "last_state", "checkpoints"))
     return (outputs["y"], outputs["last_state"]), (inputs, order, outputs["checkpoints"])
 
 
-def _scan_backward(backend, options, residuals, cotangents):
+def _scan_backward(backend, layouts, residuals, cotangents):
     inputs, order, checkpoints = residuals
     ybar, last_state_bar = cotangents
     more = {"checkpoints": checkpoints, "ybar": ybar, "last_state_bar": last_state_bar}
-    bars = _backward(backend, options, inputs | order | more)
+    bars = _backward(backend, layouts, inputs | order | more)
     # Sum over programs: blocks of channels, or sequences.
     for name in ("B", "C"):
         bars[name] = jnp.sum(bars[name][:, :, : ybar.shape[1]], 1)
@@ -304,53 +298,43 @@ _GRADIENTS = {
 }
 
 
-def _forward(backend: Backend, options: Options, inputs: Arrays, wanted: tuple[str, ...]) -> Arrays:
+def _forward(backend: Backend, layouts: Layouts, inputs: Arrays, wanted: tuple[str, ...]) -> Arrays:
     axes = {name: _RESULTS[name] for name in wanted}
     body, dtypes = kernel_forward.forward, {"y": inputs["u"].dtype}
-    return _run(backend, "selective_scan", body, options, options.forward, inputs, axes, dtypes)
+    return _run(backend, "selective_scan", body, layouts[0], inputs, axes, dtypes)
 
 
-def _backward(backend: Backend, options: Options, inputs: Arrays) -> Arrays:
+def _backward(backend: Backend, layouts: Layouts, inputs: Arrays) -> Arrays:
     """Gradients of all inputs, and always of h0."""
     axes = {name: axes for name, axes in _GRADIENTS.items() if name in inputs or name == "h0"}
     dtypes = {name: inputs[name].dtype for name in ("u", "delta", "z") if name in inputs}
     name, body = "selective_scan_backward", kernel_backward.backward
-    return _run(backend, name, body, options, options.backward, inputs, axes, dtypes)
+    return _run(backend, name, body, layouts[1], inputs, axes, dtypes)
 
 
 def _run(
     backend: Backend,
     name: str,
     body: Callable,
-    options: Options,
-    plan: Plan,
+    layout: Layout,
     inputs: Arrays,
     output_axes: dict[str, Axes],
     dtypes: dict[str, jnp.dtype],
 ) -> Arrays:
     """Launch a kernel; `dtypes` defaults to float32 for each output."""
-    channels = inputs["u"].shape[2]
+    channels, multiple = inputs["u"].shape[2], layout.plan.channels
 
     def on_one_device(inputs: Arrays) -> Arrays:
-        inputs = {k: _padded(x, _ARGUMENTS[k], plan.channels) for k, x in inputs.items()}
-        batch, length, padded_channels = inputs["u"].shape
-        layout = Layout(
-            length=length,
-            state=len(inputs["A"]),
-            plan=plan,
-            chunk=options.chunk,
-            softplus=options.softplus,
-            reverse=options.reverse,
-        )
-        chunks = pl.cdiv(length, options.chunk)
+        inputs = {k: _padded(x, _ARGUMENTS[k], multiple) for k, x in inputs.items()}
+        batch, _, padded_channels = inputs["u"].shape
         sizes = {
             "batch": batch,
-            "length": length,
+            "length": layout.length,
             "channels": padded_channels,
             "state": layout.state,
-            "chunks": chunks,
-            "steps": chunks * options.chunk,
-            "blocks": padded_channels // plan.channels,
+            "chunks": layout.chunks,
+            "steps": layout.chunks * layout.chunk,
+            "blocks": padded_channels // multiple,
         }
         launch = Launch(
             name=name,

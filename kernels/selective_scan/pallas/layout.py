@@ -51,6 +51,11 @@ class Layout:
         return self.length // self.chunk
 
     @property
+    def chunks(self) -> int:
+        """The shorter one included."""
+        return -(-self.length // self.chunk)
+
+    @property
     def left_over(self) -> int:
         """Steps of the last, partial chunk; 0 without one."""
         return self.length % self.chunk

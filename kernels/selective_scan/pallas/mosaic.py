@@ -9,9 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from . import device
-from . import launch as pallas_scan
-from .launch import Arrays, Axes, Backend, Launch
+from . import device, launch
+from .launch import (
+    Arrays,
+    Axes,
+    Backend,
+    Launch,
+    check_platform,
+    check_state,
+    compiled_or_interpreted,
+)
 from .mosaic_machine import Interpreted, Warpgroup
 from .plan import Cost, Plan
 
@@ -22,7 +29,7 @@ LEAST = (7, 5)
 def check(state: int) -> None:
     """Raise NotImplementedError, with the reason, if JAX's default device cannot run them."""
     check_kernel(state)
-    pallas_scan.check_platform(BACKEND.name, device.platform(), LEAST)
+    check_platform(BACKEND.name, device.platform(), LEAST)
 
 
 def check_kernel(state: int) -> None:
@@ -32,17 +39,17 @@ def check_kernel(state: int) -> None:
             f"selective_scan: 'pallas_mosaic' needs jax {'.'.join(map(str, LEAST_JAX))} or newer, "
             f"but this is {jax.__version__}; use implementation='chunked', which has no such limit"
         )
-    pallas_scan.check_state("pallas_mosaic", state)
+    check_state("pallas_mosaic", state)
 
 
 def scan(u, delta, A, *arguments, **options):
     """See `launch.scan`."""
     check_kernel(A.shape[1])
-    return pallas_scan.scan(BACKEND, u, delta, A, *arguments, **options)
+    return launch.scan(BACKEND, u, delta, A, *arguments, **options)
 
 
 def _run(launch: Launch) -> Arrays:
-    return pallas_scan.compiled_or_interpreted(
+    return compiled_or_interpreted(
         BACKEND.name, LEAST, partial(_compile, launch), partial(_interpret, launch)
     )(launch.inputs)
 

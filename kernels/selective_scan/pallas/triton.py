@@ -11,9 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from . import device
-from . import launch as pallas_scan
-from .launch import Arrays, Axes, Backend, Launch
+from . import device, launch
+from .launch import (
+    Arrays,
+    Axes,
+    Backend,
+    Launch,
+    check_platform,
+    check_state,
+    compiled_or_interpreted,
+)
 from .plan import Cost, Plan
 
 try:
@@ -33,7 +40,7 @@ LEAST = (8, 0)
 def check(state: int) -> None:
     """Raise NotImplementedError, with the reason, if JAX's default device cannot run them."""
     check_kernel(state)
-    pallas_scan.check_platform(BACKEND.name, device.platform(), LEAST)
+    check_platform(BACKEND.name, device.platform(), LEAST)
 
 
 def check_kernel(state: int) -> None:
@@ -44,13 +51,13 @@ def check_kernel(state: int) -> None:
             "'pallas_triton' needs; use implementation='pallas_mosaic', or 'chunked', which runs "
             "everywhere"
         )
-    pallas_scan.check_state("pallas_triton", state)
+    check_state("pallas_triton", state)
 
 
 def scan(u, delta, A, *arguments, **options):
     """See `launch.scan`."""
     check_kernel(A.shape[1])
-    return pallas_scan.scan(BACKEND, u, delta, A, *arguments, **options)
+    return launch.scan(BACKEND, u, delta, A, *arguments, **options)
 
 
 def _run(launch: Launch) -> Arrays:
@@ -76,9 +83,9 @@ def _run(launch: Launch) -> Arrays:
             name=launch.name,
         )(inputs)
 
-    return pallas_scan.compiled_or_interpreted(
-        BACKEND.name, LEAST, partial(call, False), partial(call, True)
-    )(launch.inputs)
+    return compiled_or_interpreted(BACKEND.name, LEAST, partial(call, False), partial(call, True))(
+        launch.inputs
+    )
 
 
 def _joined(launch: Launch) -> Launch:
