@@ -21,8 +21,8 @@ import scan_peer
 import scan_plot
 from hardware import bounds
 
-from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.common import cli
+from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 
 CPU_SIZES = ("8,256,192,8", "2,1024,384,16")
 GPU_SIZES = (

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import report
 
-from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.common import cli
+from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.models.sisma.config import REMAT_POLICIES
 
 SIZES = ("tiny", "small", "base", "large", "xlarge")

@@ -19,9 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sisma_jax.kernels import selective_scan
-from sisma_jax.kernels.selective_scan import oracle
-from sisma_jax.kernels.selective_scan.api import choose
 from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.common.install import accelerator
@@ -33,6 +30,9 @@ from sisma_jax.evaluation.networks import (
     LINEAR,
     TRAIN_PARSER,
 )
+from sisma_jax.kernels import selective_scan
+from sisma_jax.kernels.selective_scan import oracle
+from sisma_jax.kernels.selective_scan.api import choose
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.sisma.model import init_params
 

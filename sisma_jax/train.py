@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from sisma_jax.kernels.selective_scan.api import check_here
 from sisma_jax.common import cli
 from sisma_jax.common.config import section
 from sisma_jax.common.errors import InputError, RunError
@@ -31,6 +30,7 @@ from sisma_jax.devices.sharding import (
     replicated,
 )
 from sisma_jax.flows import rectified
+from sisma_jax.kernels.selective_scan.api import check_here
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import (
     Autoencoder,

@@ -2,9 +2,9 @@
 
     MFU = 6 * MACs of an image * images per second / peak
 
-Training takes three passes with two operations per MAC (`models.cost.by_hand`). The peak is not a data
-sheet's, but measured: operations per second of large matrix products in the compute type, on all
-devices at once.
+Training takes three passes with two operations per MAC (`models.cost.by_hand`). The peak is not
+a data sheet's, but measured: operations per second of large matrix products in the compute type, on
+all devices at once.
 """
 
 import sys

@@ -6,12 +6,12 @@ arXiv 2112.10752), A_t is the product of 1 - beta_0 .. 1 - beta_t, and
 
     x_t = a_t x + s_t eps,    a_t = sqrt(A_t),  s_t = sqrt(1 - A_t),  eps ~ N(0, I)            (1)
 
-A model predicts eps from (x_t, t, condition). In `rectified`, where time runs from noise to data, a step
-and a noisy x correspond to
+A model predicts eps from (x_t, t, condition). In `rectified`, where time runs from noise to data, a
+step and a noisy x correspond to
 
     time = a_t / (a_t + s_t),    z = x_t / (a_t + s_t) = time x + (1 - time) eps               (2)
 
-so z and v = x - eps are those of `rectified`, and by (2) the predicted noise determines the velocity:
+so z and v = x - eps are those of `rectified`, and by (2) the predicted noise gives the velocity:
 
     v = (z - eps) / time                                                                       (3)
 

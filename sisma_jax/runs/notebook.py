@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from sisma_jax.kernels.selective_scan.api import choose
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import LOCK_FILES, is_left_by_system
+from sisma_jax.kernels.selective_scan.api import choose
 from sisma_jax.runs.folder import RunFolder, fixed_changes
 
 REDRAWN_AFTER = 2.0

@@ -91,7 +91,7 @@ class _Program:
                 self.machine.store(self.outputs["A"], place, self.machine.zeros())
 
     def chunk(self, index, length: int, totals):
-        """Process chunk `index`, of `length` steps: load its rows, visit the states, store its rows.
+        """Process chunk `index`, of `length` steps: load rows, visit the states, store rows.
 
         Args:
           totals: gradients of D and delta_bias by vector, summed over the later chunks.

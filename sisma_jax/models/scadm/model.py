@@ -11,8 +11,8 @@ published one 17,024 more, in an unused embedding of classes), the style encoder
 model predicts zero, because the last layers of residual blocks, transformers and U-Net start at
 zero, as published.
 
-x_t and t are DDPM's: see `sisma_jax.flows.diffusion`. Labels outside 0..num_classes-1 (255: unlabelled)
-have no class: their input to SPADE is zero, and cross-attention averages all tokens.
+x_t and t are DDPM's: see `sisma_jax.flows.diffusion`. Labels outside 0..num_classes-1 (255:
+unlabelled) have no class: their input to SPADE is zero, and cross-attention averages all tokens.
 """
 
 from functools import partial

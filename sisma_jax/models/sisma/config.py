@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.common.errors import InputError
+from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 from sisma_jax.models.layers.style_encoder import check_levels
 
 MIXERS = ("mamba", "attention")
