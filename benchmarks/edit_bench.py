@@ -4,7 +4,8 @@
 
 Paints hair around the heads of faces of the run's test split and edits the faces accordingly
 (`sisma_jax.synthesis.editing`). Distances are root mean squares over pixels in grey levels of
-0..255; "far" pixels are farther than the margin from every edited pixel. Writes edit_cpu.json and edit.png.
+0..255; "far" pixels are farther than the margin from every edited pixel. Writes edit_cpu.json
+and edit.png.
 """
 
 from pathlib import Path

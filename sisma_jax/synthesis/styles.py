@@ -6,8 +6,8 @@
     style.blend(other, 0.5)                               # halfway
     faces = synthesizer(masks, style=style)
 
-A style has a token per class (`models.layers.style_encoder`). A class that the reference does not show
-has no style; the model draws it from noise. A style fits only the model that made it.
+A style has a token per class (`models.layers.style_encoder`). A class that the reference does not
+show has no style; the model draws it from noise. A style fits only the model that made it.
 """
 
 import dataclasses
