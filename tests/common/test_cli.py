@@ -277,7 +277,7 @@ def test_what_no_command_has_foreseen_of_disks_is_one_sentence(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
 def test_a_full_device_is_one_sentence():
-    code = "from sisma_jax import cli; cli.run(lambda: print(1))"
+    code = "from sisma_jax.common import cli; cli.run(lambda: print(1))"
     command = f"{sys.executable} -c '{code}' > /dev/full"
     done = subprocess.run(["sh", "-c", command], env=HERE, capture_output=True)
     assert done.returncode == 1 and b"No space left on device" in done.stderr
