@@ -12,6 +12,7 @@ from tests.datasets import TOY, write_toy
 from tests.tiny_runs import SIZE, call, train_tiny
 
 
+@pytest.mark.slow
 def test_another_data_set_goes_all_the_way(inputs_folder, tmp_path):
     toy, shards, workdir = write_toy(tmp_path / "toy"), tmp_path / "shards", tmp_path / "run"
     arguments = ["--source", toy, "--out", shards, "--size", SIZE, "--test-from", 12]

@@ -147,7 +147,7 @@ def test_an_old_gpu_gets_no_kernel(monkeypatch, capability):
     kernel, reason = kernel_for_gpus(STATE)
     assert kernel is None and "sm_80 and later, this GPU is sm_7" in reason
     assert launches(program_for("cuda", run, arrays_of(), permutation())) == 0
-    with pytest.raises(NotImplementedError, match=r"from sm_80 on, but this is sm_7.* 'chunked'"):
+    with pytest.raises(NotImplementedError, match=r"from sm_80 on, but this is sm_7.*='chunked'"):
         program_for("cuda", partial(run, implementation="pallas_triton"), arrays_of(), None)
 
 
