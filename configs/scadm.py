@@ -41,7 +41,7 @@ def get_config(variant: str = "published") -> ConfigDict:
         config.data = common.celebamask_hq()
 
         # First stage with factor 4: 256 x 256 pixels <-> 64 x 64 x 3 latents. Styles are computed
-        # from images, so the latents cannot be cached.
+        # from images, so the latents cannot be cached. Their scaling factor is 1.
         config.autoencoder.path = "vq-f4.safetensors"
 
         config.model.latent_size = 64
@@ -53,9 +53,9 @@ def get_config(variant: str = "published") -> ConfigDict:
         config.model.norm_groups = 32
         config.model.style_levels = 5
         config.model.style_features = 256
-        config.model.style_colours = False
+        config.model.style_colours = False  # as published
         config.model.dtype = "bfloat16"
-        config.flow.style_class_drop = 0.0
+        config.flow.style_class_drop = 0.0  # as published
 
         config.train.steps = 290_000  # 500 epochs of 28,000 faces
         config.train.batch_size = 48
