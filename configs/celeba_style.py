@@ -18,22 +18,14 @@ latents cannot be used and every step encodes its batch.
 It has not been trained or run on a GPU, so hours, memory and scores are unknown.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from sisma_jax.common.config import load_config
+from sisma_jax.configs import celeba, common
 
 
 def get_config(variant: str = "large") -> ConfigDict:
-    config = load_config(f"{Path(__file__).with_name('celeba.py')}:{variant}")
-
-    # Style
-    config.model.style = "attention"
-    config.model.style_channels = 4
+    config = celeba.get_config(variant)
+    common.add_style(config)
     config.model.style_levels = 5
     config.model.style_features = 256
-    config.model.style_colours = True  # our addition; False for SCA-DM's encoder
-    config.flow.style_drop = 0.5  # share of faces, as in SCA-DM
-    config.flow.style_class_drop = 0.1  # share of the others' classes; ours, for partial styles
     return config

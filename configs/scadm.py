@@ -24,100 +24,58 @@ unknown.
 
 from ml_collections import ConfigDict
 
+from sisma_jax.configs import common
+
 
 def get_config(variant: str = "published") -> ConfigDict:
     if variant not in ("published", "synthetic"):
         raise ValueError("choose 'published' or 'synthetic'")
-    small = variant == "synthetic"
-    config = ConfigDict()
-    config.seed = 0
-
-    # Data
-    config.data = ConfigDict()
-    config.data.path = "data/synthetic" if small else "data/celeba-256"
-    config.data.size = 64 if small else 256
-    config.data.synthetic_count = 4096 if small else 0
-    config.data.test_from = 3584 if small else 28000
-    config.data.flip = True
-    config.data.threads = 1 if small else 16
-
-    # First stage with factor 4: 256 x 256 pixels <-> 64 x 64 x 3 latents. Styles are computed from
-    # images, so the latents cannot be cached.
-    config.autoencoder = ConfigDict()
-    config.autoencoder.path = "runs/autoencoder-vq" if small else "vq-f4.safetensors"
-    config.autoencoder.scaling_factor = 0.0  # 0: that of the weights, 1 for VQ-f4
-    config.autoencoder.dtype = ""  # "": that of the weights
-    config.autoencoder.cache = ""
-
-    # Model
-    config.model = ConfigDict()
-    config.model.kind = "scadm"
-    config.model.latent_size = 16 if small else 64
+    config = common.scadm()
     config.model.latent_channels = 3
-    config.model.factor = 4
-    config.model.num_classes = 19
-    config.model.channels = 64 if small else 224
-    config.model.multipliers = (1, 2) if small else (1, 2, 3, 4)
-    config.model.blocks = 1 if small else 2
-    config.model.attention_sizes = (8,) if small else (32, 16, 8)
-    config.model.head_width = 32
-    config.model.spade_hidden = 32 if small else 128
-    config.model.norm_groups = 16 if small else 32
-    config.model.mask_attention = True  # False: the paper's ablation, attention to all classes
-    config.model.style_channels = 4
-    config.model.style_levels = 3 if small else 5
-    config.model.style_features = 32 if small else 256
-    config.model.style_colours = small  # our addition, for short trainings
-    config.model.dtype = "float32" if small else "bfloat16"
-
-    # Diffusion: uniform times, masks are never dropped
-    config.flow = ConfigDict()
     config.flow.sampling = "uniform"
-    config.flow.drop = 0.0
-    config.flow.class_balance = 0.0  # above 0, small classes weigh more than their area
-    config.flow.style_drop = 0.5
-    config.flow.style_class_drop = 0.1 if small else 0.0  # 0 as published; above 0, partial styles
-
-    # Training
-    config.train = ConfigDict()
-    config.train.steps = 1000 if small else 290_000  # 500 epochs of 28,000 faces
-    config.train.batch_size = 8 if small else 48
-    config.train.accumulate = 1
+    config.flow.drop = 0.0  # masks are never dropped
     config.train.optimizer = "adamw"
-    config.train.learning_rate = 2e-3 if small else 9.6e-5
-    config.train.warmup = 50 if small else 0
-    config.train.schedule = "cosine" if small else "constant"
-    config.train.weight_decay = 0.0 if small else 0.01
-    config.train.clip = 1.0
-    config.train.ema_decay = 0.95 if small else 0.9999
-    config.train.init_from = ""
-    config.train.skip_limit = 10
-    config.train.log_every = 20 if small else 100
-    config.train.sample_every = 500 if small else 5000
-    config.train.profile_at = 0  # first traced step; 0 for no trace
-    config.train.profile_steps = 5
-
-    config.samples = ConfigDict()
-    config.samples.masks = 8
     config.samples.per_mask = 2
-    config.samples.steps = 25 if small else 50
-    config.samples.solver = "euler"  # DDIM
-    config.samples.guidance = 1.0
 
-    # Loss of the averaged weights on the test split, by intervals of training time
-    config.evaluation = ConfigDict()
-    config.evaluation.every = 250 if small else 5000
-    config.evaluation.items = 64 if small else 512
-    config.evaluation.bins = 5
-    config.evaluation.hook = ""  # "module:function" for further metrics
+    if variant == "published":
+        config.data = common.celebamask_hq()
 
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every = 250 if small else 5000
-    config.checkpoint.keep = 2 if small else 3
-    config.checkpoint.keep_every = 0 if small else 50_000  # never deleted
+        # First stage with factor 4: 256 x 256 pixels <-> 64 x 64 x 3 latents. Styles are computed
+        # from images, so the latents cannot be cached. Their scaling factor is 1.
+        config.autoencoder.path = "vq-f4.safetensors"
 
-    # Devices; -1 takes those that the other axis leaves
-    config.mesh = ConfigDict()
-    config.mesh.data = -1
-    config.mesh.fsdp = 1
+        config.model.latent_size = 64
+        config.model.channels = 224
+        config.model.multipliers = (1, 2, 3, 4)
+        config.model.blocks = 2
+        config.model.attention_sizes = (32, 16, 8)
+        config.model.spade_hidden = 128
+        config.model.norm_groups = 32
+        config.model.style_levels = 5
+        config.model.style_features = 256
+        config.model.style_colours = False  # as published
+        config.model.dtype = "bfloat16"
+        config.flow.style_class_drop = 0.0  # as published
+
+        config.train.steps = 290_000  # 500 epochs of 28,000 faces
+        config.train.batch_size = 48
+        config.train.learning_rate = 9.6e-5
+        config.train.warmup = 0
+        config.train.schedule = "constant"
+        config.train.weight_decay = 0.01
+        config.train.ema_decay = 0.9999
+        config.train.log_every = 100
+        config.train.sample_every = 5000
+        config.samples.steps = 50
+        config.evaluation.every = 5000
+        config.evaluation.items = 512
+        config.checkpoint.every = 5000
+        config.checkpoint.keep = 3
+        config.checkpoint.keep_every = 50_000
+
+    if variant == "synthetic":
+        config.autoencoder.path = "runs/autoencoder-vq"
+        config.train.learning_rate = 2e-3
+        config.train.ema_decay = 0.95
+        config.train.log_every = 20
     return config

@@ -166,7 +166,7 @@ def section(cls: type[T], config: ConfigDict | dict, name: str) -> T:
       InputError: if the section is missing, or lacks a key or has one too many for `cls`.
     """
     if name not in config:
-        raise InputError(f"the config has no section {name!r}: add one as in configs/celeba.py")
+        raise InputError(f"the config has no section {name!r}: add one as in configs/common.py")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in config[name].items()}
     names = [field.name for field in dataclasses.fields(cls)]
     for key in values:

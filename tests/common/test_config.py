@@ -1,5 +1,8 @@
 """Config files, overrides and what is said about wrong ones."""
 
+import ast
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from sisma_jax.common.config import (
     to_json,
 )
 from sisma_jax.common.errors import InputError
+from sisma_jax.configs import common
 from sisma_jax.models import SISMAConfig
 from sisma_jax.runs.folder import RunFolder
 
@@ -163,12 +167,57 @@ def test_an_installed_config_goes_by_its_name(tmp_path, monkeypatch):
 def test_a_name_that_is_no_config_lists_the_installed_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert {"autoencoder", "celeba", "parser", "scadm", "synthetic"} <= {*installed_configs()}
-    for spec in ("celebra:small", "configs/celeba.py", "configs/celeba.py:small"):
+    assert "common" not in installed_configs()
+    for spec in ("celebra:small", "common", "configs/celeba.py", "configs/celeba.py:small"):
         with pytest.raises(
             InputError, match=rf"{spec.removesuffix(':small')}.* does not exist: "
         ) as caught:
             load_config(spec)
         assert ", ".join(installed_configs()) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", installed_configs())
+def test_a_copy_of_a_config_file_works_in_any_folder(name, tmp_path, monkeypatch):
+    shutil.copy(CONFIGS / f"{name}.py", tmp_path / "mine.py")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("mine.py").to_dict() == load_config(name).to_dict()
+
+
+def assignments(function):
+    """(key, assigned expression, line number) of the unconditional `config.key = expression`."""
+    for node in function.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            yield ast.unparse(node.targets[0]).partition(".")[2], node.value, node.lineno
+
+
+def functions(name):
+    nodes = ast.parse((CONFIGS / f"{name}.py").read_text("utf-8")).body
+    return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_default_has_a_comment():
+    lines = (CONFIGS / "common.py").read_text("utf-8").splitlines()
+    found = functions("common")
+    for other_data in ("long_synthetic_faces", "celebamask_hq"):
+        del found[other_data]  # keys of synthetic_faces, which has the comments
+    for function in found.values():
+        for _, value, line in assignments(function):
+            assert isinstance(value, ast.Call) or "  # " in lines[line - 1], lines[line - 1]
+
+
+@pytest.mark.parametrize("name", installed_configs())
+def test_a_config_file_states_only_what_differs_from_the_defaults(name):
+    source = (CONFIGS / f"{name}.py").read_text("utf-8")
+    kind = re.search(r"config = common\.(\w+)\(\)", source)
+    config = getattr(common, kind[1] if kind else "sisma")()
+    if "common.add_style(config)" in source:
+        common.add_style(config)
+    defaults = flatten(config)
+    assert flatten(load_config(name)).keys() == defaults.keys()
+    for key, value, _ in assignments(functions(name)["get_config"]):
+        if not isinstance(value, ast.Call):
+            assert ast.literal_eval(value) != defaults[key], key
+    assert not any(isinstance(node, ast.IfExp) for node in ast.walk(ast.parse(source)))
 
 
 def test_damaged_and_missing_run_configs_are_named(tmp_path):

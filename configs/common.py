@@ -1,0 +1,215 @@
+"""The defaults of all configs, and every key's comment.
+
+    from sisma_jax.configs import common
+
+    config = common.sisma()                 # or scadm, autoencoder, parser
+    config.data = common.celebamask_hq()    # what differs
+    config.model.width = 768
+
+The defaults describe short trainings on synthetic faces of 64 pixels, which take minutes on two CPU
+cores. A config file states what differs from them, and last, in `if` blocks, what its variants
+change.
+"""
+
+from ml_collections import ConfigDict
+
+
+def sisma() -> ConfigDict:
+    """Defaults of SISMA."""
+    config = _generator()
+    config.model.patch = 1  # side, in latent pixels, of a token
+    config.model.width = 96  # channels of a token
+    config.model.depth = 4  # number of blocks
+    config.model.mixer = "mamba"  # or "attention", the twin for comparison, which has no scan
+    config.model.attention_head = 32  # channels per head of an attention
+    config.model.modulation = "gate"  # or "shift", the literal reading of the paper's figure
+    config.model.state = 8  # state size per channel of the scan
+    config.model.expand = 2  # ratio of scanned channels to width
+    config.model.orders = 1  # scan orders per layer: 1, 2 or 4
+    config.model.ff_ratio = 4  # ratio of the feed-forward network's hidden channels to width
+    config.model.mask_channels = 32  # of the mask encoder's first convolution
+    config.model.remat = "none"  # "block" and "dots" save memory and take more time
+    config.model.scan = "auto"  # implementation of the selective scan; "auto": the best one here
+    return config
+
+
+def add_style(config: ConfigDict) -> None:
+    """Add to a config of SISMA the keys for the style of reference faces."""
+    config.model.style = "attention"  # or "full_attention", not conditioned on the mask, or "mamba"
+    _add_style_encoder(config)
+
+
+def scadm() -> ConfigDict:
+    """Defaults of SCA-DM."""
+    config = _generator()
+    config.model.kind = "scadm"  # without this key the model is SISMA
+    config.model.channels = 64  # at the finest resolution
+    config.model.multipliers = (1, 2)  # channels of each resolution over `channels`, finest first
+    config.model.blocks = 1  # residual blocks per resolution of the encoder
+    config.model.attention_sizes = (8,)  # sides, in latent pixels, of resolutions with attention
+    config.model.head_width = 32  # channels per head of the attention
+    config.model.spade_hidden = 32  # hidden channels of a SPADE layer
+    config.model.norm_groups = 16  # groups of the normalisations
+    config.model.mask_attention = True  # False: the paper's ablation, attention to all classes
+    _add_style_encoder(config)
+    return config
+
+
+def autoencoder() -> ConfigDict:
+    """Defaults of the first-stage autoencoder."""
+    config = _training()
+
+    # The model, whose down-sampling factor is fold x 2^(resolutions - 1)
+    config.autoencoder = ConfigDict()
+    config.autoencoder.image_channels = 3  # red, green and blue
+    config.autoencoder.latent_channels = 4  # of a latent pixel
+    config.autoencoder.block_channels = (64,)  # at each resolution, finest first
+    config.autoencoder.layers_per_block = 1  # residual blocks per resolution of the encoder
+    config.autoencoder.codebook = 0  # number of entries; 0: a diagonal Gaussian per latent instead
+    config.autoencoder.norm_groups = 8  # groups of the normalisations
+    config.autoencoder.mid_attention = False  # self-attention at the coarsest resolution
+    config.autoencoder.fold = 4  # side of the pixel patches that are folded into channels
+    config.autoencoder.linear_skip = True  # linear maps parallel to encoder and decoder
+    config.autoencoder.scaling_factor = 1.0  # measured on the latents after training
+    config.autoencoder.dtype = "float32"  # of convolutions and attention; or "bfloat16"
+
+    config.loss = ConfigDict()
+    config.loss.kl_weight = 5e-3  # of the posterior's KL divergence; without a codebook
+    config.loss.commitment = 0.25  # weight of the distance to codebook entries; with a codebook
+    config.loss.class_balance = 0.0  # above 0, small classes weigh more than their area
+    return config
+
+
+def parser() -> ConfigDict:
+    """Defaults of the face parser."""
+    config = _training()
+
+    config.parser = ConfigDict()
+    config.parser.num_classes = 19  # of the label maps
+    config.parser.channels = (16, 32, 64, 128)  # at each resolution, finest first
+    config.parser.norm = "group"  # "affine" is for published weights only
+    config.parser.norm_groups = 8  # groups of the normalisations
+    config.parser.dtype = "float32"  # of convolutions; or "bfloat16"
+
+    config.loss = ConfigDict()
+    config.loss.dice_weight = 1.0  # of the Dice loss beside the cross-entropy
+    return config
+
+
+def synthetic_faces() -> ConfigDict:
+    """The section `data` of the small set of synthetic faces."""
+    data = ConfigDict()
+    data.path = "data/synthetic"  # a raw folder, or a prepared one (sisma_jax.prepare)
+    data.size = 64  # side of images and label maps in pixels
+    data.synthetic_count = 4096  # faces to write if there are none at `path`; 0: never write any
+    data.test_from = 3584  # in a raw folder, ids from here on are test data
+    data.flip = True  # mirror half of the training images
+    data.threads = 1  # number of threads that read ahead
+    return data
+
+
+def long_synthetic_faces() -> ConfigDict:
+    """The section `data` of the larger set of synthetic faces, of the variants "long"."""
+    data = synthetic_faces()
+    data.path = "data/synthetic-long"
+    data.synthetic_count = 15360
+    data.test_from = 14848
+    return data
+
+
+def celebamask_hq() -> ConfigDict:
+    """The section `data` of CelebAMask-HQ at 256 pixels."""
+    data = synthetic_faces()
+    data.path = "data/celeba-256"
+    data.size = 256
+    data.synthetic_count = 0
+    data.test_from = 28000
+    data.threads = 16
+    return data
+
+
+def _training() -> ConfigDict:
+    """The sections that all trainings have."""
+    config = ConfigDict()
+    config.seed = 0  # of the initial weights, the order of the data and the noise
+    config.data = synthetic_faces()
+
+    # A training this short needs Muon, a high learning rate, and a cosine instead of averaging.
+    config.train = ConfigDict()
+    config.train.steps = 1000  # number of optimizer steps
+    config.train.batch_size = 8  # over all devices and hosts
+    config.train.accumulate = 1  # number of parts of a batch, computed in turn to save memory
+    config.train.optimizer = "muon"  # or "adamw"
+    config.train.learning_rate = 1e-2  # after the warm-up
+    config.train.warmup = 50  # steps in which the learning rate grows from 0
+    config.train.schedule = "cosine"  # after the warm-up, to 5 % at the last step; or "constant"
+    config.train.weight_decay = 0.0  # of matrices only
+    config.train.clip = 1.0  # global norm to which larger gradients are clipped
+    config.train.ema_decay = 0.9  # of the running average of the weights
+    config.train.init_from = ""  # run whose averaged weights are the initial ones; "": random ones
+    config.train.skip_limit = 10  # number of steps in a row, not finite, that end the run
+    config.train.log_every = 50  # steps between two rows of metrics
+    config.train.sample_every = 500  # steps between two grids of samples
+    config.train.profile_at = 0  # first traced step; 0 for no trace
+    config.train.profile_steps = 5  # number of traced steps
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 250  # steps between two checkpoints
+    config.checkpoint.keep = 2  # number of newest checkpoints that are kept
+    config.checkpoint.keep_every = 0  # multiples of this are never deleted; 0 for none
+
+    # Devices along each axis; -1 takes those that the other axis leaves.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # divides the batches; the parameters are replicated
+    config.mesh.fsdp = 1  # divides the batches, the parameters and the optimizer's state
+    return config
+
+
+def _generator() -> ConfigDict:
+    """The sections and keys that SISMA and SCA-DM share."""
+    config = _training()
+
+    # The trained first stage, here with factor 4: 64 x 64 pixels <-> 16 x 16 x 4 latents
+    config.autoencoder = ConfigDict()
+    config.autoencoder.path = "runs/autoencoder"  # a run, a weight file or hf://owner/name
+    config.autoencoder.scaling_factor = 0.0  # 0: that of the weights
+    config.autoencoder.dtype = ""  # "": that of the weights
+    config.autoencoder.cache = ""  # output of sisma_jax.cache_latents; "": encode in every step
+
+    config.model = ConfigDict()
+    config.model.latent_size = 16  # data.size / factor
+    config.model.latent_channels = 4  # of the first stage
+    config.model.factor = 4  # down-sampling of the first stage
+    config.model.num_classes = 19  # of the label maps
+    config.model.dtype = "float32"  # of linear maps and convolutions; or "bfloat16"
+
+    config.flow = ConfigDict()
+    config.flow.sampling = "logit_normal"  # distribution of training times; or "uniform"
+    config.flow.drop = 0.1  # share of masks that are dropped, for guidance
+    config.flow.class_balance = 0.0  # above 0, small classes weigh more than their area
+
+    # The grids that are sampled during training
+    config.samples = ConfigDict()
+    config.samples.masks = 8  # of the test split
+    config.samples.per_mask = 3  # samples of each mask
+    config.samples.steps = 25  # of the solver
+    config.samples.solver = "euler"  # (for SCA-DM this is DDIM), "midpoint" or "heun"
+    config.samples.guidance = 1.0  # scale of the guidance by the mask; 1 for none
+
+    # Loss of the averaged weights on the test split, by intervals of training time
+    config.evaluation = ConfigDict()
+    config.evaluation.every = 250  # steps between two evaluations; 0 for none
+    config.evaluation.items = 64  # of the test split
+    config.evaluation.bins = 5  # number of intervals
+    config.evaluation.hook = ""  # "module:function" for further metrics
+    return config
+
+
+def _add_style_encoder(config: ConfigDict) -> None:
+    """Add the keys of the style encoder of SISMA and SCA-DM and of its training."""
+    config.model.style_channels = 4  # channels per class of its first convolution
+    config.model.style_levels = 3  # number of resolutions from which it takes features
+    config.model.style_features = 32  # features per class and level
+    config.model.style_colours = True  # it also reads mean colours; ours, for short trainings
+    config.flow.style_drop = 0.5  # share of faces whose style is dropped, as in SCA-DM
+    config.flow.style_class_drop = 0.1  # share of the others' classes; ours, for partial styles
