@@ -40,7 +40,7 @@ STYLE = {
     "model.style_levels": 1,
     "model.style_features": 4,
 }
-"""Of configs/synthetic_style.py, for a tiny model."""
+"""Overrides of configs/synthetic_style.py for a tiny model."""
 
 
 def arguments(

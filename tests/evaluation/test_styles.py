@@ -141,7 +141,7 @@ def test_tables_leave_out_what_nobody_shows():
 
 @pytest.fixture
 def show():
-    """Of four faces that are flat in the colour of their number, and so are their styles.
+    """Four faces that are flat in the colour of their number, and so are their styles.
 
     What is made has (mask, hair's style, the others' style, sample) as its channels.
     """

@@ -138,7 +138,7 @@ def test_a_step_back_undoes_a_step_up_to_its_order(solver):
 
 @pytest.mark.parametrize("times", [None, np.array([0.1, 0.2, 0.6, 1.0], np.float32)])
 def test_the_way_back_goes_through_the_times_of_the_way_there(times):
-    """Of a velocity that is one number the way is straight, so both ways are exact."""
+    """A constant velocity has a straight trajectory, so both solvers are exact."""
     seen = {"there": [], "back": []}
 
     def velocity(way):

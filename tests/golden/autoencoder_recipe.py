@@ -16,7 +16,7 @@ CONFIGS = {
 SIZES = {"tiny": (16, 24), "stable_diffusion": (32, 48)}
 """Height and width of the images: no squares."""
 SPREADS = (1.0, 1e-3)
-"""Of the two inputs of a batch: an image with contrast and one that is nearly flat."""
+"""The two inputs of a batch: an image with contrast and one that is nearly flat."""
 
 
 def generator(name: str) -> np.random.Generator:

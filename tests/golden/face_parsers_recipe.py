@@ -10,9 +10,9 @@ import numpy as np
 SIZE = (64, 96)
 """Height and width of the images: no square."""
 SPREADS = (1.0, 0.02)
-"""Of the two images: one with contrast and one that is nearly flat."""
+"""The two images: one with contrast and one that is nearly flat."""
 KEPT = (np.s_[:, ::7, ::5], np.s_[:, :, ::7, ::5])
-"""Of the logits, the pixels that the golden file keeps, corners among them; NHWC and NCHW."""
+"""Pixels of the logits that the golden file keeps, corners among them; NHWC and NCHW."""
 
 
 def generator(name: str) -> np.random.Generator:

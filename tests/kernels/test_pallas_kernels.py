@@ -92,7 +92,7 @@ def test_every_number_of_states(implementation, state):
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("implementation", PALLAS)
 def test_the_chunks_of_a_gpu(implementation, which, monkeypatch):
-    """Else chunks are short here, for the interpreter's sake."""
+    """Chunks as long as on a GPU; in the other tests they are short, since they are interpreted."""
     one_plan = BACKENDS[implementation].plans[which]
     monkeypatch.setattr(launch, "plan", lambda *arguments, **options: one_plan)
     monkeypatch.setattr(launch, "longest_chunk", lambda plan: 16 // plan.vectors)

@@ -24,7 +24,7 @@ SETTINGS = {"count": 2, "seed": 0, "steps": 2, "guidance": 1.0}
 
 @pytest.fixture(scope="module")
 def studio(inputs_folder):
-    """Of a model with a style, with random weights."""
+    """A studio around a model with style conditioning and random weights."""
     config = SISMAConfig.tiny(
         latent_size=SIZE // 4, factor=4, width=16, depth=1, state=2, mask_channels=8, patch=1,
         attention_head=8, style="attention", style_channels=2, style_levels=2, style_features=4,
@@ -41,7 +41,7 @@ def studio(inputs_folder):
 
 @pytest.fixture(scope="module")
 def plain(studio):
-    """Of a model without a style, which will compute nothing."""
+    """A studio around a model without style conditioning, which computes nothing."""
     config = dataclasses.replace(studio.synthesizer.config, style="none")
     synthesizer = dataclasses.replace(studio.synthesizer, config=config)
     return dataclasses.replace(studio, synthesizer=synthesizer)

@@ -167,7 +167,7 @@ def write(folder, **files):
 
 
 CONFIG = {"config.json": '{"seed": 1, "train": {"steps": 4}}'}
-"""Of a run; of `train.steps` a run is continued with other values."""
+"""Settings of a run; a run may be continued with another `train.steps`."""
 
 
 def test_a_folder_becomes_a_copy(tmp_path):

@@ -58,7 +58,7 @@ def test_losses_multiply_squared_errors_by_the_weights(key):
 
 
 def test_training_has_the_weights_of_its_section(labels):
-    """Of a new model, whose velocity is zero."""
+    """The loss of a new model, whose velocity is zero."""
     config = SISMAConfig.tiny(
         latent_size=4, factor=2, num_classes=3, width=8, depth=1, state=2, mask_channels=8
     )

@@ -27,7 +27,7 @@ TINY = SDMConfig.tiny()
 FLAT = SDMConfig.tiny(image_size=8, multipliers=(1,))
 """One resolution: it compiles fastest."""
 PUBLISHED_PARAMETERS = 653_062_918
-"""Of the published UNetModel's modules, also when PyTorch counts them."""
+"""Parameters of the published UNetModel, as counted from its modules and by PyTorch."""
 
 
 def randomised(shapes):
@@ -276,7 +276,7 @@ def test_the_published_size_has_the_published_number_of_parameters():
 
 
 EASY = SDMConfig.tiny(image_size=8, multipliers=(1,), num_classes=7)
-"""Of the network that a step is tested around."""
+"""Settings of the network around a tested step."""
 
 
 def easy(x, t, labels):

@@ -82,7 +82,7 @@ def test_a_new_model_that_shifts_is_the_zero_velocity_and_its_blocks_know_no_tim
 
 
 def test_the_shift_by_time_is_added_where_the_gate_would_multiply():
-    """Of a block whose other maps are zero only the three shifts are left."""
+    """In a block whose other maps are zero, only the three shifts are left."""
     config = small(modulation="shift")
     params = jax.tree.map(lambda x: x[0], trained(config)["blocks"])
     modulation = params["modulation"]
