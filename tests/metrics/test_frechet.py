@@ -61,8 +61,10 @@ class TestDistance:
         expected = distance_of_features(x, y)
         np.testing.assert_allclose(distance(statistics(x), statistics(y)), expected, rtol=1e-9)
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize("count", [200, 2000])
+    @pytest.mark.parametrize(
+        "count",
+        [pytest.param(200, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.night)],
+    )
     def test_fewer_samples_than_inceptions_features(self, count):
         x, y = (np.maximum(features(count, 2048, seed, decay=1.5), 0) for seed in (0, 1))
         expected = distance_of_features(x, y)
