@@ -49,8 +49,8 @@ from sisma_jax.training.objective import FlowConfig, draw, mean_loss
 from sisma_jax.training.setup import (
     Sections,
     check_classes,
+    check_folder,
     check_image_size,
-    check_start,
     parse_training_command,
     run_claimed,
 )
@@ -187,7 +187,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         evaluation = section(EvaluationConfig, config, "evaluation")
         flow_config = section(FlowConfig, config, "flow")
         first_stage = section(FirstStageConfig, config, "autoencoder")
-        check_image_size(data, model.factor)
+        check_image_size(data, model.factor, f"the autoencoder's factor {model.factor}")
         if generator(model).has_style and first_stage.cache:
             raise InputError(
                 f"autoencoder.cache is {first_stage.cache}, which has no images to take styles "
@@ -205,9 +205,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
                 f"data.size is {data.size} where model.latent_size x model.factor is "
                 f"{model.latent_size} x {model.factor}: make them agree"
             )
-        if is_first():  # checking the lock takes it for a moment
-            run.check(config)
-        check_start(run, settings.init_from)
+        check_folder(run, config)
         # Local data first: the autoencoder may be a download.
         sources = first_stage.open(data)
         check_classes("model", model.num_classes, sources)
