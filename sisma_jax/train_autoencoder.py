@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import check_shares, section
+from sisma_jax.common.config import check_least, check_shares, section
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch
@@ -66,9 +66,7 @@ class LossConfig:
     (`class_weights`); above 0 faces need their masks."""
 
     def __post_init__(self) -> None:
-        for name in ("kl_weight", "commitment"):
-            if getattr(self, name) < 0:
-                raise InputError(f"loss.{name} is {getattr(self, name)}: use 0 or more")
+        check_least(self, "loss", 0, "kl_weight", "commitment")
         check_shares(self, "loss", "class_balance")
 
 

@@ -17,8 +17,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import section
-from sisma_jax.common.errors import InputError
+from sisma_jax.common.config import check_least, section
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch
@@ -61,8 +60,7 @@ class LossConfig:
     dice_weight: float
 
     def __post_init__(self) -> None:
-        if self.dice_weight < 0:
-            raise InputError(f"loss.dice_weight is {self.dice_weight}: use 0 or more")
+        check_least(self, "loss", 0, "dice_weight")
 
 
 def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from sisma_jax.common.config import check_least
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.input_pipeline import Source, items
 from sisma_jax.devices.sharding import put_batch, replicated, row_share, under_mesh
@@ -46,9 +47,7 @@ class EvaluationConfig:
             raise InputError(
                 f"evaluation.every is {self.every}: set a number of steps, or 0 for no evaluation"
             )
-        for name in ("items", "bins"):
-            if getattr(self, name) < 1:
-                raise InputError(f"evaluation.{name} is {getattr(self, name)}: set at least 1")
+        check_least(self, "evaluation", 1, "items", "bins")
 
 
 def held_out_loss(
