@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from sisma_jax.devices.sharding import replicated, state_shardings
+from sisma_jax.devices.sharding import replicated, state_shardings, under_mesh
 from sisma_jax.runs.checkpoint import abstract_like
 from sisma_jax.runs.state import Params, TrainState
 from sisma_jax.training.state import (
@@ -40,15 +40,15 @@ class TrainingProgram:
     """Returns the state at step 0 with the given weights."""
     jitted_step: Callable[..., tuple[TrainState, Metrics]]
 
-    def step(self, state: TrainState, batch: Batch, *constants: Any) -> tuple[TrainState, Metrics]:
-        """Return the next state, in place of the given one, which is donated, and the metrics."""
-        with jax.set_mesh(self.mesh):
-            return self.jitted_step(state, batch, *constants)
+    @property
+    def step(self) -> Callable[..., tuple[TrainState, Metrics]]:
+        """(state, batch, *constants) -> (next state, metrics); the given state is donated."""
+        return under_mesh(self.mesh, self.jitted_step)
 
     def compile_step(self, batch: Batch, *constants: Any) -> Compiled:
         """Compile the step for arguments like these ahead of its first call, and return it."""
-        with jax.set_mesh(self.mesh):
-            return self.jitted_step.lower(self.abstract, batch, *constants).compile()
+        lowered = under_mesh(self.mesh, self.jitted_step.lower)(self.abstract, batch, *constants)
+        return lowered.compile()
 
 
 def assemble(
