@@ -9,6 +9,7 @@ Prints the overhead and writes JSON.
 """
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -34,6 +35,7 @@ from sisma_jax.runs.checkpoint import CheckpointConfig
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import TrainState
 from sisma_jax.training import loop
+from sisma_jax.training.program import assemble
 from sisma_jax.training.state import TrainConfig, make_optimizer
 
 FACES, SIZE = 256, 256
@@ -110,7 +112,10 @@ def main() -> None:
             run = RunFolder(Path(folder) / f"run_{repeat}")
             run.path.mkdir()
             marks = Marks(step)
-            loop.jit_step = lambda *_, marks=marks: marks  # in place of the compiled step
+            # The sleep in place of the compiled step.
+            loop.assemble = lambda marks=marks, **parts: dataclasses.replace(
+                assemble(**parts), jitted_step=marks
+            )
             loop.train(
                 run=run,
                 config=config,

@@ -2,14 +2,15 @@
 
 import argparse
 import datetime
-import importlib.metadata
-import json
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from sisma_jax.common.files import write_json
+from sisma_jax.common.install import installed_version
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -34,19 +35,19 @@ def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> Non
         "versions": {"python": platform.python_version(), **versions(packages)},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report | content, indent=1) + "\n", "utf-8")
+    write_json(path, report | content)
     print(f"wrote {path}")
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
     """Versions of those packages that are installed."""
-    installed = {}
-    for package in packages:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return installed
+    found = {package: installed_version(package) for package in packages}
+    return {package: version for package, version in found.items() if version is not None}
+
+
+def slug(device: str) -> str:
+    """The name of a device as a part of file names."""
+    return "".join(c if c.isalnum() else "_" for c in device.lower())
 
 
 def hardware() -> dict[str, Any]:

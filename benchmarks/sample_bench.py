@@ -127,8 +127,7 @@ def main() -> None:
             sdm_seconds=args.sdm_seconds,
         )
         show(peers.peer_tables(results["peers"]))
-    slug = "".join(c if c.isalnum() else "_" for c in speed["device"].lower())
-    out = args.out or report.RESULTS / f"sample_{slug}.json"
+    out = args.out or report.RESULTS / f"sample_{report.slug(speed['device'])}.json"
     report.write(out, ("jax", "jaxlib", "flax"), results)
 
 

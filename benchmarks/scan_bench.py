@@ -164,9 +164,8 @@ def device_name() -> str:
 
 
 def write(args: argparse.Namespace, rows: list[dict], curves: list[dict]) -> None:
-    slug = "".join(c if c.isalnum() else "_" for c in device_name().lower())
-    slug = "cpu" if jax.default_backend() == "cpu" else slug
-    path = args.out / f"scan_{slug}.json"
+    device = "cpu" if jax.default_backend() == "cpu" else device_name()
+    path = args.out / f"scan_{report.slug(device)}.json"
     report.write(path, ("jax", "jaxlib", "torch"), {"rows": rows, "over_length": curves})
     if curves:
         picture = path.with_suffix(".png")

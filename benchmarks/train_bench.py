@@ -105,8 +105,7 @@ def main() -> None:
         rows.append(measure(case, args.seconds, args.fsdp))
         print(line(rows[-1]), flush=True)
     device = next((row["device"] for row in rows if "device" in row), "none")
-    slug = "".join(c if c.isalnum() else "_" for c in device.lower())
-    out = args.out or report.RESULTS / f"train_{slug}.json"
+    out = args.out or report.RESULTS / f"train_{report.slug(device)}.json"
     report.write(out, ("jax", "jaxlib", "flax", "optax"), {"rows": rows})
     if any(row["status"] == "failed" for row in rows):
         sys.exit(1)

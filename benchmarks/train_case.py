@@ -11,22 +11,15 @@ import time
 import jax
 import numpy as np
 
-from sisma_jax.devices.sharding import (
-    MeshConfig,
-    make_mesh,
-    put_batch,
-    replicated,
-    state_shardings,
-    under_mesh,
-)
+from sisma_jax.devices.sharding import MeshConfig, make_mesh, put_batch, replicated
 from sisma_jax.devices.throughput import matmul_peak, mfu, peak_memory
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderKL
 from sisma_jax.models.cost.by_hand import macs
 from sisma_jax.models.sisma.model import init_params, matrix_axes
-from sisma_jax.runs.checkpoint import abstract_like
 from sisma_jax.training.objective import FlowConfig, draw, mean_loss
-from sisma_jax.training.state import TrainConfig, init_state, make_optimizer, make_step
+from sisma_jax.training.program import assemble
+from sisma_jax.training.state import TrainConfig, make_optimizer
 
 TINY = dict(latent_size=16, factor=4)
 """64 pixels, small enough for two CPU cores."""
@@ -72,23 +65,20 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
         skip_limit=10, log_every=100, sample_every=10**6, profile_at=0, profile_steps=1,
     )  # fmt: skip
     mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp))
-    optimizer = make_optimizer(settings, matrix_axes)
-    init = lambda: init_state(init_params(config, jax.random.key(0)), optimizer)
-    shardings = state_shardings(jax.eval_shape(init), mesh)
     autoencoder = jax.device_put(first_stage(config, source), replicated(mesh))
     rows = put_batch(random_batch(config, source, batch), mesh)
-    flow_config = FlowConfig(sampling="logit_normal", drop=0.1)
-    step = make_step(
-        functools.partial(mean_loss, config=config, flow_config=flow_config),
-        functools.partial(draw, config=config, flow_config=flow_config),
-        optimizer,
-        settings,
+    sections = dict(config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.1))
+    program = assemble(
+        init_params=lambda: init_params(config, jax.random.key(0)),
+        loss_fn=functools.partial(mean_loss, **sections),
+        draw=functools.partial(draw, **sections),
+        optimizer=make_optimizer(settings, matrix_axes),
+        config=settings,
         seed=0,
+        mesh=mesh,
     )
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    abstract = abstract_like(jax.eval_shape(init), shardings)
     began = time.perf_counter()
-    compiled = under_mesh(mesh, step.lower)(abstract, rows, autoencoder).compile()
+    compiled = program.compile_step(rows, autoencoder)
     compile_seconds = time.perf_counter() - began
     plan = compiled.memory_analysis()
     cost = macs(config)
@@ -102,7 +92,7 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
     if not seconds:
         print(json.dumps(figures))
         return
-    state = jax.jit(init, out_shardings=shardings)()
+    state = program.init()
 
     def run(count: int) -> float:
         nonlocal state

@@ -12,13 +12,10 @@ the run folder, and prints:
 A model with style conditioning is shown without references: its style is drawn from noise.
 """
 
-from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from sisma_jax.common import cli
@@ -29,13 +26,13 @@ from sisma_jax.data import synthetic
 from sisma_jax.data.config import DataConfig
 from sisma_jax.data.contact_sheet import mask_sheet, with_legend
 from sisma_jax.data.image_files import save_png
-from sisma_jax.data.input_pipeline import fixed_batch
+from sisma_jax.data.input_pipeline import Source, fixed_batch
+from sisma_jax.devices.sharding import local_mesh, whole_batch
 from sisma_jax.metrics.regions import explained_variance, spread
 from sisma_jax.models.generators import model_config
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.synthesizer import Synthesizer
-from sisma_jax.training import objective
-from sisma_jax.training.objective import latent_noise, nothing_dropped
+from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 
 MASKS = 12
 PER_MASK = 6
@@ -75,19 +72,19 @@ def main() -> None:
         print(f"{args.workdir / 'samples.png'} is up to date")
         return
 
-    faces = fixed_batch(test, LOSS_COUNT)
-    labels = faces["labels"][:MASKS]
+    faces = fixed_batch(test, MASKS)
+    labels = faces["labels"]
     samples = synthesizer(
         np.repeat(labels, PER_MASK, axis=0), steps=args.steps, guidance=guidance
     ).reshape(MASKS, PER_MASK, data.size, data.size, 3)
     report = {
         "settings": settings,
-        "regions": regions(samples, labels, faces["image"][:MASKS]),
+        "regions": regions(samples, labels, faces["image"]),
         "spread": {
             "samples": float(spread(samples).mean()),
             "renderings": float(spread(renderings(seed, data.size, test.ids[:MASKS])).mean()),
         },
-        "loss": held_out_loss(synthesizer, faces["image"], faces["labels"]),
+        "loss": loss_by_mask(synthesizer, test),
     }
     sheet = with_legend(mask_sheet(labels, samples))
     save_png(Image.fromarray(sheet), args.workdir / "samples.png")
@@ -131,37 +128,21 @@ def renderings(seed: int, size: int, ids: np.ndarray) -> UInt8[np.ndarray, "n k 
     )
 
 
-def held_out_loss(
-    synthesizer: Synthesizer, images: UInt8[np.ndarray, "n h w 3"], labels: np.ndarray
-) -> dict[str, float]:
-    """Loss at fixed noise and evenly spread times, with right and with shuffled masks, and without
-    a style, as samples are made."""
-    config, autoencoder = synthesizer.config, synthesizer.autoencoder
-
-    @jax.jit
-    def losses(params: dict, autoencoder, images: Array, labels: Array, key: Array, t: Array):
-        batch = {"image": images, "labels": labels, "time": t}
-        batch |= latent_noise(config, key, len(t)) | nothing_dropped(config, len(t), style=False)
-        latents = objective.latents_of(batch, autoencoder)
-        return objective.losses(params, latents, batch, config=config)
-
-    batch = min(32, len(images))
-    quantiles = (np.arange(batch) + 0.5) / batch
-    t = jax.nn.sigmoid(jax.scipy.stats.norm.ppf(jnp.asarray(quantiles, jnp.float32)))
-    run = partial(losses, synthesizer.params, autoencoder)
-
-    def mean_loss(labels: np.ndarray) -> float:
-        starts = range(0, len(images) - batch + 1, batch)
-        return float(
-            np.mean(
-                [
-                    run(images[i : i + batch], labels[i : i + batch], jax.random.key(i), t)
-                    for i in starts
-                ]
-            )
-        )
-
-    right, shuffled = mean_loss(labels), mean_loss(np.roll(labels, 1, axis=0))
+def loss_by_mask(synthesizer: Synthesizer, test: Source) -> dict[str, float]:
+    """Loss at the times of training, with right and with shuffled masks, and without a style, as
+    samples are made."""
+    mesh = local_mesh()
+    loss = held_out_loss(
+        synthesizer.config,
+        EvaluationConfig(every=0, items=LOSS_COUNT, bins=1, hook=""),
+        test,
+        synthesizer.autoencoder,
+        mesh,
+        whole_batch(min(32, LOSS_COUNT), mesh),
+        sampling="logit_normal",
+        style=False,
+    )
+    right, shuffled = (loss(synthesizer.params, shift)["test_loss"] for shift in (0, 1))
     return {"right_masks": right, "shuffled_masks": shuffled, "ratio": shuffled / right}
 
 

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import section
+from sisma_jax.common.config import check_choice, check_least, section
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data import prepared
 from sisma_jax.data.config import DataConfig
@@ -49,8 +49,8 @@ from sisma_jax.training.objective import FlowConfig, draw, mean_loss
 from sisma_jax.training.setup import (
     Sections,
     check_classes,
+    check_folder,
     check_image_size,
-    check_start,
     parse_training_command,
     run_claimed,
 )
@@ -105,27 +105,22 @@ class SamplesConfig:
     guidance: float
 
     def __post_init__(self) -> None:
-        for name in ("masks", "per_mask", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"samples.{name} is {getattr(self, name)}: set at least 1")
-        if self.solver not in rectified.SOLVERS:
-            raise InputError(
-                f"samples.solver is {self.solver!r}: choose one of {', '.join(rectified.SOLVERS)}"
-            )
-        if self.guidance < 0:
-            raise InputError(f"samples.guidance is {self.guidance}: set 0 or more")
+        check_least(self, "samples", 1, "masks", "per_mask", "steps")
+        check_choice(self, "samples", "solver", rectified.SOLVERS)
+        check_least(self, "samples", 0, "guidance")
 
 
 Hook = Callable[[Synthesizer, Source], Mapping[str, float]]
 """(synthesizer with the averaged weights, test split) -> metrics by name."""
 
 
-def load_hook(spec: str) -> Hook | None:
+def load_hook(evaluation: EvaluationConfig) -> Hook | None:
     """The function that evaluation.hook names as "module:function"; None for "".
 
     Raises:
-      InputError: if it cannot be imported.
+      InputError: if it cannot be imported, or there is no evaluation to call it.
     """
+    spec = evaluation.hook
     if not spec:
         return None
     module, _, name = spec.partition(":")
@@ -138,6 +133,11 @@ def load_hook(spec: str) -> Hook | None:
             f"evaluation.hook {spec!r} cannot be imported ({error}): write it as module:function, "
             "of a module on the Python path"
         ) from error
+    if not evaluation.every:
+        raise InputError(
+            f"evaluation.hook is {spec!r}, but with evaluation.every 0 it is never called: set the "
+            "number of steps between two evaluations"
+        )
 
     def named(synthesizer: Synthesizer, source: Source) -> dict[str, float]:
         try:
@@ -150,6 +150,22 @@ def load_hook(spec: str) -> Hook | None:
             ) from error
 
     return named
+
+
+def check_sections(model: Config, data: DataConfig, first_stage: FirstStageConfig) -> None:
+    """Raises InputError if the config's other sections do not fit the model and its kind."""
+    check_image_size(data, model.factor, f"the autoencoder's factor {model.factor}")
+    if data.size != model.image_size:
+        raise InputError(
+            f"data.size is {data.size} where model.latent_size x model.factor is "
+            f"{model.latent_size} x {model.factor}: make them agree"
+        )
+    if generator(model).has_style and first_stage.cache:
+        raise InputError(
+            f"autoencoder.cache is {first_stage.cache}, which has no images to take styles "
+            'from: set it to "", and data.path to the data set'
+        )
+    check_scan(model)
 
 
 def check_scan(model: Config) -> None:
@@ -187,27 +203,9 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         evaluation = section(EvaluationConfig, config, "evaluation")
         flow_config = section(FlowConfig, config, "flow")
         first_stage = section(FirstStageConfig, config, "autoencoder")
-        check_image_size(data, model.factor)
-        if generator(model).has_style and first_stage.cache:
-            raise InputError(
-                f"autoencoder.cache is {first_stage.cache}, which has no images to take styles "
-                'from: set it to "", and data.path to the data set'
-            )
-        check_scan(model)
-        hook = load_hook(evaluation.hook)
-        if hook is not None and not evaluation.every:
-            raise InputError(
-                f"evaluation.hook is {evaluation.hook!r}, but with evaluation.every 0 it is never "
-                "called: set the number of steps between two evaluations"
-            )
-        if data.size != model.image_size:
-            raise InputError(
-                f"data.size is {data.size} where model.latent_size x model.factor is "
-                f"{model.latent_size} x {model.factor}: make them agree"
-            )
-        if is_first():  # checking the lock takes it for a moment
-            run.check(config)
-        check_start(run, settings.init_from)
+        check_sections(model, data, first_stage)
+        hook = load_hook(evaluation)
+        check_folder(run, config)
         # Local data first: the autoencoder may be a download.
         sources = first_stage.open(data)
         check_classes("model", model.num_classes, sources)

@@ -1,8 +1,8 @@
 """Train a first stage: `python -m sisma_jax.train_autoencoder --config configs/autoencoder.py`."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -12,13 +12,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import check_shares, section
+from sisma_jax.common.config import check_least, check_shares, section
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch
-from sisma_jax.devices.hosts import is_first, together
+from sisma_jax.devices.hosts import together
 from sisma_jax.devices.placement import replicate
-from sisma_jax.devices.sharding import fill_up, local_copy
 from sisma_jax.metrics import psnr, ssim
 from sisma_jax.metrics.image_quality import WINDOW
 from sisma_jax.models.autoencoder import (
@@ -39,21 +38,19 @@ from sisma_jax.models.autoencoder.training import (
 )
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
+from sisma_jax.training.auxiliary import (
+    FACES_ON_SHEET,
+    open_splits,
+    test_batches,
+    train_and_report,
+)
 from sisma_jax.training.class_balance import class_weights
 from sisma_jax.training.logging import Log
-from sisma_jax.training.loop import Task, train
-from sisma_jax.training.setup import (
-    Sections,
-    check_image_size,
-    check_start,
-    parse_training_command,
-    run_claimed,
-)
+from sisma_jax.training.loop import Task
+from sisma_jax.training.setup import Sections, check_image_size, parse_training_command
 from sisma_jax.training.state import Batch, Metrics, kernel_axes, make_optimizer
 
 FACES_FOR_STATISTICS = 512
-FACES_ON_SHEET = 12
-TEST_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,9 +66,7 @@ class LossConfig:
     (`class_weights`); above 0 faces need their masks."""
 
     def __post_init__(self) -> None:
-        for name in ("kl_weight", "commitment"):
-            if getattr(self, name) < 0:
-                raise InputError(f"loss.{name} is {getattr(self, name)}: use 0 or more")
+        check_least(self, "loss", 0, "kl_weight", "commitment")
         check_shares(self, "loss", "class_balance")
 
 
@@ -79,74 +74,65 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
     """Train a first stage; arguments and errors are those of `sisma_jax.train.train_sisma`."""
     run = RunFolder(Path(workdir))
     with together():
-        common = Sections.of(config)
-        data, settings, mesh = common.data, common.train, common.mesh
+        sections = Sections.of(config)
+        data, settings = sections.data, sections.train
         model = section(AutoencoderConfig, config, "autoencoder")
         loss = section(LossConfig, config, "loss")
-        check_image_size(data, model.factor)
+        check_image_size(data, model.factor, f"the autoencoder's factor {model.factor}")
         if data.size < WINDOW:
             raise InputError(
                 f"data.size is {data.size}, but SSIM needs {WINDOW} pixels: choose a larger size"
             )
-        parts = (("image", "labels") if loss.class_balance else ("image",)), ("image",)
-        if is_first():  # checking the lock takes it for a moment
-            run.check(config)
-        check_start(run, settings.init_from)
-        sources = data.open_if_there(*parts)
-    data.make_if_synthetic()
-    with together():
-        train_source, test_source = sources or data.open_both(*parts)
-        classes = len(train_source.classes)
+    train_source, test_source = open_splits(
+        run,
+        config,
+        data,
+        train=("image", "labels") if loss.class_balance else ("image",),
+        test=("image",),
+    )
 
-    with run_claimed(run, config, data=train_source.checksum) as record:
-        report = run.report()
-        if report is not None and report["step"] >= settings.steps:
-            if is_first():
-                show(run, report)
-            return
-        module = AutoencoderKL(model)
-        statistics = to_float(
+    module = AutoencoderKL(model)
+    reconstruct = jax.jit(lambda params, images: module.apply({"params": params}, images))
+    statistics = cache(
+        lambda: to_float(
             fixed_batch(train_source, min(FACES_FOR_STATISTICS, len(train_source)))["image"]
         )
-        reconstruct = jax.jit(lambda params, images: module.apply({"params": params}, images))
-        state = train(
-            run=run,
-            config=settings,
-            checkpoint=common.checkpoint,
-            mesh=mesh,
-            record=record,
-            watch=watch,
-            task=Task(
-                init_params=first_params(module, config.seed, statistics),
-                optimizer=make_optimizer(settings, kernel_axes),
-                draw=partial(draw, model),
-                loss_fn=lambda params, batch: batch_loss(
-                    module, loss, classes, replicate(params), batch
-                ),
-                feed=data.feed(
-                    train_source, mesh, batch_size=settings.batch_size, seed=config.seed
-                ),
-                sample_grid=sample_grid(reconstruct, test_source),
+    )
+
+    def task() -> Task:
+        return Task(
+            init_params=first_params(module, config.seed, statistics()),
+            optimizer=make_optimizer(settings, kernel_axes),
+            draw=partial(draw, model),
+            loss_fn=lambda params, batch: batch_loss(
+                module, loss, len(train_source.classes), replicate(params), batch
             ),
+            feed=data.feed(
+                train_source, sections.mesh, batch_size=settings.batch_size, seed=config.seed
+            ),
+            sample_grid=sample_grid(reconstruct, test_source),
         )
-        if state.step < settings.steps:
-            return
-        ema = local_copy(state.ema, mesh)
-        with together():  # the other processes wait for the first
-            if is_first():
-                scale = latent_scale(Autoencoder(model, ema), statistics)
-                scaled = dataclasses.replace(model, scaling_factor=scale)
-                save_autoencoder(run.autoencoder, scaled, ema)
-                report = {
-                    "step": int(state.step),
-                    **reconstruction_quality(partial(reconstruct, ema), test_source),
-                    "scaling_factor": scale,
-                }
-                if model.codebook:
-                    usage = codebook_usage(Autoencoder(model, ema), test_source)
-                    report["codebook_usage"] = usage
-                run.write_report(report)
-                show(run, report)
+
+    def export(ema: Params) -> dict[str, float | int]:
+        scale = latent_scale(Autoencoder(model, ema), statistics())
+        scaled = dataclasses.replace(model, scaling_factor=scale)
+        save_autoencoder(run.autoencoder, scaled, ema)
+        scores = reconstruction_quality(partial(reconstruct, ema), test_source)
+        scores["scaling_factor"] = scale
+        if model.codebook:
+            scores["codebook_usage"] = codebook_usage(Autoencoder(model, ema), test_source)
+        return scores
+
+    train_and_report(
+        run,
+        config,
+        sections,
+        data=train_source.checksum,
+        task=task,
+        export=export,
+        show=partial(show, run),
+        watch=watch,
+    )
 
 
 def draw(config: AutoencoderConfig, key: PRNGKeyArray, batch: Batch) -> Batch:
@@ -204,10 +190,10 @@ def reconstruction_quality(
 ) -> dict[str, float | int]:
     """Mean PSNR (dB) and SSIM over all images of a split, computed on uint8 images."""
     scores: dict[str, list[np.ndarray]] = {"psnr_db": [], "ssim": []}
-    for full, count in test_batches(source):
-        decoded = to_uint8(reconstruct(to_float(full)))
+    for batch, count in test_batches(source):
+        decoded = to_uint8(reconstruct(to_float(batch["image"])))
         for name, metric in (("psnr_db", psnr), ("ssim", ssim)):
-            scores[name].append(np.asarray(metric(full, decoded, 255))[:count])
+            scores[name].append(np.asarray(metric(batch["image"], decoded, 255))[:count])
     means = {f"test_{name}": float(np.mean(np.concatenate(x))) for name, x in scores.items()}
     return means | {"test_images": len(source)}
 
@@ -216,17 +202,9 @@ def codebook_usage(autoencoder: Autoencoder, source: Source) -> float:
     """Share of the codebook's entries that quantise any latent of a split's images."""
     used = np.zeros(autoencoder.config.codebook, bool)
     indices_of = jax.jit(lambda model, images: model.quantise(model.encode(images)[0])[1])
-    for full, count in test_batches(source):
-        used[np.asarray(indices_of(autoencoder, to_float(full)))[:count]] = True
+    for batch, count in test_batches(source):
+        used[np.asarray(indices_of(autoencoder, to_float(batch["image"])))[:count]] = True
     return float(used.mean())
-
-
-def test_batches(source: Source) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], int]]:
-    """All images in batches of one shape, so that everything compiles once; the last one is padded.
-    Each comes with the number of its images."""
-    for start in range(0, len(source), TEST_BATCH):
-        rows = range(start, min(start + TEST_BATCH, len(source)))
-        yield fill_up(np.stack([source[index]["image"] for index in rows]), TEST_BATCH), len(rows)
 
 
 def show(run: RunFolder, report: dict) -> None:

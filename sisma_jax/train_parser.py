@@ -7,6 +7,7 @@ the whole test split; reports show this score beside its measurements.
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,16 +17,14 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import section
-from sisma_jax.common.errors import InputError
+from sisma_jax.common.config import check_least, section
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.data.contact_sheet import tile
-from sisma_jax.data.input_pipeline import Source, fixed_batch, items
+from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.data.label_maps import colourise
 from sisma_jax.data.raw import FIELDS
-from sisma_jax.devices.hosts import is_first, together
+from sisma_jax.devices.hosts import together
 from sisma_jax.devices.placement import replicate
-from sisma_jax.devices.sharding import fill_up, local_copy
 from sisma_jax.metrics import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from sisma_jax.models.autoencoder import to_float
 from sisma_jax.models.face_parser import (
@@ -36,19 +35,22 @@ from sisma_jax.models.face_parser import (
 )
 from sisma_jax.models.face_parser.training import parser_loss
 from sisma_jax.runs.folder import RunFolder
+from sisma_jax.runs.state import Params
+from sisma_jax.training.auxiliary import (
+    FACES_ON_SHEET,
+    open_splits,
+    test_batches,
+    train_and_report,
+)
 from sisma_jax.training.logging import Log
-from sisma_jax.training.loop import Task, train
+from sisma_jax.training.loop import Task
 from sisma_jax.training.setup import (
     Sections,
     check_classes,
-    check_start,
+    check_image_size,
     parse_training_command,
-    run_claimed,
 )
 from sisma_jax.training.state import kernel_axes, make_optimizer
-
-FACES_ON_SHEET = 12
-TEST_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,78 +60,67 @@ class LossConfig:
     dice_weight: float
 
     def __post_init__(self) -> None:
-        if self.dice_weight < 0:
-            raise InputError(f"loss.dice_weight is {self.dice_weight}: use 0 or more")
+        check_least(self, "loss", 0, "dice_weight")
 
 
 def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
     """Train a face parser; arguments and errors are those of `sisma_jax.train.train_sisma`."""
     run = RunFolder(Path(workdir))
     with together():
-        common = Sections.of(config)
-        data, settings, mesh = common.data, common.train, common.mesh
+        sections = Sections.of(config)
+        data, settings = sections.data, sections.train
         model = section(FaceParserConfig, config, "parser")
         loss = section(LossConfig, config, "loss")
-        if data.size < 1 or data.size % model.factor:
-            raise InputError(
-                f"data.size {data.size} is not a multiple of {model.factor}, which "
-                f"{len(model.channels)} entries of parser.channels need: choose one that is"
-            )
-        if is_first():  # checking the lock takes it for a moment
-            run.check(config)
-        check_start(run, settings.init_from)
-        sources = data.open_if_there(FIELDS, FIELDS)
-        check_classes("parser", model.num_classes, sources)
-    data.make_if_synthetic()
-    with together():
-        train_source, test_source = sources or data.open_both(FIELDS, FIELDS)
-        classes = train_source.classes
-        check_classes("parser", model.num_classes, [train_source])
-
-    with run_claimed(run, config, data=train_source.checksum, classes=classes) as record:
-        report = run.report()
-        if report is not None and report["step"] >= settings.steps:
-            if is_first():
-                show(run, report)
-            return
-        module = FaceParserUNet(model)
-        images = jnp.zeros((1, data.size, data.size, 3))
-        parser = lambda ema: FaceParser.trained(model, ema, classes=classes.names, size=data.size)
-        state = train(
-            run=run,
-            config=settings,
-            checkpoint=common.checkpoint,
-            mesh=mesh,
-            record=record,
-            watch=watch,
-            task=Task(
-                init_params=lambda: module.init(jax.random.key(config.seed), images)["params"],
-                optimizer=make_optimizer(settings, kernel_axes),
-                draw=lambda key, batch: {},
-                loss_fn=lambda params, batch: parser_loss(
-                    module.apply({"params": replicate(params)}, to_float(batch["image"])),
-                    batch["labels"],
-                    loss.dice_weight,
-                ),
-                feed=data.feed(
-                    train_source, mesh, batch_size=settings.batch_size, seed=config.seed
-                ),
-                sample_grid=lambda ema: sheet(parser(ema), test_source),
-            ),
+        levels = len(model.channels)
+        check_image_size(
+            data, model.factor, f"{model.factor}, which {levels} entries of parser.channels need"
         )
-        if state.step < settings.steps:
-            return
-        ema = local_copy(state.ema, mesh)
-        with together():  # the other processes wait for the first
-            if is_first():
-                quality = {"data": data.path} | test_quality(parser(ema), test_source)
-                save_parser(
-                    run.parser, model, ema,
-                    classes=classes.names, size=data.size, quality=quality,
-                )  # fmt: skip
-                report = {"step": int(state.step), **quality}
-                run.write_report(report)
-                show(run, report)
+    train_source, test_source = open_splits(
+        run,
+        config,
+        data,
+        train=FIELDS,
+        test=FIELDS,
+        check=partial(check_classes, "parser", model.num_classes),
+    )
+
+    classes = train_source.classes
+    module = FaceParserUNet(model)
+    images = jnp.zeros((1, data.size, data.size, 3))
+    parser = lambda ema: FaceParser.trained(model, ema, classes=classes.names, size=data.size)
+
+    def task() -> Task:
+        return Task(
+            init_params=lambda: module.init(jax.random.key(config.seed), images)["params"],
+            optimizer=make_optimizer(settings, kernel_axes),
+            draw=lambda key, batch: {},
+            loss_fn=lambda params, batch: parser_loss(
+                module.apply({"params": replicate(params)}, to_float(batch["image"])),
+                batch["labels"],
+                loss.dice_weight,
+            ),
+            feed=data.feed(
+                train_source, sections.mesh, batch_size=settings.batch_size, seed=config.seed
+            ),
+            sample_grid=lambda ema: sheet(parser(ema), test_source),
+        )
+
+    def export(ema: Params) -> dict:
+        quality = {"data": data.path} | test_quality(parser(ema), test_source)
+        save_parser(run.parser, model, ema, classes=classes.names, size=data.size, quality=quality)
+        return quality
+
+    train_and_report(
+        run,
+        config,
+        sections,
+        data=train_source.checksum,
+        classes=classes,
+        task=task,
+        export=export,
+        show=partial(show, run),
+        watch=watch,
+    )
 
 
 def sheet(parser: FaceParser, source: Source) -> UInt8[np.ndarray, "h w 3"]:
@@ -144,11 +135,9 @@ def test_quality(parser: FaceParser, source: Source) -> dict:
     """Scores on all images of a split, from one confusion matrix."""
     count = parser.num_classes
     confusion = np.zeros((count, count), np.int64)
-    for start in range(0, len(source), TEST_BATCH):
-        batch = items(source, range(start, min(start + TEST_BATCH, len(source))))
-        predicted = np.asarray(parser.labels(fill_up(batch["image"], TEST_BATCH)))
-        labels = batch["labels"]
-        confusion += confusion_matrix(labels, predicted[: len(labels)], count, UNLABELLED)
+    for batch, rows in test_batches(source):
+        predicted = np.asarray(parser.labels(batch["image"]))[:rows]
+        confusion += confusion_matrix(batch["labels"][:rows], predicted, count, UNLABELLED)
     by_class = zip(parser.classes, class_iou(confusion), strict=True)
     return {
         "test_miou": mean_iou(confusion),

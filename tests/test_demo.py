@@ -23,7 +23,7 @@ from sisma_jax.data import synthetic
 from sisma_jax.data.classes import PALETTE
 from sisma_jax.data.contact_sheet import GAP, mask_sheet, tile, with_legend
 from sisma_jax.metrics.regions import explained_variance, spread
-from sisma_jax.training import objective
+from sisma_jax.training import held_out
 from tests.tiny_runs import call
 
 ROOT = Path(__file__).parent.parent
@@ -99,9 +99,9 @@ def test_the_demo_shows_a_model_with_a_style(few, tiny_style_run, tmp_path, monk
         jax.eval_shape(partial(losses, **options), params, latents, batch)
         return jnp.where(batch["styleless"].all(1) & ~batch["dropped"], 2.0, jnp.inf)
 
-    losses = objective.losses
-    monkeypatch.setattr(objective, "latents_of", lambda batch, autoencoder: batch["noise"])
-    monkeypatch.setattr(objective, "losses", traced)
+    losses = held_out.losses
+    monkeypatch.setattr(held_out, "latents_of", lambda batch, autoencoder: batch["noise"])
+    monkeypatch.setattr(held_out, "losses", traced)
     monkeypatch.setattr(Synthesizer, "__call__", noise)
     workdir = tmp_path / "style"
     shutil.copytree(tiny_style_run, workdir)

@@ -80,7 +80,11 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        main()
+        try:
+            main()
+        except SystemExit:  # raised by argparse after --help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except (InputError, RunError) as error:
         if _is_first() or not error.shared:

@@ -206,6 +206,21 @@ def from_json(path: Path) -> ConfigDict:
         ) from None
 
 
+def check_least(settings: Any, section: str, least: int, *names: str) -> None:
+    """Raises InputError unless these fields of a section's dataclass are `least` or more."""
+    for name in names:
+        if getattr(settings, name) < least:
+            raise InputError(f"{section}.{name} is {getattr(settings, name)}: set {least} or more")
+
+
+def check_choice(settings: Any, section: str, name: str, choices: Sequence[str]) -> None:
+    """Raises InputError unless this field of a section's dataclass is one of `choices`."""
+    if getattr(settings, name) not in choices:
+        raise InputError(
+            f"{section}.{name} is {getattr(settings, name)!r}: choose one of {', '.join(choices)}"
+        )
+
+
 def check_shares(settings: Any, section: str, *names: str) -> None:
     """Raises InputError unless these fields of a section's dataclass are in [0, 1]."""
     for name in names:

@@ -40,7 +40,7 @@ def accelerator() -> str:
     if gpu is None:
         return ""
     for extra in ("cuda13", "cuda12"):
-        if _version(f"jax-{extra}-plugin") is not None:
+        if installed_version(f"jax-{extra}-plugin") is not None:
             return extra
     can_13 = all(has >= least for has, least in zip(gpu, CUDA_13, strict=True))
     return "cuda13" if can_13 else "cuda12"
@@ -86,6 +86,14 @@ def install(checkout: Path | str) -> None:
         )
 
 
+def installed_version(name: str) -> str | None:
+    """The version of a distribution; None if it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _has_tpu() -> bool:
     """Whether there is a TPU. Google's network cards share its vendor id, not its device nodes."""
     vendors = (file.read_text("utf-8").strip() for file in PCI_DEVICES.glob("*/vendor"))
@@ -105,18 +113,11 @@ def _nvidia_gpu() -> tuple[int, float] | None:
     return int(driver.split(".")[0]), float(capability)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _lacking(requirement: Requirement, extra: str = "") -> Iterator[str]:
     """Yield `requirement` if it is not met, otherwise what its own extras lack."""
     if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
         return
-    installed = _version(requirement.name)
+    installed = installed_version(requirement.name)
     if installed is None:
         yield f"{requirement.name}{requirement.specifier}"
     elif not requirement.specifier.contains(installed, prereleases=True):

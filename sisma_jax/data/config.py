@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
+from sisma_jax.common.config import check_least
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import LOCK_FILES, is_new_or_empty, local_path
 from sisma_jax.data import synthetic
@@ -35,9 +36,7 @@ class DataConfig:
     """Number of synthetic faces to write to `path` if it does not exist; 0 for none."""
 
     def __post_init__(self) -> None:
-        for name in ("threads", "synthetic_count"):
-            if getattr(self, name) < 0:
-                raise InputError(f"data.{name} is {getattr(self, name)}: set 0 or more")
+        check_least(self, "data", 0, "threads", "synthetic_count")
 
     def open(self, split: str, fields: Sequence[str]) -> Source:
         """Open a split; raises InputError if there is no such data."""

@@ -137,12 +137,6 @@ def under_mesh(mesh: Mesh, function: Callable) -> Callable:
     return call
 
 
-def jit_step(step: Callable, shardings: Any, mesh: Mesh) -> Callable:
-    """Compile (state, ...) -> (state, metrics); the state keeps `shardings` and is donated."""
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    return under_mesh(mesh, step)
-
-
 def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
     """Raise InputError unless the batch can be split into `parts` over the devices."""
     if batch_size % (mesh.size * parts):

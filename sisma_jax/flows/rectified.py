@@ -57,7 +57,15 @@ def sample_time(
       ValueError: if `sampling` is neither "logit_normal" nor "uniform".
     """
     quantiles = (jnp.arange(batch, dtype=jnp.float32) + jax.random.uniform(key)) / batch
-    quantiles = jnp.clip(quantiles, 1e-6, 1 - 1e-6)
+    return time_at(jnp.clip(quantiles, 1e-6, 1 - 1e-6), sampling)
+
+
+def time_at(quantiles: Float[Array, " batch"], sampling: str) -> Float[Array, " batch"]:
+    """Return the training times at these quantiles, in [0, 1], of a distribution of times.
+
+    Raises:
+      ValueError: if `sampling` is neither "logit_normal" nor "uniform".
+    """
     if sampling == "logit_normal":
         return jax.nn.sigmoid(jax.scipy.stats.norm.ppf(quantiles))
     if sampling == "uniform":

@@ -15,9 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from sisma_jax.common.config import check_least
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.input_pipeline import Source, items
 from sisma_jax.devices.sharding import put_batch, replicated, row_share, under_mesh
+from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import Autoencoder
 from sisma_jax.models.generators import Config
 from sisma_jax.runs.state import Params
@@ -45,9 +47,7 @@ class EvaluationConfig:
             raise InputError(
                 f"evaluation.every is {self.every}: set a number of steps, or 0 for no evaluation"
             )
-        for name in ("items", "bins"):
-            if getattr(self, name) < 1:
-                raise InputError(f"evaluation.{name} is {getattr(self, name)}: set at least 1")
+        check_least(self, "evaluation", 1, "items", "bins")
 
 
 def held_out_loss(
@@ -57,16 +57,25 @@ def held_out_loss(
     autoencoder: Autoencoder,
     mesh: Mesh,
     batch_size: int,
-) -> Callable[[Params], dict[str, float]]:
+    *,
+    sampling: str = "uniform",
+    style: bool = True,
+) -> Callable[..., dict[str, float]]:
     """Return weights -> {"test_loss": mean over all times, "test_loss/0.0-0.2": ..., ...}.
 
+    The result also takes `shift`: with 1, each face is given the mask of the item before it, and
+    the loss shows how much depends on the mask.
+
     Args:
-      config: configuration of the generator. With style conditioning, each face has its own style.
+      config: configuration of the generator.
       settings: numbers of items and bins; all items if the source has fewer.
       source: the test split.
       autoencoder: see `objective.latents_of`.
       mesh: all devices; every process must call the result.
       batch_size: global batch size, a multiple of the number of devices.
+      sampling: distribution of times, as in `FlowConfig`; the bins are intervals of its quantiles.
+      style: whether each face has its own style, in a model with style conditioning; otherwise none
+        has a style.
     """
     count, bins = min(settings.items, len(source)), settings.bins
     place, sharers = row_share(mesh)
@@ -78,12 +87,12 @@ def held_out_loss(
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(index)
         noise = jax.vmap(lambda key: latent_noise(config, key, 1))(keys)
         batch |= {name: x[:, 0] for name, x in noise.items()}
-        batch |= nothing_dropped(config, len(index))
+        batch |= nothing_dropped(config, len(index), style=style)
         latents = latents_of(batch, autoencoder)
         within = index.astype(jnp.float32) * GOLDEN % 1.0
 
         def of_bin(k: Array) -> Array:
-            time = (k.astype(jnp.float32) + within) / bins
+            time = rectified.time_at((k.astype(jnp.float32) + within) / bins, sampling)
             of_rows = losses(params, latents, batch | {"time": time}, config=config)
             return jnp.sum(weight * of_rows)
 
@@ -91,10 +100,13 @@ def held_out_loss(
 
     sums = under_mesh(mesh, sums)
 
-    def read(start: int) -> dict[str, np.ndarray]:
+    def read(start: int, shift: int) -> dict[str, np.ndarray]:
         """This process's rows of the batch at `start`; rows past the last item have weight 0."""
         index = start + place * rows + np.arange(rows)
-        batch: dict[str, Any] = items(source, np.minimum(index, count - 1).tolist())
+        own = np.minimum(index, count - 1)
+        batch: dict[str, Any] = items(source, own.tolist())
+        if shift:
+            batch["labels"] = items(source, ((own - shift) % count).tolist())["labels"]
         return batch | {
             "index": index.astype(np.int32),
             "weight": (index < count).astype(np.float32),
@@ -102,10 +114,10 @@ def held_out_loss(
 
     names = [f"test_loss/{k / bins:.2g}-{(k + 1) / bins:.2g}" for k in range(bins)]
 
-    def evaluate(params: Params) -> dict[str, float]:
+    def evaluate(params: Params, shift: int = 0) -> dict[str, float]:
         total = np.zeros(bins)
         for start in range(0, count, batch_size):
-            total += np.asarray(sums(params, put_batch(read(start), mesh), autoencoder))
+            total += np.asarray(sums(params, put_batch(read(start, shift), mesh), autoencoder))
         by_bin = total / count
         return {"test_loss": float(by_bin.mean()), **dict(zip(names, by_bin.tolist(), strict=True))}
 

@@ -25,25 +25,15 @@ from sisma_jax.common.files import NO_ROOM, write_atomically
 from sisma_jax.data.config import Feed
 from sisma_jax.data.image_files import save_png
 from sisma_jax.devices.hosts import all_true, is_first, is_multiprocess, print_once, stop_requests
-from sisma_jax.devices.sharding import (
-    jit_step,
-    local_copy,
-    on_devices,
-    replicated,
-    state_shardings,
-)
+from sisma_jax.devices.sharding import local_copy, on_devices, replicated
 from sisma_jax.devices.throughput import matmul_peak
-from sisma_jax.runs.checkpoint import (
-    CheckpointConfig,
-    Checkpoints,
-    abstract_like,
-    averaged_weights,
-)
+from sisma_jax.runs.checkpoint import CheckpointConfig, Checkpoints, averaged_weights
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params, TrainState
 from sisma_jax.training.divergence import keep_diverged
 from sisma_jax.training.logging import Log, Logs, MetricsLog, Progress, evaluated_at
-from sisma_jax.training.state import Draw, LossFn, Metrics, TrainConfig, init_state, make_step
+from sisma_jax.training.program import TrainingProgram, assemble
+from sisma_jax.training.state import Draw, LossFn, Metrics, TrainConfig
 
 SHOWN = ("loss", "images_per_second", "mfu", "data_wait", "skipped")
 """Metrics printed in progress lines, after those of the model."""
@@ -102,7 +92,16 @@ def train(
       RunError: if too many steps in a row are skipped, a disk is full, or a process is lost.
     """
     with _run_errors(run, config), Checkpoints(run.checkpoints, checkpoint, record) as checkpoints:
-        state = _restore_or_init(run, checkpoints, config, task, mesh)
+        program = assemble(
+            init_params=task.init_params,
+            loss_fn=task.loss_fn,
+            draw=task.draw,
+            optimizer=task.optimizer,
+            config=config,
+            seed=record["seed"],
+            mesh=mesh,
+        )
+        state = _restore_or_init(run, checkpoints, config, program)
         start = int(state.step)
         # Steps are saved before evaluation and sampling, which a stop may have prevented.
         evaluated = not start or _evaluated_and_sampled(run, config, task, start)
@@ -111,8 +110,6 @@ def train(
             return state
         if start:
             print_once(f"continuing {run.path} at step {start}")
-        step_fn = make_step(task.loss_fn, task.draw, task.optimizer, config, record["seed"])
-        step_fn = jit_step(step_fn, jax.tree.map(lambda x: x.sharding, state), mesh)
         constants = jax.device_put(task.constants, replicated(mesh))
         # All processes of JAX have devices of the same kind.
         peak = matmul_peak(task.dtype) * jax.process_count() if task.macs else None
@@ -124,7 +121,7 @@ def train(
                 loop = _Loop(run, config, checkpoints, task, mesh, log, progress)
                 if not evaluated:
                     loop.evaluate_and_sample(start, state, last=start >= config.steps)
-                return loop.run(state, start, placed, step_fn, constants, stop_requested)
+                return loop.run(state, start, placed, program.step, constants, stop_requested)
         finally:
             batches.close()
             log.close()
@@ -302,12 +299,9 @@ def _unread() -> int:
 
 
 def _restore_or_init(
-    run: RunFolder, checkpoints: Checkpoints, config: TrainConfig, task: Task, mesh: Mesh
+    run: RunFolder, checkpoints: Checkpoints, config: TrainConfig, program: TrainingProgram
 ) -> TrainState:
-    init = lambda: init_state(task.init_params(), task.optimizer)
-    abstract = jax.eval_shape(init)
-    shardings = state_shardings(abstract, mesh)
-    abstract = abstract_like(abstract, shardings)
+    abstract = program.abstract
     overview = parameter_overview.get_parameter_overview(abstract.params, include_stats="sharding")
     print_once(overview)
     if is_first():
@@ -320,9 +314,8 @@ def _restore_or_init(
     if config.init_from:
         params = _weights_of(config.init_from, abstract.params)
         print_once(f"starting from the weights of {config.init_from}")
-        start = lambda params: init_state(params, task.optimizer)
-        return jax.jit(start, out_shardings=shardings)(params)
-    return jax.jit(init, out_shardings=shardings)()
+        return program.init_from(params)
+    return program.init()
 
 
 def _weights_of(path: str, abstract: Params) -> Params:

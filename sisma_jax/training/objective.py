@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sisma_jax.common.config import check_shares
-from sisma_jax.common.errors import InputError
+from sisma_jax.common.config import check_choice, check_shares
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import Autoencoder, sample_latent, to_float
@@ -41,10 +40,7 @@ class FlowConfig:
     """Balance between small and large classes in the loss, 0 to 1; see `class_weights`."""
 
     def __post_init__(self) -> None:
-        if self.sampling not in rectified.TIME_SAMPLINGS:
-            raise InputError(
-                f"flow.sampling is {self.sampling!r}: choose 'logit_normal' or 'uniform'"
-            )
+        check_choice(self, "flow", "sampling", rectified.TIME_SAMPLINGS)
         check_shares(self, "flow", "drop", "style_drop", "style_class_drop", "class_balance")
 
 

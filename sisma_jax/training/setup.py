@@ -131,8 +131,12 @@ def check_classes(section: str, count: int, sources: Sequence[Source]) -> None:
         )
 
 
-def check_start(run: RunFolder, init_from: str) -> None:
-    """Raise InputError if a new run is to start from a run without weights."""
+def check_folder(run: RunFolder, config: ConfigDict) -> None:
+    """Raise InputError if no run of this config can begin or continue in the folder, or if it is to
+    start from a run without weights."""
+    if is_first():  # checking the lock takes it for a moment
+        run.check(config)
+    init_from = config.train.init_from
     if not init_from or run.newest_step() is not None:  # not read when a run continues
         return
     other = RunFolder(Path(init_from))
@@ -144,10 +148,8 @@ def check_start(run: RunFolder, init_from: str) -> None:
         )
 
 
-def check_image_size(data: DataConfig, factor: int) -> None:
-    """Raise InputError unless the image size is a multiple of the autoencoder's factor."""
+def check_image_size(data: DataConfig, factor: int, what: str) -> None:
+    """Raise InputError unless the image size is a multiple of `factor`, which the message calls
+    `what`."""
     if data.size < 1 or data.size % factor:
-        raise InputError(
-            f"data.size {data.size} is not a multiple of the autoencoder's factor {factor}: "
-            "choose a multiple"
-        )
+        raise InputError(f"data.size {data.size} is not a multiple of {what}: choose a multiple")

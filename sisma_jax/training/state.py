@@ -17,6 +17,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
+from sisma_jax.common.config import check_choice, check_least
 from sisma_jax.common.errors import InputError
 from sisma_jax.devices.placement import by_rows
 from sisma_jax.runs.state import Params, TrainState
@@ -67,14 +68,12 @@ class TrainConfig:
     """Number of traced steps."""
 
     def __post_init__(self) -> None:
-        for name in (
+        check_least(
+            self, "train", 1,
             "steps", "batch_size", "accumulate", "skip_limit", "log_every", "sample_every",
             "profile_steps",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name} is {getattr(self, name)}: set at least 1")
-        if self.warmup < 0:
-            raise InputError(f"train.warmup is {self.warmup}: set 0 or more steps")
+        )  # fmt: skip
+        check_least(self, "train", 0, "warmup")
         if self.profile_at < 0:
             raise InputError(
                 f"train.profile_at is {self.profile_at}: give a step, or 0 for no trace"
@@ -84,10 +83,8 @@ class TrainConfig:
                 f"train.profile_at is {self.profile_at}, but training ends at step {self.steps}: "
                 "give an earlier step, or 0 for no trace"
             )
-        if self.optimizer not in ("adamw", "muon"):
-            raise InputError(f"train.optimizer is {self.optimizer!r}: choose 'adamw' or 'muon'")
-        if self.schedule not in ("constant", "cosine"):
-            raise InputError(f"train.schedule is {self.schedule!r}: choose 'constant' or 'cosine'")
+        check_choice(self, "train", "optimizer", ("adamw", "muon"))
+        check_choice(self, "train", "schedule", ("constant", "cosine"))
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay is {self.ema_decay}: choose a number in [0, 1)")
         if self.learning_rate <= 0 or self.clip <= 0:

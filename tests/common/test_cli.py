@@ -240,6 +240,21 @@ def test_a_reader_that_has_gone_ends_a_command_in_silence(tmp_path):
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["prepare", "--help"]])
+def test_a_reader_that_never_read_ends_the_list_and_the_help_in_silence(arguments):
+    """The output is buffered, so the write fails when the buffer is flushed at the end."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "sisma_jax", *arguments],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env={name: value for name, value in HERE.items() if name != "PYTHONUNBUFFERED"},
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_names_that_a_terminal_cannot_show_are_escaped(encoding):
     code = (

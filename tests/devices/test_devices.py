@@ -13,19 +13,13 @@ import numpy as np
 import pytest
 
 from sisma_jax.devices import sharding
-from sisma_jax.devices.sharding import (
-    MeshConfig,
-    make_mesh,
-    put_batch,
-    replicated,
-    state_shardings,
-    under_mesh,
-)
+from sisma_jax.devices.sharding import MeshConfig, make_mesh, put_batch, state_shardings
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sisma_jax.models.sisma.model import init_params, matrix_axes
 from sisma_jax.training.objective import FlowConfig, draw, mean_loss
-from sisma_jax.training.state import init_state, make_optimizer, make_step
+from sisma_jax.training.program import assemble
+from sisma_jax.training.state import make_optimizer
 from tests.training import toy
 
 ROWS = 8
@@ -57,25 +51,22 @@ def trained(data, fsdp, accumulate=1, remat="none"):
         pytest.skip(f"{jax.device_count()} devices: set JAX_NUM_CPU_DEVICES=8")
     settings = toy.settings(batch_size=ROWS, accumulate=accumulate)
     config = dataclasses.replace(CONFIG, remat=remat)
-    optimizer = make_optimizer(settings, matrix_axes)
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp), jax.devices()[: data * fsdp])
-    init = lambda: init_state(init_params(config, jax.random.key(0)), optimizer)
+    sections = dict(config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.5))
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setattr(sharding, "SMALLEST_SHARDED", 1024)
-        shardings = state_shardings(jax.eval_shape(init), mesh)
-        state = jax.jit(init, out_shardings=shardings)()
-        sections = dict(config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.5))
-        step = make_step(
-            functools.partial(mean_loss, **sections),
-            functools.partial(draw, **sections),
-            optimizer,
-            settings,
+        program = assemble(
+            init_params=lambda: init_params(config, jax.random.key(0)),
+            loss_fn=functools.partial(mean_loss, **sections),
+            draw=functools.partial(draw, **sections),
+            optimizer=make_optimizer(settings, matrix_axes),
+            config=settings,
             seed=0,
+            mesh=mesh,
         )
-        step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        state = program.init()
         autoencoder = Autoencoder(AutoencoderConfig.tiny(scaling_factor=0.5), {})
-        arguments = state, put_batch(batch(0), mesh), autoencoder
-        compiled = under_mesh(mesh, step.lower)(*arguments).compile()
+        compiled = program.compile_step(put_batch(batch(0), mesh), autoencoder)
         curve = []
         for number in range(3):
             state, metrics = compiled(state, put_batch(batch(number), mesh), autoencoder)

@@ -1,16 +1,18 @@
 """The loss on held-out items: the same for the same weights, whatever it is computed with."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.data.input_pipeline import open_dataset
+from sisma_jax.data.input_pipeline import fixed_batch, open_dataset
 from sisma_jax.devices.sharding import MeshConfig, make_mesh
 from sisma_jax.flows import rectified
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import load_autoencoder, to_float
 from sisma_jax.models.sisma.model import init_params
+from sisma_jax.training import held_out
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.objective import latent_noise
 from tests.tiny_runs import SIZE
@@ -27,10 +29,10 @@ def parts(inputs_folder):
     return source, load_autoencoder(inputs_folder / "autoencoder")
 
 
-def evaluated(parts, batch_size, devices, settings=SETTINGS):
+def evaluated(parts, batch_size, devices, settings=SETTINGS, shift=0, **options):
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1), jax.devices()[:devices])
     params = init_params(CONFIG, jax.random.key(0))
-    return held_out_loss(CONFIG, settings, *parts, mesh, batch_size)(params)
+    return held_out_loss(CONFIG, settings, *parts, mesh, batch_size, **options)(params, shift)
 
 
 def test_every_item_counts_once_at_its_own_noise(parts):
@@ -60,6 +62,31 @@ def test_times_lie_in_their_bins_and_cover_them(parts, monkeypatch):
     found = evaluated(parts, 4, 4, settings)
     by_bin = [found[name] for name in found if "/" in name]
     np.testing.assert_allclose(by_bin, [0.125, 0.375, 0.625, 0.875], atol=0.02)
+
+
+def test_times_follow_the_distribution_of_training(parts, monkeypatch):
+    """With the loss replaced by the squared distance of the time from 1/2, its variance."""
+    variance = lambda params, latents, batch, config: jnp.square(batch["time"] - 0.5)
+    monkeypatch.setattr(held_out, "losses", variance)
+    settings = EvaluationConfig(every=1, items=12, bins=20, hook="")
+    for sampling in rectified.TIME_SAMPLINGS:
+        times = rectified.sample_time(jax.random.key(0), 1000, sampling)
+        found = evaluated(parts, 4, 4, settings, sampling=sampling)["test_loss"]
+        np.testing.assert_allclose(found, np.var(times), rtol=0.02)
+
+
+def test_shifted_masks_are_those_of_the_item_before(parts, monkeypatch):
+    """With the loss replaced by the product of image and mask."""
+    product = lambda images, labels: images[..., 0].astype("float32") * labels.astype("float32")
+    loss = lambda params, latents, batch, config: product(batch["image"], batch["labels"]).mean(
+        (1, 2)
+    )
+    monkeypatch.setattr(held_out, "losses", loss)
+    faces = fixed_batch(parts[0], SETTINGS.items)
+    for shift in (0, 1):
+        expected = product(faces["image"], np.roll(faces["labels"], shift, axis=0)).mean()
+        found = evaluated(parts, 4, 4, shift=shift)["test_loss"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
