@@ -28,6 +28,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, UInt8
 
 from sisma_jax.common.errors import InputError
+from sisma_jax.data.classes import UNLABELLED
 
 EPSILON = 1e-5
 """Epsilon of the norms and of the mean over a class's pixels, as published (PyTorch's default)."""
@@ -167,7 +168,7 @@ def no_style(encoder: StyleEncoder, size: int) -> Float[Array, "1 k token"]:
 
     Call it where `encoder` can be called, in a bound module.
     """
-    nothing = jnp.full((1, size, size), 255, jnp.uint8)
+    nothing = jnp.full((1, size, size), UNLABELLED, jnp.uint8)
     return encoder(jnp.zeros((1, size, size, 3)), nothing)
 
 
@@ -195,10 +196,10 @@ def class_colours(
 
 
 def without(labels: UInt8[Array, "b H W"], dropped: Bool[Array, "b k"]) -> UInt8[Array, "b H W"]:
-    """The label maps with the pixels of `dropped` classes set to 255, unlabelled."""
+    """The label maps with the pixels of `dropped` classes set to `UNLABELLED`."""
     padded = jnp.pad(dropped, ((0, 0), (0, 256 - dropped.shape[1])))
     gone = jax.vmap(lambda row, of: row[of.astype(jnp.int32)])(padded, labels)
-    return jnp.where(gone, jnp.uint8(255), labels)
+    return jnp.where(gone, jnp.uint8(UNLABELLED), labels)
 
 
 def class_shares(

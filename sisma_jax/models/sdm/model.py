@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, UInt8
 
+from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.models.layers.spade import (
     AttentionBlock,
     ResBlock,
@@ -38,7 +39,6 @@ from sisma_jax.models.layers.spade import (
 
 DIFFUSION_STEPS = 1000
 IMAGE_CHANNELS = 3
-UNLABELLED = 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
