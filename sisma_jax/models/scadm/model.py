@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt8
 
 from sisma_jax.models.cost.by_hand import style_encoder
-from sisma_jax.models.layers.spade import ResBlock, StepEmbedding, conv, double, normalise
+from sisma_jax.models.layers.embeddings import StepEmbedding
+from sisma_jax.models.layers.spade import ResBlock, conv, double, normalise
 from sisma_jax.models.layers.spatial_transformer import SpatialTransformer, transformer_macs
 from sisma_jax.models.layers.style_encoder import OF_ALL_CLASSES, StyleEncoder, no_style
 from sisma_jax.models.scadm.config import SCADMConfig

@@ -26,10 +26,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, UInt8
 
 from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.models.layers.embeddings import StepEmbedding
 from sisma_jax.models.layers.spade import (
     AttentionBlock,
     ResBlock,
-    StepEmbedding,
     check_sizes,
     conv,
     double,
