@@ -21,6 +21,8 @@ Shape letters: k classes, b batch, c channels of one class. Classes come first, 
 batch of matrix products, one per class.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -155,6 +157,18 @@ class StyleEncoder(nn.Module):
             tokens.append(jnp.tanh(token))
             x = jnp.concatenate([x, coarser.pop()], axis=-1)
         return jnp.concatenate(tokens, axis=-1)
+
+
+def make_style_encoder(config: Any) -> StyleEncoder:
+    """The style encoder of a model with the configuration `config` (SISMA's or SCA-DM's)."""
+    return StyleEncoder(
+        num_classes=config.num_classes,
+        channels=config.style_channels,
+        levels=config.style_levels,
+        features=config.style_features,
+        dtype=config.dtype,
+        colours=config.style_colours,
+    )
 
 
 def doubled(x: Float[Array, "k b h w c"]) -> Float[Array, "k b 2*h 2*w c"]:

@@ -26,7 +26,7 @@ from sisma_jax.models.cost.by_hand import style_encoder
 from sisma_jax.models.layers.embeddings import StepEmbedding
 from sisma_jax.models.layers.spade import ResBlock, conv, double
 from sisma_jax.models.layers.spatial_transformer import SpatialTransformer, transformer_macs
-from sisma_jax.models.layers.style_encoder import OF_ALL_CLASSES, StyleEncoder, no_style
+from sisma_jax.models.layers.style_encoder import OF_ALL_CLASSES, make_style_encoder, no_style
 from sisma_jax.models.layers.unet import BlockSizes, residual_macs, spade_macs, unet, unet_blocks
 from sisma_jax.models.scadm.config import SCADMConfig
 
@@ -77,14 +77,7 @@ class SCADM(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.unet = UNet(c)
-        self.style_encoder = StyleEncoder(
-            c.num_classes,
-            c.style_channels,
-            c.style_levels,
-            c.style_features,
-            c.dtype,
-            c.style_colours,
-        )
+        self.style_encoder = make_style_encoder(c)
 
     def __call__(
         self,
@@ -188,11 +181,7 @@ def scadm_macs(config: SCADMConfig) -> int:
 
 def style_macs(config: SCADMConfig) -> int:
     """Return the multiply-accumulates of encoding the style of one reference."""
-    c = config
-    return style_encoder(
-        c.image_size, c.num_classes, c.style_channels, c.style_levels, c.style_features,
-        c.style_colours,
-    )  # fmt: skip
+    return style_encoder(config)
 
 
 def _block_macs(c: SCADMConfig, block: BlockSizes) -> int:
