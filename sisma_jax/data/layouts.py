@@ -106,7 +106,9 @@ class Reader:
         reading = Reading(self.class_order, True, self.nearest_colour)
         labels, share = read_with_share(label_path, self.classes, reading)
         if (labels == UNLABELLED).all():
-            raise InputError(f"{label_path} has no pixel with a class: all are unlabelled (255)")
+            raise InputError(
+                f"{label_path} has no pixel with a class: all are unlabelled ({UNLABELLED})"
+            )
         # From the header, since the decoder rounds sides when it skips resolution.
         (height, width), size = labels.shape, image_files.picture_size(image_path, draft=True)
         # Sides of a resized copy are rounded to whole pixels.

@@ -18,6 +18,7 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import write_text
 from sisma_jax.common.progress import bar
 from sisma_jax.data import records, shards
+from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.data.layouts import Layout, Reader, Rejected
 from sisma_jax.data.prepared import DATASET_FILE, VERSION
 from sisma_jax.data.shards import Folder, Shard
@@ -144,8 +145,8 @@ def oddities_of(split: str, shares: dict[str, float], unlabelled: float) -> list
         )
     if unlabelled > UNLABELLED_SHARE:
         notes.append(
-            f"{unlabelled:.1%} of the pixels of split {split!r} are unlabelled (255): if 255 "
-            "stands for a class, number it as in the list of classes"
+            f"{unlabelled:.1%} of the pixels of split {split!r} are unlabelled ({UNLABELLED}): if "
+            f"{UNLABELLED} stands for a class, number it as in the list of classes"
         )
     return notes
 

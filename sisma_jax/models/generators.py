@@ -10,8 +10,10 @@ None for no reference.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from ml_collections import ConfigDict
 from sisma_jax.common.config import section
 from sisma_jax.common.errors import InputError
 from sisma_jax.flows import diffusion, rectified
-from sisma_jax.models import SISMA, SISMAConfig
+from sisma_jax.models import SISMAConfig
 from sisma_jax.models.cost.by_hand import mask_macs, style_macs, velocity_macs
 from sisma_jax.models.scadm import model as scadm
 from sisma_jax.models.scadm.config import SCADMConfig
@@ -97,28 +99,42 @@ class Macs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SISMAGenerator:
-    """SISMA: predicts the velocity itself."""
+class _FlaxGenerator:
+    """The functions that every generator takes from its Flax module unchanged."""
 
-    config: SISMAConfig
-    name = "SISMA"
-    most_steps = None
-
-    @property
-    def has_style(self) -> bool:
-        return self.config.style != "none"
+    config: Config
+    network: ClassVar[type[nn.Module]]
+    source: ClassVar[ModuleType]
+    """The Python module of `network`, with `init_params` and `matrix_axes`."""
 
     def init_params(self, key: PRNGKeyArray) -> Params:
-        return sisma.init_params(self.config, key)
-
-    def _apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
-        return SISMA(self.config).apply({"params": params}, *arguments, **options)
+        return self.source.init_params(self.config, key)
 
     def encode_style(self, params: Params, images: Array, labels: Array) -> Tokens:
         return self._apply(params, images, labels, method="encode_style")
 
     def no_style(self, params: Params) -> Tokens:
         return self._apply(params, method="no_style")
+
+    def matrix_axes(self, path: tuple, leaf: Array) -> Any:
+        return self.source.matrix_axes(path, leaf)
+
+    def _apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
+        return self.network(self.config).apply({"params": params}, *arguments, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class SISMAGenerator(_FlaxGenerator):
+    """SISMA: predicts the velocity itself."""
+
+    config: SISMAConfig
+    network, source = sisma.SISMA, sisma
+    name = "SISMA"
+    most_steps = None
+
+    @property
+    def has_style(self) -> bool:
+        return self.config.style != "none"
 
     def encode(self, params: Params, labels: Array, style: Tokens | None) -> Any:
         return self._apply(params, labels, style, method="encode_mask")
@@ -139,33 +155,19 @@ class SISMAGenerator:
         velocity = lambda z, t: self._apply(params, z, t, labels, style)
         return rectified.loss_at(velocity, latents, noise, time, weight)
 
-    def matrix_axes(self, path: tuple, leaf: Array) -> Any:
-        return sisma.matrix_axes(path, leaf)
-
     def macs(self) -> Macs:
         return Macs(*(f(self.config) for f in (velocity_macs, mask_macs, style_macs)))
 
 
 @dataclasses.dataclass(frozen=True)
-class SCADMGenerator:
+class SCADMGenerator(_FlaxGenerator):
     """SCA-DM: predicts the noise of a diffusion; DDIM is Euler's method here (`diffusion`)."""
 
     config: SCADMConfig
+    network, source = scadm.SCADM, scadm
     name = "SCA-DM"
     most_steps = diffusion.STEPS - 1
     has_style = True
-
-    def init_params(self, key: PRNGKeyArray) -> Params:
-        return scadm.init_params(self.config, key)
-
-    def _apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
-        return scadm.SCADM(self.config).apply({"params": params}, *arguments, **options)
-
-    def encode_style(self, params: Params, images: Array, labels: Array) -> Tokens:
-        return self._apply(params, images, labels, method="encode_style")
-
-    def no_style(self, params: Params) -> Tokens:
-        return self._apply(params, method="no_style")
 
     def encode(
         self, params: Params, labels: Array, style: Tokens | None
@@ -190,9 +192,6 @@ class SCADMGenerator:
         encoded = self.encode(params, labels, style)
         predict = lambda x, step: self._apply(params, x, step, *encoded)
         return diffusion.noise_loss_at(predict, latents, noise, time, weight)
-
-    def matrix_axes(self, path: tuple, leaf: Array) -> Any:
-        return scadm.matrix_axes(path, leaf)
 
     def macs(self) -> Macs:
         return Macs(scadm.scadm_macs(self.config), 0, scadm.style_macs(self.config))

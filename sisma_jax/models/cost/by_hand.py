@@ -23,6 +23,7 @@ import dataclasses
 from typing import NamedTuple
 
 from sisma_jax.models.layers.embeddings import TIME_FREQUENCIES
+from sisma_jax.models.scadm.config import SCADMConfig
 from sisma_jax.models.sisma.config import SISMAConfig
 
 
@@ -43,10 +44,7 @@ def style_macs(config: SISMAConfig) -> int:
     """Return the MACs of `SISMA.encode_style`; 0 for a model without style."""
     if config.style == "none":
         return 0
-    return style_encoder(
-        config.image_size, config.num_classes, config.style_channels, config.style_levels,
-        config.style_features, config.style_colours,
-    )  # fmt: skip
+    return style_encoder(config)
 
 
 def velocity_macs(config: SISMAConfig) -> int:
@@ -180,19 +178,19 @@ def mask_encoder(c: SISMAConfig) -> int:
     return total + side**2 * 9 * inputs * c.width
 
 
-def style_encoder(
-    size: int, classes: int, channels: int, levels: int, features: int, colours: bool = False
-) -> int:
+def style_encoder(c: SISMAConfig | SCADMConfig) -> int:
     """`StyleEncoder` on one image: 3x3 convolutions of each class's channels, sums over its pixels,
     and a linear map per level. Resizing is not counted."""
-    width = [channels * 2**halvings for halvings in range(levels + 2)]
-    total = size**2 * 9 * 3 * classes * channels
+    size, classes = c.image_size, c.num_classes
+    levels, features = c.style_levels, c.style_features
+    width = [c.style_channels * 2**halvings for halvings in range(levels + 2)]
+    total = size**2 * 9 * 3 * classes * width[0]
     for i in range(1, levels + 2):
         total += (size >> i) ** 2 * 9 * classes * width[i - 1] * width[i]
     for i in range(1, levels + 1):
         inputs = width[i + 1] * (1 if i == levels else 2)
         total += (size >> i) ** 2 * 9 * classes * inputs * width[i]
         total += (size >> i) ** 2 * classes * width[i] + classes * width[i] * features
-    if colours:
+    if c.style_colours:
         total += size**2 * classes * 3 + classes * 4 * features
     return total

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sisma_jax.common.errors import InputError
+from sisma_jax.data.classes import UNLABELLED
 
 NORMS = ("group", "affine")
 DTYPES = ("float32", "bfloat16")
-MOST_CLASSES = 255
-"""Labels are bytes, and 255 marks unlabelled pixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,10 +32,10 @@ class FaceParserConfig:
     """Compute type of convolutions; norms, the last convolution and parameters are float32."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_classes <= MOST_CLASSES:
+        if not 1 <= self.num_classes <= UNLABELLED:  # ids are smaller than it
             raise InputError(
                 f"parser.num_classes is {self.num_classes}: set a whole number from 1 to "
-                f"{MOST_CLASSES}"
+                f"{UNLABELLED}"
             )
         if not self.channels or any(type(x) is not int or x < 1 for x in self.channels):
             raise InputError(

@@ -1,9 +1,9 @@
-"""Positions on the token grid and the embedding of time."""
+"""Positions on the token grid, and embeddings of time."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 TIME_FREQUENCIES = 256
 
@@ -35,18 +35,38 @@ class Positions(nn.Module):
         return tokens + table[None]
 
 
+def sinusoids(t: Float32[Array, " b"], features: int) -> Float32[Array, "b features"]:
+    """The cosines, then the sines, of t times rates that fall geometrically from 1 towards 1e-4."""
+    half = features // 2
+    rates = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t[:, None] * rates[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+
+
 class TimeEmbedding(nn.Module):
-    """Embeds t in [0, 1] by sinusoids of 1000 t (cosines first) and a two-layer perceptron."""
+    """Embeds t in [0, 1] by sinusoids of 1000 t and a two-layer perceptron."""
 
     width: int
     dtype: str
 
     @nn.compact
     def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b width"]:
-        half = TIME_FREQUENCIES // 2
-        frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-        angles = 1000.0 * t.astype(jnp.float32)[:, None] * frequencies[None]
-        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+        waves = sinusoids(1000.0 * t.astype(jnp.float32), TIME_FREQUENCIES)
         init = nn.initializers.normal(0.02)
         hidden = nn.silu(nn.Dense(self.width, kernel_init=init, dtype=self.dtype)(waves))
         return nn.Dense(self.width, kernel_init=init, dtype=self.dtype)(hidden)
+
+
+class StepEmbedding(nn.Module):
+    """Embeds diffusion steps by sinusoids and a two-layer perceptron, in float32.
+
+    Names and initial values of its layers are not those of `TimeEmbedding`; checkpoints hold both.
+    """
+
+    frequencies: int
+    width: int
+
+    @nn.compact
+    def __call__(self, t: Float32[Array, " b"]) -> Float32[Array, "b width"]:
+        waves = sinusoids(t, self.frequencies)
+        return nn.Dense(self.width, name="out")(nn.silu(nn.Dense(self.width, name="in")(waves)))

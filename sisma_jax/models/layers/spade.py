@@ -212,18 +212,3 @@ class AttentionBlock(nn.Module):
         )
         mixed = attention(query, key, value)
         return x + nn.Dense(channels, dtype=self.dtype, name="out")(mixed.reshape(x.shape))
-
-
-class StepEmbedding(nn.Module):
-    """Embeds diffusion steps by sinusoids (cosines first) and a two-layer perceptron, float32."""
-
-    frequencies: int
-    width: int
-
-    @nn.compact
-    def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b width"]:
-        half = self.frequencies // 2
-        rates = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-        angles = t[:, None] * rates[None]
-        waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
-        return nn.Dense(self.width, name="out")(nn.silu(nn.Dense(self.width, name="in")(waves)))

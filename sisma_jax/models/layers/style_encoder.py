@@ -21,6 +21,8 @@ Shape letters: k classes, b batch, c channels of one class. Classes come first, 
 batch of matrix products, one per class.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, UInt8
 
 from sisma_jax.common.errors import InputError
+from sisma_jax.data.classes import UNLABELLED
 
 EPSILON = 1e-5
 """Epsilon of the norms and of the mean over a class's pixels, as published (PyTorch's default)."""
@@ -156,6 +159,18 @@ class StyleEncoder(nn.Module):
         return jnp.concatenate(tokens, axis=-1)
 
 
+def make_style_encoder(config: Any) -> StyleEncoder:
+    """The style encoder of a model with the configuration `config` (SISMA's or SCA-DM's)."""
+    return StyleEncoder(
+        num_classes=config.num_classes,
+        channels=config.style_channels,
+        levels=config.style_levels,
+        features=config.style_features,
+        dtype=config.dtype,
+        colours=config.style_colours,
+    )
+
+
 def doubled(x: Float[Array, "k b h w c"]) -> Float[Array, "k b 2*h 2*w c"]:
     """Double the image by linear interpolation."""
     k, b, h, w, c = x.shape
@@ -167,7 +182,7 @@ def no_style(encoder: StyleEncoder, size: int) -> Float[Array, "1 k token"]:
 
     Call it where `encoder` can be called, in a bound module.
     """
-    nothing = jnp.full((1, size, size), 255, jnp.uint8)
+    nothing = jnp.full((1, size, size), UNLABELLED, jnp.uint8)
     return encoder(jnp.zeros((1, size, size, 3)), nothing)
 
 
@@ -195,10 +210,10 @@ def class_colours(
 
 
 def without(labels: UInt8[Array, "b H W"], dropped: Bool[Array, "b k"]) -> UInt8[Array, "b H W"]:
-    """The label maps with the pixels of `dropped` classes set to 255, unlabelled."""
+    """The label maps with the pixels of `dropped` classes set to `UNLABELLED`."""
     padded = jnp.pad(dropped, ((0, 0), (0, 256 - dropped.shape[1])))
     gone = jax.vmap(lambda row, of: row[of.astype(jnp.int32)])(padded, labels)
-    return jnp.where(gone, jnp.uint8(255), labels)
+    return jnp.where(gone, jnp.uint8(UNLABELLED), labels)
 
 
 def class_shares(

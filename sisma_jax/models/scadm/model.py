@@ -16,8 +16,6 @@ unlabelled) have no class: their input to SPADE is zero, and cross-attention ave
 """
 
 from functools import partial
-from itertools import pairwise
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,9 +23,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt8
 
 from sisma_jax.models.cost.by_hand import style_encoder
-from sisma_jax.models.layers.spade import ResBlock, StepEmbedding, conv, double, normalise
+from sisma_jax.models.layers.embeddings import StepEmbedding
+from sisma_jax.models.layers.spade import ResBlock, conv, double
 from sisma_jax.models.layers.spatial_transformer import SpatialTransformer, transformer_macs
-from sisma_jax.models.layers.style_encoder import OF_ALL_CLASSES, StyleEncoder, no_style
+from sisma_jax.models.layers.style_encoder import OF_ALL_CLASSES, make_style_encoder, no_style
+from sisma_jax.models.layers.unet import BlockSizes, residual_macs, spade_macs, unet, unet_blocks
 from sisma_jax.models.scadm.config import SCADMConfig
 
 IMAGE_CHANNELS = 3
@@ -55,35 +55,17 @@ class UNet(nn.Module):
             layer = SpatialTransformer(head_width=cfg.head_width, name=name, **norms)
             return layer(h, style, seen)
 
-        def attend(h: Array, name: str) -> Array:
-            return attention(h, name) if h.shape[1] in cfg.attention_sizes else h
-
         time = StepEmbedding(cfg.channels, cfg.time_width, name="time")(t)
-        h = conv(cfg.channels, cfg.dtype, "conv_in")(x_t)
-        skips = [h]
-        levels = list(enumerate(cfg.multipliers))
-        for level, multiplier in levels:
-            for i in range(cfg.blocks):
-                h = block(multiplier * cfg.channels, name=f"down_{level}_{i}")(h, time)
-                h = attend(h, f"down_{level}_{i}_attention")
-                skips.append(h)
-            if level < len(levels) - 1:
-                h = conv(h.shape[-1], cfg.dtype, f"halve_{level}", stride=2)(h)
-                skips.append(h)
-
-        h = block(h.shape[-1], name="middle_0")(h, time, semantics)
-        h = attention(h, "middle_attention")
-        h = block(h.shape[-1], name="middle_1")(h, time, semantics)
-
-        for level, multiplier in reversed(levels):
-            for i in range(cfg.blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(multiplier * cfg.channels, name=f"up_{level}_{i}")(h, time, semantics)
-                h = attend(h, f"up_{level}_{i}_attention")
-            if level:
-                h = conv(h.shape[-1], cfg.dtype, f"double_{level}")(double(h))
-
-        h = nn.silu(normalise(h.astype(jnp.float32), cfg.norm_groups, "norm_out"))
+        h = unet(
+            cfg,
+            conv(cfg.channels, cfg.dtype, "conv_in")(x_t),
+            time,
+            semantics,
+            block=block,
+            attention=attention,
+            halve=lambda h, name: conv(h.shape[-1], cfg.dtype, name, stride=2)(h),
+            double=lambda h, name: conv(h.shape[-1], cfg.dtype, name)(double(h)),
+        )
         return conv(cfg.latent_channels, "float32", "conv_out", zero=True)(h)
 
 
@@ -95,14 +77,7 @@ class SCADM(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.unet = UNet(c)
-        self.style_encoder = StyleEncoder(
-            c.num_classes,
-            c.style_channels,
-            c.style_levels,
-            c.style_features,
-            c.dtype,
-            c.style_colours,
-        )
+        self.style_encoder = make_style_encoder(c)
 
     def __call__(
         self,
@@ -194,72 +169,27 @@ def scadm_macs(config: SCADMConfig) -> int:
     """
     c = config
     time = c.channels * c.time_width + c.time_width**2
-    widths = [multiplier * c.channels for multiplier in c.multipliers]
-    ends = c.latent_size**2 * 9 * c.latent_channels * (c.channels + widths[0])
-    encoder, decoder = _residual_blocks(c)
+    last = c.multipliers[0] * c.channels
+    ends = c.latent_size**2 * 9 * c.latent_channels * (c.channels + last)
+    encoder, decoder = unet_blocks(c, c.latent_size, c.channels)
     blocks = sum(_block_macs(c, block) for block in encoder + decoder)
     spade = sum(
-        block.size**2 * 9 * c.spade_hidden * (c.num_classes + 2 * channels)
-        for block in decoder
-        for channels in (block.inputs, block.outputs)
+        spade_macs(block, c.num_classes, c.spade_hidden) for block in decoder if not block.resamples
     )
-    resampling = sum(
-        9
-        * (
-            (c.latent_size >> (level + 1)) ** 2 * finer**2
-            + (c.latent_size >> level) ** 2 * coarser**2
-        )
-        for level, (finer, coarser) in enumerate(pairwise(widths))
-    )
-    return time + ends + blocks + spade + resampling
+    return time + ends + blocks + spade
 
 
 def style_macs(config: SCADMConfig) -> int:
     """Return the multiply-accumulates of encoding the style of one reference."""
-    c = config
-    return style_encoder(
-        c.image_size, c.num_classes, c.style_channels, c.style_levels, c.style_features,
-        c.style_colours,
-    )  # fmt: skip
+    return style_encoder(config)
 
 
-class _Block(NamedTuple):
-    inputs: int
-    outputs: int
-    size: int
-    attention: bool
-
-
-def _residual_blocks(c: SCADMConfig) -> tuple[list[_Block], list[_Block]]:
-    """The encoder's blocks, and the blocks with SPADE in middle and decoder."""
-    sizes = [c.latent_size >> level for level in range(len(c.multipliers))]
-    levels = [
-        (multiplier * c.channels, size, size in c.attention_sizes)
-        for multiplier, size in zip(c.multipliers, sizes, strict=True)
-    ]
-    encoder, skips, inputs = [], [c.channels], c.channels
-    for level, (width, size, attention) in enumerate(levels):
-        for _ in range(c.blocks):
-            encoder.append(_Block(inputs, width, size, attention))
-            inputs = width
-            skips.append(width)
-        if level < len(levels) - 1:
-            skips.append(width)
-    middle = partial(_Block, inputs, inputs, sizes[-1])
-    decoder = [middle(attention=True), middle(attention=False)]
-    for width, size, attention in reversed(levels):
-        for _ in range(c.blocks + 1):
-            decoder.append(_Block(inputs + skips.pop(), width, size, attention))
-            inputs = width
-    return encoder, decoder
-
-
-def _block_macs(c: SCADMConfig, block: _Block) -> int:
-    """MACs of one block without SPADE, including the transformer after it."""
-    inputs, width, size, attention = block
-    length = size**2
-    skip = inputs * width if inputs != width else 0
-    total = length * (9 * inputs * width + 9 * width**2 + skip) + c.time_width * width
-    if attention:
+def _block_macs(c: SCADMConfig, block: BlockSizes) -> int:
+    """MACs of one block without SPADE, with the transformer after it, or of one resampling."""
+    width, length = block.outputs, block.size_out**2
+    if block.resamples:
+        return length * 9 * width**2
+    total = residual_macs(block) + c.time_width * width
+    if block.attention:
         total += transformer_macs(length, width, c.num_classes, c.style_width)
     return total

@@ -25,20 +25,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray, UInt8
 
+from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.models.layers.embeddings import StepEmbedding
 from sisma_jax.models.layers.spade import (
     AttentionBlock,
     ResBlock,
-    StepEmbedding,
     check_sizes,
     conv,
     double,
     halve,
-    normalise,
 )
+from sisma_jax.models.layers.unet import BlockSizes, residual_macs, spade_macs, unet, unet_blocks
 
 DIFFUSION_STEPS = 1000
 IMAGE_CHANNELS = 3
-UNLABELLED = 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,38 +137,28 @@ class SDM(nn.Module):
             )
         norms = dict(groups=cfg.norm_groups, dtype=cfg.dtype)
         block = partial(ResBlock, hidden=cfg.spade_hidden, **norms)
-        attention = partial(AttentionBlock, head_width=cfg.head_width, **norms)
-
-        def attend(h: Array, name: str) -> Array:
-            return attention(name=name)(h) if h.shape[1] in cfg.attention_sizes else h
-
         time = StepEmbedding(cfg.channels, cfg.time_width, name="time")(t.astype(jnp.float32))
         semantics = semantic_map(labels, cfg.num_classes, cfg.dtype)
-        h = conv(cfg.multipliers[0] * cfg.channels, cfg.dtype, "conv_in")(x)
-        skips = [h]
-        levels = list(enumerate(cfg.multipliers))
-        for level, multiplier in levels:
-            for i in range(cfg.blocks):
-                h = block(multiplier * cfg.channels, name=f"down_{level}_{i}")(h, time)
-                h = attend(h, f"down_{level}_{i}_attention")
-                skips.append(h)
-            if level < len(levels) - 1:
-                h = block(h.shape[-1], resample=halve, name=f"halve_{level}")(h, time)
-                skips.append(h)
 
-        h = block(h.shape[-1], name="middle_0")(h, time, semantics)
-        h = attention(name="middle_attention")(h)
-        h = block(h.shape[-1], name="middle_1")(h, time, semantics)
+        def attention(h: Array, name: str) -> Array:
+            return AttentionBlock(head_width=cfg.head_width, name=name, **norms)(h)
 
-        for level, multiplier in reversed(levels):
-            for i in range(cfg.blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(multiplier * cfg.channels, name=f"up_{level}_{i}")(h, time, semantics)
-                h = attend(h, f"up_{level}_{i}_attention")
-            if level:
-                h = block(h.shape[-1], resample=double, name=f"double_{level}")(h, time, semantics)
+        def halved(h: Array, name: str) -> Array:
+            return block(h.shape[-1], resample=halve, name=name)(h, time)
 
-        h = nn.silu(normalise(h.astype(jnp.float32), cfg.norm_groups, "norm_out"))
+        def doubled(h: Array, name: str) -> Array:
+            return block(h.shape[-1], resample=double, name=name)(h, time, semantics)
+
+        h = unet(
+            cfg,
+            conv(cfg.multipliers[0] * cfg.channels, cfg.dtype, "conv_in")(x),
+            time,
+            semantics,
+            block=block,
+            attention=attention,
+            halve=halved,
+            double=doubled,
+        )
         return conv(2 * IMAGE_CHANNELS, "float32", "conv_out")(h)
 
 
@@ -275,13 +265,12 @@ def sdm_macs(config: SDMConfig) -> int:
     They are counted as in `sisma_jax.models.cost`. A sampling step takes one pass, or two with
     guidance.
     """
-    c, pixels = config, config.image_size**2
-    encoder, decoder = _residual_blocks(c)
+    c, first = config, config.multipliers[0] * config.channels
     time = c.channels * c.time_width + c.time_width**2
-    first = pixels * 9 * IMAGE_CHANNELS * c.multipliers[0] * c.channels
-    last = pixels * 9 * c.multipliers[0] * c.channels * 2 * IMAGE_CHANNELS
-    residual = sum(_residual_macs(c, block) for block in encoder + decoder)
-    return time + first + residual + sdm_mask_macs(c) + last
+    ends = c.image_size**2 * 9 * (IMAGE_CHANNELS * first + first * 2 * IMAGE_CHANNELS)
+    encoder, decoder = _blocks(c)
+    blocks = sum(_block_macs(c, block) for block in encoder + decoder)
+    return time + ends + blocks + sdm_mask_macs(c)
 
 
 def sdm_mask_macs(config: SDMConfig) -> int:
@@ -289,51 +278,17 @@ def sdm_mask_macs(config: SDMConfig) -> int:
 
     Like the published code, `SDM` computes them at every step, although the results are the same.
     """
-    inputs, hidden = config.num_classes + 1, config.spade_hidden
-    return sum(
-        size**2 * 9 * hidden * (inputs + 2 * channels)
-        for block in _residual_blocks(config)[1]
-        for channels, size in ((block.inputs, block.size_in), (block.outputs, block.size_out))
-    )
+    classes_and_edges = config.num_classes + 1
+    _, decoder = _blocks(config)
+    return sum(spade_macs(block, classes_and_edges, config.spade_hidden) for block in decoder)
 
 
-class _Block(NamedTuple):
-    inputs: int
-    outputs: int
-    size_in: int
-    size_out: int
-    attention: bool
+def _blocks(c: SDMConfig) -> tuple[list[BlockSizes], list[BlockSizes]]:
+    return unet_blocks(c, c.image_size, c.multipliers[0] * c.channels)
 
 
-def _residual_blocks(c: SDMConfig) -> tuple[list[_Block], list[_Block]]:
-    """The encoder's blocks, and the blocks with SPADE in middle and decoder."""
-    widths = [multiplier * c.channels for multiplier in c.multipliers]
-    sizes = [c.image_size >> level for level in range(len(widths))]
-    encoder, skips, inputs = [], [widths[0]], widths[0]
-    for level, (width, size) in enumerate(zip(widths, sizes, strict=True)):
-        for _ in range(c.blocks):
-            encoder.append(_Block(inputs, width, size, size, size in c.attention_sizes))
-            inputs = width
-            skips.append(width)
-        if level < len(widths) - 1:
-            encoder.append(_Block(width, width, size, size // 2, False))
-            skips.append(width)
-    middle = (inputs, inputs, sizes[-1], sizes[-1])
-    decoder = [_Block(*middle, attention=True), _Block(*middle, attention=False)]
-    for level, (width, size) in reversed(list(enumerate(zip(widths, sizes, strict=True)))):
-        for _ in range(c.blocks + 1):
-            skip = skips.pop()
-            decoder.append(_Block(inputs + skip, width, size, size, size in c.attention_sizes))
-            inputs = width
-        if level:
-            decoder.append(_Block(width, width, size, 2 * size, False))
-    return encoder, decoder
-
-
-def _residual_macs(c: SDMConfig, block: _Block) -> int:
+def _block_macs(c: SDMConfig, block: BlockSizes) -> int:
     """MACs of one block without SPADE, including the attention after it."""
-    inputs, width, _, size, attention = block
-    length = size**2
-    skip = inputs * width if inputs != width else 0
-    total = length * (9 * inputs * width + 9 * width**2 + skip) + c.time_width * 2 * width
-    return total + attention * (length * 4 * width**2 + 2 * length**2 * width)
+    width, length = block.outputs, block.size_out**2
+    total = residual_macs(block) + c.time_width * 2 * width
+    return total + block.attention * (length * 4 * width**2 + 2 * length**2 * width)

@@ -42,8 +42,8 @@ from sisma_jax.devices.placement import replicate
 from sisma_jax.models.layers.embeddings import Positions, TimeEmbedding
 from sisma_jax.models.layers.style_encoder import (
     OF_ALL_CLASSES,
-    StyleEncoder,
     class_shares,
+    make_style_encoder,
     no_style,
 )
 from sisma_jax.models.sisma.attention_mixers import CrossAttention, MaskKeys, SelfAttention
@@ -220,14 +220,7 @@ class SISMA(nn.Module):
         self.blocks = nn.scan(block, methods=methods)(cfg)
         self.final = FinalLayer(cfg.patch**2 * cfg.latent_channels, cfg.dtype)
         if cfg.style != "none":
-            self.style_encoder = StyleEncoder(
-                cfg.num_classes,
-                cfg.style_channels,
-                cfg.style_levels,
-                cfg.style_features,
-                cfg.dtype,
-                cfg.style_colours,
-            )
+            self.style_encoder = make_style_encoder(cfg)
 
     def __call__(
         self,

@@ -1,0 +1,133 @@
+"""The U-Net that SDM and SCA-DM share, from its first convolution to its last, and its arithmetic.
+
+    x -> level 0 -> halve -> level 1 -> ... -> middle -> ... -> level 1 -> double -> level 0 -> norm
+
+At every level the encoder has `blocks` residual blocks and the decoder one more. Each decoder block
+also reads a skip: x, or the output of a block or a halving of the encoder, last in, first out. The
+label map conditions the blocks of middle and decoder only. Attention follows the first block of the
+middle, and every block of encoder and decoder whose resolution is among `attention_sizes`.
+
+A model's configuration has these numbers under the names of `sdm.SDMConfig`. The two models differ
+in the details of residual blocks, in attention, and in how the image is halved and doubled.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from sisma_jax.models.layers.spade import ResBlock, normalise
+
+
+def unet(
+    config: Any,
+    x: Float[Array, "b h w channels"],
+    time: Float[Array, "b width"],
+    semantics: Float[Array, "b H W k"],
+    *,
+    block: Callable[..., ResBlock],
+    attention: Callable[[Array, str], Array],
+    halve: Callable[[Array, str], Array],
+    double: Callable[[Array, str], Array],
+) -> Float32[Array, "b h w features"]:
+    """Return the input of the last convolution.
+
+    Call it within a compact module, which gets the layers.
+
+    Args:
+      config: sizes of the model.
+      x: output of the first convolution.
+      time: embedding of t.
+      semantics: the label map, one channel per class.
+      block: makes a residual block, given its channels and its name.
+      attention: applies attention to an image, in a layer of the given name.
+      halve: halves an image, likewise.
+      double: doubles an image, likewise.
+    """
+
+    def attend(h: Array, name: str) -> Array:
+        return attention(h, name) if h.shape[1] in config.attention_sizes else h
+
+    h, skips = x, [x]
+    levels = list(enumerate(config.multipliers))
+    for level, multiplier in levels:
+        for i in range(config.blocks):
+            h = block(multiplier * config.channels, name=f"down_{level}_{i}")(h, time)
+            h = attend(h, f"down_{level}_{i}_attention")
+            skips.append(h)
+        if level < len(levels) - 1:
+            h = halve(h, f"halve_{level}")
+            skips.append(h)
+
+    h = block(h.shape[-1], name="middle_0")(h, time, semantics)
+    h = attention(h, "middle_attention")
+    h = block(h.shape[-1], name="middle_1")(h, time, semantics)
+
+    for level, multiplier in reversed(levels):
+        for i in range(config.blocks + 1):
+            h = jnp.concatenate([h, skips.pop()], axis=-1)
+            h = block(multiplier * config.channels, name=f"up_{level}_{i}")(h, time, semantics)
+            h = attend(h, f"up_{level}_{i}_attention")
+        if level:
+            h = double(h, f"double_{level}")
+
+    return nn.silu(normalise(h.astype(jnp.float32), config.norm_groups, "norm_out"))
+
+
+class BlockSizes(NamedTuple):
+    """Channels, and sides of the image, before and after a residual block, halving or doubling."""
+
+    inputs: int
+    outputs: int
+    size_in: int
+    size_out: int
+    attention: bool
+
+    @property
+    def resamples(self) -> bool:
+        return self.size_in != self.size_out
+
+
+def unet_blocks(config: Any, size: int, channels: int) -> tuple[list[BlockSizes], list[BlockSizes]]:
+    """The blocks, halvings and doublings of `unet`: those of the encoder, then all others.
+
+    Args:
+      config: sizes of the model.
+      size: side of the image.
+      channels: channels after the first convolution.
+    """
+    c = config
+    levels = [(multiplier * c.channels, size >> i) for i, multiplier in enumerate(c.multipliers)]
+    encoder, skips, inputs = [], [channels], channels
+    for level, (width, side) in enumerate(levels):
+        for _ in range(c.blocks):
+            encoder.append(BlockSizes(inputs, width, side, side, side in c.attention_sizes))
+            inputs = width
+            skips.append(width)
+        if level < len(levels) - 1:
+            encoder.append(BlockSizes(width, width, side, side // 2, attention=False))
+            skips.append(width)
+    middle = (inputs, inputs, levels[-1][1], levels[-1][1])
+    decoder = [BlockSizes(*middle, attention=True), BlockSizes(*middle, attention=False)]
+    for level, (width, side) in reversed(list(enumerate(levels))):
+        for _ in range(c.blocks + 1):
+            inputs += skips.pop()
+            decoder.append(BlockSizes(inputs, width, side, side, side in c.attention_sizes))
+            inputs = width
+        if level:
+            decoder.append(BlockSizes(width, width, side, 2 * side, attention=False))
+    return encoder, decoder
+
+
+def residual_macs(block: BlockSizes) -> int:
+    """MACs of the convolutions of a `ResBlock`, without those of SPADE."""
+    skip = block.inputs * block.outputs if block.inputs != block.outputs else 0
+    return block.size_out**2 * (9 * block.inputs * block.outputs + 9 * block.outputs**2 + skip)
+
+
+def spade_macs(block: BlockSizes, classes: int, hidden: int) -> int:
+    """MACs of the convolutions of both SPADE norms of a `ResBlock`."""
+    norms = (block.inputs, block.size_in), (block.outputs, block.size_out)
+    return sum(size**2 * 9 * hidden * (classes + 2 * channels) for channels, size in norms)
