@@ -5,6 +5,7 @@
 # make report        a face parser, and what the demo's model is measured to do
 # make test          the tests
 # make test-kernels  those of the selective scan
+# make test-gpu      the scan on an NVIDIA GPU, with EXTRAS=test,cuda12; times go to TIMES=
 # make test-slow     the long ones (TESTS= to choose)
 # make lint          ruff, shellcheck, notebooks without outputs
 # make figures       the pictures of README and docs/ and the demos' figures, in an hour, in a new checkout
@@ -18,6 +19,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 py
 EXTRAS ?= test
 VENV ?= .venv
 CONSTRAINTS ?=
+TIMES ?= runs/scan_times.json
 
 PY := $(VENV)/bin/python
 comma := ,
@@ -27,7 +29,7 @@ INSTALLED := $(VENV)/.installed-$(subst /,_,$(PYTHON))-$(subst $(comma),_,$(EXTR
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help install demo demo-style paint demo-long report test test-kernels test-slow lint figures
+.PHONY: help install demo demo-style paint demo-long report test test-kernels test-gpu test-slow lint figures
 help:
 	@sed -n '/^$$/q; s/^# \?//p' Makefile
 
@@ -68,6 +70,9 @@ test: $(INSTALLED)
 
 test-kernels: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist loadfile tests/kernels
+
+test-gpu: $(INSTALLED)
+	JAX_PLATFORMS=cuda $(PY) -m pytest -m gpu -rs tests/kernels/test_on_gpu.py --times $(TIMES)
 
 test-slow: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist loadfile -m slow $(TESTS)

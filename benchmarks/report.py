@@ -25,11 +25,15 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> None:
-    """Write `content` after command, date, hardware and the versions of `packages`."""
-    name = Path(sys.argv[0]).name
+def write(
+    path: Path, packages: tuple[str, ...], content: dict[str, Any], command: str | None = None
+) -> None:
+    """Write `content` after command, date, hardware and the versions of `packages`; the command is
+    by default that of the running benchmark."""
+    if command is None:
+        command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     report = {
-        "command": " ".join(["python", f"benchmarks/{name}", *sys.argv[1:]]),
+        "command": command,
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **versions(packages)},

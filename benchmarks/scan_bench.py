@@ -25,6 +25,8 @@ from sisma_jax.common import cli
 from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 
 CPU_SIZES = ("8,256,192,8", "2,1024,384,16")
+PACKAGES = ("jax", "jaxlib", "torch")
+"""Whose versions are reported."""
 GPU_SIZES = (
     "8,1024,1536,16",
     "64,1024,1536,16",
@@ -166,7 +168,7 @@ def device_name() -> str:
 def write(args: argparse.Namespace, rows: list[dict], curves: list[dict]) -> None:
     device = "cpu" if jax.default_backend() == "cpu" else device_name()
     path = args.out / f"scan_{report.slug(device)}.json"
-    report.write(path, ("jax", "jaxlib", "torch"), {"rows": rows, "over_length": curves})
+    report.write(path, PACKAGES, {"rows": rows, "over_length": curves})
     if curves:
         picture = path.with_suffix(".png")
         scan_plot.draw(curves, picture, title=device_name())

@@ -1,19 +1,22 @@
-"""Strict JAX for every test: no silent rank or dtype promotion, CPU only, several fake devices."""
+"""Strict JAX for every test: no silent rank or dtype promotion, and several simulated CPU devices.
+
+JAX_PLATFORMS=cuda runs tests on GPUs instead, with XLA's own flags; they are marked `gpu`.
+"""
 
 import os
 import tempfile
 from importlib.metadata import version
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile far longer than they compute: LLVM's optimisations would cost minutes, and so do
-# XLA's emitters of fused loops, for which there is no flag from jaxlib 0.11 on.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "",
-        os.environ.get("XLA_FLAGS", ""),
-    ]
-)
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
+    # Tests compile far longer than they compute: LLVM's optimisations would cost minutes, and so do
+    # XLA's emitters of fused loops, for which there is no flag from jaxlib 0.11 on.
+    os.environ["XLA_FLAGS"] = " ".join(
+        [
+            "--xla_backend_optimization_level=0",
+            "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "",
+            os.environ.get("XLA_FLAGS", ""),
+        ]
+    )
 # Many tests train the same tiny model: compile its step once, for all of pytest's workers. Commands
 # that tests start have the cache that they would have.
 os.environ["SISMA_JAX_TESTS_CACHE"] = os.environ.get("SISMA_JAX_TESTS_CACHE") or tempfile.mkdtemp(
@@ -28,6 +31,14 @@ jax.config.update("jax_compilation_cache_dir", os.environ["SISMA_JAX_TESTS_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--times",
+        metavar="FILE",
+        help="JSON file for the kernels' times on a GPU, in the format of scan_bench.py",
+    )
 
 
 @pytest.fixture

@@ -1,12 +1,9 @@
 """The documentation does what it says: its snippets run, its commands parse, its links lead on."""
 
-import argparse
 import functools
-import importlib
 import itertools
 import pkgutil
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -25,6 +22,7 @@ from sisma_jax.common.config import flatten, installed_configs, load_config
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import CLASSES
 from sisma_jax.data.label_maps import write_label_map
+from tests.command_lines import parser_of
 from tests.tiny_runs import SIZE, arguments, call
 
 ROOT = Path(__file__).parent.parent
@@ -137,35 +135,6 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, reader_folder):
 # Commands
 
 
-class Parsed(Exception):
-    """Carries the parser of a program whose command line was about to be parsed."""
-
-
-@pytest.fixture(scope="module")
-def parser_of():
-    """The argument parser of a program: a module of `COMMANDS`, or a file of benchmarks/."""
-
-    def stop(parser, *_):
-        raise Parsed(parser)
-
-    @functools.cache
-    def parser_of(program):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
-            patch.syspath_prepend(ROOT / "benchmarks")
-            with pytest.raises(Parsed) as parsed:
-                if program.startswith("benchmarks/"):
-                    runpy.run_path(str(ROOT / program), run_name="__main__")
-                else:
-                    module = importlib.import_module(program)
-                    if hasattr(module, "__path__"):
-                        module = importlib.import_module(f"{program}.__main__")
-                    module.main()
-        return parsed.value.args[0]
-
-    return parser_of
-
-
 def command_lines(text):
     """(program, its arguments) of the lines that start one of ours."""
     for line in text.replace("\\\n", " ").splitlines():
@@ -175,7 +144,7 @@ def command_lines(text):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_parse_and_their_configs_load(document, parser_of, monkeypatch, capsys):
+def test_commands_parse_and_their_configs_load(document, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for program, words in itertools.chain(*map(command_lines, blocks(document, "bash"))):
         assert program in COMMANDS or program.startswith("benchmarks/"), program
@@ -203,7 +172,7 @@ def test_make_targets_exist():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_options_that_are_mentioned_exist(document, parser_of):
+def test_options_that_are_mentioned_exist(document):
     programs = [
         *COMMANDS,
         *(f"benchmarks/{x.name}" for x in (ROOT / "benchmarks").glob("*_bench.py")),

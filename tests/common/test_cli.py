@@ -16,6 +16,7 @@ from sisma_jax import doctor
 from sisma_jax.common import cli
 from sisma_jax.common.commands import COMMANDS, MODULES
 from sisma_jax.common.errors import InputError, RunError
+from tests.command_lines import parser_of
 
 ROOT = Path(__file__).parents[2]
 HERE = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -76,7 +77,7 @@ def test_every_command_is_listed(capsys):
     for module, command in COMMANDS.items():
         assert f"python -m {module} " in listed and command.what in listed
     package = Path(sisma_jax.__file__).parent
-    commands = [path.stem for path in package.glob("*.py") if "cli.run(main)" in path.read_text()]
+    commands = [path.stem for path in package.glob("[!_]*.py")]
     assert {f"sisma_jax.{name}" for name in commands} | {"sisma_jax.data.synthetic"} == {*COMMANDS}
 
 
@@ -169,34 +170,20 @@ def test_commands_end_with_a_sentence_and_status_two(
     assert not list(tmp_path.iterdir())
 
 
-def path_options():
-    """(command, option) of every option whose type is `cli.path`."""
-    package = Path(sisma_jax.__file__).parent
-    shared = {
-        "parse_training_command(": "training/setup.py",
-        "references.": "synthesis/references.py",
-    }
-    for module in COMMANDS:
-        file = package.joinpath(*module.split(".")[1:])
-        text = (file / "__main__.py" if file.is_dir() else file.with_suffix(".py")).read_text()
-        text += "".join((package / of).read_text() for mark, of in shared.items() if mark in text)
-        assert "type=Path" not in text, module
-        for option in re.findall(r'"(--[a-z-]+)",\s*type=cli\.path', text):
-            yield module, option
-    # Files of a reference, which come in pairs.
-    yield from (("sisma_jax.sample", option) for option in ("--reference", "--towards"))
-
-
-@pytest.mark.parametrize(("name", "option"), [*path_options()])
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-def test_addresses_are_refused_by_every_command(name, option, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        run_module(name, option, "gs://bucket/folder")
-    assert stop.value.code == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert f"error: argument {option}: gs://bucket/folder is an address" in said
-    assert "`gcloud storage rsync`" in said and not list(tmp_path.iterdir())
+@pytest.mark.parametrize("name", COMMANDS)
+def test_paths_are_options_that_refuse_addresses(name, capsys):
+    parser = parser_of(name)
+    assert not any(action.type is Path for action in parser._actions)
+    paths = [action for action in parser._actions if action.type is cli.path]
+    assert paths
+    for action in paths:
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args([action.option_strings[0], "gs://bucket/folder"])
+        assert stop.value.code == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        option = "/".join(action.option_strings)
+        assert f"error: argument {option}: gs://bucket/folder is an address" in said
+        assert "`gcloud storage rsync`" in said
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")

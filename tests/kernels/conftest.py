@@ -1,6 +1,8 @@
-"""Kernels are interpreted here: few unrolled steps, so that they compile in seconds."""
+"""Kernels are interpreted on a CPU: few unrolled steps, so that they compile in seconds."""
 
+import importlib
 import itertools
+from pathlib import Path
 
 import jax
 import pytest
@@ -11,8 +13,16 @@ _tests = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
-def short_chunks(monkeypatch):
-    monkeypatch.setattr(launch, "longest_chunk", lambda plan: 4)
+def short_chunks(request, monkeypatch):
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(launch, "longest_chunk", lambda plan: 4)
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a module of benchmarks/ by its name."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module
 
 
 @pytest.fixture(autouse=True)

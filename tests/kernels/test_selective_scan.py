@@ -1,6 +1,5 @@
 """Every implementation of the selective scan against float64 NumPy, values and gradients."""
 
-import functools
 import itertools
 
 import jax
@@ -14,94 +13,19 @@ from sisma_jax.kernels import selective_scan
 from sisma_jax.kernels.selective_scan import oracle
 from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
 from tests.kernels.backends import ALL
-
-BATCH, CHANNELS, STATE = 2, 6, 4
-OPTIONAL = ("D", "z", "delta_bias", "h0")
-TRIPLES = [
-    (a, b, c, d, a ^ b ^ c, b ^ c ^ d, a ^ c ^ d)
-    for a, b, c, d in itertools.product([False, True], repeat=4)
-]
-"""An orthogonal array of strength 3: 16 of the 128 settings of seven switches."""
-
-
-def make_arrays(length, present=OPTIONAL, *, batch=BATCH, dtype=jnp.float32, seed=0):
-    """Arguments by name, None where not `present`; delta suits softplus and its absence."""
-    rng = np.random.default_rng(seed)
-    shapes = {
-        "u": (batch, length, CHANNELS),
-        "delta": (batch, length, CHANNELS),
-        "A": (CHANNELS, STATE),
-        "B": (batch, length, STATE),
-        "C": (batch, length, STATE),
-        "D": (CHANNELS,),
-        "z": (batch, length, CHANNELS),
-        "delta_bias": (CHANNELS,),
-        "h0": (batch, CHANNELS, STATE),
-    }
-    arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
-    arrays["delta"] = rng.uniform(0.05, 1.5, shapes["delta"])
-    arrays["delta_bias"] = rng.uniform(0.0, 0.5, CHANNELS)
-    arrays["A"] = -rng.uniform(0.2, 4.0, shapes["A"])
-    optional_absent = set(OPTIONAL) - set(present)
-    return {k: None if k in optional_absent else jnp.asarray(x, dtype) for k, x in arrays.items()}
-
-
-def permutation(length, seed=1):
-    return np.random.default_rng(seed).permutation(length).astype(np.int32)
-
-
-def cotangents(length, dtype=jnp.float32, batch=BATCH):
-    rng = np.random.default_rng(7)
-    ybar = jnp.asarray(rng.standard_normal((batch, length, CHANNELS)), dtype)
-    return ybar, jnp.asarray(rng.standard_normal((batch, CHANNELS, STATE)), jnp.float32)
-
-
-@functools.cache
-def compiled(implementation, **options):
-    """(arrays, order, cotangents) -> ((y, last_state), gradients by name), jitted as one."""
-
-    @jax.jit
-    def run(arrays, order, bars):
-        scan = lambda a: selective_scan(
-            **a, order=order, return_last_state=True, implementation=implementation, **options
-        )
-        outputs, pull_back = jax.vjp(scan, arrays)
-        return outputs, pull_back(bars)[0]
-
-    return run
-
-
-def assert_close(actual, expected, tolerance, what=""):
-    actual = np.asarray(actual).astype(np.float64)
-    assert actual.shape == expected.shape, what
-    assert np.isfinite(actual).all(), what
-    error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-300)
-    assert error < tolerance, f"{what}: relative error {error:.1e}"
-
-
-def check_against_oracle(
-    implementation,
-    arrays,
-    order=None,
-    *,
-    y_tolerance=1e-5,
-    gradient_tolerance=5e-5,
-    place=lambda x: x,
-    **options,
-):
-    """`place` puts the arrays where the scan is to find them."""
-    bars = cotangents(arrays["u"].shape[1], arrays["u"].dtype, arrays["u"].shape[0])
-    outputs, gradients = compiled(implementation, **options)(
-        *jax.tree.map(place, (arrays, order, bars))
-    )
-    y, last_state = oracle.forward(arrays, order=order, **options)
-    assert outputs[0].dtype == arrays["u"].dtype
-    assert_close(outputs[0], y, y_tolerance, "y")
-    assert outputs[1].dtype == jnp.float32
-    assert_close(outputs[1], last_state, 1e-5, "last_state")
-    for name, expected in oracle.gradients(arrays, *bars, order=order, **options).items():
-        assert gradients[name].dtype == arrays[name].dtype
-        assert_close(gradients[name], expected, gradient_tolerance, f"gradient of {name}")
+from tests.kernels.checks import (
+    OPTIONAL,
+    TRIPLES,
+    assert_close,
+    check_against_oracle,
+    check_several_orders,
+    cotangents,
+    make_arrays,
+    permutation,
+    saturating_arrays,
+    switched,
+    vanishing_arrays,
+)
 
 
 @pytest.mark.parametrize("implementation", ALL)
@@ -131,29 +55,15 @@ class TestEveryImplementation:
     @pytest.mark.slow
     @pytest.mark.parametrize("switches", TRIPLES)
     def test_every_three_options_together(self, implementation, switches):
-        length = 5
-        *has, softplus, ordered, reverse = switches
-        present = [name for name, wanted in zip(OPTIONAL, has, strict=True) if wanted]
-        check_against_oracle(
-            implementation,
-            make_arrays(length, present),
-            permutation(length) if ordered else None,
-            delta_softplus=softplus,
-            reverse=reverse,
-        )
+        present, order, options = switched(switches, length=5)
+        check_against_oracle(implementation, make_arrays(5, present), order, **options)
 
     def test_delta_saturating_and_vanishing(self, implementation):
-        arrays = make_arrays(17, ("D", "h0"))
-        raw = np.random.default_rng(3).uniform(-16, 40, arrays["delta"].shape)
-        raw[0, :, 0], raw[0, :, 1], raw[1, :, 2] = 40, -16, np.linspace(-16, 40, 17)
-        arrays["delta"] = jnp.asarray(raw, jnp.float32)
+        arrays = saturating_arrays()
         check_against_oracle(implementation, arrays, delta_softplus=True, reverse=True)
 
     def test_vanishing_deltas_keep_their_relative_accuracy(self, implementation):
-        arrays = make_arrays(17, ("D", "h0"))
-        arrays["delta"] = jnp.full_like(arrays["delta"], -16.0)
-        for name in ("D", "h0"):
-            arrays[name] = jnp.zeros_like(arrays[name])
+        arrays = vanishing_arrays()
         check_against_oracle(implementation, arrays, delta_softplus=True, reverse=True)
 
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -162,8 +72,6 @@ class TestEveryImplementation:
             implementation,
             make_arrays(8, dtype=dtype),
             permutation(8),
-            y_tolerance=1e-2,
-            gradient_tolerance=1e-2,
             delta_softplus=True,
             reverse=True,
         )
@@ -171,40 +79,10 @@ class TestEveryImplementation:
     def test_mixed_dtypes_keep_theirs(self, implementation):
         arrays = make_arrays(2)
         arrays |= {k: arrays[k].astype(jnp.bfloat16) for k in ("u", "C", "h0")}
-        check_against_oracle(implementation, arrays, y_tolerance=1e-2, gradient_tolerance=1e-2)
+        check_against_oracle(implementation, arrays)
 
     def test_several_orders_are_a_vmap_with_u_unmapped(self, implementation):
-        length, orders = 10, 2
-        shared = make_arrays(length, ("D", "delta_bias"))
-        each = [make_arrays(length, ("D", "delta_bias"), seed=10 + k) for k in range(orders)]
-        each = [a | {"u": shared["u"]} for a in each]
-        order = np.stack([permutation(length, seed=k) for k in range(orders)])
-        names = ("delta", "A", "B", "C", "D", "delta_bias")
-        stacked = {name: jnp.stack([a[name] for a in each]) for name in names}
-        bars = [jnp.stack(b) for b in zip(*[cotangents(length)] * orders, strict=True)]
-
-        def scan(u, mapped, order):
-            return selective_scan(
-                u, **mapped, order=order, return_last_state=True, implementation=implementation
-            )
-
-        @jax.jit
-        def run(u, stacked, order, bars):
-            several = jax.vmap(scan, in_axes=(None, 0, 0))
-            outputs, pull_back = jax.vjp(lambda u, s: several(u, s, order), u, stacked)
-            return outputs, pull_back(tuple(bars))
-
-        (y, last_state), (ubar, stacked_bar) = run(shared["u"], stacked, jnp.asarray(order), bars)
-        ubar_expected = 0
-        for k in range(orders):
-            expected = oracle.forward(each[k], order=order[k])
-            assert_close(y[k], expected[0], 1e-5)
-            assert_close(last_state[k], expected[1], 1e-5)
-            gradients = oracle.gradients(each[k], bars[0][k], bars[1][k], order=order[k])
-            ubar_expected = ubar_expected + gradients["u"]
-            for name in names:
-                assert_close(stacked_bar[name][k], gradients[name], 5e-5, name)
-        assert_close(ubar, ubar_expected, 5e-5, "u")
+        check_several_orders(implementation, length=10, orders=2)
 
     def test_vmaps_nest_in_either_order(self, implementation):
         length = 10
@@ -302,7 +180,7 @@ def test_oracle_gradients_agree_with_central_differences():
     length = 5
     options = dict(delta_softplus=True, order=permutation(length), reverse=True)
     arrays = {k: np.asarray(x, np.float64) for k, x in make_arrays(length).items()}
-    ybar, hbar = (np.asarray(x, np.float64) for x in cotangents(length))
+    ybar, hbar = (np.asarray(x, np.float64) for x in cotangents(make_arrays(length)))
     gradients = oracle.gradients(arrays, ybar, hbar, **options)
 
     def loss(changed):

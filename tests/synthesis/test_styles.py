@@ -51,9 +51,10 @@ def test_parts_are_taken_left_out_and_kept():
     assert (a.tokens[:, HAIR] == [[0, 0], [0.5, 0.5]]).all()
 
 
-@pytest.mark.parametrize("one", [1, np.int64(1), np.array(1), jnp.int32(1), -2])
+@pytest.mark.parametrize("one", [1, np.int64(1), np.array(1), "jax", -2])
 def test_one_of_several_styles_is_a_style_whatever_kind_of_number_names_it(one):
     several = style(0.0, 0.5, 1.0)
+    one = jnp.int32(1) if isinstance(one, str) else one  # not while collecting: it starts JAX
     np.testing.assert_array_equal(several[one].tokens, several.tokens[1:2])
     np.testing.assert_array_equal(several[one].given, several.given[1:2])
     for rows in (slice(1, 2), [1], (1,), np.array([False, True, False])):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,10 +12,15 @@ import pytest
 from PIL import Image
 
 from sisma_jax import train
-from sisma_jax.common.config import load_config
+from sisma_jax.common.config import load_config, section
 from sisma_jax.common.errors import InputError, RunError
+from sisma_jax.data.config import DataConfig
+from sisma_jax.data.raw import FIELDS
+from sisma_jax.models.generators import model_config
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.synthesizer import Synthesizer
+from sisma_jax.training.objective import FlowConfig
+from sisma_jax.training.setup import Sections, check_image_size, check_start
 from tests.tiny_runs import arguments, call, train_tiny
 
 
@@ -50,6 +56,18 @@ def test_a_run_folder_holds_what_it_promises(tiny_run):
         assert image.size == (4 * 34 - 2, 2 * 34 - 2)  # mask, reference, two samples; two rows
 
 
+@pytest.fixture
+def tiny_config(inputs_folder, tmp_path):
+    """The config of a tiny run with these overrides."""
+
+    def tiny_config(**overrides):
+        config, *rest = arguments(inputs_folder, tmp_path / "run", **overrides)
+        rest = [override for override in rest if override.startswith("--config.")]
+        return load_config(config.removeprefix("--config="), rest)
+
+    return tiny_config
+
+
 class Heard:
     """A log that remembers."""
 
@@ -66,17 +84,11 @@ class Heard:
         self.closed += 1
 
 
-def test_whoever_watches_is_told_what_the_folder_holds(tiny_run, inputs_folder, tmp_path):
+def test_whoever_watches_is_told_what_the_folder_holds(tiny_run, tiny_config, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
-    config, *overrides = arguments(inputs_folder, tmp_path, train__steps=8)
-    overrides = [override for override in overrides if override.startswith("--config.")]
     heard = Heard()
     with jax.numpy_dtype_promotion("standard"):
-        train.train_sisma(
-            load_config(config.removeprefix("--config="), overrides),
-            str(tmp_path / "run"),
-            watch=[heard],
-        )
+        train.train_sisma(tiny_config(train__steps=8), str(tmp_path / "run"), watch=[heard])
     assert heard.metrics == [row for row in rows(tmp_path / "run") if row["step"] > 6]
     (step, sheet), *more = heard.pictures
     with Image.open(tmp_path / "run/samples/step_0000008.png") as image:
@@ -146,43 +158,71 @@ def test_where_no_checkpoint_is_intact_it_is_said(tiny_run, inputs_folder, tmp_p
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"data__path": "nowhere"}, "nowhere"),
-        ({"autoencoder__path": "nowhere"}, "no autoencoder at nowhere"),
-        ({"data__size": 30}, "data.size 30 is not a multiple of the .*factor 4"),
-        ({"data__size": 64}, "data.size is 64 where .* is 8 x 4"),
-        ({"data__test_from": 500}, "test"),
-        ({"model__patch": 3}, "model.patch 3 does not divide model.latent_size 8"),
-        ({"model__factor": 8, "model__latent_size": 4}, "factor 4 .* where the model has 8"),
-        ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
         ({"train__steps": 0}, "train.steps is 0"),
-        ({"train__schedule": "cosin"}, "train.schedule is 'cosin'"),
-        ({"train__init_from": "nowhere"}, "nowhere is not a run folder"),
-        ({"mesh__data": 3}, "mesh.data 3 x mesh.fsdp 1 does not cover the 4 devices"),
-        ({"flow__drop": 1.5}, "flow.drop is 1.5"),
-        ({"checkpoint__every": 0}, "checkpoint.every is 0"),
-        ({"samples__solver": "rk4"}, "samples.solver is 'rk4'"),
-        ({"train__accumulate": 2}, "4 is not divisible by the 4 devices in 2 parts"),
-        ({"train__skip_limit": 0}, "train.skip_limit is 0"),
-        ({"train__warmup": -1}, "train.warmup is -1: set 0 or more"),
-        ({"data__threads": -1}, "data.threads is -1: set 0 or more"),
-        ({"data__synthetic_count": -1}, "data.synthetic_count is -1: set 0 or more"),
-        ({"seed": -1}, "seed is -1: use 0..4294967295"),
-        ({"seed": 2**32}, "seed is 4294967296: use 0..4294967295"),
-        ({"train__profile_at": -1}, "train.profile_at is -1"),
-        ({"checkpoint__keep_every": 3}, "checkpoint.keep_every is 3: choose a multiple of"),
-        ({"model__remat": "all"}, "model.remat is 'all'"),
-        ({"evaluation__hook": "no_such:thing"}, "evaluation.hook 'no_such:thing' cannot be im"),
-        ({"evaluation__hook": "json:__name__"}, "evaluation.hook 'json:__name__' cannot be im"),
-        ({"model__scan": "pallas_triton"}, "model.scan 'pallas_triton' cannot run here .*choose"),
-        ({"evaluation__hook": "json:no_such"}, "evaluation.hook 'json:no_such' cannot be im"),
+        ({"data__size": 64}, "data.size is 64 where .* is 8 x 4"),
+        ({"model__factor": 8, "model__latent_size": 4}, "factor 4 .* where the model has 8"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(
     overrides, message, inputs_folder, tmp_path
 ):
+    """The first check of the command, one of its own, and the last one."""
     with pytest.raises(InputError, match=message):
         train_tiny(inputs_folder, tmp_path / "run", **overrides)
     assert not (tmp_path / "run").exists()
+
+
+CHECKS = {
+    "sections": Sections.of,
+    "model": model_config,
+    "scan": lambda config: train.check_scan(model_config(config)),
+    "samples": lambda config: section(train.SamplesConfig, config, "samples"),
+    "flow": lambda config: section(FlowConfig, config, "flow"),
+    "hook": lambda config: train.load_hook(config.evaluation.hook),
+    "image size": lambda config: check_image_size(section(DataConfig, config, "data"), 4),
+    "splits": lambda config: section(DataConfig, config, "data").open_if_there(FIELDS, FIELDS),
+    "first stage": lambda config: section(train.FirstStageConfig, config, "autoencoder").load(),
+    "start": lambda config: check_start(RunFolder(Path("run")), config.train.init_from),
+}
+"""What `train_sisma` asks of a config, by itself."""
+
+
+@pytest.mark.parametrize(
+    ("check", "overrides", "message"),
+    [
+        ("splits", {"data__path": "nowhere"}, "nowhere"),
+        ("splits", {"data__test_from": 500}, "test"),
+        ("first stage", {"autoencoder__path": "nowhere"}, "no autoencoder at nowhere"),
+        ("image size", {"data__size": 30}, "data.size 30 is not a multiple of the .*factor 4"),
+        ("model", {"model__patch": 3}, "model.patch 3 does not divide model.latent_size 8"),
+        ("model", {"model__remat": "all"}, "model.remat is 'all'"),
+        ("scan", {"model__scan": "pallas_triton"}, "'pallas_triton' cannot run here .*choose"),
+        ("start", {"train__init_from": "nowhere"}, "nowhere is not a run folder"),
+        ("flow", {"flow__drop": 1.5}, "flow.drop is 1.5"),
+        ("samples", {"samples__solver": "rk4"}, "samples.solver is 'rk4'"),
+        ("hook", {"evaluation__hook": "no_such:thing"}, "hook 'no_such:thing' cannot be im"),
+        ("hook", {"evaluation__hook": "json:__name__"}, "hook 'json:__name__' cannot be im"),
+        ("hook", {"evaluation__hook": "json:no_such"}, "hook 'json:no_such' cannot be im"),
+        ("sections", {"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
+        ("sections", {"train__accumulate": 2}, "4 is not divisible by the 4 devices in 2 parts"),
+        ("sections", {"train__schedule": "cosin"}, "train.schedule is 'cosin'"),
+        ("sections", {"train__skip_limit": 0}, "train.skip_limit is 0"),
+        ("sections", {"train__warmup": -1}, "train.warmup is -1: set 0 or more"),
+        ("sections", {"train__profile_at": -1}, "train.profile_at is -1"),
+        ("sections", {"mesh__data": 3}, "mesh.data 3 x mesh.fsdp 1 does not cover the 4 devices"),
+        ("sections", {"data__threads": -1}, "data.threads is -1: set 0 or more"),
+        ("sections", {"data__synthetic_count": -1}, "synthetic_count is -1: set 0 or more"),
+        ("sections", {"checkpoint__every": 0}, "checkpoint.every is 0"),
+        ("sections", {"checkpoint__keep_every": 3}, "keep_every is 3: choose a multiple of"),
+        ("sections", {"seed": -1}, "seed is -1: use 0..4294967295"),
+        ("sections", {"seed": 2**32}, "seed is 4294967296: use 0..4294967295"),
+    ],
+)
+def test_wrong_settings_are_refused(check, overrides, message, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        CHECKS[check](tiny_config(**overrides))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_may_change_changes_and_is_said(tiny_run, inputs_folder, tmp_path, capsys):

@@ -132,11 +132,7 @@ def test_small_parts_come_closer_where_they_weigh_more(variant, codebook, inputs
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"data__size": 30}, "data.size 30 is not a multiple of the autoencoder's factor 4"),
         ({"data__size": 8}, "data.size is 8, but SSIM needs 11 pixels"),
-        ({"loss__kl_weight": -1.0}, "loss.kl_weight is -1"),
-        ({"loss__commitment": -1.0}, "loss.commitment is -1"),
-        ({"loss__class_balance": 2.0}, r"loss.class_balance is 2.0: choose a share in \[0, 1\]"),
         ({"autoencoder__norm_groups": 3}, "autoencoder.norm_groups 3 does not divide"),
         ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
     ],
@@ -147,3 +143,16 @@ def test_wrong_input_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         run(inputs_folder, tmp_path / "run", **overrides)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kl_weight": -1.0}, "loss.kl_weight is -1"),
+        ({"commitment": -1.0}, "loss.commitment is -1"),
+        ({"class_balance": 2.0}, r"loss.class_balance is 2.0: choose a share in \[0, 1\]"),
+    ],
+)
+def test_wrong_weights_of_the_loss_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        LossConfig(**{"kl_weight": 0.1, "commitment": 0.2} | settings)

@@ -71,7 +71,6 @@ def test_a_finished_run_continues_to_more_steps(inputs_folder, tmp_path, capsys)
     ("overrides", "message"),
     [
         ({"data__size": 31}, "data.size 31 is not a multiple of 2, which 2 entries"),
-        ({"loss__dice_weight": -1.0}, "loss.dice_weight is -1"),
         ({"parser__num_classes": 5}, r"has 19 classes: set --config.parser.num_classes=19"),
         ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
     ],
@@ -82,6 +81,11 @@ def test_wrong_input_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         run(inputs_folder, tmp_path / "run", **overrides)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_negative_weight_of_the_loss_is_refused():
+    with pytest.raises(InputError, match=r"loss\.dice_weight is -1"):
+        train_parser.LossConfig(dice_weight=-1.0)
 
 
 def loss_by_definition(logits, labels, weight):
