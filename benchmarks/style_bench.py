@@ -21,6 +21,7 @@ from sisma_jax.evaluation.generation import Sampling
 from sisma_jax.evaluation.styles import FACES, measure_styles, style_tables
 from sisma_jax.metrics.regions import explained_variance
 from sisma_jax.runs.folder import RunFolder
+from sisma_jax.synthesis.options import SamplingOptions
 
 SHEETS = ("reconstruction", "total", "partial", "several", "between", "between_one")
 """File names of the pictures, in their order."""
@@ -32,7 +33,7 @@ def measure(run: Path, count: int, sampling: Sampling) -> tuple[dict, dict]:
     test = section(DataConfig, RunFolder(run).config(), "data").open("test", ("image", "labels"))
     faces = fixed_batch(test, count)
     figures, sheets = measure_styles(synthesizer, faces["image"], faces["labels"], sampling)
-    plain = synthesizer(faces["labels"], seed=sampling.seed, steps=sampling.steps)
+    plain = synthesizer(faces["labels"], seed=sampling.seed, steps=sampling.options.steps)
     figures["regions_of_noise"] = float(explained_variance(plain, faces["labels"]).mean())
     return {"step": synthesizer.step} | figures, sheets
 
@@ -51,9 +52,8 @@ def main() -> None:
     parser.add_argument("--name", default="style", help="prefix of the files (default: style)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    sampling = Sampling(
-        steps=args.steps, solver="euler", guidance=1.0, seed=0, style_guidance=args.style_guidance
-    )
+    options = SamplingOptions(steps=args.steps, style_guidance=args.style_guidance)
+    sampling = Sampling(options=options, seed=0)
     runs = {}
     for run in args.workdirs:
         runs[run.name], sheets = measure(run, args.count, sampling)

@@ -47,6 +47,7 @@ from sisma_jax.models.face_parser import load_parser
 from sisma_jax.models.generators import generator, model_config
 from sisma_jax.models.judges.inception import SCALINGS
 from sisma_jax.runs.folder import RunFolder
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
 METRICS = {
@@ -123,13 +124,17 @@ def parse_arguments() -> argparse.Namespace:
         f"(default: those of {DEFAULT_METRICS} that are)",
     )
     add("--count", type=int, default=2000, help="test faces and masks; one sample per mask")
-    add("--steps", type=comma_list(int), default="25", help="solver steps, one or several")
-    add("--guidance", type=comma_list(float), default="1.0", help="guidance, one or several")
-    add("--style-guidance", type=float, default=1.0, help="style guidance of faces with references")
+    defaults = SamplingOptions()
+    add("--steps", type=comma_list(int), default=[defaults.steps],
+        help="solver steps, one or several")  # fmt: skip
+    add("--guidance", type=comma_list(float), default=[defaults.guidance],
+        help="guidance, one or several")  # fmt: skip
+    add("--style-guidance", type=float, default=defaults.style_guidance,
+        help="style guidance of faces with references")  # fmt: skip
     add(
         "--solver",
         type=comma_list(str),
-        default="euler",
+        default=[defaults.solver],
         help=f"one or several of {', '.join(rectified.SOLVERS)}",
     )
     add("--seed", type=int, default=0, help="seed of the noise")
@@ -194,19 +199,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {value}: use 2 to {most:,}")
     if args.diversity_masks < 1:
         raise InputError(f"--diversity-masks is {args.diversity_masks}: use at least 1")
-    for steps in args.steps:
-        if steps < 1:
-            raise InputError(f"--steps has {steps}: use at least 1")
-    for guidance in args.guidance:
-        if not 0 <= guidance < float("inf"):
-            raise InputError(f"--guidance has {guidance}: use 0 or more (1 is the plain model)")
-    if not 0 <= args.style_guidance < float("inf"):
-        raise InputError(
-            f"--style-guidance is {args.style_guidance}: use 0 or more (1 is the plain model)"
-        )
-    for solver in args.solver:
-        if solver not in rectified.SOLVERS:
-            raise InputError(f"solver {solver!r} is unknown: use {', '.join(rectified.SOLVERS)}")
+    samplings_of(args)
+    SamplingOptions(style_guidance=args.style_guidance)
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed is {args.seed}: use 0..{2**32 - 1}")
     only_of_images = {
@@ -347,12 +341,7 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
         Synthesizer.load(args.workdir, batch_size=args.batch_size),
         training_faces(config.data, size, classes),
         name=args.name or args.workdir.resolve().name,
-        samplings=[
-            Sampling(steps=steps, solver=solver, guidance=guidance, seed=args.seed)
-            for solver in args.solver
-            for guidance in args.guidance
-            for steps in args.steps
-        ],
+        samplings=samplings_of(args),
         diversity=Diversity(masks=args.diversity_masks, samples=args.diversity_samples),
         speed="speed" in args.metrics,
         peers="peers" in args.metrics,
@@ -400,6 +389,22 @@ def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluat
     evaluate_pictures(
         evaluation(**about), pictures, name, masks=args.masks, reading=reading_of(args)
     )
+
+
+def samplings_of(args: argparse.Namespace) -> list[Sampling]:
+    """Every combination of --solver, --guidance and --steps, without a style.
+
+    Raises:
+      InputError: if a value is out of range.
+    """
+    return [
+        Sampling(
+            options=SamplingOptions(steps=steps, solver=solver, guidance=guidance), seed=args.seed
+        )
+        for solver in args.solver
+        for guidance in args.guidance
+        for steps in args.steps
+    ]
 
 
 def reading_of(args: argparse.Namespace) -> Reading:

@@ -25,6 +25,7 @@ from sisma_jax.data.label_values import Reading
 from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.flows import rectified
 from sisma_jax.synthesis import references
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
 
@@ -51,12 +52,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--per-mask", type=int, default=1, help="faces per mask")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    parser.add_argument("--steps", type=int, default=25, help="solver steps")
-    parser.add_argument("--solver", choices=rectified.SOLVERS, default="euler", help="ODE solver")
+    defaults = SamplingOptions()
+    parser.add_argument("--steps", type=int, default=defaults.steps, help="solver steps")
+    parser.add_argument(
+        "--solver", choices=rectified.SOLVERS, default=defaults.solver, help="ODE solver"
+    )
     parser.add_argument(
         "--guidance",
         type=float,
-        default=1.0,
+        default=defaults.guidance,
         help="classifier-free guidance; 1 is the plain model; more follows the mask more closely",
     )
     parser.add_argument("--batch-size", type=int, default=16, help="faces per batch")
@@ -118,6 +122,12 @@ def main() -> None:
     if args.per_mask < 1:
         raise InputError(f"--per-mask is {args.per_mask}: use at least 1")
     reading = Reading(args.class_order, args.allow_unlabelled, args.nearest_colour)
+    options = SamplingOptions(
+        steps=args.steps,
+        solver=args.solver,
+        guidance=args.guidance,
+        style_guidance=args.style_guidance,
+    )
     check_output(args.out)
     paths = collect_masks(args.masks)
     twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
@@ -136,18 +146,7 @@ def main() -> None:
     references.print_missing(styles[0], masks)
     repeated = np.repeat(masks, args.per_mask, axis=0)
     batches = itertools.chain.from_iterable(
-        [
-            synthesizer.batches(
-                repeated,
-                seed=args.seed,
-                steps=args.steps,
-                solver=args.solver,
-                guidance=args.guidance,
-                style=style,
-                style_guidance=args.style_guidance,
-            )
-            for style in styles
-        ]
+        [synthesizer.batches(repeated, options, seed=args.seed, style=style) for style in styles]
     )
     names = [
         f"{path.stem}_{k}{f'_{j}' if len(styles) > 1 else ''}.png"
@@ -157,9 +156,7 @@ def main() -> None:
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{len(names)} faces with the weights of step {synthesizer.step} of {args.workdir}")
-    memory = synthesizer.memory(
-        len(repeated), args.steps, args.solver, args.guidance, styles[0], args.style_guidance
-    )
+    memory = synthesizer.memory(len(repeated), options, style=styles[0])
     print(
         f"batches of {memory['batch']}; on each device {memory['arguments'] / 2**20:.0f} MiB for "
         f"weights and {memory['temporary'] / 2**20:.0f} MiB at most while they are made"

@@ -268,7 +268,8 @@ def evaluate_run(
                 if sampling == samplings[0]:
                     show(evaluation, name, faces, train)
         if style and synthesizer.has_style:
-            sampling = dataclasses.replace(samplings[0], style_guidance=style_guidance)
+            options = dataclasses.replace(samplings[0].options, style_guidance=style_guidance)
+            sampling = dataclasses.replace(samplings[0], options=options)
             score_styles(evaluation, scorer, synthesizer, name, weights, sampling)
         if speed:
             time_synthesis(report, synthesizer, name, weights, samplings)
@@ -375,7 +376,7 @@ def time_synthesis(
     """Time every solver and number of steps that has not been timed here before."""
     key = digest(weights, *circumstances().values())
     result = report.finding("speed", name, key)
-    for solver, steps in dict.fromkeys((x.solver, x.steps) for x in samplings):
+    for solver, steps in dict.fromkeys((x.options.solver, x.options.steps) for x in samplings):
         before = result["cases"] if result else []
         if any((case["solver"], case["steps"]) == (solver, steps) for case in before):
             continue

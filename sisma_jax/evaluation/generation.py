@@ -19,6 +19,7 @@ from sisma_jax.common.files import write_json
 from sisma_jax.common.progress import bar
 from sisma_jax.data.image_files import read_picture, save_png
 from sisma_jax.evaluation.pictures import SplitPictures, digest
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -32,36 +33,45 @@ SETTINGS_FILE = "settings.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Options for making faces from masks."""
+    """A set of faces of the same masks, and its descriptions in files and reports."""
 
-    steps: int
-    solver: str
-    guidance: float
+    options: SamplingOptions
+    """Its style guidance is that of faces with a reference."""
     seed: int
     own_style: bool = False
     """Whether each face takes the style of the face that its mask belongs to."""
-    style_guidance: float = 1.0
-    """Style guidance of faces with a reference."""
 
     @property
     def name(self) -> str:
-        style = "-style" if self.own_style else ""
-        style += f"-s{self.style_guidance:g}" if self.style_guidance != 1 else ""
-        return f"{self.solver}{self.steps}-g{self.guidance:g}-seed{self.seed}{style}"
+        """The start of the name of the faces' folder."""
+        options, style = self.options, "-style" if self.own_style else ""
+        style += f"-s{options.style_guidance:g}" if options.style_guided else ""
+        return f"{options.solver}{options.steps}-g{options.guidance:g}-seed{self.seed}{style}"
 
     @property
     def in_words(self) -> str:
-        own = "own style, " if self.own_style else ""
-        style = f", of the style {self.style_guidance:g}" if self.style_guidance != 1 else ""
+        options, own = self.options, "own style, " if self.own_style else ""
+        style = f", of the style {options.style_guidance:g}" if options.style_guided else ""
         seed = f", seed {self.seed}" if self.seed else ""
-        return f"{own}{self.solver} {self.steps}, guidance {self.guidance:g}{style}{seed}"
+        return f"{own}{options.solver} {options.steps}, guidance {options.guidance:g}{style}{seed}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Options by name; without those of styles if they have their defaults."""
-        plain = {"own_style": False, "style_guidance": 1.0}
-        options = dataclasses.asdict(self)
-        return {k: v for k, v in options.items() if k not in plain or v != plain[k]}
+        """Settings by name; without those of styles if they have their defaults.
+
+        Reports store them and digests cover them in this order, so earlier reports fit only what
+        does not change here.
+        """
+        options = self.options
+        settings = {
+            "steps": options.steps, "solver": options.solver, "guidance": options.guidance,
+            "seed": self.seed,
+        }  # fmt: skip
+        if self.own_style:
+            settings["own_style"] = True
+        if options.style_guided:
+            settings["style_guidance"] = options.style_guidance
+        return settings
 
     def seed_of(self, mask: int, sample: int) -> int:
         """Seed of the noise, far from those of other `seed`s, so that no two sets share noise."""
@@ -125,15 +135,12 @@ class GeneratedFaces:
             if not missing:
                 return
             masks = [mask for mask, _ in missing]
-            own = self.sampling.own_style
+            own, options = self.sampling.own_style, self.sampling.options
             images = self.synthesizer.batches(
                 self.masks[masks],
+                options if own else options.without_style(),
                 seed=[self.sampling.seed_of(*one) for one in missing],
-                steps=self.sampling.steps,
-                solver=self.sampling.solver,
-                guidance=self.sampling.guidance,
                 style=self._style(masks) if own else None,
-                style_guidance=self.sampling.style_guidance if own else 1.0,
             )
             done = 0
             already = len(wanted) - len(missing)

@@ -13,6 +13,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder
 from sisma_jax.models.cost.by_xla import xla_macs
 from sisma_jax.models.generators import Config, generator
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import noise_keys, synthesize_latents
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -181,22 +183,29 @@ def measure_speed(
     macs = generator(config).macs()
     velocity, mask = macs.velocity, macs.mask
     by_xla = xla_macs(config) / GIGA if isinstance(config, SISMAConfig) else None
-    combinations = list(itertools.product(batches, solvers, steps, guidances))
-    programs = dict.fromkeys((*rest, guidance != 1.0) for *rest, guidance in combinations)
-    for batch, solver, count_, guided in over(list(programs), unit="program", desc="speed"):
-        programs[batch, solver, count_, guided] = unless_too_large(
-            lambda batch=batch, solver=solver, count_=count_, guided=guided: time_synthesis(
-                synthesizer, batch, seconds, steps=count_, solver=solver, guided=guided
-            )
-        )
+    combinations = [
+        (batch, SamplingOptions(steps=number, solver=solver, guidance=guidance))
+        for batch, solver, number, guidance in itertools.product(batches, solvers, steps, guidances)
+    ]
+    program_of = lambda batch, options: (batch, jax.tree.structure(options))
+    programs = {program_of(*combination): combination for combination in combinations}
+    timed = {
+        program: unless_too_large(partial(time_synthesis, synthesizer, batch, options, seconds))
+        for program, (batch, options) in over(list(programs.items()), unit="program", desc="speed")
+    }
     cases = []
-    for batch, solver, count_, guidance in combinations:
-        passes = 1 if guidance == 1.0 else 2
-        velocities = passes * count_ * rectified.VELOCITIES[solver]
-        case = dict(batch=batch, solver=solver, steps=count_, guidance=guidance)
-        case["velocities"] = velocities
-        case["gmacs_per_image"] = (passes * mask + velocities * velocity) / GIGA
-        cases.append(case | programs[batch, solver, count_, guidance != 1.0])
+    for batch, options in combinations:
+        passes = 2 if options.guided else 1
+        velocities = passes * options.steps * rectified.VELOCITIES[options.solver]
+        case = {
+            "batch": batch,
+            "solver": options.solver,
+            "steps": options.steps,
+            "guidance": options.guidance,
+            "velocities": velocities,
+            "gmacs_per_image": (passes * mask + velocities * velocity) / GIGA,
+        }
+        cases.append(case | timed[program_of(batch, options)])
     return {
         **circumstances(),
         "dtype": config.dtype,
@@ -226,21 +235,19 @@ def decode_xla_macs(autoencoder: Autoencoder, config: Config) -> float:
 
 
 def time_synthesis(
-    synthesizer: Synthesizer, batch: int, seconds: float, *, steps: int, solver: str, guided: bool
+    synthesizer: Synthesizer, batch: int, options: SamplingOptions, seconds: float
 ) -> dict[str, Any]:
-    """Time one combination of options; return the measurements of a case of `measure_speed`.
+    """Time one program; return the measurements of a case of `measure_speed`.
 
     Raises:
       DoesNotFit: if the memory that XLA plans is more than there is.
     """
-    guidance = 2.0 if guided else 1.0
-    options = dict(steps=steps, solver=solver)
     batched = dataclasses.replace(synthesizer, batch_size=batch)
     style = batched.no_style() if batched.has_style else None  # any style costs the same
-    plan = batched.memory(batch, guidance=guidance, style=style, **options)
+    plan = batched.memory(batch, options, style=style)
     check_fit(plan["temporary"])  # weights are already there
     labels = random_labels(synthesizer.config, batch)
-    decoded = clock(lambda: batched(labels, guidance=guidance, style=style, **options), seconds)
+    decoded = clock(lambda: batched.images(labels, options, style=style), seconds)
 
     mesh = local_mesh()
     rows, size = batch_sharding(mesh), whole_batch(batch, mesh)
@@ -248,13 +255,10 @@ def time_synthesis(
         synthesizer.params,
         jax.device_put(noise_keys(0, 0, size), rows),
         jax.device_put(fill_up(labels, size), rows),
-        np.float32(guidance),
+        options,
         style and jax.device_put(style.repeat(size).tokens, rows),
     )
-    lowered = under_mesh(mesh, synthesize_latents.lower)(
-        synthesizer.config, *inputs, guided=guided, **options
-    )
-    program = lowered.compile()
+    program = under_mesh(mesh, synthesize_latents.lower)(synthesizer.config, *inputs).compile()
     latents = clock(lambda: program(*inputs).block_until_ready(), seconds)
     return {
         "seconds_per_image": decoded.seconds / batch,

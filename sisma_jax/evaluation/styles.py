@@ -75,14 +75,11 @@ def measure_styles(
         count = -(-len(rows) // synthesizer.batch_size) * synthesizer.batch_size
         filled = [*range(len(rows)), *[0] * (count - len(rows))]
         of_masks = [rows[place] for place in filled]
-        return synthesizer(
+        return synthesizer.images(
             labels[of_masks],
+            sampling.options if style else sampling.options.without_style(),
             seed=[sampling.seed_of(row, sample) for row in of_masks],
-            steps=sampling.steps,
-            solver=sampling.solver,
-            guidance=sampling.guidance,
             style=style and style[filled],
-            style_guidance=sampling.style_guidance if style else 1.0,
         )[: len(rows)]
 
     everyone = list(range(len(images)))

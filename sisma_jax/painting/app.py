@@ -91,8 +91,8 @@ def build(studio: Studio, files: TemporaryFiles) -> gr.Blocks:
     """
     handlers = Handlers(studio, files)
     sheet = studio.starts.read(0)
-    settings = {"seed": 0, "steps": studio.steps, "guidance": studio.guidance}
-    first = Made(studio.faces(sheet.labels, count=FACES, **settings), sheet.labels, seed=0)
+    faces = studio.faces(sheet.labels, studio.options, count=FACES, seed=0)
+    first = Made(faces, sheet.labels, seed=0)
     with gr.Blocks(
         title="Paint a mask, see faces", analytics_enabled=False, fill_width=True
     ) as page:
@@ -203,13 +203,13 @@ def _photo_tab(studio: Studio) -> SimpleNamespace:
 
 def _settings(handlers: Handlers) -> list[gr.Slider]:
     """Solver steps and guidance."""
-    studio = handlers.studio
+    options = handlers.studio.options
     steps = gr.Slider(
-        1, handlers.most_steps, studio.steps, step=1, label="Steps", info="of the solver",
+        1, handlers.most_steps, options.steps, step=1, label="Steps", info="of the solver",
         buttons=[], min_width=160, elem_id="steps",
     )  # fmt: skip
     guidance = gr.Slider(
-        0, handlers.most_guidance, studio.guidance, step=0.1, label="Guidance",
+        0, handlers.most_guidance, options.guidance, step=0.1, label="Guidance",
         info="1: the plain model", buttons=[], min_width=160, elem_id="guidance",
     )  # fmt: skip
     return [steps, guidance]

@@ -23,6 +23,7 @@ from sisma_jax.painting import canvas, limits, look
 from sisma_jax.painting.starts import Subject
 from sisma_jax.painting.studio import Reference, Studio, write_faces, write_photo
 from sisma_jax.painting.temporary import TemporaryFiles
+from sisma_jax.synthesis.options import SamplingOptions
 
 PHOTO_TAB = "photo"
 THUMBNAILS = 6
@@ -104,18 +105,22 @@ class Handlers:
 
     def __init__(self, studio: Studio, files: TemporaryFiles):
         self.studio, self.files = studio, files
-        self.most_steps = max(limits.MOST_STEPS, studio.steps)
-        self.most_guidance = max(limits.MOST_GUIDANCE, studio.guidance)
+        self.most_steps = max(limits.MOST_STEPS, studio.options.steps)
+        self.most_guidance = max(limits.MOST_GUIDANCE, studio.options.guidance)
 
     def labels(self, easel: Any) -> np.ndarray:
         """The painted label map."""
         return canvas.unpacked(easel, self.studio.size, self.studio.classes)
 
-    def steps(self, value: Any) -> int:
-        return limits.integer("steps", value, 1, self.most_steps)
-
-    def guidance(self, value: Any) -> float:
-        return limits.number("guidance", value, 0, self.most_guidance)
+    def options(self, steps: Any, guidance: Any, style_guidance: Any = 1.0) -> SamplingOptions:
+        """The options of a request, within the page's limits."""
+        return SamplingOptions(
+            steps=limits.integer("steps", steps, 1, self.most_steps),
+            guidance=limits.number("guidance", guidance, 0, self.most_guidance),
+            style_guidance=limits.number(
+                "style guidance", style_guidance, 0, limits.MOST_STYLE_GUIDANCE
+            ),
+        )
 
     # --- The sheet
 
@@ -178,20 +183,15 @@ class Handlers:
         labels = self.labels(easel)
         seed = limits.integer("seed", seed, 0, limits.MOST_SEED)
         count = limits.integer("the number of faces", count, 1, limits.MOST_FACES)
-        steps, guidance = self.steps(steps), self.guidance(guidance)
+        options = self.options(steps, guidance, style_guidance)
         between = limits.number("between", between, 0, 1)
-        style_guidance = limits.number(
-            "style guidance", style_guidance, 0, limits.MOST_STYLE_GUIDANCE
-        )
         progress(0, desc="making faces (longer the first time with other settings)")
         faces = self.studio.faces(
             labels,
+            options,
             count=count,
             seed=seed,
-            steps=steps,
-            guidance=guidance,
             style=self.studio.style_of(references, between),
-            style_guidance=style_guidance,
             report=lambda done, count: progress((done, count), desc="making faces", unit="faces"),
         )
         made = Made(faces, labels, seed)
@@ -254,10 +254,10 @@ class Handlers:
         """-> result, its picture, note"""
         begun = time.perf_counter()
         subject, labels = _needed(subject), self.labels(easel)
-        steps, guidance = self.steps(steps), self.guidance(guidance)
+        options = self.options(steps, guidance)
         progress(0, desc="editing (longer the first time with other settings)")
         photo = self.studio.edited(
-            subject, labels, steps=steps, guidance=guidance, references=references,
+            subject, labels, options, references=references,
             between=limits.number("between", between, 0, 1),
         )  # fmt: skip
         note = f"Edited in {time.perf_counter() - begun:.1f} s."

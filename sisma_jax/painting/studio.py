@@ -21,6 +21,7 @@ from sisma_jax.models.face_parser import FaceParser, load_parser
 from sisma_jax.painting.starts import Starts, Subject, find_starts
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.editing import edit
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -57,8 +58,7 @@ class Studio:
     parser: FaceParser | None
     no_parser: str
     """Why there is no parser; "" if there is one."""
-    steps: int
-    guidance: float
+    options: SamplingOptions
     """Initial steps and guidance: the run's own for its sample grids."""
     reading: Reading = LENIENT
     """Options for reading masks."""
@@ -93,8 +93,7 @@ class Studio:
             starts=find_starts(run, classes, size),
             parser=loaded,
             no_parser=reason,
-            steps=samples.steps,
-            guidance=samples.guidance,
+            options=SamplingOptions(steps=samples.steps, guidance=samples.guidance),
             reading=reading,
         )
 
@@ -115,18 +114,16 @@ class Studio:
     def faces(
         self,
         labels: UInt8[np.ndarray, "h w"],
+        options: SamplingOptions,
         *,
         count: int,
         seed: int,
-        steps: int,
-        guidance: float,
         style: Style | None = None,
-        style_guidance: float = 1.0,
         report: Report = lambda done, count: None,
     ) -> UInt8[np.ndarray, "count h w 3"]:
         """Return `count` faces of one mask. Face i has the noise of (seed, i).
 
-        `style_guidance` has no effect without a style.
+        Style guidance has no effect without a style.
 
         Raises:
           InputError: if an argument is out of range.
@@ -135,8 +132,9 @@ class Studio:
             raise InputError(f"{count} faces are asked for: use at least 1")
         masks = np.repeat(labels[None], count, axis=0)
         made: list[np.ndarray] = []
-        styled = {} if style is None else {"style": style, "style_guidance": style_guidance}
-        for batch in self.synthesizer.batches(masks, seed, steps, guidance=guidance, **styled):
+        if style is None:
+            options = options.without_style()
+        for batch in self.synthesizer.batches(masks, options, seed=seed, style=style):
             made.extend(batch)
             report(len(made), count)
         return np.stack(made)
@@ -180,15 +178,15 @@ class Studio:
         self,
         subject: Subject,
         labels: UInt8[np.ndarray, "h w"],
+        options: SamplingOptions,
         *,
-        steps: int,
-        guidance: float,
         references: Sequence[Reference] = (),
         between: float = 1.0,
     ) -> UInt8[np.ndarray, "h w 3"]:
         """Return a photo under the mask `labels`.
 
-        With style conditioning it keeps its own style, except for parts that references give.
+        Of `options` its steps and guidance apply; the solver is the one for editing. With style
+        conditioning the photo keeps its own style, except for parts that references give.
 
         Raises:
           InputError: if `labels` is its own mask, or an argument is out of range.
@@ -202,8 +200,8 @@ class Studio:
         if style is not None:
             given = set(self.classes.names) - set(style.missing())
             style = self.synthesizer.style(photo, own).take(style, given)
-        options = {"steps": steps, "guidance": guidance, "style": style}
-        return edit(self.synthesizer, photo, own, wanted, **options)[0]
+        how = {"steps": options.steps, "guidance": options.guidance, "style": style}
+        return edit(self.synthesizer, photo, own, wanted, **how)[0]
 
     def read_mask(self, path: Path) -> UInt8[np.ndarray, "h w"]:
         """Read a label map, crop it to its central square, and resize it (nearest).

@@ -23,6 +23,7 @@ from sisma_jax.devices.sharding import chunks, local_mesh, under_mesh, whole_bat
 from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.models.generators import generator
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import velocity_under
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.synthesis.synthesizer import Synthesizer
@@ -35,9 +36,9 @@ def edit(
     labels: UInt8[np.ndarray, "batch H W"],
     edited: UInt8[np.ndarray, "batch H W"],
     *,
-    steps: int = 25,
+    steps: int = SamplingOptions.steps,
     solver: str = "heun",
-    guidance: float = 1.0,
+    guidance: float = SamplingOptions.guidance,
     margin: int | None = 8,
     style: Style | None = None,
 ) -> UInt8[np.ndarray, "batch H W 3"]:
@@ -60,8 +61,9 @@ def edit(
     Raises:
       InputError: if an argument is out of range or does not fit the model or another argument.
     """
-    synthesizer.check(labels, 0, steps, solver, guidance)
-    synthesizer.check(edited, 0, steps, solver, guidance)
+    options = SamplingOptions(steps=steps, solver=solver, guidance=guidance)
+    synthesizer.check_labels(labels)
+    synthesizer.check_labels(edited)
     if images.dtype != np.uint8 or images.shape != (*labels.shape, 3):
         raise InputError(
             f"photos are {images.dtype} of shape {images.shape}: give uint8 of shape "
@@ -73,7 +75,7 @@ def edit(
         )
     if margin is not None and margin < 0:
         raise InputError(f"margin is {margin}: use 0 or more pixels, or None for the whole face")
-    synthesizer.check_style(len(images), style, 1.0)
+    synthesizer.check_options(options, style, len(images))
     styles: list[np.ndarray] = []
     if synthesizer.has_style:
         own = synthesizer.style(images, labels)
@@ -83,35 +85,34 @@ def edit(
     follow = partial(
         under_mesh(mesh, _edit),
         synthesizer.config,
-        steps=whole_number(steps, "steps"),
-        solver=solver,
-        guided=guidance != 1.0,
         margin=None if margin is None else whole_number(margin, "margin"),
     )
     size = whole_batch(max(min(synthesizer.batch_size, len(images)), 1), mesh)
     faces = [np.empty((0, *images.shape[1:]), np.uint8)]
     for placed, count in chunks(size, mesh, images, labels, edited, *styles):
-        result = follow(synthesizer.params, synthesizer.autoencoder, np.float32(guidance), *placed)
+        result = follow(synthesizer.params, synthesizer.autoencoder, options, *placed)
         faces.append(np.asarray(result)[:count])
     return np.concatenate(faces)
 
 
-@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided", "margin"))
+@partial(jax.jit, static_argnames=("config", "margin"))
 def _edit(
-    config, params, autoencoder, guidance, images, labels, edited, own_style=None, style=None,
-    *, steps, solver, guided, margin,
+    config, params, autoencoder, options, images, labels, edited, own_style=None, style=None,
+    *, margin,
 ):  # fmt: skip
-    options = {"steps": steps, "solver": solver, "times": generator(config).times(steps)}
+    steps = options.steps
+    solve = {"steps": steps, "solver": options.solver, "times": generator(config).times(steps)}
     photo = to_float(images)
     data = autoencoder.encode(photo)[0] * autoencoder.scaling_factor
     own = velocity_under(config, params, labels, None, own_style)
-    noise, trajectory = rectified.invert(own, data, **options)
-    wanted = velocity_under(config, params, edited, guidance if guided else None, style)
+    noise, trajectory = rectified.invert(own, data, **solve)
+    guidance = options.guidance if options.guided else None
+    wanted = velocity_under(config, params, edited, guidance, style)
     if margin is None:
-        return to_uint8(autoencoder.from_latents(rectified.integrate(wanted, noise, **options)))
+        return to_uint8(autoencoder.from_latents(rectified.integrate(wanted, noise, **solve)))
     blend = _ramp(labels != edited, margin)
     free = _cells(blend > 0, config.factor)[..., None]
-    latents = rectified.integrate_near(wanted, noise, trajectory, free, **options)
+    latents = rectified.integrate_near(wanted, noise, trajectory, free, **solve)
     blend = blend[..., None]
     return to_uint8(blend * autoencoder.from_latents(latents) + (1.0 - blend) * photo)
 

@@ -14,6 +14,7 @@ from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.models.generators import Config, Params, generator
+from sisma_jax.synthesis.options import SamplingOptions
 
 
 def noise_keys(seed: int | UInt32[np.ndarray, "..."], start: int, count: int) -> Key[Array, " b"]:
@@ -72,20 +73,14 @@ def velocity_under(
     return guided_velocity
 
 
-@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided", "style_guided"))
+@partial(jax.jit, static_argnames="config")
 def synthesize_latents(
     config: Config,
     params: Params,
     keys: Key[Array, " b"],
     labels: UInt8[Array, "b H W"],
-    guidance: Float[Array, ""] | float,
+    options: SamplingOptions,
     style: Float[Array, "b k token"] | None = None,
-    style_guidance: Float[Array, ""] | float = 1.0,
-    *,
-    steps: int,
-    solver: str,
-    guided: bool,
-    style_guided: bool = False,
 ) -> Float[Array, "b h w c"]:
     """Return scaled latents for label maps."""
     shape = (config.latent_size, config.latent_size, config.latent_channels)
@@ -94,23 +89,19 @@ def synthesize_latents(
         config,
         params,
         labels,
-        guidance if guided else None,
+        options.guidance if options.guided else None,
         style,
-        style_guidance if style_guided else None,
+        options.style_guidance if options.style_guided else None,
     )
-    model = generator(config)
+    model, steps = generator(config), options.steps
     start, times = model.start(noise, steps), model.times(steps)
-    return rectified.integrate(velocity, start, steps=steps, solver=solver, times=times)
+    return rectified.integrate(velocity, start, steps=steps, solver=options.solver, times=times)
 
 
-@partial(jax.jit, static_argnames=("config", "steps", "solver", "guided", "style_guided"))
-def synthesize(
-    config, params, autoencoder, keys, labels, guidance, style, style_guidance, **options
-):
+@partial(jax.jit, static_argnames="config")
+def synthesize(config, params, autoencoder, keys, labels, options, style):
     """Return uint8 images (b, H, W, 3) for label maps; arguments as in `synthesize_latents`."""
-    latents = synthesize_latents(
-        config, params, keys, labels, guidance, style, style_guidance, **options
-    )
+    latents = synthesize_latents(config, params, keys, labels, options, style)
     return to_uint8(autoencoder.from_latents(latents))
 
 

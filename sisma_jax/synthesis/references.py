@@ -11,6 +11,7 @@ from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import local_path
 from sisma_jax.data.image_files import read_picture
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.styles import Style, chosen_classes
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--style-guidance",
         type=float,
-        default=1.0,
+        default=SamplingOptions.style_guidance,
         help="1 is the plain model; more follows the style more closely, and costs another pass",
     )
 

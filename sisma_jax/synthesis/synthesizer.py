@@ -5,13 +5,13 @@ import functools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jax.stages import Compiled
+from jax.tree_util import PyTreeDef
 from jaxtyping import Float, UInt8, UInt32
 
 from sisma_jax.common.errors import InputError, whole_number
@@ -24,35 +24,14 @@ from sisma_jax.devices.sharding import (
     under_mesh,
     whole_batch,
 )
-from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder
 from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
 from sisma_jax.runs.checkpoint import abstract_like, averaged_weights
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import encode_style, no_style, noise_keys, synthesize
 from sisma_jax.synthesis.styles import Style
-
-
-@dataclasses.dataclass(frozen=True)
-class _Variant:
-    """Static options of one compiled synthesis program."""
-
-    size: int
-    steps: int
-    solver: str
-    guided: bool
-    styled: bool = False
-    style_guided: bool = False
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "solver": self.solver,
-            "guided": self.guided,
-            "style_guided": self.style_guided,
-        }
 
 
 def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
@@ -94,7 +73,7 @@ class Synthesizer:
     """Classes that the labels index."""
     trained_with_null_mask: bool = True
     """Whether training sometimes dropped the mask, as guidance needs."""
-    _compiled: dict[_Variant, Compiled] = dataclasses.field(
+    _compiled: dict[tuple[int, PyTreeDef, bool], Compiled] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -125,78 +104,75 @@ class Synthesizer:
         dropped = run.config().get("flow", {}).get("drop", 0.0) > 0
         return cls(config, params, autoencoder, batch_size, step, run.classes(), dropped)
 
-    @no_type_check  # `check` raises InputError for wrong labels
+    @no_type_check  # wrong arguments raise InputError
     def __call__(
         self,
         labels: UInt8[np.ndarray, "batch H W"],
         seed: int | Sequence[int] = 0,
-        steps: int = 25,
-        solver: str = "euler",
-        guidance: float = 1.0,
+        steps: int = SamplingOptions.steps,
+        solver: str = SamplingOptions.solver,
+        guidance: float = SamplingOptions.guidance,
         style: Style | None = None,
-        style_guidance: float = 1.0,
+        style_guidance: float = SamplingOptions.style_guidance,
     ) -> UInt8[np.ndarray, "batch H W 3"]:
         """Return an RGB image for every label map.
 
         Args:
           labels: class ids, 255 where unlabelled; H = W = the model's image size.
           seed: one for all, or one per image, in [0, 2**32). Noise depends on (seed, image index).
-          steps: number of solver steps, at least 1.
-          solver: "euler", "midpoint" or "heun"; the latter two take two velocities per step.
-          guidance: at least 0; 1 is the plain model, more follows the mask more closely at twice
-            the cost, 0 ignores the mask.
+          steps, solver, guidance, style_guidance: see `SamplingOptions`.
           style: one for all, or one per image; None draws the style from noise, too.
-          style_guidance: the same for the style, at the cost of another pass.
 
         Raises:
           InputError: if an argument is out of range, or label maps or styles do not fit the model.
         """
-        batches = self.batches(
-            np.asarray(labels), seed, steps, solver, guidance, style, style_guidance
+        options = SamplingOptions(
+            steps=steps, solver=solver, guidance=guidance, style_guidance=style_guidance
         )
+        return self.images(np.asarray(labels), options, seed=seed, style=style)
+
+    @no_type_check
+    def images(
+        self,
+        labels: UInt8[np.ndarray, "batch H W"],
+        options: SamplingOptions,
+        *,
+        seed: int | Sequence[int] = 0,
+        style: Style | None = None,
+    ) -> UInt8[np.ndarray, "batch H W 3"]:
+        """Return what a call returns, by options that were checked before."""
         size = self.config.image_size
+        batches = self.batches(labels, options, seed=seed, style=style)
         return np.concatenate([np.empty((0, size, size, 3), np.uint8), *batches])
 
     @no_type_check
     def batches(
         self,
         labels: UInt8[np.ndarray, "batch H W"],
+        options: SamplingOptions,
+        *,
         seed: int | Sequence[int] = 0,
-        steps: int = 25,
-        solver: str = "euler",
-        guidance: float = 1.0,
         style: Style | None = None,
-        style_guidance: float = 1.0,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
         """Yield what a call returns, `batch_size` images at a time."""
-        self.check(labels, seed, steps, solver, guidance)
-        self.check_style(len(labels), style, style_guidance)
-        steps = whole_number(steps, "steps")
+        self.check_labels(labels)
+        _check_seeds(seed, len(labels))
+        self.check_options(options, style, len(labels))
         if style is not None and len(style) != len(labels):
             style = style.repeat(len(labels))
-        return self._batches(
-            labels, np.asarray(seed, np.uint32), steps, solver, guidance, style, style_guidance
-        )
+        return self._batches(labels, options, np.asarray(seed, np.uint32), style)
 
     def _batches(
         self,
         labels: UInt8[np.ndarray, "batch H W"],
+        options: SamplingOptions,
         seed: UInt32[np.ndarray, "..."],
-        steps: int,
-        solver: str,
-        guidance: float,
         style: Style | None,
-        style_guidance: float,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
         mesh = local_mesh()
-        rows = batch_sharding(mesh)
-        variant = self._variant(
-            mesh, len(labels), steps, solver, guidance, style is not None, style_guidance
-        )
-        size = variant.size
-        program = self._compiled.get(variant) or partial(
-            under_mesh(mesh, synthesize), self.config, **variant.options
-        )
+        rows, size = batch_sharding(mesh), self._rows(len(labels))
+        variant = size, jax.tree.structure(options), style is not None
+        program = self._compiled.get(variant) or partial(under_mesh(mesh, synthesize), self.config)
         arrays = (labels,) if style is None else (labels, style.tokens)
         start = 0
         for (placed, *tokens), count in chunks(size, mesh, *arrays):
@@ -208,9 +184,8 @@ class Synthesizer:
                 self.autoencoder,
                 jax.device_put(keys, rows),
                 placed,
-                np.float32(guidance),
+                options,
                 *(tokens or [None]),
-                np.float32(style_guidance),
             )
             yield np.asarray(images)[:count]
             start += count
@@ -235,14 +210,13 @@ class Synthesizer:
             conditioning.
         """
         self._require_style()
-        self.check(labels, 0, 1, "euler", 1.0)
+        self.check_labels(labels)
         if images.dtype != np.uint8 or images.shape != (*labels.shape, 3):
             raise InputError(
                 f"references are {images.dtype} of shape {images.shape}: give uint8 of shape "
                 f"{(*labels.shape, 3)}, one for each of their masks"
             )
-        mesh = local_mesh()
-        size = whole_batch(max(min(self.batch_size, len(images)), 1), mesh)
+        mesh, size = local_mesh(), self._rows(len(images))
         encode = partial(under_mesh(mesh, encode_style), self.config, self.params)
         tokens = [
             np.asarray(encode(*placed))[:count]
@@ -281,17 +255,24 @@ class Synthesizer:
                 "model.style, as configs/synthetic_style.py does"
             )
 
-    def check_style(self, count: int, style: Style | None, style_guidance: float) -> None:
-        """Raises InputError if a call for `count` masks with this style would."""
-        if not style_guidance >= 0 or not np.isfinite(style_guidance):
+    def check_options(self, options: SamplingOptions, style: Style | None, count: int) -> None:
+        """Raises InputError if the model cannot make `count` faces in this way and style."""
+        model = generator(self.config)
+        if model.most_steps is not None and options.steps > model.most_steps:
             raise InputError(
-                f"style guidance is {style_guidance}: use 0 or more (1 is the plain model)"
+                f"steps is {options.steps}: {model.name} was trained on {model.most_steps + 1} "
+                f"steps of noise, use at most {model.most_steps}"
+            )
+        if options.guided and not self.trained_with_null_mask:
+            raise InputError(
+                f"guidance is {options.guidance}, but no mask was dropped in the model's training "
+                "(flow.drop is 0): leave it at 1, and use style guidance where there is a style"
             )
         if style is None:
-            if style_guidance != 1.0:
+            if options.style_guided:
                 raise InputError(
-                    f"style guidance is {style_guidance}, but there is no style to follow: give "
-                    "references, or leave it at 1"
+                    f"style guidance is {options.style_guidance}, but there is no style to follow: "
+                    "give references, or leave it at 1"
                 )
             return
         self._require_style()
@@ -305,28 +286,16 @@ class Synthesizer:
                 f"{len(style)} styles do not fit {count} label maps: give one for all, or one each"
             )
 
-    def _variant(
-        self,
-        mesh: Mesh,
-        count: int,
-        steps: int,
-        solver: str,
-        guidance: float,
-        styled: bool = False,
-        style_guidance: float = 1.0,
-    ) -> _Variant:
-        """The program that makes `count` images in batches of one size."""
-        size = whole_batch(max(min(self.batch_size, count), 1), mesh)
-        return _Variant(size, steps, solver, guidance != 1.0, styled, style_guidance != 1.0)
+    def _rows(self, count: int) -> int:
+        """Rows of each batch that `count` images are processed in."""
+        return whole_batch(max(min(self.batch_size, count), 1), local_mesh())
 
     def memory(
         self,
         count: int = 16,
-        steps: int = 25,
-        solver: str = "euler",
-        guidance: float = 1.0,
+        options: SamplingOptions = SamplingOptions(),  # noqa: B008  a constant
+        *,
         style: Style | None = None,
-        style_guidance: float = 1.0,
     ) -> dict[str, int]:
         """Return the memory that a call with `count` label maps needs on each device, in bytes.
 
@@ -336,38 +305,30 @@ class Synthesizer:
           "batch": images of one batch, over all local devices; "arguments": weights and inputs;
           "temporary": the peak of the rest, as XLA planned it.
         """
-        mesh = local_mesh()
-        variant = self._variant(
-            mesh, count, steps, solver, guidance, style is not None, style_guidance
-        )
+        mesh, size = local_mesh(), self._rows(count)
+        variant = size, jax.tree.structure(options), style is not None
         if variant not in self._compiled:
             rows, pixels = batch_sharding(mesh), self.config.image_size
-            keys = jax.device_put(noise_keys(0, 0, variant.size), rows)
-            labels = jax.ShapeDtypeStruct((variant.size, pixels, pixels), np.uint8, sharding=rows)
-            one, tokens = np.float32(1), None
+            keys = jax.device_put(noise_keys(0, 0, size), rows)
+            labels = jax.ShapeDtypeStruct((size, pixels, pixels), np.uint8, sharding=rows)
+            tokens = None
             if style is not None:
-                shape = (variant.size, *style.tokens.shape[1:])
+                shape = (size, *style.tokens.shape[1:])
                 tokens = jax.ShapeDtypeStruct(shape, np.float32, sharding=rows)
-            inputs = self.config, self.params, self.autoencoder, keys, labels, one, tokens, one
-            lowered = under_mesh(mesh, synthesize.lower)(*inputs, **variant.options)
+            lowered = under_mesh(mesh, synthesize.lower)(
+                self.config, self.params, self.autoencoder, keys, labels, options, tokens
+            )
             self._compiled[variant] = lowered.compile()
         analysis = self._compiled[variant].memory_analysis()
         return {
-            "batch": variant.size,
+            "batch": size,
             "arguments": analysis.argument_size_in_bytes,
             "temporary": analysis.temp_size_in_bytes,
         }
 
     @no_type_check
-    def check(
-        self,
-        labels: np.ndarray,
-        seed: int | Sequence[int],
-        steps: int,
-        solver: str,
-        guidance: float,
-    ) -> None:
-        """Raises InputError if a call with these arguments would."""
+    def check_labels(self, labels: np.ndarray) -> None:
+        """Raises InputError unless these are label maps of the model's classes and size."""
         size = self.config.image_size
         if labels.dtype != np.uint8 or labels.shape[1:] != (size, size):
             raise InputError(
@@ -381,30 +342,15 @@ class Synthesizer:
                 f"label {labels[image, y, x]} of map {image} at pixel ({x}, {y}) is no class: use "
                 f"0..{self.config.num_classes - 1}, or {UNLABELLED} for unlabelled"
             )
-        seeds = [whole_number(x, "seed") for x in np.atleast_1d(seed).tolist()]
-        if np.ndim(seed) and len(seeds) != len(labels):
-            raise InputError(
-                f"{len(seeds)} seeds do not fit {len(labels)} label maps: give one for all, or one "
-                "each"
-            )
-        if min(seeds, default=0) < 0 or max(seeds, default=0) >= 2**32:
-            raise InputError(f"seed {seed} is out of range: use 0..{2**32 - 1}")
-        if whole_number(steps, "steps") < 1:
-            raise InputError(f"steps is {steps}: use at least 1")
-        model = generator(self.config)
-        if model.most_steps is not None and steps > model.most_steps:
-            raise InputError(
-                f"steps is {steps}: {model.name} was trained on {model.most_steps + 1} steps of "
-                f"noise, use at most {model.most_steps}"
-            )
-        if solver not in rectified.SOLVERS:
-            raise InputError(
-                f"solver {solver!r} is unknown: use one of {', '.join(rectified.SOLVERS)}"
-            )
-        if not guidance >= 0 or not np.isfinite(guidance):
-            raise InputError(f"guidance is {guidance}: use 0 or more (1 is the plain model)")
-        if guidance != 1.0 and not self.trained_with_null_mask:
-            raise InputError(
-                f"guidance is {guidance}, but no mask was dropped in the model's training "
-                "(flow.drop is 0): leave it at 1, and use style guidance where there is a style"
-            )
+
+
+@no_type_check
+def _check_seeds(seed: int | Sequence[int], count: int) -> None:
+    """Raises InputError unless this is one seed, or one for each of `count` images."""
+    seeds = [whole_number(x, "seed") for x in np.atleast_1d(seed).tolist()]
+    if np.ndim(seed) and len(seeds) != count:
+        raise InputError(
+            f"{len(seeds)} seeds do not fit {count} label maps: give one for all, or one each"
+        )
+    if min(seeds, default=0) < 0 or max(seeds, default=0) >= 2**32:
+        raise InputError(f"seed {seed} is out of range: use 0..{2**32 - 1}")

@@ -93,15 +93,15 @@ def run(tiny_run, parser, synthesizer, tmp_path, monkeypatch):
 
 @pytest.fixture
 def painted(monkeypatch):
-    """In synthesis' place: colours of a face's mask, seed and way, whatever else is in a batch."""
+    """In synthesis' place: colours by mask, seed and options, whatever else is in a batch."""
 
-    def batches(self, labels, seed, **way):
+    def batches(self, labels, options, *, seed, style):
         for start in range(0, len(labels), self.batch_size):
             rows = range(start, min(start + self.batch_size, len(labels)))
-            yield np.stack([paint(labels[row], seed[row], way) for row in rows])
+            yield np.stack([paint(labels[row], seed[row], options) for row in rows])
 
-    def paint(labels, seed, way):
-        own = seed, way["steps"], int(10 * way["guidance"]), way["solver"] == "heun"
+    def paint(labels, seed, options):
+        own = seed, options.steps, int(10 * options.guidance), options.solver == "heun"
         colours = np.random.default_rng(own).integers(0, 256, (256, 3), np.uint8)
         return colours[labels]
 
@@ -359,8 +359,8 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
     [
         (["--metrics", "fid,beauty"], "metric 'beauty' is unknown: use some of fid, fd"),
         (["--count", 1], "--count is 1: use 2 to"),
-        (["--steps", "5,0"], "--steps has 0"),
-        (["--guidance", "1,-1"], "--guidance has -1.0"),
+        (["--steps", "5,0"], "steps is 0"),
+        (["--guidance", "1,-1"], "guidance is -1.0"),
         (["--solver", "rk4"], "solver 'rk4' is unknown"),
         (["--seed", -1], "--seed is -1"),
         (["--diversity-samples", 1], "--diversity-samples is 1"),

@@ -1,5 +1,6 @@
 """What stands together in a report: several models, seeds and commands, and what stays of each."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -19,6 +20,7 @@ from sisma_jax.evaluation.pictures import SplitPictures
 from sisma_jax.evaluation.plots import quality_plots
 from sisma_jax.evaluation.report import ReportFolder
 from sisma_jax.evaluation.scoring import Row
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.synthesizer import Synthesizer
 from tests.datasets import TOY
 from tests.evaluation.parsers import write_parser
@@ -127,13 +129,28 @@ def test_two_commands_do_not_write_at_once(tmp_path):
 def test_seeds_share_no_noise():
     masks, samples = 2000, 10
     first = [
-        Sampling(steps=1, solver="euler", guidance=1.0, seed=seed).seed_of(0, sample)
+        Sampling(options=SamplingOptions(), seed=seed).seed_of(0, sample)
         for seed in (*range(30), 2**32 - 1)
         for sample in range(samples)
     ]
     assert np.diff(sorted(first)).min() >= masks
-    one = Sampling(steps=1, solver="euler", guidance=1.0, seed=7)
+    one = Sampling(options=SamplingOptions(), seed=7)
     assert one.seed_of(5, 2) == one.seed_of(0, 2) + 5
+
+
+def test_the_description_of_a_sampling_is_that_of_earlier_reports():
+    """Their rows, folders and digests are continued, so order and types of settings count, too."""
+    options = SamplingOptions(steps=12, solver="heun", guidance=1.5)
+    plain = Sampling(options=options, seed=3)
+    settings = {"steps": 12, "solver": "heun", "guidance": 1.5, "seed": 3}
+    assert str(plain.settings) == str(settings)
+    assert (plain.name, plain.in_words) == ("heun12-g1.5-seed3", "heun 12, guidance 1.5, seed 3")
+    options = dataclasses.replace(options, guidance=1, style_guidance=2)
+    own = Sampling(options=options, seed=0, own_style=True)
+    settings |= {"guidance": 1.0, "seed": 0, "own_style": True, "style_guidance": 2.0}
+    assert str(own.settings) == str(settings)
+    assert own.name == "heun12-g1-seed0-style-s2"
+    assert own.in_words == "own style, heun 12, guidance 1, of the style 2"
 
 
 class Source:

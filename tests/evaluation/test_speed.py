@@ -117,8 +117,8 @@ def test_every_combination_is_a_case_and_all_guidances_but_one_share_a_program(
 ):
     timed = []
 
-    def time_synthesis(synthesizer, batch, seconds, **options):
-        timed.append((batch, *options.values()))
+    def time_synthesis(synthesizer, batch, options, seconds):
+        timed.append((batch, options.solver, options.steps, options.guided))
         times = ("seconds_per_image", "images_per_second")
         numbers = [*times, *(f"{name}_latents" for name in times)]
         return dict.fromkeys([*numbers, "arguments_bytes", "temporary_bytes"], len(timed))

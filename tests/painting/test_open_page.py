@@ -18,6 +18,7 @@ from sisma_jax.painting import canvas, limits
 from sisma_jax.painting.starts import Starts, Subject
 from sisma_jax.painting.studio import Studio
 from sisma_jax.painting.temporary import temporary_files
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.synthesizer import Synthesizer
 from tests.tiny_runs import SIZE
 
@@ -33,7 +34,7 @@ ACCOUNTS = [("ann", "pässword: 1"), ("bob", "another")]
 class Model(Studio):
     """Draws faces of noise, for here nobody looks at them; 13 is an unlucky seed."""
 
-    def faces(self, labels, *, count, seed, **others):
+    def faces(self, labels, options, *, count, seed, **others):
         if seed == 13:
             raise OSError("/srv/private is full")
         return np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
@@ -51,7 +52,7 @@ def studio(inputs_folder):
     config = SISMAConfig.tiny(latent_size=SIZE // 4, factor=4, patch=1)
     synthesizer = Synthesizer(config, {}, load_autoencoder(inputs_folder / "autoencoder"), 4)
     starts = Starts("faces", 8, read)
-    return Model("a run", synthesizer, starts, None, "/srv/runs", steps=2, guidance=1.0)
+    return Model("a run", synthesizer, starts, None, "/srv/runs", SamplingOptions(steps=2))
 
 
 @contextmanager

@@ -16,10 +16,12 @@ from sisma_jax.models.generators import parameter_shapes
 from sisma_jax.painting import look
 from sisma_jax.painting.starts import Starts, Subject
 from sisma_jax.painting.studio import Reference, Studio, between_two
+from sisma_jax.synthesis.options import SamplingOptions
 from tests.tiny_runs import SIZE
 
 HAIR, HAT, SKIN = (CLASSES.index(name) for name in ("hair", "hat", "skin"))
-SETTINGS = {"count": 2, "seed": 0, "steps": 2, "guidance": 1.0}
+OPTIONS = SamplingOptions(steps=2)
+GUIDED = SamplingOptions(steps=2, style_guidance=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def studio(inputs_folder):
     )
     synthesizer = Synthesizer(config, params, load_autoencoder(inputs_folder / "autoencoder"), 4)
     starts = Starts("one face", 1, lambda _: Subject(*reversed(synthetic.face(0, 0, SIZE))))
-    return Studio("tiny", synthesizer, starts, None, "no parser", steps=2, guidance=1.0)
+    return Studio("tiny", synthesizer, starts, None, "no parser", OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +136,14 @@ def test_painted_classes_that_no_reference_gives_are_named(studio, references):
 
 def test_faces_take_the_style_and_its_guidance(studio, references):
     labels = studio.starts.read(0).labels
-    plain = studio.faces(labels, **SETTINGS)
+    plain = studio.faces(labels, OPTIONS, count=2, seed=0)
     style = studio.style_of(references, 0.5)
-    styled = studio.faces(labels, style=style, **SETTINGS)
+    styled = studio.faces(labels, OPTIONS, count=2, seed=0, style=style)
     expected = studio.synthesizer(np.stack([labels] * 2), steps=2, style=style)
     np.testing.assert_array_equal(styled, expected)
-    guided = studio.faces(labels, style=style, style_guidance=3.0, **SETTINGS)
+    guided = studio.faces(labels, GUIDED, count=2, seed=0, style=style)
     assert (styled != plain).any() and (guided != styled).any()
-    without = studio.faces(labels, style_guidance=3.0, **SETTINGS)
+    without = studio.faces(labels, GUIDED, count=2, seed=0)
     np.testing.assert_array_equal(without, plain)
 
 

@@ -13,6 +13,7 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import CELEBAMASK, CLASSES
 from sisma_jax.data.label_maps import write_label_map
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import noise_keys, synthesize_latents
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.training.objective import FlowConfig, draw, losses
@@ -131,13 +132,11 @@ def test_guidance_by_the_style_is_a_line_through_with_and_without(styled, faces)
     keys = noise_keys(0, 0, 2)
 
     def latents(style, guidance=1.0, style_guidance=1.0):
+        options = SamplingOptions(steps=1, guidance=guidance, style_guidance=style_guidance)
+        masks = jnp.asarray(labels[:2])
         return np.asarray(
-            synthesize_latents(
-                styled.config, styled.params, keys, jnp.asarray(labels[:2]), guidance, style,
-                style_guidance, steps=1, solver="euler", guided=guidance != 1,
-                style_guided=style_guidance != 1,
-            )
-        )  # fmt: skip
+            synthesize_latents(styled.config, styled.params, keys, masks, options, style)
+        )
 
     with_style, without = latents(own), latents(None)
     np.testing.assert_allclose(

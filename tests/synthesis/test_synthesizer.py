@@ -10,6 +10,7 @@ import pytest
 from sisma_jax import Synthesizer
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder import to_uint8
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import synthesize_latents
 from tests.lowering import equations
 
@@ -71,9 +72,9 @@ def test_an_image_depends_on_its_own_seed_and_index_only(synthesizer, labels):
 
 def test_memory_is_of_solver_and_decoder_in_one_program(synthesizer, tiny_run, labels):
     before = synthesizer(labels[:4], steps=2)
-    small = synthesizer.memory(count=4, steps=2)
+    small = synthesizer.memory(4, SamplingOptions(steps=2))
     assert small["batch"] == 4, "one image on each of four devices"
-    large = Synthesizer.load(tiny_run, batch_size=16).memory(count=16, steps=2)
+    large = Synthesizer.load(tiny_run, batch_size=16).memory(16, SamplingOptions(steps=2))
     decoder = [synthesizer.autoencoder.params[name] for name in DECODER]
     weights = sum(x.nbytes for x in jax.tree.leaves((synthesizer.params, decoder)))
     assert weights < small["arguments"] < 1.2 * weights, "the encoder is not among them"
@@ -95,20 +96,21 @@ def test_guidance_one_is_the_plain_model_and_costs_nothing(synthesizer, labels):
     unmasked = synthesizer(np.full_like(labels[:4], 255), steps=2)
     assert largest_difference(synthesizer(labels[:4], steps=2, guidance=0.0), unmasked) <= 1
 
-    def flops(guided):
+    def flops(guidance):
         lowered = synthesize_latents.lower(
             synthesizer.config, synthesizer.params, jax.random.split(jax.random.key(0), 4),
-            labels[:4], 1.0, steps=2, solver="euler", guided=guided,
+            labels[:4], SamplingOptions(steps=2, guidance=guidance),
         )  # fmt: skip
         return lowered.cost_analysis()["flops"]
 
-    assert flops(True) > 1.8 * flops(False)
+    assert flops(2.0) > 1.8 * flops(1.0)
 
 
 def test_the_mask_is_encoded_once_and_not_in_the_solver_loop(synthesizer, labels):
-    jaxpr = jax.make_jaxpr(
-        partial(synthesize_latents, synthesizer.config, steps=7, solver="euler", guided=False)
-    )(synthesizer.params, jax.random.split(jax.random.key(0), 2), labels[:2], 1.0)
+    jaxpr = jax.make_jaxpr(partial(synthesize_latents, synthesizer.config))(
+        synthesizer.params, jax.random.split(jax.random.key(0), 2), labels[:2],
+        SamplingOptions(steps=7),
+    )  # fmt: skip
     loops = [
         equation
         for equation in equations(jaxpr.jaxpr)
