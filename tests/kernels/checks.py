@@ -40,18 +40,21 @@ def _device_cases():
     letters = itertools.product([0, 1], repeat=4)
     for switches, (a, b, c, d) in zip(TRIPLES, letters, strict=True):
         plan, state = 2 * (a ^ b) + (c ^ d), 2 * (a ^ b ^ d) + (b ^ d)
+        # Two orthogonal Latin squares, the second one by multiplication with 2 in GF(4).
+        dtype, length = plan ^ (0, 2, 3, 1)[state], plan ^ state
         yield DeviceCase(
             switches,
             plan,
             STATES[state],
-            tuple(TOLERANCE)[(plan + state) % 3],
-            (1, 16, 37, 131)[plan ^ state],
+            ("float32", "bfloat16", "float16", "float32")[dtype],
+            (1, 16, 37, 131)[length],
         )
 
 
 DEVICE_CASES = [*_device_cases()]
 """TRIPLES with further columns: every plan meets every number of states, dtype, length and both
-settings of every switch, and so does every number of states, but for the switch of D."""
+settings of every switch, and so does every number of states, but for the switch of D. Every dtype
+meets every length."""
 
 
 def make_arrays(

@@ -30,6 +30,7 @@ def test_cases_for_a_device_pair_what_can_go_wrong_together():
     for one in (plan, state):
         assert len(pairs(one, lambda case: case.dtype)) == 4 * len(TOLERANCE)
         assert len(pairs(one, lambda case: case.length)) == 4 * 4
+    assert len(pairs(lambda case: case.dtype, lambda case: case.length)) == len(TOLERANCE) * 4
     for switch in range(7):
         setting = lambda case: case.switches[switch]  # noqa: B023
         assert len(pairs(plan, setting)) == 4 * 2

@@ -71,7 +71,11 @@ each_implementation = pytest.mark.parametrize("implementation", [*PALLAS, *IN_JA
 
 
 @each_implementation
-@pytest.mark.parametrize("case", DEVICE_CASES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    DEVICE_CASES,
+    ids=[f"plan{x.plan}-{x.state}states-{x.dtype}-{x.length}steps" for x in DEVICE_CASES],
+)
 def test_every_option_plan_and_number_of_states(implementation, case, monkeypatch):
     backend = BACKENDS.get(implementation)
     plan = None if backend is None else use_plan(monkeypatch, backend, case)
