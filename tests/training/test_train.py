@@ -161,12 +161,16 @@ def test_where_no_checkpoint_is_intact_it_is_said(tiny_run, inputs_folder, tmp_p
         ({"train__steps": 0}, "train.steps is 0"),
         ({"data__size": 64}, "data.size is 64 where .* is 8 x 4"),
         ({"model__factor": 8, "model__latent_size": 4}, "factor 4 .* where the model has 8"),
+        ({"data__size": 30}, "data.size 30 is not a multiple of the .*factor 4"),
+        ({"model__scan": "pallas_triton"}, "model.scan 'pallas_triton' cannot run here .*choose"),
+        ({"evaluation__hook": "no_such:thing"}, "evaluation.hook 'no_such:thing' cannot be im"),
+        ({"train__init_from": "nowhere"}, "nowhere is not a run folder"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(
     overrides, message, inputs_folder, tmp_path
 ):
-    """The first check of the command, one of its own, and the last one."""
+    """One setting for each check that the command makes beside those of sections."""
     with pytest.raises(InputError, match=message):
         train_tiny(inputs_folder, tmp_path / "run", **overrides)
     assert not (tmp_path / "run").exists()
