@@ -13,6 +13,7 @@ from sisma_jax.data.prepared import PreparedDataset
 from sisma_jax.evaluation.pictures import PictureFolder
 from sisma_jax.painting.starts import Starts, Subject
 from sisma_jax.painting.studio import Studio
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.references import read_face
 from tests import odd_pictures
 from tests.tiny_runs import SIZE
@@ -92,6 +93,6 @@ def test_pictures_to_evaluate_are_read_or_told(files, tmp_path):
 def test_photos_of_the_page_are_read_or_told(tiny_run, files):
     start = Starts("a mask", 1, lambda _: Subject(np.zeros((SIZE, SIZE), np.uint8), None))
     synthesizer = Synthesizer.load(tiny_run)
-    studio = Studio("tiny", synthesizer, start, None, "no parser", steps=2, guidance=1.0)
+    studio = Studio("tiny", synthesizer, start, None, "no parser", SamplingOptions(steps=2))
     taken, told = outcomes(studio.read_photo, files)
     assert taken > COUNT // 3 and told > COUNT // 10

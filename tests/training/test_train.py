@@ -20,7 +20,7 @@ from sisma_jax.models.generators import model_config
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.synthesizer import Synthesizer
 from sisma_jax.training.objective import FlowConfig
-from sisma_jax.training.setup import Sections, check_image_size, check_start
+from sisma_jax.training.setup import Sections, check_folder
 from tests.tiny_runs import arguments, call, train_tiny
 
 
@@ -182,11 +182,15 @@ CHECKS = {
     "scan": lambda config: train.check_scan(model_config(config)),
     "samples": lambda config: section(train.SamplesConfig, config, "samples"),
     "flow": lambda config: section(FlowConfig, config, "flow"),
-    "hook": lambda config: train.load_hook(config.evaluation.hook),
-    "image size": lambda config: check_image_size(section(DataConfig, config, "data"), 4),
+    "hook": lambda config: train.load_hook(section(train.EvaluationConfig, config, "evaluation")),
+    "sections that fit": lambda config: train.check_sections(
+        model_config(config),
+        section(DataConfig, config, "data"),
+        section(train.FirstStageConfig, config, "autoencoder"),
+    ),
     "splits": lambda config: section(DataConfig, config, "data").open_if_there(FIELDS, FIELDS),
     "first stage": lambda config: section(train.FirstStageConfig, config, "autoencoder").load(),
-    "start": lambda config: check_start(RunFolder(Path("run")), config.train.init_from),
+    "start": lambda config: check_folder(RunFolder(Path("run")), config),
 }
 """What `train_sisma` asks of a config, by itself."""
 
@@ -197,7 +201,11 @@ CHECKS = {
         ("splits", {"data__path": "nowhere"}, "nowhere"),
         ("splits", {"data__test_from": 500}, "test"),
         ("first stage", {"autoencoder__path": "nowhere"}, "no autoencoder at nowhere"),
-        ("image size", {"data__size": 30}, "data.size 30 is not a multiple of the .*factor 4"),
+        (
+            "sections that fit",
+            {"data__size": 30},
+            "data.size 30 is not a multiple of the .*factor 4",
+        ),
         ("model", {"model__patch": 3}, "model.patch 3 does not divide model.latent_size 8"),
         ("model", {"model__remat": "all"}, "model.remat is 'all'"),
         ("scan", {"model__scan": "pallas_triton"}, "'pallas_triton' cannot run here .*choose"),
