@@ -75,7 +75,7 @@ test-gpu: $(INSTALLED)
 	JAX_PLATFORMS=cuda $(PY) -m pytest -m gpu -rs tests/kernels/test_on_gpu.py --times $(TIMES)
 
 test-slow: $(INSTALLED)
-	$(PY) -m pytest -n 2 --dist loadfile -m slow $(TESTS)
+	$(PY) -m pytest -n 2 --dist loadfile -m "slow and not night" $(TESTS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

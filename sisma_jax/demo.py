@@ -66,6 +66,7 @@ def main() -> None:
     if guidance is None:
         guidance = 1.5 if synthesizer.trained_with_null_mask else 1.0
     settings = {"step": synthesizer.step, "steps": args.steps, "guidance": guidance}
+    settings["loss"] = "held out"  # reports of before 2026-11-29 have another estimate
     report = run.report()
     if report is not None and report["settings"] == settings:
         show(report)
@@ -129,8 +130,8 @@ def renderings(seed: int, size: int, ids: np.ndarray) -> UInt8[np.ndarray, "n k 
 
 
 def loss_by_mask(synthesizer: Synthesizer, test: Source) -> dict[str, float]:
-    """Loss at the times of training, with right and with shuffled masks, and without a style, as
-    samples are made."""
+    """Held-out loss at logit-normal times, with right and with shuffled masks, and without a style,
+    as samples are made."""
     mesh = local_mesh()
     loss = held_out_loss(
         synthesizer.config,

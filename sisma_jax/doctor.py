@@ -74,7 +74,7 @@ def devices() -> Iterator[tuple[str, str]]:
 
 
 def optional_parts(weights: Path) -> Iterator[tuple[str, str]]:
-    """Optional packages, published weights and trained helpers."""
+    """Optional packages, published weights and the face parser."""
     for extra, (package, purpose) in EXTRAS.items():
         there = importlib.util.find_spec(package) is not None
         yield f".[{extra}]", purpose if there else f"not installed, for {purpose}"

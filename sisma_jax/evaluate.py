@@ -125,16 +125,16 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--count", type=int, default=2000, help="test faces and masks; one sample per mask")
     defaults = SamplingOptions()
-    add("--steps", type=comma_list(int), default=[defaults.steps],
+    add("--steps", type=comma_list(int), default=str(defaults.steps),
         help="solver steps, one or several")  # fmt: skip
-    add("--guidance", type=comma_list(float), default=[defaults.guidance],
+    add("--guidance", type=comma_list(float), default=str(defaults.guidance),
         help="guidance, one or several")  # fmt: skip
     add("--style-guidance", type=float, default=defaults.style_guidance,
         help="style guidance of faces with references")  # fmt: skip
     add(
         "--solver",
         type=comma_list(str),
-        default=[defaults.solver],
+        default=defaults.solver,
         help=f"one or several of {', '.join(rectified.SOLVERS)}",
     )
     add("--seed", type=int, default=0, help="seed of the noise")
@@ -200,7 +200,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.diversity_masks < 1:
         raise InputError(f"--diversity-masks is {args.diversity_masks}: use at least 1")
     samplings_of(args)
-    SamplingOptions(style_guidance=args.style_guidance)
+    _options(style_guidance=args.style_guidance)
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed is {args.seed}: use 0..{2**32 - 1}")
     only_of_images = {
@@ -237,7 +237,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.masks is not None and not args.masks.is_dir():
         raise InputError(f"--masks {args.masks} is not a folder: give one of label maps")
     if (reason := why_unwritable(args.out)) is not None:
-        raise InputError(f"--out {args.out} cannot be written ({reason}): give a folder that can")
+        raise InputError(f"--out {args.out} cannot be written ({reason}): name another folder")
 
 
 def open_split(
@@ -398,13 +398,19 @@ def samplings_of(args: argparse.Namespace) -> list[Sampling]:
       InputError: if a value is out of range.
     """
     return [
-        Sampling(
-            options=SamplingOptions(steps=steps, solver=solver, guidance=guidance), seed=args.seed
-        )
+        Sampling(options=_options(steps=steps, solver=solver, guidance=guidance), seed=args.seed)
         for solver in args.solver
         for guidance in args.guidance
         for steps in args.steps
     ]
+
+
+def _options(**values: Any) -> SamplingOptions:
+    """The options, whose errors name the command's option."""
+    try:
+        return SamplingOptions(**values)
+    except InputError as error:
+        raise InputError(f"--{str(error).replace('style guidance', 'style-guidance')}") from None
 
 
 def reading_of(args: argparse.Namespace) -> Reading:

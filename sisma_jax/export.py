@@ -92,7 +92,7 @@ def main() -> None:
     if not is_new_or_empty(args.out):
         raise InputError(f"{args.out} is not empty: give --out a new or empty folder")
     if (reason := why_unwritable(args.out)) is not None:
-        raise InputError(f"--out {args.out} cannot be written ({reason}): give a folder that can")
+        raise InputError(f"--out {args.out} cannot be written ({reason}): name another folder")
     if is_sisma:
         what = export_sisma(run, args.out)
     else:

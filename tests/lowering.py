@@ -1,4 +1,4 @@
-"""What a program is made of, and what it is for a GPU, asked on a machine without one."""
+"""Programs lowered for a GPU on a machine without one, and what they consist of."""
 
 import re
 from collections.abc import Callable

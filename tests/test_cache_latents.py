@@ -55,7 +55,7 @@ def write_cache(data, autoencoder, out, *options):
 
 @pytest.fixture(scope="module")
 def folder(inputs_folder, tmp_path_factory):
-    """raw/, data/ prepared of it, latents/ of that."""
+    """A folder with raw/, data/ prepared from raw/, and latents/ cached from data/."""
     folder = tmp_path_factory.mktemp("cache")
     prepared_set(write_raw(folder / "raw"), folder / "data")
     write_cache(folder / "data", inputs_folder / "autoencoder", folder / "latents")

@@ -109,5 +109,5 @@ def _options(switches: tuple[bool, bool]) -> dict[str, bool]:
 
 
 def _unset(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """In place of what the other implementation keeps, which is never read."""
+    """Zeros in place of the residuals of the other implementation, which are never read."""
     return jnp.zeros(shape.shape, shape.dtype)

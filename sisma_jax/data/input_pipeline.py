@@ -188,7 +188,7 @@ def _flip_half(
 
 
 def _as_seen(item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The item; of cached moments only those of the image, not those of its mirror image."""
+    """The item; if its moments are cached, with those of the image and without its mirror's."""
     return item | {"moments": item["moments"][0]} if "moments" in item else item
 
 

@@ -125,7 +125,7 @@ class GeneratedFaces:
         return np.stack([np.asarray(read_picture(self.file(mask, k))) for k in range(count)])
 
     def make(self, masks: range, samples: int = 1) -> None:
-        """Make those of the masks' first `samples` samples that are missing or damaged."""
+        """Generate the first `samples` faces of each mask, except intact files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SETTINGS_FILE, self.settings)
         wanted = [(mask, k) for mask in masks for k in range(samples)]

@@ -68,9 +68,9 @@ class SourcePictures:
     def __init__(self, source: Source, count: int):
         self.source, self.count = source, count
         self.names = [str(name) for name in source.ids[:count]]
-        self.key = digest("images", source.checksum, *self.names, *self._looked_at())
+        self.key = digest("images", source.checksum, *self.names, *self._checked_images())
 
-    def _looked_at(self) -> Iterator[np.ndarray]:
+    def _checked_images(self) -> Iterator[np.ndarray]:
         """Some images, if the data set's checksum does not cover any; reading all takes long."""
         if is_of_listing(self.source.checksum):
             places = np.linspace(0, self.count - 1, min(self.count, LOOKED_AT)).astype(int)

@@ -67,7 +67,7 @@ class Row:
     """Variant of a score by name in SCORES, for its heading."""
 
     def over(self, before: "Row") -> "Row":
-        """This row with the scores of an earlier one of the same pictures that it lacks."""
+        """This row, completed by the scores of an earlier row of the same pictures."""
         if before.key != self.key:
             return self
         scores = before.scores | self.scores

@@ -16,10 +16,9 @@ from sisma_jax.flows import rectified
 class SamplingOptions:
     """How faces are sampled, whatever their masks, seeds and styles.
 
-    It is also a tree of arrays, an argument of compiled programs. Its leaves are the guidances
-    other than 1; steps, solver, and which guidances are 1 are static. So options that differ only
-    in such a guidance have one tree structure and share a program, and the plain model pays for no
-    guidance.
+    The options are also a pytree, and so an argument of compiled programs. Guidances other than 1
+    are its leaves; steps, solver, and which guidances are 1 are static. Options that differ only in
+    the value of such a guidance share one program, and the plain model computes no guidance.
 
     Raises InputError if a value is out of range.
     """
@@ -67,7 +66,7 @@ class SamplingOptions:
 
 
 def _is_one(scale: Any) -> bool:
-    """Whether a scale is known to be 1; that of a program's argument is not."""
+    """Whether a scale is the number 1, and not the tracer of a program's argument."""
     return isinstance(scale, float) and scale == 1.0
 
 

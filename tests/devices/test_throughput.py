@@ -1,4 +1,4 @@
-"""The share of the machine that is used: its formula, and what it is a share of."""
+"""MFU, and the matrix rate that it is relative to."""
 
 import jax
 import pytest

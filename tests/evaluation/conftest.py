@@ -24,7 +24,7 @@ jax.tree_util.register_dataclass(MeanColour, data_fields=["params"], meta_fields
 
 @pytest.fixture
 def weights(monkeypatch, tmp_path):
-    """A folder of it: the number stands in the file."""
+    """A folder with a weight file, which holds only a number."""
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / networks.INCEPTION.file).write_text("2")

@@ -359,9 +359,9 @@ def test_diversity_is_of_the_samples_of_a_mask(run, painted, tmp_path, monkeypat
     [
         (["--metrics", "fid,beauty"], "metric 'beauty' is unknown: use some of fid, fd"),
         (["--count", 1], "--count is 1: use 2 to"),
-        (["--steps", "5,0"], "steps is 0"),
-        (["--guidance", "1,-1"], "guidance is -1.0"),
-        (["--solver", "rk4"], "solver 'rk4' is unknown"),
+        (["--steps", "5,0"], "^--steps is 0: use at least 1"),
+        (["--guidance", "1,-1"], "^--guidance is -1.0: use 0 or more"),
+        (["--solver", "rk4"], "^--solver 'rk4' is unknown"),
         (["--seed", -1], "--seed is -1"),
         (["--diversity-samples", 1], "--diversity-samples is 1"),
         (["--masks", "x"], "--masks goes with --images"),

@@ -49,12 +49,16 @@ BATCHES = (8, 8, 4, 1)
 """By plan: those that cut a channel into parts are for small batches."""
 
 
+ALWAYS = {*(("H200", plan) for plan in range(4)), ("A100", 0), ("A100", 3), ("RTX 4090", 2)}
+"""Chips and plans that are compiled in every run of the slow tests; the others at night."""
+
+
 @pytest.mark.parametrize(
     ("chip", "plan"),
     [
-        *(("H200", plan) for plan in range(4)),
-        *(("A100", plan) for plan in (0, 3)),
-        ("RTX 4090", 2),
+        pytest.param(chip, plan, marks=() if (chip, plan) in ALWAYS else pytest.mark.night)
+        for chip in ("H200", "A100", "RTX 4090")
+        for plan in range(4)
     ],
 )
 def test_no_register_spills_and_the_gradient_needs_little_memory(implementation, chip, plan):

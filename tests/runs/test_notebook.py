@@ -38,7 +38,7 @@ def test_a_picture_is_enlarged_without_blur():
 
 
 class Screen:
-    """Stands for IPython.display: what stands below a cell, and how often it was updated."""
+    """A stand-in for IPython.display that records the output of a cell and counts its updates."""
 
     def __init__(self):
         self.shown, self.updates = [], []

@@ -132,6 +132,7 @@ def test_small_parts_come_closer_where_they_weigh_more(variant, codebook, inputs
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"data__size": 30}, "data.size 30 is not a multiple of the autoencoder's factor 4"),
         ({"data__size": 8}, "data.size is 8, but SSIM needs 11 pixels"),
         ({"autoencoder__norm_groups": 3}, "autoencoder.norm_groups 3 does not divide"),
         ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),

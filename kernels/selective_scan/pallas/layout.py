@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def chunks(self) -> int:
-        """The shorter one included."""
+        """Number of chunks, including a shorter one at the end."""
         return -(-self.length // self.chunk)
 
     @property

@@ -63,7 +63,7 @@ Placed = tuple[Float[Array, "b s token"], Float[Array, "b l s"]]
 
 @flax.struct.dataclass
 class Features:
-    """What a model with a style computes before the solver starts."""
+    """Features of mask and style, which a model with a style computes once before solving."""
 
     mask: Any
     style: Any
