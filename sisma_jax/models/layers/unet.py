@@ -11,6 +11,7 @@ A model's configuration has these numbers under the names of `sdm.SDMConfig`. Th
 in the details of residual blocks, in attention, and in how the image is halved and doubled.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,47 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
+from sisma_jax.common.errors import InputError
 from sisma_jax.models.layers.spade import ResBlock, normalise
+
+
+def check_sizes(config: Any, section: str, side: str) -> None:
+    """Raise InputError unless the sizes of a U-Net are valid.
+
+    Args:
+      config: a dataclass with channels, multipliers, norm_groups, head_width, dtype and others.
+      section: name of the config's section, for errors.
+      side: name of the field that every further resolution halves.
+    """
+    counts = [
+        (field.name, getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.type is int
+    ]
+    counts += [("multipliers", multiplier) for multiplier in config.multipliers]
+    for name, value in counts:
+        if type(value) is not int or value < 1:
+            raise InputError(f"{section}.{name} is {value!r}: set a whole number of at least 1")
+    if not config.multipliers:
+        raise InputError(f"{section}.multipliers is empty: give at least one resolution")
+    halvings = len(config.multipliers) - 1
+    if getattr(config, side) % 2**halvings:
+        raise InputError(
+            f"{section}.{side} is {getattr(config, side)}: choose a multiple of {2**halvings}, "
+            f"because {len(config.multipliers)} resolutions halve it {halvings} times"
+        )
+    for name in ("norm_groups", "head_width"):
+        if config.channels % getattr(config, name):
+            raise InputError(
+                f"{section}.{name} {getattr(config, name)} does not divide {section}.channels "
+                f"{config.channels}: choose a divisor"
+            )
+    if config.channels % 2:
+        raise InputError(
+            f"{section}.channels is {config.channels}: choose an even number, for sines and cosines"
+        )
+    if config.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"{section}.dtype is {config.dtype!r}: choose 'float32' or 'bfloat16'")
 
 
 def unet(

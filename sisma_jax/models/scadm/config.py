@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.models.layers.spade import check_sizes
 from sisma_jax.models.layers.style_encoder import check_levels
+from sisma_jax.models.layers.unet import check_sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

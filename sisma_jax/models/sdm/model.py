@@ -30,12 +30,18 @@ from sisma_jax.models.layers.embeddings import StepEmbedding
 from sisma_jax.models.layers.spade import (
     AttentionBlock,
     ResBlock,
-    check_sizes,
     conv,
     double,
     halve,
 )
-from sisma_jax.models.layers.unet import BlockSizes, residual_macs, spade_macs, unet, unet_blocks
+from sisma_jax.models.layers.unet import (
+    BlockSizes,
+    check_sizes,
+    residual_macs,
+    spade_macs,
+    unet,
+    unet_blocks,
+)
 
 DIFFUSION_STEPS = 1000
 IMAGE_CHANNELS = 3
