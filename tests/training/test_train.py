@@ -165,12 +165,15 @@ def test_where_no_checkpoint_is_intact_it_is_said(tiny_run, inputs_folder, tmp_p
         ({"model__scan": "pallas_triton"}, "model.scan 'pallas_triton' cannot run here .*choose"),
         ({"evaluation__hook": "no_such:thing"}, "evaluation.hook 'no_such:thing' cannot be im"),
         ({"train__init_from": "nowhere"}, "nowhere is not a run folder"),
+        ({"flow__drop": 1.5}, "flow.drop is 1.5"),
+        ({"samples__solver": "rk4"}, "samples.solver is 'rk4'"),
+        ({"autoencoder__path": "nowhere"}, "no autoencoder at nowhere"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(
     overrides, message, inputs_folder, tmp_path
 ):
-    """One setting for each check that the command makes beside those of sections."""
+    """One setting for each check of the command, and for sections that it reads by itself."""
     with pytest.raises(InputError, match=message):
         train_tiny(inputs_folder, tmp_path / "run", **overrides)
     assert not (tmp_path / "run").exists()
