@@ -43,7 +43,7 @@ EXTRAS = {
     "paint": ("gradio", "sisma_jax.paint"),
     "notebook": ("ipykernel", "the notebooks of launch/, executed here"),
 }
-"""By extra: one of its packages, and its purpose."""
+"""A package and the purpose of each extra."""
 STATES = 16
 """State size of the reported model; the choice of the kernel depends on it."""
 TOLERANCE = 1e-3

@@ -61,7 +61,7 @@ METRICS = {
     "speed": (),
     "peers": (),
 }
-"""By name on the command line: the scores that it stands for."""
+"""The scores that each name on the command line stands for."""
 DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,style,speed"
 DEFAULT_RESIZE = "tf1"
 STATISTICS = ".npz"

@@ -19,7 +19,7 @@ LEVELS = (
     {"painting", "training"},
     {"commands"},
 )
-"""From the ground up. Rooms of one level do not import each other."""
+"""Rooms by level, the lowest first. Rooms of one level do not import each other."""
 APART = {("training", "synthesis"), ("training", "evaluation")}
 """Above each other, but never imported: training and inference meet in the commands."""
 

@@ -138,7 +138,7 @@ class Outputs:
 
 @pytest.mark.slow
 def test_the_notebook_for_colab_runs_from_a_clean_kernel(checkout, monkeypatch):
-    """With a raw folder in place of CelebAMask-HQ."""
+    """Its data is a raw folder of synthetic faces in place of CelebAMask-HQ."""
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     notebook, client = opened(checkout, "colab", TINY + PHOTOGRAPHS)
     client.execute()

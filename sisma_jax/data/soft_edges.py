@@ -78,8 +78,10 @@ def _nearest(
     y: Int[np.ndarray, "n"],
     x: Int[np.ndarray, "n"],
 ) -> tuple[UInt8[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
-    """For each pixel, the label of the surrounding seed whose class colour is nearest to the
-    pixel's, and the distance in RGB; infinite without a seed."""
+    """Find the surrounding seed whose class colour is nearest to each pixel's colour.
+
+    Returns its label and its distance in RGB, which is infinite for a pixel without a seed.
+    """
     wanted = rgb[y, x].astype(np.float32)
     taken, nearest = labels[y, x], np.full(len(y), np.inf, np.float32)
     for beside in _around(labels, y, x):

@@ -1,1 +1,1 @@
-"""From masks and styles to images: synthesis, styles of references, editing."""
+"""Images from masks and styles: the synthesizer, styles of references, editing."""

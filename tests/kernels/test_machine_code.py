@@ -46,7 +46,7 @@ def compile_for(implementation, chip, what, plan, options, batch=8):
 
 
 BATCHES = (8, 8, 4, 1)
-"""By plan: those that cut a channel into parts are for small batches."""
+"""Batch size for each plan; plans that cut a channel into parts are for small batches."""
 
 
 ALWAYS = {*(("H200", plan) for plan in range(4)), ("A100", 0), ("A100", 3), ("RTX 4090", 2)}

@@ -56,7 +56,7 @@ def test_batch_size_and_devices_do_not_matter(batch_size, devices, parts):
 
 
 def test_times_lie_in_their_bins_and_cover_them(parts, monkeypatch):
-    """With the loss replaced by the time itself, a bin's loss is its middle."""
+    """A loss that is the time itself has the middle of a bin as the bin's loss."""
     monkeypatch.setattr(rectified, "loss_at", lambda velocity, x, noise, t, weight: t)
     settings = EvaluationConfig(every=1, items=12, bins=4, hook="")
     found = evaluated(parts, 4, 4, settings)
@@ -65,7 +65,7 @@ def test_times_lie_in_their_bins_and_cover_them(parts, monkeypatch):
 
 
 def test_times_follow_the_distribution_of_training(parts, monkeypatch):
-    """With the loss replaced by the squared distance of the time from 1/2, its variance."""
+    """A loss that is the squared distance of the time from 1/2 has its variance as the mean."""
     variance = lambda params, latents, batch, config: jnp.square(batch["time"] - 0.5)
     monkeypatch.setattr(held_out, "losses", variance)
     settings = EvaluationConfig(every=1, items=12, bins=20, hook="")
@@ -76,7 +76,7 @@ def test_times_follow_the_distribution_of_training(parts, monkeypatch):
 
 
 def test_shifted_masks_are_those_of_the_item_before(parts, monkeypatch):
-    """With the loss replaced by the product of image and mask."""
+    """The loss is replaced by the product of image and mask, which shows the shift of masks."""
     product = lambda images, labels: images[..., 0].astype("float32") * labels.astype("float32")
     loss = lambda params, latents, batch, config: product(batch["image"], batch["labels"]).mean(
         (1, 2)
