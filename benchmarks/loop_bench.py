@@ -35,7 +35,7 @@ from sisma_jax.runs.checkpoint import CheckpointConfig
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import TrainState
 from sisma_jax.training import loop
-from sisma_jax.training.program import assemble
+from sisma_jax.training.program import Trainable, assemble
 from sisma_jax.training.state import TrainConfig, make_optimizer
 
 FACES, SIZE = 256, 256
@@ -99,10 +99,12 @@ def main() -> None:
             path="", size=SIZE, test_from=0, flip=True, threads=args.threads, synthetic_count=0
         )
         task = loop.Task(
-            init_params=lambda: {"w": jnp.zeros((args.parameters // 1000, 1000))},
-            optimizer=make_optimizer(config, lambda path, leaf: ((0,), (1,))),
-            draw=lambda key, batch: {},
-            loss_fn=lambda params, batch: (jnp.sum(params["w"]), {}),
+            trainable=Trainable(
+                init_params=lambda: {"w": jnp.zeros((args.parameters // 1000, 1000))},
+                optimizer=make_optimizer(config, lambda path, leaf: ((0,), (1,))),
+                draw=lambda key, batch: {},
+                loss_fn=lambda params, batch: (jnp.sum(params["w"]), {}),
+            ),
             feed=data.feed(source, mesh, batch_size=args.batch_size, seed=0),
             sample_grid=lambda ema: np.zeros((4, 4, 3), np.uint8),
             macs=10**9,
@@ -113,8 +115,8 @@ def main() -> None:
             run.path.mkdir()
             marks = Marks(step)
             # The sleep in place of the compiled step.
-            loop.assemble = lambda marks=marks, **parts: dataclasses.replace(
-                assemble(**parts), jitted_step=marks
+            loop.assemble = lambda trainable, marks=marks, **settings: dataclasses.replace(
+                assemble(trainable, **settings), jitted_step=marks
             )
             loop.train(
                 run=run,

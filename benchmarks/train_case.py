@@ -3,7 +3,6 @@
 Takes its settings as JSON and prints JSON.
 """
 
-import functools
 import json
 import sys
 import time
@@ -16,10 +15,9 @@ from sisma_jax.devices.throughput import matmul_peak, mfu, peak_memory
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderKL
 from sisma_jax.models.cost.by_hand import macs
-from sisma_jax.models.sisma.model import init_params, matrix_axes
-from sisma_jax.training.objective import FlowConfig, draw, mean_loss
+from sisma_jax.training.objective import FlowConfig, trainable_generator
 from sisma_jax.training.program import assemble
-from sisma_jax.training.state import TrainConfig, make_optimizer
+from sisma_jax.training.state import TrainConfig
 
 TINY = dict(latent_size=16, factor=4)
 """64 pixels, small enough for two CPU cores."""
@@ -67,16 +65,9 @@ def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, s
     mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp))
     autoencoder = jax.device_put(first_stage(config, source), replicated(mesh))
     rows = put_batch(random_batch(config, source, batch), mesh)
-    sections = dict(config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.1))
-    program = assemble(
-        init_params=lambda: init_params(config, jax.random.key(0)),
-        loss_fn=functools.partial(mean_loss, **sections),
-        draw=functools.partial(draw, **sections),
-        optimizer=make_optimizer(settings, matrix_axes),
-        config=settings,
-        seed=0,
-        mesh=mesh,
-    )
+    flow_config = FlowConfig(sampling="logit_normal", drop=0.1)
+    trainable = trainable_generator(config, flow_config, settings, seed=0)
+    program = assemble(trainable, config=settings, seed=0, mesh=mesh)
     began = time.perf_counter()
     compiled = program.compile_step(rows, autoencoder)
     compile_seconds = time.perf_counter() - began
