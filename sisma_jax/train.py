@@ -250,9 +250,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
             task=Task(
                 trainable=trainable_generator(model, flow_config, settings, config.seed),
                 constants=(constant,),
-                feed=data.feed(
-                    train_source, mesh, batch_size=settings.batch_size, seed=config.seed
-                ),
+                feed=common.feed(train_source, config.seed),
                 sample_grid=sample_grid(samples, synthesizer, autoencoder, test_source),
                 evaluate=evaluate,
                 evaluate_every=evaluation.every,

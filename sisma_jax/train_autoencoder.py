@@ -110,9 +110,7 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
                     module, loss, len(train_source.classes), replicate(params), batch
                 ),
             ),
-            feed=data.feed(
-                train_source, sections.mesh, batch_size=settings.batch_size, seed=config.seed
-            ),
+            feed=sections.feed(train_source, config.seed),
             sample_grid=sample_grid(reconstruct, test_source),
         )
 

@@ -102,9 +102,7 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
                     loss.dice_weight,
                 ),
             ),
-            feed=data.feed(
-                train_source, sections.mesh, batch_size=settings.batch_size, seed=config.seed
-            ),
+            feed=sections.feed(train_source, config.seed),
             sample_grid=lambda ema: sheet(parser(ema), test_source),
         )
 
