@@ -23,6 +23,7 @@ import numpy as np
 import report
 from data_bench import latent_cache, prepare
 from jax.sharding import Mesh
+from train_case import train_config
 
 from sisma_jax.common import cli
 from sisma_jax.common.processes import cores
@@ -36,7 +37,7 @@ from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import TrainState
 from sisma_jax.training import loop
 from sisma_jax.training.program import Trainable, assemble
-from sisma_jax.training.state import TrainConfig, make_optimizer
+from sisma_jax.training.state import make_optimizer
 
 FACES, SIZE = 256, 256
 
@@ -85,12 +86,7 @@ def cached_faces(folder: Path) -> LatentCache:
 def main() -> None:
     args = parse()
     step = sleeping_step(args.milliseconds / 1e3)
-    config = TrainConfig(
-        steps=args.steps, batch_size=args.batch_size, accumulate=1, optimizer="adamw",
-        learning_rate=1e-4, warmup=0, schedule="constant", weight_decay=0.0, clip=1.0,
-        ema_decay=0.9999, init_from="", skip_limit=10, log_every=args.log_every,
-        sample_every=10**9, profile_at=0, profile_steps=1,
-    )  # fmt: skip
+    config = train_config(steps=args.steps, batch_size=args.batch_size, log_every=args.log_every)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
     times: dict[str, list[float]] = {"step": [], "loop": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -24,15 +24,19 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def write(
-    path: Path, packages: tuple[str, ...], content: dict[str, Any], command: str | None = None
-) -> None:
-    """Write `content` after command, date, hardware and the versions of `packages`; the command is
-    by default that of the running benchmark."""
-    if command is None:
-        command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+def check_positive(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """Exit with a message unless these options, numbers or lists of them, are above 0."""
+    for name in names:
+        values = getattr(args, name)
+        if any(not value > 0 for value in (values if isinstance(values, list) else [values])):
+            parser.error(f"--{name.replace('_', '-')} {values}: give numbers above 0")
+
+
+def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> None:
+    """Write `content` after the running benchmark's command, the date, the hardware and the
+    versions of `packages`."""
     report = {
-        "command": command,
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **versions(packages)},

@@ -28,6 +28,15 @@ def model_config(size: str, **changes: str) -> SISMAConfig:
     return getattr(SISMAConfig, size)(**(TINY if size == "tiny" else {}) | changes)
 
 
+def train_config(*, steps: int, batch_size: int, log_every: int) -> TrainConfig:
+    """AdamW at a constant learning rate, without samples."""
+    return TrainConfig(
+        steps=steps, batch_size=batch_size, accumulate=1, optimizer="adamw", learning_rate=1e-4,
+        warmup=0, schedule="constant", weight_decay=0.0, clip=1.0, ema_decay=0.9999, init_from="",
+        skip_limit=10, log_every=log_every, sample_every=10**9, profile_at=0, profile_steps=1,
+    )  # fmt: skip
+
+
 def first_stage(config: SISMAConfig, source: str) -> Autoencoder:
     """An autoencoder with random weights, which costs the same as a trained one."""
     if source == "latents":
@@ -57,11 +66,7 @@ def random_batch(config: SISMAConfig, source: str, rows: int) -> dict[str, np.nd
 
 def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, seconds: float):
     config = model_config(size, scan=scan, remat=remat)
-    settings = TrainConfig(
-        steps=10**6, batch_size=batch, accumulate=1, optimizer="adamw", learning_rate=1e-4,
-        warmup=0, schedule="constant", weight_decay=0.0, clip=1.0, ema_decay=0.9999, init_from="",
-        skip_limit=10, log_every=100, sample_every=10**6, profile_at=0, profile_steps=1,
-    )  # fmt: skip
+    settings = train_config(steps=10**6, batch_size=batch, log_every=100)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp))
     autoencoder = jax.device_put(first_stage(config, source), replicated(mesh))
     rows = put_batch(random_batch(config, source, batch), mesh)
