@@ -25,6 +25,7 @@ def run(inputs_folder, workdir, **overrides):
         "train.steps": 4,
         "train.batch_size": 4,
         "train.warmup": 1,
+        "train.schedule": "constant",
         "train.log_every": 2,
         "checkpoint.every": 4,
     } | {key.replace("__", "."): value for key, value in overrides.items()}
