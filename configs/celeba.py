@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 from sisma_jax.configs import common
 
-VARIANTS = ("small", "base", "large", "xlarge", "512", "debug")
+VARIANTS = ("small", "base", "large", "xlarge", "512", "1024", "debug")
 
 
 def get_config(variant: str = "large") -> ConfigDict:
@@ -84,6 +84,12 @@ def get_config(variant: str = "large") -> ConfigDict:
         config.data.path = "data/celeba-512"
         config.data.size = 512
         config.model.latent_size = 64
+        config.model.remat = "block"
+
+    if variant == "1024":
+        config.data.path = "data/celeba-1024"
+        config.data.size = 1024
+        config.model.latent_size = 128
         config.model.remat = "block"
 
     if variant == "debug":
