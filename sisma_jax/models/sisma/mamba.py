@@ -147,13 +147,8 @@ class OrderedScan(nn.Module):
         self.D = self.param("D", nn.initializers.ones, (k, c))
 
     def raw_step_sizes(self, delta: Float[Array, "k b l r"]) -> Float[Array, "k b l c"]:
-        """Return Delta from its low-rank form, before bias and softplus."""
+        """Return Delta from its low-rank form, before bias and softplus, in `dtype`."""
         return jnp.einsum("kblr,krc->kblc", delta, self.delta_weight.astype(self.dtype))
-
-    def step_sizes(self, delta: Float[Array, "k b l r"]) -> Float[Array, "k b l c"]:
-        """Return Delta > 0 in float32 from its low-rank form."""
-        raw = self.raw_step_sizes(delta).astype(jnp.float32)
-        return jax.nn.softplus(raw + self.delta_bias[:, None, None])
 
     def __call__(
         self,
@@ -162,23 +157,20 @@ class OrderedScan(nn.Module):
         B: Float[Array, "k b l n"],
         C: Float[Array, "k b l n"],
         order: Int32[Array, "k l"],
-        *,
-        raw: bool = False,
     ) -> Float[Array, "b l c"]:
-        """Scan u. If `raw`, delta lacks bias and softplus, and the scan applies them."""
+        """Scan u with the step sizes softplus(delta + bias); delta is that of `raw_step_sizes`."""
         mapped = {
             "delta": delta,
             "A": -jnp.exp(self.A_log),
             "B": B,
             "C": C,
             "D": self.D,
+            "delta_bias": self.delta_bias,
             "order": order,
         }
-        if raw:
-            mapped["delta_bias"] = self.delta_bias
         implementation = None if self.implementation == "auto" else self.implementation
         scan = lambda mapped: selective_scan(
-            u, **mapped, delta_softplus=raw, implementation=implementation
+            u, **mapped, delta_softplus=True, implementation=implementation
         )
         if self.orders == 1:
             return mixed(scan(jax.tree.map(lambda x: x[0], mapped)))
@@ -234,7 +226,7 @@ class SelfMamba(_Mixer):
         x, z = jnp.split(projected(self.project_in(tokens)), 2, axis=-1)
         x = self.conv(x)
         delta, B, C = jnp.split(self.project_x(x), [self.rank, self.rank + self.state], axis=-1)
-        y = self.scan(x, self.scan.raw_step_sizes(delta), B, C, order, raw=True)
+        y = self.scan(x, self.scan.raw_step_sizes(delta), B, C, order)
         return self._gate_out(y, z)
 
 
@@ -242,8 +234,9 @@ class SelfMamba(_Mixer):
 class MaskStream:
     """The mask's part of one Cross-Mamba, the same at every solver step.
 
-    u (b, l, c), delta (k, b, l, c) in float32, B (k, b, l, n); for the whole model they have a
-    leading axis of blocks.
+    u (b, l, c), delta (k, b, l, c) before bias and softplus, which the scan applies at every step,
+    and B (k, b, l, n), all of the compute type; for the whole model they have a leading axis of
+    blocks.
     """
 
     u: Any
@@ -265,7 +258,7 @@ class CrossMamba(_Mixer):
     def mask_stream(self, mask_tokens: Float[Array, "b l width"]) -> MaskStream:
         s = self.conv(projected(self.project_mask(mask_tokens)))
         delta, B = jnp.split(self.project_s(s), [self.rank], axis=-1)
-        return MaskStream(s, self.scan.step_sizes(delta), B)
+        return MaskStream(s, self.scan.raw_step_sizes(delta), B)
 
     def __call__(
         self, tokens: Float[Array, "b l width"], mask: MaskStream, order: Int32[Array, "k l"]

@@ -95,7 +95,11 @@ def test_the_count_is_the_program_s(config, monkeypatch):
 
 @pytest.mark.parametrize("orders", [1, 2])
 def test_xla_counts_little_more(orders, monkeypatch):
-    """Norms, activations and the like cost 1 to 3 %; the scans are 18 and 27 % of the whole."""
+    """Norms, activations and the like cost 1 to 3 %; the scans are 18 and 27 % of the whole.
+
+    XLA leaves out the parts of windows that reach into zero padding, which outweigh them in the
+    mask encoder on this small a grid.
+    """
     config = SISMAConfig.tiny(
         latent_size=8, factor=2, patch=1, depth=1, state=64, mask_channels=8, orders=orders
     )
@@ -106,7 +110,7 @@ def test_xla_counts_little_more(orders, monkeypatch):
     monkeypatch.setattr(api, "best_implementation", lambda state: "sequential")
     for count, (method, *shapes) in calls(config).items():
         flops = jax.jit(method).lower(*shapes).cost_analysis()["flops"]
-        assert 1 < flops / 2 / count(config) < 1.04, count
+        assert 0.99 < flops / 2 / count(config) < 1.04, count
         if count is by_hand.velocity_macs:
             assert from_programs_with_loops == pytest.approx(flops / 2, rel=1e-5)
 
@@ -114,11 +118,11 @@ def test_xla_counts_little_more(orders, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "most"),
     [
-        (SISMAConfig.small(orders=2), 1.025),
+        (SISMAConfig.small(orders=2), 1.03),
         (SISMAConfig.tiny(mixer="attention"), 1.02),
         (SISMAConfig.large(mixer="attention", latent_size=50), 1.015),  # queries in blocks
-        pytest.param(SISMAConfig.tiny(), 1.04, marks=pytest.mark.slow),
-        pytest.param(SISMAConfig.large(), 1.01, marks=pytest.mark.slow),
+        pytest.param(SISMAConfig.tiny(), 1.05, marks=pytest.mark.slow),
+        pytest.param(SISMAConfig.large(), 1.015, marks=pytest.mark.slow),
         pytest.param(
             SISMAConfig.large(mixer="attention", ff_ratio=7), 1.01, marks=pytest.mark.slow
         ),

@@ -213,6 +213,17 @@ def test_bfloat16_computes_low_and_keeps_float32_parameters_and_output(changes):
     assert 0 < np.abs(full - half).max() < 0.1 * np.abs(full).max()
 
 
+def test_the_streams_of_the_mask_are_kept_in_bfloat16():
+    """Step sizes too: the scan applies their bias and softplus in float32, as in Self-Mamba."""
+    config = small(dtype="bfloat16", orders=2, style="mamba", style_levels=2)
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    _, _, labels = inputs(config)
+    run = lambda params: SISMA(config).apply({"params": params}, labels, method="encode_mask")
+    streams = jax.eval_shape(run, params)
+    assert streams.mask.delta.shape == (2, 2, 2, 64, 64)  # blocks, orders, batch, tokens, channels
+    assert {leaf.dtype for leaf in jax.tree.leaves(streams)} == {jnp.dtype("bfloat16")}
+
+
 def block_parameters(c):
     """The count of one block, written out from the specification."""
     D, n, K = c.width, c.state, c.orders
