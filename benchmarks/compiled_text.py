@@ -196,16 +196,16 @@ def _work(
 
 def _convolution(i: Instruction, names: dict[str, Instruction]) -> int:
     """Two operations for each element of the forward convolution's output and of its window."""
-    source, kernel, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes).groups()
-    shapes = [names[name].results[0].shape for name in i.operands[:2]]
-    target = i.attribute(r'target="([^"]*)"') or ""
     # The labels are those of the forward convolution, whatever the operands are.
+    kernel = re.search(r"dim_labels=\w+_(\w+)->", i.attributes)[1]
+    first, second = (names[name].results[0].shape for name in i.operands[:2])
+    target = i.attribute(r'target="([^"]*)"') or ""
     if target.endswith("BackwardFilter"):
-        image, weights, made = shapes[0], i.results[0].shape, shapes[1]
+        weights, made = i.results[0].shape, second
     elif target.endswith("BackwardInput"):
-        image, weights, made = i.results[0].shape, shapes[1], shapes[0]
+        weights, made = second, first
     else:
-        image, weights, made = *shapes, i.results[0].shape
+        weights, made = second, i.results[0].shape
     return 2 * prod(made) * prod(weights) // weights[kernel.index("o")]
 
 

@@ -96,12 +96,13 @@ def compiled(case: dict, whole: bool = False) -> dict:
       whole: with the machine code; otherwise the process is ended when the program is planned.
     """
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
-        dump = Path(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        dump, said = Path(folder), Path(folder, "said")
         flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_step"
         process = subprocess.Popen(
             [sys.executable, str(CASE), json.dumps(case)],
-            stdout=subprocess.PIPE if whole else subprocess.DEVNULL, stderr=said, text=True,
+            stdout=subprocess.PIPE if whole else subprocess.DEVNULL, text=True,
+            stderr=said.open("w", encoding="utf-8"),
             env=os.environ | {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"},
         )  # fmt: skip
         # The first kernel's code is written after the plan.
@@ -113,8 +114,7 @@ def compiled(case: dict, whole: bool = False) -> dict:
         told = process.communicate()[0]
         buffers = next(dump.glob("*after_optimizations-buffer-assignment.txt"), None)
         if buffers is None:
-            said.seek(0)
-            lines = [line for line in said.read().splitlines() if line.strip()]
+            lines = [line for line in said.read_text("utf-8").splitlines() if line.strip()]
             raise SystemExit(f"{case} was not compiled: {lines[-1] if lines else 'no message'}")
         text = buffers.read_text("utf-8").split("Used values:")[0]
         program = next(dump.glob("*gpu_after_optimizations.txt")).read_text("utf-8")

@@ -18,7 +18,7 @@ class Chip:
     threads: int
     """Resident threads per multiprocessor."""
     matmul: float
-    """Operations per second of dense matrix products in bfloat16 (T4: float16) with float32 sums."""
+    """Operations per second of dense matrix products in bfloat16 with float32 sums; T4: float16."""
 
 
 # By NVIDIA's data sheets of the H200 SXM, H100 SXM, A100 80GB SXM and T4, and by the white paper of
