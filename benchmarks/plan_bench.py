@@ -48,6 +48,7 @@ from roofline import scan_kind, seconds, with_scans
 
 from sisma_jax.common import cli
 from sisma_jax.common.files import read_json
+from sisma_jax.configs import celeba
 from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS
 from sisma_jax.models.cost.by_hand import macs
 from sisma_jax.models.sisma.config import REMAT_POLICIES, SISMAConfig
@@ -65,6 +66,7 @@ SHARE = 0.75
 STATE = 16
 """Bytes of the state for each parameter: itself, two moments and the average, in float32."""
 CASE = Path(__file__).with_name("plan_case.py")
+CASE_NAMES = ("variant", "card", "remat", "batch", "accumulate")
 LINEAR = ("temporaries", "flops", "special", "bytes")
 
 
@@ -121,7 +123,7 @@ def compiled(case: dict, whole: bool = False) -> dict:
     sizes = lambda kind: sum(
         map(int, re.findall(rf"^allocation \d+: size (\d+), {kind}", text, re.MULTILINE))
     )
-    config = model_config(case["variant"], case["remat"], case.get("depth"))
+    config = model_config(case["variant"], case["remat"])
     # Of one scan of one pass.
     rows = case["batch"] // case.get("accumulate", 1)
     updates = rows * config.grid[0] * config.grid[1] * config.expand * config.width * config.state
@@ -215,9 +217,56 @@ class Plans:
         }
 
 
+    def needed(self, variant: str, remat: str, batch: int, accumulate: int) -> int | None:
+        """Bytes of a step in `accumulate` parts; their gradients are summed in float32."""
+        row = self.at(variant, remat, batch // accumulate)
+        if row is None:
+            return None
+        whole = arguments(variant, model_config(variant, remat), batch)
+        return row["temporaries"] + whole + 4 * parameters(variant) * (accumulate > 1)
+
+    def defaults(self) -> list[dict]:
+        """Whether the defaults of configs/celeba.py fit the cards that it names."""
+        rows = []
+        for variant, parts in celeba.ACCUMULATE.items():
+            config = celeba.get_config(variant)
+            for card, accumulate in parts.items():
+                plan = (config.model.remat, config.train.batch_size, accumulate)
+                if (needed := self.needed(variant, *plan)) is not None:
+                    case = dict(zip(("remat", "batch", "accumulate"), plan, strict=True))
+                    limit = round(SHARE * CHIPS[CARDS[card]].memory)
+                    sizes = {"needed": needed, "limit": limit, "fits": needed <= limit}
+                    rows.append({"variant": variant, "card": card} | case | sizes)
+        return rows
+
+    def checked(self, rows: list[dict]) -> list[dict]:
+        """Compiled checks beside what is derived for them."""
+        found = []
+        for row in rows:
+            parts = row.get("accumulate", 1)
+            derived = self.at(row["variant"], row["remat"], row["batch"] // parts)
+            if derived is None or plain(row) and derived["from"] == "compiled":
+                continue
+            temporaries = derived["temporaries"] + 4 * parameters(row["variant"]) * (parts > 1)
+            case = {name: row[name] for name in CASE_NAMES if name in row}
+            pairs = {"temporaries": (temporaries, row["temporaries"])}
+            if whole := row.get("by_memory_analysis"):
+                pairs["memory_analysis"] = (temporaries, whole["temporaries"])
+            if parts == 1:
+                pairs |= {name: (derived[name], row[name]) for name in ("flops", "bytes")}
+            found.append(
+                case
+                | {
+                    name: {"derived": a, "compiled": b, "difference": round(a / b - 1, 4)}
+                    for name, (a, b) in pairs.items()
+                }
+            )
+        return found
+
+
 def plain(row: dict) -> bool:
     """Whether a compiled row is no check."""
-    special = row["card"] != "H200" or row.get("accumulate", 1) > 1 or "depth" in row
+    special = row["card"] != "H200" or row.get("accumulate", 1) > 1
     return not special and "by_memory_analysis" not in row
 
 
@@ -231,8 +280,9 @@ def cases(variants: list[str], remat: list[str]) -> list[dict]:
     ]
 
 
-def checks(default: str) -> list[tuple[dict, bool]]:
+def checks() -> list[tuple[dict, bool]]:
     """The steps that show what the table rests on, and whether they are compiled to the end."""
+    default = celeba.get_config("large").model.remat
     large = {"variant": "large", "card": "H200", "remat": default, "batch": HIGH}
     return [
         (large | {"variant": "512", "batch": 8}, False),
@@ -261,10 +311,9 @@ def line(row: dict) -> str:
 def main() -> None:
     args = parse()
     rows = [] if args.again or not args.out.exists() else read_json(args.out)["compiled"]
-    names = {"variant", "card", "remat", "batch", "accumulate", "depth"}
 
     def kept(case: dict, whole: bool) -> dict | None:
-        same = lambda row: {k: v for k, v in row.items() if k in names} == case
+        same = lambda row: {k: v for k, v in row.items() if k in CASE_NAMES} == case
         return next((r for r in rows if same(r) and ("by_memory_analysis" in r) == whole), None)
 
     def table() -> list[dict]:
@@ -279,12 +328,14 @@ def main() -> None:
 
     def write() -> None:
         content = {"cards": {card: vars(CHIPS[chip]) for card, chip in CARDS.items()}}
-        content |= {"share_of_memory": SHARE, "compiled": rows, "planned": table()}
+        plans = Plans(rows)
+        content |= {"share_of_memory": SHARE, "defaults": plans.defaults()}
+        content |= {"checks": plans.checked(rows), "planned": table(), "compiled": rows}
         report.write(args.out, ("jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin"), content)
 
     wanted = [(case, False) for case in cases(args.variants, args.remat)]
     if args.checks:
-        wanted += checks(args.remat[0] if len(args.remat) == 1 else "dots")
+        wanted += checks()
     for case, whole in wanted:
         if kept(case, whole) is None:
             print(f"compiling {case}" + (" to the end" if whole else ""), flush=True)

@@ -32,21 +32,19 @@ MEMORY = 1 << 44
 """Bytes of memory that the compiler is told, so that no program is changed to need less."""
 
 
-def model_config(variant: str, remat: str, depth: int | None = None) -> SISMAConfig:
-    """The model of a variant of configs/celeba.py, with another `remat` and perhaps depth."""
+def model_config(variant: str, remat: str) -> SISMAConfig:
+    """The model of a variant of configs/celeba.py, with another `remat`."""
     model = section(SISMAConfig, celeba.get_config(variant), "model")
-    return dataclasses.replace(model, remat=remat, depth=depth or model.depth)
+    return dataclasses.replace(model, remat=remat)
 
 
-def main(
-    variant: str, card: str, remat: str, batch: int, accumulate: int = 1, depth: int | None = None
-) -> None:
+def main(variant: str, card: str, remat: str, batch: int, accumulate: int = 1) -> None:
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=target(card, MEMORY), topology="1x1x1"
     )
     mesh = make_mesh(MeshConfig(data=1, fsdp=1), topology.devices)
     config = celeba.get_config(variant)
-    model = model_config(variant, remat, depth)
+    model = model_config(variant, remat)
     settings = dataclasses.replace(
         section(TrainConfig, config, "train"), batch_size=batch, accumulate=accumulate
     )
