@@ -216,7 +216,6 @@ class Plans:
             "mfu": round(6 * macs(config) * rate / CHIPS[chip].matmul, 3),
         }
 
-
     def needed(self, variant: str, remat: str, batch: int, accumulate: int) -> int | None:
         """Bytes of a step in `accumulate` parts; their gradients are summed in float32."""
         row = self.at(variant, remat, batch // accumulate)
@@ -245,7 +244,7 @@ class Plans:
         for row in rows:
             parts = row.get("accumulate", 1)
             derived = self.at(row["variant"], row["remat"], row["batch"] // parts)
-            if derived is None or plain(row) and derived["from"] == "compiled":
+            if derived is None or (plain(row) and derived["from"] == "compiled"):
                 continue
             temporaries = derived["temporaries"] + 4 * parameters(row["variant"]) * (parts > 1)
             case = {name: row[name] for name in CASE_NAMES if name in row}

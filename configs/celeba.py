@@ -16,16 +16,17 @@ and U-Shape Mamba. GMAC are those of a forward pass of one image, including the 
     large          231 M    169     768       12   32 x 32   the size of the reported scores
     xlarge         456 M    336     768       24   32 x 32
     512            236 M    677     768       12   64 x 64   512 pixels: prepare with --size 512
+    1024           255 M  2,707     768       12   128 x 128 1024 pixels: prepare with --size 1024
     debug                                                    a minute on a laptop, same data format
 
-Expected, not measured: 400,000 steps of 64 images take 36 hours at 200 images per second on one
-H200 (25 % of a matrix rate of 790 TFLOP/s for `large`), and a quarter of that on four devices. The
-state of `large` takes 3.7 GB; the memory of its activations at batch 64 is unknown. model.remat and
-train.accumulate lower it, mesh.fsdp=-1 with mesh.data=1 shards the state over the devices.
+Planned, not measured (benchmarks/plan_bench.py, docs/results.md): a step of 64 images of `large`
+needs 34 GB, among them 3.7 GB of state, and takes an H200 at least 0.23 s. So 400,000 steps take at
+least 26 hours there, and a quarter of that on four devices. ACCUMULATE below says in how many parts
+a batch fits other cards; mesh.fsdp=-1 with mesh.data=1 shards the state over the devices.
 
 Measured on two CPU cores: three steps of one image (16 s each from cached latents), and 15 s to
 compile the step, whatever the depth. No variant has been trained to the end yet or run on a GPU, so
-hours, memory and scores are unknown.
+true hours and scores are unknown.
 """
 
 from ml_collections import ConfigDict
