@@ -68,7 +68,6 @@ def get_config(variant: str = "large") -> ConfigDict:
 
     config.train.steps = 400_000
     config.train.batch_size = 64
-    config.train.accumulate = ACCUMULATE.get(variant, {"A100-80": 1})["A100-80"]
     config.train.optimizer = "adamw"
     config.train.learning_rate = 1e-4
     config.train.warmup = 1000
@@ -82,6 +81,9 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.checkpoint.every = 5000
     config.checkpoint.keep = 3
     config.checkpoint.keep_every = 50_000
+
+    if variant in ACCUMULATE:
+        config.train.accumulate = ACCUMULATE[variant]["A100-80"]
 
     if variant == "small":
         config.model.width = 384
