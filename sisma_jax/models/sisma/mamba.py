@@ -31,51 +31,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from sisma_jax.kernels import selective_scan
+from sisma_jax.models.layers.depthwise_conv import depthwise_conv3x3_silu
 from sisma_jax.models.sisma.kept import mixed, projected
 
 xavier = nn.initializers.xavier_uniform()
 layer_norm = partial(nn.LayerNorm, epsilon=1e-6)
-
-
-@jax.custom_vjp
-def depthwise_conv3x3(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"]
-) -> Float[Array, "b h w c"]:
-    """Convolve every channel with its own 3x3 kernel, with zero padding.
-
-    It is nine shifted multiply-adds in one pass, on a CPU many times faster than XLA's grouped
-    convolution.
-    """
-    shifts = _shifted(x)
-    terms = [shifts[i][j] * kernel[i, j][None, None, None] for i in range(3) for j in range(3)]
-    return jax.lax.optimization_barrier(sum(terms))
-
-
-def _shifted(x: Float[Array, "b h w c"]) -> list[list[Float[Array, "b h w c"]]]:
-    """The nine shifted images, by row and column of the kernel.
-
-    Without the barriers here and in the callers, XLA fuses neighbouring operations into each of the
-    nine reads and computes them nine times (13 % of a training step on a CPU).
-    """
-    height, width = x.shape[1:3]
-    padded = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
-    return [[padded[:, i : i + height, j : j + width] for j in range(3)] for i in range(3)]
-
-
-def _depthwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return depthwise_conv3x3(x, kernel), (x, kernel)
-
-
-def _depthwise_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    dy = jax.lax.optimization_barrier(dy)
-    products = [shift * dy for row in _shifted(x) for shift in row]
-    dkernel = jnp.stack([jnp.sum(product, (0, 1, 2), dtype=jnp.float32) for product in products])
-    dx = depthwise_conv3x3(dy, kernel[::-1, ::-1])
-    return dx, dkernel.reshape(kernel.shape).astype(kernel.dtype)
-
-
-depthwise_conv3x3.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class GridConv(nn.Module):
@@ -91,9 +51,7 @@ class GridConv(nn.Module):
         kernel = self.param("kernel", uniform, (3, 3, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         grid = x.reshape(x.shape[0], *self.grid, channels).astype(self.dtype)
-        out = depthwise_conv3x3(grid, kernel.astype(self.dtype))
-        out = nn.silu(out + bias.astype(self.dtype)[None, None, None])
-        return out.reshape(x.shape)
+        return depthwise_conv3x3_silu(grid, kernel, bias).reshape(x.shape)
 
 
 def _a_log_init(key: Array, shape: tuple[int, ...]) -> Array:

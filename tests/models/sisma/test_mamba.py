@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sisma_jax.models.sisma.mamba import CrossMamba, SelfMamba, depthwise_conv3x3
+from sisma_jax.models.sisma.mamba import CrossMamba, SelfMamba
 from sisma_jax.models.sisma.scan_orders import block_orders
 from tests.lowering import launches, lowered_for_cuda, moved
 
@@ -170,26 +170,6 @@ def test_a_token_sees_only_mask_tokens_earlier_in_its_order():
     per_step = np.asarray(difference).max((0, 2))[table[0]]
     np.testing.assert_array_equal(per_step[:step], 0)
     assert (per_step[step:] > 0).all()
-
-
-def test_depthwise_convolution_and_its_gradients_equal_xla(key):
-    x = jax.random.normal(key, (2, 5, 4, 8))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 8))
-    weight = jax.random.normal(jax.random.key(2), x.shape)
-
-    def grouped(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel[:, :, None], (1, 1), "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=8,
-        )  # fmt: skip
-
-    for conv_fn in (depthwise_conv3x3, grouped):
-        loss = lambda x, kernel, f=conv_fn: jnp.sum(f(x, kernel) * weight)
-        value, grads = jax.value_and_grad(loss, argnums=(0, 1))(x, kernel)
-        if conv_fn is depthwise_conv3x3:
-            ours = value, *grads
-    for got, expected in zip(ours, (value, *grads), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_initial_step_sizes_and_decays_are_mambas():

@@ -1,0 +1,71 @@
+"""SiLU of the depthwise convolution, as CPUs and as all other platforms compute it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sisma_jax.models.layers import depthwise_conv
+from sisma_jax.models.layers.depthwise_conv import depthwise_conv3x3_silu
+
+
+@pytest.fixture(params=["cpu", "default"])
+def platform(request, monkeypatch):
+    """Run what this platform would, here."""
+    choose = lambda *arrays, **functions: functions[request.param](*arrays)
+    monkeypatch.setattr(depthwise_conv, "platform_dependent", choose)
+
+
+def drawn(shape, dtype):
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=size) for size in (shape, (3, 3, shape[-1]), shape[-1:], shape)]
+    x, kernel, bias, dy = (jnp.asarray(array, jnp.float32) for array in arrays)
+    return (x.astype(dtype), kernel / 3, bias / 3), dy.astype(dtype)
+
+
+def grouped(x, kernel, bias):
+    """By XLA's grouped convolution, in float32."""
+    pre = jax.lax.conv_general_dilated(
+        x.astype(jnp.float32), kernel[:, :, None], (1, 1), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1],
+        precision="highest",
+    )  # fmt: skip
+    return jax.nn.silu(pre + bias[None, None, None])
+
+
+def results(function, arguments, dy):
+    @jax.jit
+    def output_and_gradients(*arguments):
+        y, backward = jax.vjp(function, *arguments)
+        return y, *backward(dy.astype(y.dtype))
+
+    return [np.asarray(x, np.float64) for x in output_and_gradients(*arguments)]
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5, 8), (1, 5, 4, 8)])
+def test_equals_xla_s_grouped_convolution(platform, shape):
+    arguments, dy = drawn(shape, jnp.float32)
+    expected = results(grouped, arguments, dy)
+    for ours, theirs in zip(results(depthwise_conv3x3_silu, arguments, dy), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_in_bfloat16_only_results_are_rounded(platform):
+    """With sums in bfloat16 the errors are 6e-3, and 3e-2 of the bias's gradient."""
+    arguments, dy = drawn((4, 16, 16, 32), jnp.bfloat16)
+    expected = results(grouped, arguments, dy)
+    got = results(depthwise_conv3x3_silu, arguments, dy)
+    errors = [
+        np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) for a, b in zip(got, expected, strict=True)
+    ]
+    # y is rounded once, which is 1.7e-3; dx, after the factor of SiLU, twice.
+    assert errors[0] < 1.8e-3 and max(errors[1:]) < 2.8e-3
+
+
+def test_on_this_machine_the_platform_s_own_is_taken():
+    """With the barriers that CPUs need, and without them on a GPU, whose one kernel they split."""
+    arguments, _ = drawn((1, 4, 4, 8), jnp.float32)
+    for platform, barriers in (("cpu", 2), ("cuda", 0)):
+        traced = jax.jit(depthwise_conv3x3_silu).trace(*arguments)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("optimization_barrier") == barriers, platform
