@@ -16,23 +16,35 @@ and U-Shape Mamba. GMAC are those of a forward pass of one image, including the 
     large          231 M    169     768       12   32 x 32   the size of the reported scores
     xlarge         456 M    336     768       24   32 x 32
     512            236 M    677     768       12   64 x 64   512 pixels: prepare with --size 512
+    1024           255 M  2,707     768       12   128 x 128 1024 pixels: prepare with --size 1024
     debug                                                    a minute on a laptop, same data format
 
-Expected, not measured: 400,000 steps of 64 images take 36 hours at 200 images per second on one
-H200 (25 % of a matrix rate of 790 TFLOP/s for `large`), and a quarter of that on four devices. The
-state of `large` takes 3.7 GB; the memory of its activations at batch 64 is unknown. model.remat and
-train.accumulate lower it, mesh.fsdp=-1 with mesh.data=1 shards the state over the devices.
+Planned, not measured (benchmarks/plan_bench.py, docs/results.md): a step of 64 images of `large`
+needs 34 GB, among them 3.7 GB of state, and takes an H200 at least 0.23 s. So 400,000 steps take at
+least 26 hours there, and a quarter of that on four devices. ACCUMULATE below says in how many parts
+a batch fits other cards; mesh.fsdp=-1 with mesh.data=1 shards the state over the devices.
 
 Measured on two CPU cores: three steps of one image (16 s each from cached latents), and 15 s to
 compile the step, whatever the depth. No variant has been trained to the end yet or run on a GPU, so
-hours, memory and scores are unknown.
+true hours and scores are unknown.
 """
 
 from ml_collections import ConfigDict
 
 from sisma_jax.configs import common
 
-VARIANTS = ("small", "base", "large", "xlarge", "512", "debug")
+# Parts of a batch of 64 by card, so that each step fits the three quarters of its memory that JAX
+# takes (planned by benchmarks/plan_bench.py). The default is an A100-80's; others are set by
+# --config.train.accumulate.
+ACCUMULATE = {
+    "small": {"H200": 1, "A100-80": 1, "RTX 4090": 1},
+    "base": {"H200": 1, "A100-80": 1, "RTX 4090": 4},
+    "large": {"H200": 1, "A100-80": 1, "RTX 4090": 4},
+    "xlarge": {"H200": 1, "A100-80": 2, "RTX 4090": 8},
+    "512": {"H200": 2, "A100-80": 4, "RTX 4090": 16},
+    "1024": {"H200": 8, "A100-80": 16, "RTX 4090": 64},
+}
+VARIANTS = (*ACCUMULATE, "debug")
 
 
 def get_config(variant: str = "large") -> ConfigDict:
@@ -51,12 +63,16 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.model.attention_head = 64
     config.model.state = 16
     config.model.mask_channels = 64
+    config.model.remat = "dots"
 
     config.train.steps = 400_000
     config.train.batch_size = 64
     config.train.learning_rate = 1e-4
     config.train.warmup = 1000
     config.samples.per_mask = 4
+
+    if variant in ACCUMULATE:
+        config.train.accumulate = ACCUMULATE[variant]["A100-80"]
 
     if variant == "small":
         config.model.width = 384
@@ -73,13 +89,18 @@ def get_config(variant: str = "large") -> ConfigDict:
         config.data.path = "data/celeba-512"
         config.data.size = 512
         config.model.latent_size = 64
-        config.model.remat = "block"
+
+    if variant == "1024":
+        config.data.path = "data/celeba-1024"
+        config.data.size = 1024
+        config.model.latent_size = 128
 
     if variant == "debug":
         config.model.width = 64
         config.model.depth = 2
         config.model.patch = 2
         config.model.dtype = "float32"
+        config.model.remat = "none"
         config.train.steps = 20
         config.train.batch_size = 4
         config.train.log_every = 5

@@ -29,7 +29,7 @@ def sisma() -> ConfigDict:
     config.model.orders = 1  # scan orders per layer: 1, 2 or 4
     config.model.ff_ratio = 4  # ratio of the feed-forward network's hidden channels to width
     config.model.mask_channels = 32  # of the mask encoder's first convolution
-    config.model.remat = "none"  # "block" and "dots" save memory and take more time
+    config.model.remat = "none"  # "names", "dots" and "block" recompute more and keep less
     config.model.scan = "auto"  # implementation of the selective scan; "auto": the best one here
     return config
 

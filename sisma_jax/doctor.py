@@ -22,6 +22,7 @@ from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.common.install import accelerator, versions
 from sisma_jax.common.processes import cores
+from sisma_jax.devices.throughput import memory_limit
 from sisma_jax.evaluation.networks import (
     BACKBONES,
     DEFAULT_PARSER,
@@ -61,8 +62,7 @@ def devices() -> Iterator[tuple[str, str]]:
     kinds = [device.device_kind for device in jax.devices()]
     for kind in dict.fromkeys(kinds):
         yield jax.default_backend(), f"{kinds.count(kind)} x {kind}"
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    if limit:
+    if limit := memory_limit():
         yield "memory", f"{limit / 2**30:.1f} GiB that JAX may use on each"
     if jax.default_backend() == "cpu":
         yield "cores", str(cores())

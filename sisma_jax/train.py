@@ -45,6 +45,7 @@ from sisma_jax.synthesis.synthesizer import Synthesizer, check_autoencoder
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
+from sisma_jax.training.memory import check_memory
 from sisma_jax.training.objective import FlowConfig, trainable_generator
 from sisma_jax.training.setup import (
     Sections,
@@ -205,6 +206,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         check_sections(model, data, first_stage)
         hook = load_hook(evaluation)
         check_folder(run, config)
+        check_memory(model, flow_config, settings, mesh)
         # Local data first: the autoencoder may be a download.
         sources = first_stage.open(data)
         check_classes("model", model.num_classes, sources)

@@ -13,9 +13,11 @@ Modules, in reading order:
     chunked      one loop over time with its own gradient; the equations of all gradients
     pallas       the same algorithm as kernels for NVIDIA GPUs
     automatic    the default: a kernel in programs for GPUs, "chunked" in all others
+    checkpoints  the name of what is stored for the gradient
     oracle       float64 NumPy, for tests, benchmarks and `python -m sisma_jax.doctor`
 """
 
 from .api import selective_scan
+from .checkpoints import CHECKPOINTS
 
-__all__ = ["selective_scan"]
+__all__ = ["CHECKPOINTS", "selective_scan"]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from . import chunked
 from .by_platform import by_platform
+from .checkpoints import named
 from .pallas import device, launch, mosaic, triton
 
 
@@ -76,6 +77,8 @@ def _scan_forward(kernel, switches, arrays, order):
         return outputs, jax.tree.map(_unset, pull_back), checkpoints
 
     outputs, *kept = _chosen(default, with_kernel, arrays, order)
+    given = {id(x) for x in jax.tree.leaves(arrays)}
+    kept = jax.tree.map(lambda x: x if id(x) in given else named(x), kept)
     return outputs, (arrays, order, *kept)
 
 

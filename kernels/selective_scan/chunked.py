@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from .checkpoints import named
 from .ordering import one_order_at_a_time, visited_rows
 from .pointwise import gate, step_sizes
 
@@ -68,7 +69,7 @@ def _recurrence(u, delta, A, B, C, D, h0, rows):
 def _recurrence_forward(*arguments):
     *arrays, rows = arguments
     y, last_state, checkpoints = _batchable(_forward, rows)(rows, arrays)
-    return (y, last_state), (arguments, checkpoints)
+    return (y, last_state), (arguments, named(checkpoints))
 
 
 def _recurrence_backward(residuals, cotangents):

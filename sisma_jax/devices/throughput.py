@@ -65,6 +65,12 @@ def mfu(macs: int, images_per_second: float, peak: float) -> float:
     return 6 * macs * images_per_second / peak
 
 
+def memory_limit() -> int | None:
+    """Bytes that JAX may use on each local device, the fewest; None where this is not reported."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    return None if None in limits else min(limits)
+
+
 def peak_memory() -> int:
     """Peak memory of a device so far in bytes; on a CPU that of the process, 0 on Windows."""
     stats = jax.local_devices()[0].memory_stats()

@@ -83,13 +83,15 @@ def test_wrong_files_and_variants_are_refused(config_file, tmp_path):
 @pytest.mark.parametrize("size", ["small", "base", "large", "xlarge"])
 def test_celeba_variants_are_the_models_of_that_name(size):
     config = load_config(f"{CONFIGS / 'celeba.py'}:{size}")
-    assert section(SISMAConfig, config, "model") == getattr(SISMAConfig, size)()
+    assert section(SISMAConfig, config, "model") == getattr(SISMAConfig, size)(remat="dots")
 
 
-def test_celeba_at_512_pixels_is_large_on_four_times_the_tokens():
-    config = load_config(f"{CONFIGS / 'celeba.py'}:512")
-    assert section(SISMAConfig, config, "model") == SISMAConfig.large(latent_size=64, remat="block")
-    assert (config.data.size, config.data.path) == (512, "data/celeba-512")
+@pytest.mark.parametrize("size", [512, 1024])
+def test_celeba_at_more_pixels_is_large_on_more_tokens(size):
+    config = load_config(f"{CONFIGS / 'celeba.py'}:{size}")
+    large = SISMAConfig.large(latent_size=size // 8, remat="dots")
+    assert section(SISMAConfig, config, "model") == large
+    assert (config.data.size, config.data.path) == (size, f"data/celeba-{size}")
 
 
 def test_a_config_survives_the_run_folder(tmp_path):
@@ -249,7 +251,7 @@ def test_a_section_names_unknown_and_missing_keys():
         ({"depth": 0}, "model.depth is 0"),
         ({"mask_channels": 20}, "model.mask_channels is 20"),
         ({"dtype": "float16"}, "model.dtype is 'float16'"),
-        ({"remat": "all"}, "model.remat is 'all': choose one of none, block, dots"),
+        ({"remat": "all"}, "model.remat is 'all': choose one of none, names, dots, block"),
         ({"scan": "fast"}, "model.scan is 'fast': choose one of auto, sequential"),
     ],
 )

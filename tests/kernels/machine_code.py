@@ -20,43 +20,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
 
-from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS
-
-TARGET = """
-gpu_device_info {{
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: {shared}
-  shared_memory_per_block_optin: {optin}
-  threads_per_core_limit: {threads}
-  core_count: {cores}
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: {bandwidth}
-  l2_cache_size: {cache}
-  clock_rate_ghz: {clock}
-  device_memory_size: {memory}
-  cuda_compute_capability {{ major: {major} minor: {minor} }}
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
-device_description_str: "NVIDIA {name}"
-"""
-
-
-def target(name: str) -> str:
-    chip = CHIPS[name]
-    major, minor = chip.capability
-    return TARGET.format(
-        name=name, major=major, minor=minor, cores=chip.multiprocessors, clock=chip.gigahertz,
-        bandwidth=int(chip.bytes_per_second), cache=chip.cache, memory=chip.memory,
-        shared=chip.shared, optin=chip.shared - 1024, threads=chip.threads,
-    )  # fmt: skip
+from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS, target
 
 
 def tool(name: str) -> str | None:

@@ -44,4 +44,7 @@ def compute_capability() -> tuple[int, int] | None:
 
 def multiprocessors() -> int:
     """Number of SMs of the first GPU (an H200's where there is none)."""
-    return getattr(gpu(), "core_count", MULTIPROCESSORS)
+    device = gpu()
+    # A device that is only named by a mesh may have `num_cores`.
+    names = ("core_count", "num_cores")
+    return next((n for name in names if (n := getattr(device, name, None))), MULTIPROCESSORS)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from ..by_platform import PLATFORMS, by_platform
+from ..checkpoints import named
 from . import device, kernel_backward, kernel_forward, sharding
 from .arithmetic import LN_2, LOG2_E
 from .layout import Layout
@@ -244,7 +245,8 @@ def _scan(backend: Backend, layouts: Layouts, inputs: Arrays, order: Arrays):
 
 def _scan_forward(backend, layouts, inputs, order):
     outputs = _forward(backend, layouts, inputs | order, ("y", "last_state", "checkpoints"))
-    return (outputs["y"], outputs["last_state"]), (inputs, order, outputs["checkpoints"])
+    residuals = inputs, order, named(outputs["checkpoints"])
+    return (outputs["y"], outputs["last_state"]), residuals
 
 
 def _scan_backward(backend, layouts, residuals, cotangents):

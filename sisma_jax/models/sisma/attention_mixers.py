@@ -25,6 +25,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from sisma_jax.models.layers.attention import blocked_attention
+from sisma_jax.models.sisma.kept import mixed, projected
 from sisma_jax.models.sisma.mamba import xavier
 
 
@@ -43,7 +44,7 @@ class AttentionMaps(nn.Module):
         self.project_out = dense()
 
     def _heads(self, x: Float[Array, "b l width"]) -> Float[Array, "b l n h"]:
-        return rearrange(x, "b l (n h) -> b l n h", h=self.head)
+        return rearrange(projected(x), "b l (n h) -> b l n h", h=self.head)
 
     def _keys(self, tokens: Float[Array, "b s width"]) -> "MaskKeys":
         return MaskKeys(self._heads(self.project_k(tokens)), self._heads(self.project_v(tokens)))
@@ -55,8 +56,8 @@ class AttentionMaps(nn.Module):
         v: Float[Array, "b s n h"],
         bias: Float[Array, "b l s"] | None = None,
     ) -> Float[Array, "b l width"]:
-        out = blocked_attention(self._heads(self.project_q(tokens)), k, v, bias)
-        return self.project_out(rearrange(out, "b l n h -> b l (n h)"))
+        out = mixed(blocked_attention(self._heads(self.project_q(tokens)), k, v, bias))
+        return projected(self.project_out(rearrange(out, "b l n h -> b l (n h)")))
 
 
 @flax.struct.dataclass

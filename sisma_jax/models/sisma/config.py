@@ -10,7 +10,7 @@ from sisma_jax.models.layers.style_encoder import check_levels
 MIXERS = ("mamba", "attention")
 MODULATIONS = ("gate", "shift")
 STYLES = ("none", "attention", "full_attention", "mamba")
-REMAT_POLICIES = ("none", "block", "dots")
+REMAT_POLICIES = ("none", "names", "dots", "block")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,9 @@ class SISMAConfig:
     dtype: str = "bfloat16"
     """Compute type of linear maps and convolutions; scan, norms and parameters are float32."""
     remat: str = "none"
-    """What the backward pass recomputes to save memory: "none", "block" (a whole block: least
-    memory, about a third more time) or "dots" (everything but the results of linear maps)."""
+    """What the backward pass recomputes to save memory, from the least to the most: "none";
+    "names", everything but the results of linear maps and of scans; "dots", everything but the
+    results of linear maps; or "block", a whole block (`kept`)."""
     style: str = "none"
     """How blocks read the style of a reference face: "none" (SISMA as published), "attention" to
     one token per class, conditioned on the mask, "full_attention", without this condition, or

@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Int32
 
 from sisma_jax.kernels import selective_scan
 from sisma_jax.models.layers.depthwise_conv import depthwise_conv3x3_silu
+from sisma_jax.models.sisma.kept import mixed, projected
 
 xavier = nn.initializers.xavier_uniform()
 layer_norm = partial(nn.LayerNorm, epsilon=1e-6)
@@ -83,7 +84,7 @@ class PerOrderDense(nn.Module):
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "k b l features"]:
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", batch_axis=(0,))
         kernel = self.param("kernel", init, (self.orders, x.shape[-1], self.features))
-        return jnp.einsum("blc,kcf->kblf", x, kernel.astype(self.dtype))
+        return projected(jnp.einsum("blc,kcf->kblf", x, kernel.astype(self.dtype)))
 
 
 class OrderedScan(nn.Module):
@@ -130,8 +131,8 @@ class OrderedScan(nn.Module):
             u, **mapped, delta_softplus=True, implementation=implementation
         )
         if self.orders == 1:
-            return scan(jax.tree.map(lambda x: x[0], mapped))
-        y = jax.vmap(scan)(mapped)
+            return mixed(scan(jax.tree.map(lambda x: x[0], mapped)))
+        y = mixed(jax.vmap(scan)(mapped))
         return jnp.sum(y, 0, dtype=jnp.float32).astype(self.dtype)
 
 
@@ -165,7 +166,8 @@ class _Mixer(nn.Module):
         self.project_out = dense(self.width)
 
     def _gate_out(self, y: Float[Array, "b l c"], z: Float[Array, "b l c"]) -> Array:
-        return self.project_out(self.norm(y.astype(jnp.float32)).astype(self.dtype) * nn.silu(z))
+        y = self.norm(y.astype(jnp.float32)).astype(self.dtype)
+        return projected(self.project_out(y * nn.silu(z)))
 
 
 class SelfMamba(_Mixer):
@@ -179,7 +181,7 @@ class SelfMamba(_Mixer):
     def __call__(
         self, tokens: Float[Array, "b l width"], order: Int32[Array, "k l"]
     ) -> Float[Array, "b l width"]:
-        x, z = jnp.split(self.project_in(tokens), 2, axis=-1)
+        x, z = jnp.split(projected(self.project_in(tokens)), 2, axis=-1)
         x = self.conv(x)
         delta, B, C = jnp.split(self.project_x(x), [self.rank, self.rank + self.state], axis=-1)
         y = self.scan(x, self.scan.raw_step_sizes(delta), B, C, order)
@@ -212,13 +214,13 @@ class CrossMamba(_Mixer):
         self.project_c = PerOrderDense(self.state, self.orders, self.dtype)
 
     def mask_stream(self, mask_tokens: Float[Array, "b l width"]) -> MaskStream:
-        s = self.conv(self.project_mask(mask_tokens))
+        s = self.conv(projected(self.project_mask(mask_tokens)))
         delta, B = jnp.split(self.project_s(s), [self.rank], axis=-1)
         return MaskStream(s, self.scan.raw_step_sizes(delta), B)
 
     def __call__(
         self, tokens: Float[Array, "b l width"], mask: MaskStream, order: Int32[Array, "k l"]
     ) -> Float[Array, "b l width"]:
-        x, z = jnp.split(self.project_in(tokens), 2, axis=-1)
+        x, z = jnp.split(projected(self.project_in(tokens)), 2, axis=-1)
         C = self.project_c(self.conv(x))
         return self._gate_out(self.scan(mask.u, mask.delta, mask.B, C, order), z)

@@ -33,7 +33,6 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int32, UInt8
@@ -46,8 +45,10 @@ from sisma_jax.models.layers.style_encoder import (
     make_style_encoder,
     no_style,
 )
+from sisma_jax.models.sisma import kept
 from sisma_jax.models.sisma.attention_mixers import CrossAttention, MaskKeys, SelfAttention
 from sisma_jax.models.sisma.config import SISMAConfig
+from sisma_jax.models.sisma.kept import projected
 from sisma_jax.models.sisma.mamba import CrossMamba, MaskStream, SelfMamba, layer_norm, xavier
 from sisma_jax.models.sisma.mask_encoder import MaskEncoder
 from sisma_jax.models.sisma.scan_orders import block_orders
@@ -135,12 +136,12 @@ class SISMABlock(nn.Module):
         sublayers = [
             lambda h: self.self_mixer(h, *scanned),
             lambda h: self.cross_mixer(h, mask, *scanned),
-            lambda h: self.ff_out(nn.gelu(self.ff_in(h))),
+            lambda h: projected(self.ff_out(nn.gelu(projected(self.ff_in(h))))),
         ]
         if styled:
             ordered = (order,) if cfg.style == "mamba" else ()
             sublayers.insert(2, lambda h: self.style_mixer(h, features.style, *ordered))
-        modulation = jnp.split(self.modulation(nn.silu(t)), 3 * len(sublayers), axis=-1)
+        modulation = jnp.split(projected(self.modulation(nn.silu(t))), 3 * len(sublayers), axis=-1)
         for i, sublayer in enumerate(sublayers):
             shift, scale, last = modulation[3 * i : 3 * i + 3]
             h = self.norm(x).astype(cfg.dtype)
@@ -215,8 +216,8 @@ class SISMA(nn.Module):
             methods=[*methods],
         )
         if cfg.remat != "none":
-            kept = _linear_maps(cfg) if cfg.remat == "dots" else None
-            block = nn.remat(block, prevent_cse=False, policy=kept, methods=[*methods])
+            policy = kept.POLICIES[cfg.remat]
+            block = nn.remat(block, prevent_cse=False, policy=policy, methods=[*methods])
         self.blocks = nn.scan(block, methods=methods)(cfg)
         self.final = FinalLayer(cfg.patch**2 * cfg.latent_channels, cfg.dtype)
         if cfg.style != "none":
@@ -317,15 +318,6 @@ class SISMA(nn.Module):
                 f"label maps of {labels.shape[2]}x{labels.shape[1]} pixels do not fit the model's "
                 f"{size}x{size}"
             )
-
-
-def _linear_maps(config: SISMAConfig) -> Callable:
-    """The `nn.remat` policy that keeps the results of linear maps."""
-    policies = jax.checkpoint_policies
-    if config.mixer == "mamba":
-        return policies.dots_saveable
-    # Excludes attention's products of length^2 numbers, whose operands share batch and head axes.
-    return policies.dots_with_no_batch_dims_saveable
 
 
 def init_params(config: SISMAConfig, key: Array) -> dict:

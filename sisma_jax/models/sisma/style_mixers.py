@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int32
 
 from sisma_jax.models.layers.embeddings import Positions
 from sisma_jax.models.sisma.attention_mixers import AttentionMaps
+from sisma_jax.models.sisma.kept import projected
 from sisma_jax.models.sisma.mamba import CrossMamba, MaskStream, layer_norm, xavier
 
 
@@ -83,6 +84,7 @@ class StyleMamba(nn.Module):
         self, style: Float[Array, "b s token"], shares: Float[Array, "b l s"]
     ) -> MaskStream:
         placed = jnp.einsum("bls,bsd->bld", shares, self.place(style).astype(jnp.float32))
+        placed = projected(placed)
         return self.cross.mask_stream(self.norm(self.positions(placed)).astype(self.dtype))
 
     def __call__(

@@ -3,12 +3,14 @@
 from functools import cache, partial
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.layers.embeddings import TimeEmbedding, sincos_positions
+from sisma_jax.models.sisma.config import REMAT_POLICIES
 from sisma_jax.models.sisma.model import SISMABlock, init_params, matrix_axes
 
 
@@ -127,7 +129,7 @@ def test_remat_changes_no_value_and_no_gradient(changes):
     z, t, labels = inputs(small())
     params = trained(small(**changes))
     results = []
-    for remat in ("none", "block", "dots"):
+    for remat in REMAT_POLICIES:
         model = SISMA(small(remat=remat, **changes))
         loss = lambda params, model=model: jnp.sum(
             model.apply({"params": params}, z, t, labels) ** 2
@@ -140,6 +142,37 @@ def test_remat_changes_no_value_and_no_gradient(changes):
             results[0],
             other,
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        # Of each mixer: delta's low-rank map, and its scan with "dots".
+        ({}, {"none": (0, 0), "names": (2, 0), "dots": (2, 2)}),
+        # Of each attention: both products.
+        (TWIN, {"none": (0, 0), "names": (0, 0), "dots": (4, 0)}),
+    ],
+)
+def test_each_policy_computes_again_what_it_does_not_keep(changes, again):
+    """Matrix products and scans of one block's gradient, beyond those without recomputation."""
+
+    def operations(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation.primitive.name
+            if equation.primitive.name != "by_platform":  # a pass of the scan
+                for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                    yield from operations(inner)
+
+    def count(remat):
+        config = small(depth=1, remat=remat, **changes)
+        z, t, labels = inputs(config, batch=1)
+        params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+        loss = lambda params: jnp.sum(SISMA(config).apply({"params": params}, z, t, labels) ** 2)
+        names = [*operations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)]
+        return np.array([names.count("dot_general"), names.count("by_platform")])
+
+    plain = count("none")
+    assert {remat: tuple(map(int, count(remat) - plain)) for remat in again} == again
 
 
 @pytest.mark.parametrize("changes", [{"orders": 2}, TWIN])

@@ -1,0 +1,352 @@
+"""Plans of training steps on GPUs that are not there: memory, arithmetic, bytes, a bound on time.
+
+    python benchmarks/plan_bench.py
+
+Nothing is measured. The whole step (draws, loss, gradient, clip, AdamW, average) of the variants of
+configs/celeba.py, from cached latents, is compiled for an H200 as far as XLA's final program: its
+buffers are assigned, its kernels are known, and the machine code is left out, which would take four
+fifths of the time. From it are read
+
+  temporaries, arguments   bytes of the buffers besides the state, and of the state and the batch
+  flops, special, bytes    by `compiled_text`, with loops as often as they run
+  kernels, launches        kernels of the program, and how many run in a step
+  roofline                 a lower bound on the time on each card, by `roofline`
+
+XLA is told of unlimited memory, so that no program is changed to need less. Workspaces of cuBLAS
+and cuDNN are chosen on the card and are not contained.
+
+Blocks are a loop, so these figures are linear in the batch and in the tokens of an image, and what
+remains at batch 0 is proportional to the parameters. So for each `model.remat` only these are
+compiled: `large` at two batches, and `small`, `base` and `xlarge` at one. The other batches, 512
+and 1024 are derived. The checks compile some of the derived ones, the same step for the other
+cards, and once also the machine code, and give the differences (`--checks`).
+
+A plan fits a card if temporaries and arguments are at most the share of its memory that JAX takes
+by default, 75 %.
+
+Compiled steps are kept in the JSON file and are not compiled again; --again compiles them anew.
+Needs the extra `gpu-check`. Half a minute of one core for each step on an idle machine.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from math import prod
+from pathlib import Path
+
+import jax
+import report
+from compiled_text import Program
+from plan_case import model_config
+from roofline import scan_kind, seconds, with_scans
+
+from sisma_jax.common import cli
+from sisma_jax.common.files import read_json
+from sisma_jax.configs import celeba
+from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS
+from sisma_jax.models.cost.by_hand import macs
+from sisma_jax.models.sisma.config import REMAT_POLICIES, SISMAConfig
+from sisma_jax.models.sisma.model import init_params
+
+CARDS = {"H200": "H200", "A100-80": "A100", "RTX 4090": "RTX 4090"}
+"""Names of the cards in `CHIPS`."""
+VARIANTS = ("small", "base", "large", "xlarge", "512", "1024")
+BATCHES = (16, 32, 64, 128, 256)
+LOW, HIGH = 16, 64
+"""The batches of `large` that are compiled; the others are compiled at HIGH."""
+DERIVED = ("512", "1024")
+SHARE = 0.75
+"""The share of a card's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION is set."""
+STATE = 16
+"""Bytes of the state for each parameter: itself, two moments and the average, in float32."""
+CASE = Path(__file__).with_name("plan_case.py")
+CASE_NAMES = ("variant", "card", "remat", "batch", "accumulate")
+LINEAR = ("temporaries", "flops", "special", "bytes")
+
+
+def parse():
+    parser = report.parser("plan_bench.py", __doc__)
+    add = parser.add_argument
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME",
+        help="variants of configs/celeba.py; `large` is always compiled")  # fmt: skip
+    add("--remat", nargs="+", choices=REMAT_POLICIES, default=list(REMAT_POLICIES),
+        metavar="POLICY")  # fmt: skip
+    add("--batches", nargs="+", type=int, default=list(BATCHES), metavar="N")
+    add("--checks", action="store_true", help="also compile what the other figures rest on")
+    add("--again", action="store_true", help="compile again what the JSON file has")
+    add("--out", type=cli.path, default=report.RESULTS / "plan.json",
+        help="JSON file (default: results/plan.json)")  # fmt: skip
+    args = parser.parse_args()
+    if min(args.batches) < 1:
+        parser.error(f"--batches {args.batches}: give numbers above 0")
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        parser.error("compiling for a GPU needs its compiler: pip install -e '.[gpu-check]'")
+    return args
+
+
+def compiled(case: dict, whole: bool = False) -> dict:
+    """Compile a step in another process, and read its plan.
+
+    Args:
+      case: arguments of `plan_case.main`.
+      whole: with the machine code; otherwise the process is ended when the program is planned.
+    """
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        dump, said = Path(folder), Path(folder, "said")
+        flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_step"
+        process = subprocess.Popen(
+            [sys.executable, str(CASE), json.dumps(case)],
+            stdout=subprocess.PIPE if whole else subprocess.DEVNULL, text=True,
+            stderr=said.open("w", encoding="utf-8"),
+            env=os.environ | {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )  # fmt: skip
+        # The first kernel's code is written after the plan.
+        planned = lambda: any(dump.glob("*jit_step*.ll")) or any(dump.glob("*jit_step*.ptx"))
+        while process.poll() is None and (whole or not planned()):
+            time.sleep(0.2)
+        if process.poll() is None:
+            process.kill()
+        told = process.communicate()[0]
+        buffers = next(dump.glob("*after_optimizations-buffer-assignment.txt"), None)
+        if buffers is None:
+            lines = [line for line in said.read_text("utf-8").splitlines() if line.strip()]
+            raise SystemExit(f"{case} was not compiled: {lines[-1] if lines else 'no message'}")
+        text = buffers.read_text("utf-8").split("Used values:")[0]
+        program = next(dump.glob("*gpu_after_optimizations.txt")).read_text("utf-8")
+    sizes = lambda kind: sum(
+        map(int, re.findall(rf"^allocation \d+: size (\d+), {kind}", text, re.MULTILINE))
+    )
+    config = model_config(case["variant"], case["remat"])
+    # Of one scan of one pass.
+    rows = case["batch"] // case.get("accumulate", 1)
+    updates = rows * config.grid[0] * config.grid[1] * config.expand * config.width * config.state
+    kernels = with_scans(Program(program).kernels, updates)
+    total = lambda name: sum(kernel.runs * getattr(kernel, name) for kernel in kernels)
+    scans = lambda kind: sum(kernel.runs for kernel in kernels if scan_kind(kernel) == kind)
+    return {
+        **case,
+        "temporaries": sizes("preallocated-temp"),
+        "arguments": sizes("parameter"),
+        "flops": total("flops"),
+        "special": total("special"),
+        "bytes": total("bytes"),
+        "kernels": len(kernels),
+        "launches": sum(kernel.runs for kernel in kernels),
+        "scans_forward": scans("forward"),
+        "scans_backward": scans("backward"),
+        "bounds_ms": {
+            card: {
+                name: round(1e3 * value, 3)
+                for name, value in seconds(kernels, CHIPS[chip], updates).items()
+            }
+            for card, chip in CARDS.items()
+        },
+        "wall_seconds": round(time.perf_counter() - began, 1),
+        **({"by_memory_analysis": json.loads(told.splitlines()[-1])} if whole else {}),
+    }
+
+
+@functools.cache
+def parameters(variant: str) -> int:
+    config = model_config(variant, "none")
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def arguments(variant: str, config: SISMAConfig, batch: int) -> int:
+    moments = 2 * 2 * config.latent_channels * config.latent_size**2
+    return STATE * parameters(variant) + batch * (moments + config.image_size**2)
+
+
+class Plans:
+    """Figures of any variant and batch, from the compiled ones."""
+
+    def __init__(self, rows: list[dict]) -> None:
+        key = lambda row: (row["variant"], row["remat"], row["batch"])
+        self.rows = {key(row): row for row in rows if plain(row)}
+
+    def at(self, variant: str, remat: str, batch: int) -> dict | None:
+        """One row of the table, or None if what it is derived from is not compiled."""
+        low, high = (self.rows.get(("large", remat, count)) for count in (LOW, HIGH))
+        if low is None or high is None:
+            return None
+        config = model_config(variant, remat)
+        own = high if variant in DERIVED else self.rows.get((variant, remat, HIGH))
+        if own is None:
+            return None
+        size = parameters(variant) / parameters("large")
+        tokens = prod(config.grid) / prod(model_config("large", remat).grid)
+
+        def line(figure) -> float:
+            rate = (figure(high) - figure(low)) / (HIGH - LOW)
+            fixed = size * (figure(low) - LOW * rate)
+            rate = rate * tokens if variant in DERIVED else (figure(own) - fixed) / HIGH
+            return fixed + rate * batch
+
+        exact = (variant, remat, batch) in self.rows
+        found = {name: round(line(lambda row, name=name: row[name])) for name in LINEAR}
+        found |= {"arguments": arguments(variant, config, batch)}
+        found |= {name: own[name] for name in ("kernels", "launches")}
+        needed = found["temporaries"] + found["arguments"]
+        found["cards"] = {
+            card: self._card(card, chip, config, batch, needed, line)
+            for card, chip in CARDS.items()
+        }
+        case = {"variant": variant, "remat": remat, "batch": batch}
+        return case | {"from": "compiled" if exact else "derived"} | found
+
+    @staticmethod
+    def _card(card, chip, config, batch, needed, line) -> dict:
+        bounds = {
+            name: line(lambda row, name=name: row["bounds_ms"][card][name])
+            for name in ("roofline", "matmul", "exponentials", "memory", "instructions")
+        }
+        rate = 1e3 * batch / bounds["roofline"]
+        return {
+            "fits": needed <= SHARE * CHIPS[chip].memory,
+            **{f"{name}_ms": round(value, 1) for name, value in bounds.items()},
+            "images_per_second": round(rate, 1),
+            "mfu": round(6 * macs(config) * rate / CHIPS[chip].matmul, 3),
+        }
+
+    def needed(self, variant: str, remat: str, batch: int, accumulate: int) -> int | None:
+        """Bytes of a step in `accumulate` parts; their gradients are summed in float32."""
+        row = self.at(variant, remat, batch // accumulate)
+        if row is None:
+            return None
+        whole = arguments(variant, model_config(variant, remat), batch)
+        return row["temporaries"] + whole + 4 * parameters(variant) * (accumulate > 1)
+
+    def defaults(self) -> list[dict]:
+        """Whether the defaults of configs/celeba.py fit the cards that it names."""
+        rows = []
+        for variant, parts in celeba.ACCUMULATE.items():
+            config = celeba.get_config(variant)
+            for card, accumulate in parts.items():
+                plan = (config.model.remat, config.train.batch_size, accumulate)
+                if (needed := self.needed(variant, *plan)) is not None:
+                    case = dict(zip(("remat", "batch", "accumulate"), plan, strict=True))
+                    limit = round(SHARE * CHIPS[CARDS[card]].memory)
+                    sizes = {"needed": needed, "limit": limit, "fits": needed <= limit}
+                    rows.append({"variant": variant, "card": card} | case | sizes)
+        return rows
+
+    def checked(self, rows: list[dict]) -> list[dict]:
+        """Compiled checks beside what is derived for them."""
+        found = []
+        for row in rows:
+            parts = row.get("accumulate", 1)
+            derived = self.at(row["variant"], row["remat"], row["batch"] // parts)
+            if derived is None or (plain(row) and derived["from"] == "compiled"):
+                continue
+            temporaries = derived["temporaries"] + 4 * parameters(row["variant"]) * (parts > 1)
+            case = {name: row[name] for name in CASE_NAMES if name in row}
+            pairs = {"temporaries": (temporaries, row["temporaries"])}
+            if whole := row.get("by_memory_analysis"):
+                pairs["memory_analysis"] = (temporaries, whole["temporaries"])
+            if parts == 1:
+                pairs |= {name: (derived[name], row[name]) for name in ("flops", "bytes")}
+            found.append(
+                case
+                | {
+                    name: {"derived": a, "compiled": b, "difference": round(a / b - 1, 4)}
+                    for name, (a, b) in pairs.items()
+                }
+            )
+        return found
+
+
+def plain(row: dict) -> bool:
+    """Whether a compiled row is no check."""
+    special = row["card"] != "H200" or row.get("accumulate", 1) > 1
+    return not special and "by_memory_analysis" not in row
+
+
+def cases(variants: list[str], remat: list[str]) -> list[dict]:
+    own = [name for name in variants if name not in ("large", *DERIVED)]
+    at = [("large", HIGH), ("large", LOW), *((name, HIGH) for name in own)]
+    return [
+        {"variant": variant, "card": "H200", "remat": policy, "batch": batch}
+        for policy in remat
+        for variant, batch in at
+    ]
+
+
+def checks() -> list[tuple[dict, bool]]:
+    """The steps that show what the table rests on, and whether they are compiled to the end."""
+    default = celeba.get_config("large").model.remat
+    large = {"variant": "large", "card": "H200", "remat": default, "batch": HIGH}
+    return [
+        (large | {"variant": "512", "batch": 8}, False),
+        (large | {"card": "A100"}, False),
+        (large | {"card": "RTX 4090"}, False),
+        (large | {"accumulate": 4}, False),
+        (large | {"batch": 256}, False),
+        (large, True),
+    ]
+
+
+def line(row: dict) -> str:
+    gigabytes = (row["temporaries"] / 1e9, row["arguments"] / 1e9)
+    start = (
+        f"{row['variant']:>7} {row['remat']:>6} {row['batch']:>5} {gigabytes[0]:>7.1f} "
+        f"{gigabytes[1]:>6.1f} {row['flops'] / 1e12:>7.1f} {row['bytes'] / 1e9:>7.0f} "
+        f"{row['launches']:>8}"
+    )
+    cards = (
+        f"{card['images_per_second']:>8.0f}{'' if card['fits'] else '*'} {card['mfu']:>6.1%}"
+        for card in row["cards"].values()
+    )
+    return start + " " + " ".join(cards)
+
+
+def main() -> None:
+    args = parse()
+    rows = [] if args.again or not args.out.exists() else read_json(args.out)["compiled"]
+
+    def kept(case: dict, whole: bool) -> dict | None:
+        same = lambda row: {k: v for k, v in row.items() if k in CASE_NAMES} == case
+        return next((r for r in rows if same(r) and ("by_memory_analysis" in r) == whole), None)
+
+    def table() -> list[dict]:
+        plans = Plans(rows)
+        return [
+            row
+            for variant in args.variants
+            for policy in args.remat
+            for batch in args.batches
+            if (row := plans.at(variant, policy, batch)) is not None
+        ]
+
+    def write() -> None:
+        content = {"cards": {card: vars(CHIPS[chip]) for card, chip in CARDS.items()}}
+        plans = Plans(rows)
+        content |= {"share_of_memory": SHARE, "defaults": plans.defaults()}
+        content |= {"checks": plans.checked(rows), "planned": table(), "compiled": rows}
+        report.write(args.out, ("jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin"), content)
+
+    wanted = [(case, False) for case in cases(args.variants, args.remat)]
+    if args.checks:
+        wanted += checks()
+    for case, whole in wanted:
+        if kept(case, whole) is None:
+            print(f"compiling {case}" + (" to the end" if whole else ""), flush=True)
+            rows.append(compiled(case, whole))
+            write()
+    write()
+    heads = " ".join(f"{card[:8]:>8} {'MFU':>6}" for card in CARDS)
+    print(f"variant  remat batch temp GB arg GB   TFLOP      GB launches {heads}")
+    for row in table():
+        print(line(row))
+    print("images/s by the roofline, an upper bound; * does not fit the card")
+
+
+if __name__ == "__main__":
+    main()
