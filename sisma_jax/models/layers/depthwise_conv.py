@@ -14,8 +14,15 @@ products. How these are best computed depends on the platform, and `jax.lax.plat
 chooses when a program is lowered. (The kernels' `by_platform` spares the tracing of long programs
 that another platform needs, but has no second derivatives.)
 
-CPU: a fusion that reads an array nine times computes it nine times (13 % of a training step), so
-barriers keep neighbouring operations out. pre is kept for the backward pass.
+CPU: XLA computes a result once more for each operation that reads it, unless it is a division, an
+exponential or the like, and removes optimization barriers before it decides so. The forward pass
+therefore ends in e = exp(-pre) and y = pre / (1 + e), which are both kept, and the backward pass
+begins with a division:
+
+    dpre = dy (1 + y e) / (1 + e)                         SiLU'(pre) = sigmoid + y (1 - sigmoid)
+
+This saves some nine convolutions in each block, in a training step of the demo 7 % (measured beside
+a kept pre between barriers, on two cores).
 
 GPU and TPU: the forward pass is one kernel, which reads x and writes y. The backward pass computes
 pre again, which saves the memory to keep it, and has three kernels of the size of x: one for dpre,
@@ -31,6 +38,9 @@ import jax.numpy as jnp
 from jax.lax import optimization_barrier, platform_dependent
 from jaxtyping import Array, Float
 
+LEAST_PRE = -80.0
+"""Where pre is less, its exponential on a CPU is that of this value, which a float32 can hold."""
+
 
 @jax.custom_vjp
 def depthwise_conv3x3_silu(
@@ -44,13 +54,14 @@ def depthwise_conv3x3_silu(
 
 
 def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, ...]]:
-    y, pre = platform_dependent(x, kernel, bias, cpu=_forward_on_cpu, default=_forward_in_one)
-    return y, (x, kernel, bias, pre)
+    y, e = platform_dependent(x, kernel, bias, cpu=_forward_on_cpu, default=_forward_in_one)
+    return y, (x, kernel, bias, y, e)
 
 
 def _forward_on_cpu(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
-    pre = optimization_barrier(_convolve(_shifted_on_cpu(x), kernel) + _channels(bias))
-    return jax.nn.silu(pre).astype(x.dtype), pre.astype(x.dtype)
+    pre = _convolve(_shifted(_padded(x)), kernel) + _channels(bias)
+    e = jnp.exp(-jnp.maximum(pre, LEAST_PRE))
+    return (pre / (1 + e)).astype(x.dtype), e.astype(x.dtype)
 
 
 def _forward_in_one(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
@@ -60,7 +71,7 @@ def _forward_in_one(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]
 
 
 def _backward(residuals: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
-    _, kernel, bias, _ = residuals
+    _, kernel, bias, *_ = residuals
     dx, dkernel, dbias = platform_dependent(
         *residuals, dy, cpu=_backward_on_cpu, default=_backward_in_three
     )
@@ -68,17 +79,17 @@ def _backward(residuals: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Ar
 
 
 def _backward_on_cpu(
-    x: Array, kernel: Array, bias: Array, pre: Array, dy: Array
+    x: Array, kernel: Array, bias: Array, y: Array, e: Array, dy: Array
 ) -> tuple[Array, Array, Array]:
-    dpre = optimization_barrier(_through_silu(pre.astype(jnp.float32), dy))
-    products = [shift * dpre.astype(jnp.float32) for shift in _shifted_on_cpu(x)]
-    dkernel = jnp.stack([jnp.sum(product, (0, 1, 2)) for product in products])
-    dx = optimization_barrier(_convolve(_shifted_on_cpu(dpre), kernel[::-1, ::-1]).astype(x.dtype))
-    return dx, dkernel, jnp.sum(dpre, (0, 1, 2), dtype=jnp.float32)
+    y, e, dy = (array.astype(jnp.float32) for array in (y, e, dy))
+    dpre = dy * (1 + y * e) / (1 + e)
+    dkernel = jnp.stack([jnp.sum(shift * dpre, (0, 1, 2)) for shift in _shifted(_padded(x))])
+    dx = _convolve(_shifted(_padded(dpre)), kernel[::-1, ::-1]).astype(x.dtype)
+    return dx, dkernel, jnp.sum(dpre, (0, 1, 2))
 
 
 def _backward_in_three(
-    x: Array, kernel: Array, bias: Array, _: Array, dy: Array
+    x: Array, kernel: Array, bias: Array, _y: Array, _e: Array, dy: Array
 ) -> tuple[Array, Array, Array]:
     shifts = _shifted(_padded(x))
     pre = _convolve(shifts, kernel) + _channels(bias)
@@ -123,10 +134,6 @@ def _shifted(padded: Array) -> list[Array]:
     height, width = padded.shape[1] - 2, padded.shape[2] - 2
     shift = lambda i, j: padded[:, i : i + height, j : j + width].astype(jnp.float32)
     return [shift(i, j) for i in range(3) for j in range(3)]
-
-
-def _shifted_on_cpu(x: Array) -> list[Array]:
-    return _shifted(optimization_barrier(_padded(x)))
 
 
 def _channels(x: Array) -> Float[Array, "1 1 1 c"]:
