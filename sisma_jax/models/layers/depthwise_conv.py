@@ -35,8 +35,12 @@ TPU.
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.lax import optimization_barrier, platform_dependent
 from jaxtyping import Array, Float
+
+ON_CPU = "convolution on a CPU"
+"""Name, for policies of `jax.checkpoint`, of what costs more to compute again than to keep."""
 
 LEAST_PRE = -80.0
 """Where pre is less, its exponential on a CPU is that of this value, which a float32 can hold."""
@@ -61,7 +65,7 @@ def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, 
 def _forward_on_cpu(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
     pre = _convolve(_shifted(_padded(x)), kernel) + _channels(bias)
     e = jnp.exp(-jnp.maximum(pre, LEAST_PRE))
-    return (pre / (1 + e)).astype(x.dtype), e.astype(x.dtype)
+    return checkpoint_name(((pre / (1 + e)).astype(x.dtype), e.astype(x.dtype)), ON_CPU)
 
 
 def _forward_in_one(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from sisma_jax.kernels.selective_scan import CHECKPOINTS
+from sisma_jax.models.layers.depthwise_conv import ON_CPU
 
 PROJECTED = "projected"
 """The result of a linear map."""
@@ -17,7 +18,7 @@ MIXED = "mixed"
 
 _only = jax.checkpoint_policies.save_only_these_names
 POLICIES = {
-    "names": _only(PROJECTED, MIXED, CHECKPOINTS),
+    "names": _only(PROJECTED, MIXED, CHECKPOINTS, ON_CPU),
     "dots": _only(PROJECTED),
     "block": None,
 }
