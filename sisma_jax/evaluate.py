@@ -47,7 +47,7 @@ from sisma_jax.models.face_parser import load_parser
 from sisma_jax.models.generators import generator, model_config
 from sisma_jax.models.judges.inception import SCALINGS
 from sisma_jax.runs.folder import RunFolder
-from sisma_jax.synthesis.options import SamplingOptions
+from sisma_jax.synthesis.options import SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
 METRICS = {
@@ -200,7 +200,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.diversity_masks < 1:
         raise InputError(f"--diversity-masks is {args.diversity_masks}: use at least 1")
     samplings_of(args)
-    _options(style_guidance=args.style_guidance)
+    with name_fields("--"):
+        SamplingOptions(style_guidance=args.style_guidance)
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed is {args.seed}: use 0..{2**32 - 1}")
     only_of_images = {
@@ -397,20 +398,14 @@ def samplings_of(args: argparse.Namespace) -> list[Sampling]:
     Raises:
       InputError: if a value is out of range.
     """
-    return [
-        Sampling(options=_options(steps=steps, solver=solver, guidance=guidance), seed=args.seed)
-        for solver in args.solver
-        for guidance in args.guidance
-        for steps in args.steps
-    ]
-
-
-def _options(**values: Any) -> SamplingOptions:
-    """The options, whose errors name the command's option."""
-    try:
-        return SamplingOptions(**values)
-    except InputError as error:
-        raise InputError(f"--{str(error).replace('style guidance', 'style-guidance')}") from None
+    with name_fields("--"):
+        options = [
+            SamplingOptions(steps=steps, solver=solver, guidance=guidance)
+            for solver in args.solver
+            for guidance in args.guidance
+            for steps in args.steps
+        ]
+    return [Sampling(options=one, seed=args.seed) for one in options]
 
 
 def reading_of(args: argparse.Namespace) -> Reading:

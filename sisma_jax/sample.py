@@ -25,7 +25,7 @@ from sisma_jax.data.label_values import Reading
 from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.flows import rectified
 from sisma_jax.synthesis import references
-from sisma_jax.synthesis.options import SamplingOptions
+from sisma_jax.synthesis.options import SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
 
@@ -122,12 +122,13 @@ def main() -> None:
     if args.per_mask < 1:
         raise InputError(f"--per-mask is {args.per_mask}: use at least 1")
     reading = Reading(args.class_order, args.allow_unlabelled, args.nearest_colour)
-    options = SamplingOptions(
-        steps=args.steps,
-        solver=args.solver,
-        guidance=args.guidance,
-        style_guidance=args.style_guidance,
-    )
+    with name_fields("--"):
+        options = SamplingOptions(
+            steps=args.steps,
+            solver=args.solver,
+            guidance=args.guidance,
+            style_guidance=args.style_guidance,
+        )
     check_output(args.out)
     paths = collect_masks(args.masks)
     twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]

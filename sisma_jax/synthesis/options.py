@@ -1,7 +1,8 @@
 """Options of sampling: their defaults, their checks, and their form in a compiled program."""
 
+import contextlib
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any, no_type_check
 
 import jax
@@ -63,6 +64,29 @@ class SamplingOptions:
     def without_style(self) -> "SamplingOptions":
         """The options for faces without a style, which no style guidance applies to."""
         return dataclasses.replace(self, style_guidance=1.0)
+
+
+@contextlib.contextmanager
+def name_fields(prefix: str) -> Iterator[None]:
+    """A context in which errors name the fields of `SamplingOptions` as a user writes them.
+
+    Args:
+      prefix: "--" for options of a command, or a config's section and a dot ("samples.").
+
+    Raises:
+      InputError: with the prefix, for an InputError that begins with the name of a field.
+    """
+    joint = "-" if prefix == "--" else "_"
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        names = [field.name.replace("_", " ") for field in dataclasses.fields(SamplingOptions)]
+        for name in sorted(names, key=len, reverse=True):  # "guidance" also begins longer names
+            if text.startswith(f"{name} "):
+                written = prefix + name.replace(" ", joint)
+                raise InputError(written + text.removeprefix(name)) from None
+        raise
 
 
 def _is_one(scale: Any) -> bool:

@@ -46,6 +46,16 @@ def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
         )
 
 
+def check_sampling(config: Config, options: SamplingOptions) -> None:
+    """Raises InputError if a model of this configuration cannot be sampled in this way."""
+    model = generator(config)
+    if model.most_steps is not None and options.steps > model.most_steps:
+        raise InputError(
+            f"steps is {options.steps}: {model.name} was trained on {model.most_steps + 1} "
+            f"steps of noise, use at most {model.most_steps}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Synthesizer:
     """Masks to images.
@@ -257,12 +267,7 @@ class Synthesizer:
 
     def check_options(self, options: SamplingOptions, style: Style | None, count: int) -> None:
         """Raises InputError if the model cannot make `count` faces in this way and style."""
-        model = generator(self.config)
-        if model.most_steps is not None and options.steps > model.most_steps:
-            raise InputError(
-                f"steps is {options.steps}: {model.name} was trained on {model.most_steps + 1} "
-                f"steps of noise, use at most {model.most_steps}"
-            )
+        check_sampling(self.config, options)
         if options.guided and not self.trained_with_null_mask:
             raise InputError(
                 f"guidance is {options.guidance}, but no mask was dropped in the model's training "
