@@ -196,7 +196,7 @@ def _generator() -> ConfigDict:
     config.samples.masks = 8  # of the test split
     config.samples.per_mask = 3  # samples of each mask
     config.samples.steps = sampling.steps  # of the solver
-    config.samples.solver = sampling.solver  # "euler" (for SCA-DM this is DDIM), "midpoint", "heun"
+    config.samples.solver = sampling.solver  # "euler" (SCA-DM: DDIM), "midpoint", "heun" or "ab2"
     config.samples.guidance = sampling.guidance  # scale of the guidance by the mask; 1 for none
 
     # Loss of the averaged weights on the test split, by intervals of training time

@@ -40,8 +40,9 @@ from sisma_jax.models.autoencoder import (
 from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
+from sisma_jax.synthesis.checks import check_autoencoder, check_sampling
 from sisma_jax.synthesis.options import SamplingOptions, name_fields
-from sisma_jax.synthesis.synthesizer import Synthesizer, check_autoencoder, check_sampling
+from sisma_jax.synthesis.synthesizer import Synthesizer
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
