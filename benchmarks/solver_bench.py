@@ -1,6 +1,6 @@
 """Error of a trained model's faces by solver and steps, against a solution of many steps.
 
-    python benchmarks/solver_bench.py --workdir runs/demo --out benchmarks/results/solver_cpu.json
+    python benchmarks/solver_bench.py --workdir runs/demo
 
 Errors are those of the solver alone, at one noise per mask: the root mean square of the latents'
 difference to the solution, relative to that of the solution, and the mean absolute difference of
@@ -8,15 +8,15 @@ the images in grey levels. The solution is Heun's method in `--reference-steps` 
 its steps takes two velocities.
 """
 
-import argparse
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import report
 
 from sisma_jax import Synthesizer
+from sisma_jax.common import cli
 from sisma_jax.data import synthetic
-from sisma_jax.evaluation.speed import circumstances
 from sisma_jax.flows.rectified import VELOCITIES
 from sisma_jax.synthesis.options import SamplingOptions
 
@@ -29,7 +29,7 @@ CASES = (
 
 def measured(
     synthesizer: Synthesizer, labels: np.ndarray, guidance: float, reference_steps: int
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Rows of all cases with one guidance."""
     options = SamplingOptions(steps=reference_steps, solver="heun", guidance=guidance)
     solution = synthesizer.latents(labels, options)
@@ -45,34 +45,36 @@ def measured(
             "velocities": steps * VELOCITIES[solver], "latent_error": float(error),
             "grey_levels": float(levels),
         }  # fmt: skip
-        print(json.dumps(row), flush=True)
+        print(*(f"{name} {value}" for name, value in row.items()), sep=", ", flush=True)
         rows.append(row)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = report.parser("solver_bench.py", __doc__)
     add = parser.add_argument
-    add("--workdir", type=Path, required=True, help="run folder of a model of synthetic faces")
-    add("--out", type=Path, required=True, help="JSON file for the results")
+    add("--workdir", type=cli.path, default=Path("runs/demo"),
+        help="run of a model of synthetic faces (default: runs/demo)")  # fmt: skip
     add("--count", type=int, default=16, help="masks (default: 16)")
     add("--guidance", type=float, nargs="+", default=[1.0, 1.5], help="(default: 1 1.5)")
     add("--reference-steps", type=int, default=200, help="(default: 200)")
+    add("--out", type=cli.path, default=report.RESULTS,
+        help="folder for solver_cpu.json (default: benchmarks/results)")  # fmt: skip
     args = parser.parse_args()
     synthesizer = Synthesizer.load(args.workdir)
     size = synthesizer.config.image_size
-    # Faces of a seed that no training set of the configs has.
+    # Faces of a seed that no config trains on.
     labels = np.stack([synthetic.face(7, index, size)[1] for index in range(args.count)])
     rows = [
         row
         for guidance in args.guidance
         for row in measured(synthesizer, labels, guidance, args.reference_steps)
     ]
-    result = {
-        "step": synthesizer.step, "count": args.count, "image_size": size,
+    content = {
+        "training_step": synthesizer.step, "masks": args.count, "image_size": size,
         "reference_steps": args.reference_steps, "rows": rows,
     }  # fmt: skip
-    args.out.write_text(json.dumps(circumstances() | result, indent=1) + "\n")
+    report.write(args.out / "solver_cpu.json", ("jax", "flax"), content)
 
 
 if __name__ == "__main__":
