@@ -172,7 +172,7 @@ def integrate(
 
         z' = z + h ((1 + r / 2) v - (r / 2) v_before)
 
-    (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section III.5). Its
+    (Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I, section III.5). Its
     first step is Euler's.
 
     Args:

@@ -48,7 +48,7 @@ class SamplingOptions:
     style_guidance: float | Sequence[float] = 1.0
     """The same for the style, at the cost of another pass."""
     guidance_interval: tuple[float, float] = ALWAYS
-    """First and last time of both guidances (Kynkaanniemi et al., arXiv 2404.07724). A velocity at
+    """First and last time of both guidances (Kynkäänniemi et al., arXiv 2404.07724). A velocity at
     any other time is the plain model's, at its cost. Without guidance it has no effect."""
     times: Sequence[float] | None = None
     """Start times of the solver's steps and the end time, increasing in [0, 1]."""
