@@ -14,6 +14,8 @@ variants change.
 
 from ml_collections import ConfigDict
 
+from sisma_jax.synthesis.options import SamplingOptions
+
 
 def sisma() -> ConfigDict:
     """Defaults of SISMA."""
@@ -211,12 +213,13 @@ def _generator() -> ConfigDict:
     config.flow.class_balance = 0.0  # above 0, small classes weigh more than their area
 
     # The grids that are sampled during training
+    sampling = SamplingOptions()
     config.samples = ConfigDict()
     config.samples.masks = 8  # of the test split
     config.samples.per_mask = 3  # samples of each mask
-    config.samples.steps = 25  # of the solver
-    config.samples.solver = "euler"  # (for SCA-DM this is DDIM), "midpoint" or "heun"
-    config.samples.guidance = 1.0  # scale of the guidance by the mask; 1 for none
+    config.samples.steps = sampling.steps  # of the solver
+    config.samples.solver = sampling.solver  # "euler" (SCA-DM: DDIM), "midpoint", "heun" or "ab2"
+    config.samples.guidance = sampling.guidance  # scale of the guidance by the mask; 1 for none
 
     # Loss of the averaged weights on the test split, by intervals of training time
     config.evaluation = ConfigDict()

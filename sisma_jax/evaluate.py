@@ -47,7 +47,10 @@ from sisma_jax.models.face_parser import load_parser
 from sisma_jax.models.generators import generator, model_config
 from sisma_jax.models.judges.inception import SCALINGS
 from sisma_jax.runs.folder import RunFolder
-from sisma_jax.synthesis.options import SamplingOptions
+from sisma_jax.synthesis import arguments
+from sisma_jax.synthesis.arguments import TIME_OPTIONS
+from sisma_jax.synthesis.checks import check_sampling
+from sisma_jax.synthesis.options import STEPS, SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
 METRICS = {
@@ -66,7 +69,7 @@ DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,style,speed"
 DEFAULT_RESIZE = "tf1"
 STATISTICS = ".npz"
 OF_RUNS = (
-    "steps", "guidance", "style_guidance", "solver", "seed", "diversity_masks",
+    "steps", "guidance", "style_guidance", "solver", *TIME_OPTIONS, "seed", "diversity_masks",
     "diversity_samples", "batch_size", "lpips_network",
 )  # fmt: skip
 """Options that do not apply to existing pictures."""
@@ -124,19 +127,19 @@ def parse_arguments() -> argparse.Namespace:
         f"(default: those of {DEFAULT_METRICS} that are)",
     )
     add("--count", type=int, default=2000, help="test faces and masks; one sample per mask")
-    defaults = SamplingOptions()
-    add("--steps", type=comma_list(int), default=str(defaults.steps),
-        help="solver steps, one or several")  # fmt: skip
-    add("--guidance", type=comma_list(float), default=str(defaults.guidance),
+    add("--steps", type=comma_list(int),
+        help=f"solver steps, one or several (default: {STEPS})")  # fmt: skip
+    add("--guidance", type=comma_list(float), default=str(SamplingOptions.guidance),
         help="guidance, one or several")  # fmt: skip
-    add("--style-guidance", type=float, default=defaults.style_guidance,
+    add("--style-guidance", type=float, default=SamplingOptions.style_guidance,
         help="style guidance of faces with references")  # fmt: skip
     add(
         "--solver",
         type=comma_list(str),
-        default=defaults.solver,
+        default=SamplingOptions.solver,
         help=f"one or several of {', '.join(rectified.SOLVERS)}",
     )
+    arguments.add_arguments(parser)
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--diversity-masks", type=int, default=200, help="masks for LPIPS diversity")
     add("--diversity-samples", type=int, default=10, help="samples per mask for LPIPS diversity")
@@ -200,7 +203,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.diversity_masks < 1:
         raise InputError(f"--diversity-masks is {args.diversity_masks}: use at least 1")
     samplings_of(args)
-    _options(style_guidance=args.style_guidance)
+    with name_fields("--"):
+        SamplingOptions(style_guidance=args.style_guidance)
+    arguments.check_interval(args, [*args.guidance, args.style_guidance])
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed is {args.seed}: use 0..{2**32 - 1}")
     only_of_images = {
@@ -320,6 +325,10 @@ def main() -> None:
 def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
     config = RunFolder(args.workdir).config()
     model = model_config(config)
+    samplings = samplings_of(args)
+    with name_fields("--"):
+        for sampling in samplings:
+            check_sampling(model, sampling.options)
     has_style = generator(model).has_style
     if "style" in args.asked and not has_style:
         raise InputError(
@@ -341,7 +350,7 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
         Synthesizer.load(args.workdir, batch_size=args.batch_size),
         training_faces(config.data, size, classes),
         name=args.name or args.workdir.resolve().name,
-        samplings=samplings_of(args),
+        samplings=samplings,
         diversity=Diversity(masks=args.diversity_masks, samples=args.diversity_samples),
         speed="speed" in args.metrics,
         peers="peers" in args.metrics,
@@ -397,20 +406,13 @@ def samplings_of(args: argparse.Namespace) -> list[Sampling]:
     Raises:
       InputError: if a value is out of range.
     """
-    return [
-        Sampling(options=_options(steps=steps, solver=solver, guidance=guidance), seed=args.seed)
+    options = [
+        arguments.options_from(args, steps=steps, solver=solver, guidance=guidance)
         for solver in args.solver
         for guidance in args.guidance
-        for steps in args.steps
+        for steps in args.steps or [None]
     ]
-
-
-def _options(**values: Any) -> SamplingOptions:
-    """The options, whose errors name the command's option."""
-    try:
-        return SamplingOptions(**values)
-    except InputError as error:
-        raise InputError(f"--{str(error).replace('style guidance', 'style-guidance')}") from None
+    return [Sampling(options=one, seed=args.seed) for one in options]
 
 
 def reading_of(args: argparse.Namespace) -> Reading:

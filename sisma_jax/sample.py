@@ -24,8 +24,8 @@ from sisma_jax.data.label_maps import collect_masks, read_with_share, resize_nea
 from sisma_jax.data.label_values import Reading
 from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.flows import rectified
-from sisma_jax.synthesis import references
-from sisma_jax.synthesis.options import SamplingOptions
+from sisma_jax.synthesis import arguments, references
+from sisma_jax.synthesis.options import STEPS, SamplingOptions
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
 
@@ -52,15 +52,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--per-mask", type=int, default=1, help="faces per mask")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    defaults = SamplingOptions()
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="solver steps")
+    parser.add_argument("--steps", type=int, help=f"solver steps (default: {STEPS})")
     parser.add_argument(
-        "--solver", choices=rectified.SOLVERS, default=defaults.solver, help="ODE solver"
+        "--solver", choices=rectified.SOLVERS, default=SamplingOptions.solver, help="ODE solver"
     )
     parser.add_argument(
         "--guidance",
         type=float,
-        default=defaults.guidance,
+        default=SamplingOptions.guidance,
         help="classifier-free guidance; 1 is the plain model; more follows the mask more closely",
     )
     parser.add_argument("--batch-size", type=int, default=16, help="faces per batch")
@@ -70,6 +69,7 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="accept 255 (or mid grey) in masks: the model decides what is there",
     )
+    arguments.add_arguments(parser)
     references.add_arguments(parser)
     return parser.parse_args()
 
@@ -122,12 +122,14 @@ def main() -> None:
     if args.per_mask < 1:
         raise InputError(f"--per-mask is {args.per_mask}: use at least 1")
     reading = Reading(args.class_order, args.allow_unlabelled, args.nearest_colour)
-    options = SamplingOptions(
+    options = arguments.options_from(
+        args,
         steps=args.steps,
         solver=args.solver,
         guidance=args.guidance,
         style_guidance=args.style_guidance,
     )
+    arguments.check_interval(args, [args.guidance, args.style_guidance])
     check_output(args.out)
     paths = collect_masks(args.masks)
     twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]

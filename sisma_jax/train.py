@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import check_choice, check_least, section
+from sisma_jax.common.config import check_least, section
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data import prepared
 from sisma_jax.data.config import DataConfig
@@ -29,7 +29,6 @@ from sisma_jax.devices.sharding import (
     local_copy,
     replicated,
 )
-from sisma_jax.flows import rectified
 from sisma_jax.kernels.selective_scan.api import check_here
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import (
@@ -41,7 +40,9 @@ from sisma_jax.models.autoencoder import (
 from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
-from sisma_jax.synthesis.synthesizer import Synthesizer, check_autoencoder
+from sisma_jax.synthesis.checks import check_autoencoder, check_sampling
+from sisma_jax.synthesis.options import SamplingOptions, name_fields
+from sisma_jax.synthesis.synthesizer import Synthesizer
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
@@ -105,9 +106,13 @@ class SamplesConfig:
     guidance: float
 
     def __post_init__(self) -> None:
-        check_least(self, "samples", 1, "masks", "per_mask", "steps")
-        check_choice(self, "samples", "solver", rectified.SOLVERS)
-        check_least(self, "samples", 0, "guidance")
+        check_least(self, "samples", 1, "masks", "per_mask")
+        self.options  # noqa: B018  raises if a value is out of range
+
+    @property
+    def options(self) -> SamplingOptions:
+        with name_fields("samples."):
+            return SamplingOptions(steps=self.steps, solver=self.solver, guidance=self.guidance)
 
 
 Hook = Callable[[Synthesizer, Source], Mapping[str, float]]
@@ -204,6 +209,8 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         flow_config = section(FlowConfig, config, "flow")
         first_stage = section(FirstStageConfig, config, "autoencoder")
         check_sections(model, data, first_stage)
+        with name_fields("samples."):
+            check_sampling(model, samples.options)
         hook = load_hook(evaluation)
         check_folder(run, config)
         check_memory(model, flow_config, settings, mesh)
@@ -281,12 +288,9 @@ def sample_grid(
     def draw_grid(ema: Params) -> np.ndarray:
         model = synthesizer(ema)
         make = partial(
-            model,
+            model.images,
             np.repeat(labels, samples.per_mask, axis=0),
-            seed=0,
-            steps=samples.steps,
-            solver=samples.solver,
-            guidance=samples.guidance,
+            samples.options,
         )
         made = [make()]
         if model.has_style:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sisma_jax import sample
+from sisma_jax import Synthesizer, sample
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.label_maps import colourise, write_label_map
 from tests.tiny_runs import call
@@ -37,6 +37,19 @@ def test_several_faces_per_mask_whatever_the_batch_size(tiny_run, masks, tmp_pat
         assert image.shape == (32, 32, 3)
         assert np.abs(image.astype(int) - large[name]).max() <= 1
     assert np.abs(small["a_0.png"].astype(int) - small["a_1.png"]).max() > 20
+
+
+def test_times_solver_and_interval_are_those_of_the_options(tiny_run, masks, tmp_path):
+    made = run(
+        tiny_run, masks, tmp_path / "x", "--solver", "ab2", "--shift", 3, "--guidance", 40,
+        "--guidance-interval", 0.1, 0.8, "--steps", 3,
+    )  # fmt: skip
+    synthesizer = Synthesizer.load(tiny_run)
+    labels = sample.read_masks([masks / "a.png", masks / "b.png"], 32)
+    options = {"solver": "ab2", "steps": 3, "shift": 3, "guidance": 40}
+    faces = synthesizer(labels, **options, guidance_interval=(0.1, 0.8))
+    assert np.abs(np.stack([*made.values()]).astype(int) - faces).max() <= 1
+    assert np.abs(faces.astype(int) - synthesizer(labels, **options)).max() > 1
 
 
 def test_colour_masks_mean_the_same_as_indexed_ones(tiny_run, masks, tmp_path):
@@ -73,7 +86,13 @@ def test_wrong_input_is_refused_and_nothing_is_written(tiny_run, masks, tmp_path
         ((tiny_run, masks, tiny_run), "is not empty: give --out"),
         ((tiny_run, masks, out, "--per-mask", 0), "--per-mask is 0"),
         ((tiny_run, masks, out, "--batch-size", 0), "batch size 0"),
-        ((tiny_run, masks, out, "--guidance", -1), "guidance is -1"),
+        ((tiny_run, masks, out, "--guidance", -1), "^--guidance is -1"),
+        ((tiny_run, masks, out, "--times", 0, 1), "^--steps is 2, but times are those of 1 steps"),
+        ((tiny_run, masks, out, "--shift", -1), "^--shift is -1.0: use more than 0"),
+        (
+            (tiny_run, masks, out, "--guidance-interval", 0.1, 0.8),
+            "^--guidance-interval is 0.1 0.8, but there is no guidance: give --guidance",
+        ),
         ((tiny_run, masks / "sub" / "wide.png", out), "has 32x16 pixels: crop it"),
     ]:
         with pytest.raises(InputError, match=message):

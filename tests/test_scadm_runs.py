@@ -4,12 +4,14 @@ import json
 import shutil
 from functools import partial
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sisma_jax import Synthesizer, demo, export, train
 from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
+from sisma_jax.flows.diffusion import ddim_times, to_flow
 from sisma_jax.models.scadm.config import SCADMConfig
 from tests.tiny_runs import SIZE, arguments, call
 
@@ -74,9 +76,15 @@ def test_faces_take_the_style_they_are_given(workdir, faces, tmp_path):
     for options, said in [
         (dict(guidance=1.5), r"no mask was dropped in the model's training \(flow.drop is 0\)"),
         (dict(steps=1000), "SCA-DM was trained on 1000 steps of noise, use at most 999"),
+        (dict(steps=None, times=(0, 0.5, 1)), "^times are given, but SCA-DM is sampled at DDIM's"),
+        (dict(shift=3), "^shift is 3, but SCA-DM is sampled at DDIM's times: leave it at 1"),
     ]:
         with pytest.raises(InputError, match=said):
             make(**options)
+    noise = np.random.default_rng(0).normal(size=(2, SIZE // 4, SIZE // 4, 4)).astype(np.float32)
+    begun = to_flow(jnp.asarray(noise), jnp.full(2, ddim_times(3)[0]))
+    made = make(noise=noise, solver="ab2").astype(int)
+    assert np.abs(made - make(latents=begun, solver="ab2")).max() <= 1
     call(export.main, "--workdir", workdir, "--out", tmp_path / "out")
     exported = Synthesizer.load(tmp_path / "out")
     np.testing.assert_array_equal(exported(labels, steps=3, style=style), make(style=style))

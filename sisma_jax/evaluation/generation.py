@@ -46,18 +46,22 @@ class Sampling:
         """The start of the name of the faces' folder."""
         options, style = self.options, "-style" if self.own_style else ""
         style += f"-s{options.style_guidance:g}" if options.style_guided else ""
+        style += "".join(f"-{name.replace('_', '-')}" for name in self._settings_of_times)
         return f"{options.solver}{options.steps}-g{options.guidance:g}-seed{self.seed}{style}"
 
     @property
     def in_words(self) -> str:
         options, own = self.options, "own style, " if self.own_style else ""
         style = f", of the style {options.style_guidance:g}" if options.style_guided else ""
+        for setting, value in self._settings_of_times.items():
+            numbers = value if isinstance(value, list) else [value]
+            style += f", {setting.replace('_', ' ')} {' '.join(f'{x:g}' for x in numbers)}"
         seed = f", seed {self.seed}" if self.seed else ""
         return f"{own}{options.solver} {options.steps}, guidance {options.guidance:g}{style}{seed}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings by name; without those of styles if they have their defaults.
+        """Settings by name; without those of styles and of times if they have their defaults.
 
         Reports store them and digests cover them in this order, so earlier reports fit only what
         does not change here.
@@ -71,6 +75,18 @@ class Sampling:
             settings["own_style"] = True
         if options.style_guided:
             settings["style_guidance"] = options.style_guidance
+        return settings | self._settings_of_times
+
+    @property
+    def _settings_of_times(self) -> dict[str, Any]:
+        """Times, shift and guidance interval where they differ from their defaults."""
+        options, settings = self.options, {}
+        if options.times is not None:
+            settings["times"] = list(options.times)
+        if options.shift != 1:
+            settings["shift"] = options.shift
+        if options.interval is not None and (options.guided or options.style_guided):
+            settings["guidance_interval"] = list(options.interval)
         return settings
 
     def seed_of(self, mask: int, sample: int) -> int:

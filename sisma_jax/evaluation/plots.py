@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from sisma_jax.evaluation.scoring import LOWER_IS_BETTER, SCORES, Row, heading
+from sisma_jax.synthesis.arguments import TIME_OPTIONS
 
 
 def quality_plots(rows: Sequence[Row]) -> dict[str, str]:
@@ -33,7 +34,12 @@ def _plot(rows: Sequence[Row], keys: Sequence[str], along: str, others: tuple[st
         model = [row.settings["model"]] if several else []
         seed = [f"seed {row.settings['seed']}"] if row.settings["seed"] else []
         rest = [row.settings[others[0]], f"{others[1]} {row.settings[others[1]]:g}"]
-        lines[", ".join([*model, *rest, *seed])].append(row)
+        times = [
+            f"{name.replace('_', ' ')} {row.settings[name]}"
+            for name in TIME_OPTIONS
+            if name in row.settings
+        ]
+        lines[", ".join([*model, *rest, *times, *seed])].append(row)
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for label, line in lines.items():
             points = sorted((row.settings[along], row.scores[key]) for row in line

@@ -294,9 +294,10 @@ def _cost_table(result: dict[str, Any]) -> Table:
             [f"peak memory of the {'process' if on_cpu else 'device'}, GiB",
              result["peak_bytes"] / GIB],
         ],
-        f"One image of {result['image_size']} pixels. A step of euler takes one velocity, of the "
-        "other solvers two; guidance doubles velocities and mask. XLA counts norms and activations "
-        "too. Peak memory is the maximum so far, over everything that the process has done.",
+        f"One image of {result['image_size']} pixels. A step of euler or ab2 takes one velocity, "
+        "one of midpoint or heun two; guidance doubles velocities and mask. XLA counts norms and "
+        "activations too. Peak memory is the maximum so far, over everything that the process has "
+        "done.",
     )  # fmt: skip
 
 

@@ -9,17 +9,23 @@ A model predicts v from (z_t, t, condition). Its loss is the mean squared error 
 dimensions, unweighted by default, with t from a logit-normal(0, 1) (Esser et al., arXiv 2403.03206)
 or a uniform distribution. The times of a batch are stratified (Kingma et al., arXiv 2107.00630):
 together they cover the distribution evenly, which lowers the variance of the gradient. Synthesis
-integrates dz/dt = v(z, t) from t = 0 to t = 1, by default in equal steps.
+integrates dz/dt = v(z, t) from t = 0 to t = 1, by default in equal steps. Shifted times
+
+    t' = t / (t + s (1 - t)),    s the shift                                       (3)
+
+take finer steps near the noise for s > 1: they multiply the ratio of noise to data, (1 - t) / t, by
+s (Esser et al., the shift of timestep schedules by resolution; their t is 1 - t here).
 
 For classifier-free guidance, training replaces some conditions by the null condition, and synthesis
 uses
 
-    v = v_null + s (v_cond - v_null),    s the guidance scale                      (3)
+    v = v_null + s (v_cond - v_null),    s the guidance scale                      (4)
 
 where s = 1 is the conditional velocity and s = 0 the unconditional one.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +35,11 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 Velocity = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[Array, "batch ..."]]
 """v(z_t, t), with the condition already bound."""
 
+Times = Float[np.ndarray, " steps_and_one"] | Float[Array, " steps_and_one"]
+"""Start times of solver steps, and the end time."""
+
 TIME_SAMPLINGS = ("logit_normal", "uniform")
-VELOCITIES = {"euler": 1, "midpoint": 2, "heun": 2}
+VELOCITIES = {"euler": 1, "midpoint": 2, "heun": 2, "ab2": 1}
 """Velocity evaluations per step, by solver."""
 SOLVERS = tuple(VELOCITIES)
 
@@ -112,9 +121,11 @@ def mean_square(
 def guide(
     conditional: Float[Array, "batch ..."],
     unconditional: Float[Array, "batch ..."],
-    guidance: Float[Array, ""] | float,
+    guidance: Float[Array, " batch"] | Float[Array, ""] | float,
 ) -> Float[Array, "batch ..."]:
-    """Return the guided velocity, equation (3)."""
+    """Return the guided velocity, equation (4), with one scale for all samples or one for each."""
+    if jnp.ndim(guidance):
+        guidance = _per_sample(guidance, conditional).astype(conditional.dtype)
     return unconditional + guidance * (conditional - unconditional)
 
 
@@ -125,7 +136,10 @@ def step(
     h: Float[Array, ""] | float,
     solver: str,
 ) -> Float[Array, "batch ..."]:
-    """Return z at `time` + h from z at `time`, by one solver step; h may be negative."""
+    """Return z at `time` + h from z at `time`, by one step of a one-step solver; h may be negative.
+
+    "ab2" is none: its steps also need the velocity of the step before.
+    """
     t = jnp.full(z.shape[:1], time)
     v = velocity(z, t)
     if solver == "midpoint":
@@ -135,31 +149,65 @@ def step(
     return z + h * v
 
 
+def shifted(
+    times: Float[Array, " n"] | Float[np.ndarray, " n"], shift: Float[Array, ""] | float
+) -> Float[Array, " n"] | Float[np.ndarray, " n"]:
+    """Return times shifted by a positive number, equation (3); 0 and 1 stay where they are."""
+    return times / (times + shift * (1 - times))
+
+
 def integrate(
     velocity: Velocity,
     noise: Float[Array, "batch ..."],
     *,
     steps: int,
     solver: str = "euler",
-    times: Float[np.ndarray, " steps_and_one"] | None = None,
+    times: Times | None = None,
 ) -> Float[Array, "batch ..."]:
     """Integrate the velocity from noise (t = 0) to data (t = 1).
 
     "euler" evaluates the velocity once per step (order 1), "midpoint" and "heun" twice (order 2).
+    "ab2", the Adams-Bashforth method of order 2, evaluates it once and extrapolates linearly from
+    the step before; with r the ratio of the step's width h to the one before,
+
+        z' = z + h ((1 + r / 2) v - (r / 2) v_before)
+
+    (Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I, section III.5). Its
+    first step is Euler's.
 
     Args:
       velocity: v(z, t).
       noise: z at the first time.
       steps: number of solver steps.
       solver: one of SOLVERS.
-      times: start times of the steps and the end time; None for equal steps from 0 to 1.
+      times: start times of the steps and the end time, increasing; None for equal steps from 0
+        to 1.
 
     Raises:
       ValueError: if `steps` is less than 1 or the solver is unknown.
     """
-    time_steps = _grid(steps, solver, times, noise.dtype)
-    advance = lambda z, at: (step(velocity, z, *at, solver), None)
-    return jax.lax.scan(advance, noise, time_steps)[0]
+    advance = lambda state, at: (_advance(velocity, state, at, solver), None)
+    grid = _grid(steps, solver, times, noise.dtype)
+    return jax.lax.scan(advance, _first_state(noise, solver), grid)[0].z
+
+
+def trajectory(
+    velocity: Velocity,
+    noise: Float[Array, "batch ..."],
+    *,
+    steps: int,
+    solver: str = "euler",
+    times: Times | None = None,
+) -> Float[Array, "steps_and_one batch ..."]:
+    """`integrate`, returning z at every time: the noise first, the result of `integrate` last."""
+
+    def advance(state: _State, at: _Step) -> tuple[_State, Array]:
+        state = _advance(velocity, state, at, solver)
+        return state, state.z
+
+    grid = _grid(steps, solver, times, noise.dtype)
+    after = jax.lax.scan(advance, _first_state(noise, solver), grid)[1]
+    return jnp.concatenate([noise[None], after])
 
 
 def invert(
@@ -168,7 +216,7 @@ def invert(
     *,
     steps: int,
     solver: str = "euler",
-    times: Float[np.ndarray, " steps_and_one"] | None = None,
+    times: Times | None = None,
 ) -> tuple[Float[Array, "batch ..."], Float[Array, "steps batch ..."]]:
     """Integrate the velocity backwards, from data to the noise that `integrate` maps to it.
 
@@ -187,12 +235,10 @@ def invert(
     Raises:
       ValueError: as `integrate`.
     """
-
-    def retreat(z: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
-        start, width = at
-        return step(velocity, z, start + width, -width, solver), z
-
-    return jax.lax.scan(retreat, data, _grid(steps, solver, times, data.dtype), reverse=True)
+    retreat = lambda state, at: (_advance(velocity, state, at, solver), state.z)
+    grid = _grid(steps, solver, times, data.dtype, backwards=True)
+    state, after = jax.lax.scan(retreat, _first_state(data, solver), grid, reverse=True)
+    return state.z, after
 
 
 def integrate_near(
@@ -203,30 +249,68 @@ def integrate_near(
     *,
     steps: int,
     solver: str = "euler",
-    times: Float[np.ndarray, " steps_and_one"] | None = None,
+    times: Times | None = None,
 ) -> Float[Array, "batch ..."]:
     """`integrate`, with elements that are not `free` set to the `trajectory` of `invert`.
 
     `free` broadcasts over z.
     """
 
-    def advance(z: Array, at: tuple) -> tuple[Array, None]:
-        (start, width), after = at
-        return jnp.where(free, step(velocity, z, start, width, solver), after), None
+    def advance(state: _State, at: tuple[_Step, Array]) -> tuple[_State, None]:
+        state = _advance(velocity, state, at[0], solver)
+        return state._replace(z=jnp.where(free, state.z, at[1])), None
 
-    time_steps = _grid(steps, solver, times, noise.dtype)
-    return jax.lax.scan(advance, noise, (time_steps, trajectory))[0]
+    grid = _grid(steps, solver, times, noise.dtype)
+    return jax.lax.scan(advance, _first_state(noise, solver), (grid, trajectory))[0].z
+
+
+class _State(NamedTuple):
+    """What a solver carries from step to step."""
+
+    z: Array
+    before: Array | None
+    """The velocity at the last step's start for "ab2"; None for the other solvers."""
+
+
+class _Step(NamedTuple):
+    """A solver step, or arrays of all of them."""
+
+    start: Array
+    width: Array
+    """Negative backwards."""
+    ratio: Array | None
+    """For "ab2": `width` to that of the step before, 0 for the first step."""
+
+
+def _first_state(z: Array, solver: str) -> _State:
+    return _State(z, jnp.zeros_like(z) if solver == "ab2" else None)
+
+
+def _advance(velocity: Velocity, state: _State, at: _Step, solver: str) -> _State:
+    if solver != "ab2":
+        return _State(step(velocity, state.z, at.start, at.width, solver), None)
+    v = velocity(state.z, jnp.full(state.z.shape[:1], at.start)).astype(state.z.dtype)
+    return _State(state.z + at.width * (v + 0.5 * at.ratio * (v - state.before)), v)
 
 
 def _grid(
-    steps: int, solver: str, times: Float[np.ndarray, " steps_and_one"] | None, dtype: jnp.dtype
-) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
-    """Start time and width of each step."""
+    steps: int, solver: str, times: Times | None, dtype: jnp.dtype, *, backwards: bool = False
+) -> _Step:
+    """The steps in the order of their times; those that go backwards start at their later time."""
     if steps < 1:
         raise ValueError(f"the number of solver steps is {steps}: use at least 1")
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is unknown: use one of {', '.join(SOLVERS)}")
     if times is None:
-        return jnp.arange(steps, dtype=dtype) / steps, jnp.full(steps, 1.0 / steps, dtype)
-    times = jnp.asarray(times, dtype)
-    return times[:-1], jnp.diff(times)
+        starts = jnp.arange(steps, dtype=dtype) / steps
+        widths = jnp.full(steps, 1.0 / steps, dtype)
+    else:
+        times = jnp.asarray(times, dtype)
+        starts, widths = times[:-1], jnp.diff(times)
+    ratios = None
+    if solver == "ab2":
+        none = jnp.zeros(1, dtype)
+        ratios = jnp.concatenate(
+            [widths[:-1] / widths[1:], none] if backwards else [none, widths[1:] / widths[:-1]]
+        )
+    return _Step(starts + widths, -widths, ratios) if backwards else _Step(starts, widths, ratios)

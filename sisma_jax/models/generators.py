@@ -45,6 +45,8 @@ class Generator(Protocol):
     """Whether the model has style conditioning."""
     most_steps: int | None
     """The most solver steps; None for any number."""
+    any_times: bool
+    """Whether a solver may step from any time to any other, and not at `times` alone."""
 
     def init_params(self, key: PRNGKeyArray) -> Params: ...
 
@@ -64,7 +66,7 @@ class Generator(Protocol):
     ) -> Float[Array, "b h w c"]: ...
 
     def times(self, steps: int) -> Float[np.ndarray, " steps_and_one"] | None:
-        """The solver's time grid, in sampling and editing; None for equal steps."""
+        """The solver's times unless others are asked for; None for equal steps."""
 
     def start(self, noise: Float[Array, "b h w c"], steps: int) -> Float[Array, "b h w c"]:
         """The initial value of a solver, z at the first of `times`, from `noise` ~ N(0, I)."""
@@ -131,6 +133,7 @@ class SISMAGenerator(_FlaxGenerator):
     network, source = sisma.SISMA, sisma
     name = "SISMA"
     most_steps = None
+    any_times = True
 
     @property
     def has_style(self) -> bool:
@@ -167,6 +170,7 @@ class SCADMGenerator(_FlaxGenerator):
     network, source = scadm.SCADM, scadm
     name = "SCA-DM"
     most_steps = diffusion.STEPS - 1
+    any_times = False
     has_style = True
 
     def encode(

@@ -113,8 +113,9 @@ class Handlers:
         return canvas.unpacked(easel, self.studio.size, self.studio.classes)
 
     def options(self, steps: Any, guidance: Any, style_guidance: Any = 1.0) -> SamplingOptions:
-        """The options of a request, within the page's limits."""
+        """The options of a request, within the page's limits; the solver is the run's."""
         return SamplingOptions(
+            solver=self.studio.options.solver,
             steps=limits.integer("steps", steps, 1, self.most_steps),
             guidance=limits.number("guidance", guidance, 0, self.most_guidance),
             style_guidance=limits.number(

@@ -59,7 +59,7 @@ class Studio:
     no_parser: str
     """Why there is no parser; "" if there is one."""
     options: SamplingOptions
-    """Initial steps and guidance: the run's own for its sample grids."""
+    """Solver, and initial steps and guidance: the run's own for its sample grids."""
     reading: Reading = LENIENT
     """Options for reading masks."""
 
@@ -93,7 +93,9 @@ class Studio:
             starts=find_starts(run, classes, size),
             parser=loaded,
             no_parser=reason,
-            options=SamplingOptions(steps=samples.steps, guidance=samples.guidance),
+            options=SamplingOptions(
+                steps=samples.steps, solver=samples.solver, guidance=samples.guidance
+            ),
             reading=reading,
         )
 

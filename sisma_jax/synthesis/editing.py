@@ -10,6 +10,7 @@ margin, latents away from the edit therefore follow the inversion's trajectory, 
 are the photo's (blended latent diffusion, arXiv 2206.02779, with inversion for fresh noise).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import no_type_check
 
@@ -22,9 +23,8 @@ from sisma_jax.common.errors import InputError, whole_number
 from sisma_jax.devices.sharding import chunks, local_mesh, under_mesh, whole_batch
 from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import to_float, to_uint8
-from sisma_jax.models.generators import generator
 from sisma_jax.synthesis.options import SamplingOptions
-from sisma_jax.synthesis.programs import velocity_under
+from sisma_jax.synthesis.programs import solver_of, velocity_under, velocity_with
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -36,11 +36,14 @@ def edit(
     labels: UInt8[np.ndarray, "batch H W"],
     edited: UInt8[np.ndarray, "batch H W"],
     *,
-    steps: int = SamplingOptions.steps,
+    steps: int | None = SamplingOptions.steps,
     solver: str = "heun",
-    guidance: float = SamplingOptions.guidance,
+    guidance: float | Sequence[float] = SamplingOptions.guidance,
     margin: int | None = 8,
     style: Style | None = None,
+    guidance_interval: tuple[float, float] = SamplingOptions.guidance_interval,
+    times: Sequence[float] | None = SamplingOptions.times,
+    shift: float = SamplingOptions.shift,
 ) -> UInt8[np.ndarray, "batch H W 3"]:
     """Return the photos under edited masks. Deterministic, so it takes no seed.
 
@@ -49,19 +52,26 @@ def edit(
       images: RGB photos of the model's size.
       labels: their masks, class ids, 255 where unlabelled.
       edited: the edited masks.
-      steps: number of solver steps in each direction.
-      solver: "heun" or "midpoint"; "euler" comes back to the photo only with many steps.
-      guidance: guidance of the forward direction; 1 is the plain model.
+      steps: number of solver steps in each direction, by default 25.
+      solver: "heun", "midpoint" or "ab2"; "euler" comes back to the photo only with many steps.
+      guidance: guidance of the forward direction, one or one per photo; 1 is the plain model.
       margin: distance in pixels from changed labels up to which the photo may change. None: all
         pixels come from the model.
       style: style of the forward direction, one for all or one per photo. None takes the photos'
         own, by their own masks; a part that only the edited mask shows is then drawn from noise.
         `synthesizer.style(images, labels).take(other, ["hat"])` gives it another face's style.
+      guidance_interval: see `SamplingOptions`; of the forward direction.
+      times, shift: see `SamplingOptions`; of both directions. With times that begin after 0 the
+        photo is inverted up to there, and keeps more of itself.
 
     Raises:
       InputError: if an argument is out of range or does not fit the model or another argument.
     """
-    options = SamplingOptions(steps=steps, solver=solver, guidance=guidance)
+    options = SamplingOptions(
+        steps=steps, solver=solver, guidance=guidance, guidance_interval=guidance_interval,
+        times=times, shift=shift,
+    )  # fmt: skip
+    options.check_ends(from_noise=False)
     synthesizer.check_labels(labels)
     synthesizer.check_labels(edited)
     if images.dtype != np.uint8 or images.shape != (*labels.shape, 3):
@@ -76,11 +86,11 @@ def edit(
     if margin is not None and margin < 0:
         raise InputError(f"margin is {margin}: use 0 or more pixels, or None for the whole face")
     synthesizer.check_options(options, style, len(images))
-    styles: list[np.ndarray] = []
+    styles: tuple[np.ndarray, ...] = ()
     if synthesizer.has_style:
         own = synthesizer.style(images, labels)
         wanted = own if style is None else style.repeat(len(images) if len(style) == 1 else 1)
-        styles = [own.tokens, wanted.tokens]
+        styles = own.tokens, wanted.tokens
     mesh = local_mesh()
     follow = partial(
         under_mesh(mesh, _edit),
@@ -89,8 +99,12 @@ def edit(
     )
     size = whole_batch(max(min(synthesizer.batch_size, len(images)), 1), mesh)
     faces = [np.empty((0, *images.shape[1:]), np.uint8)]
-    for placed, count in chunks(size, mesh, images, labels, edited, *styles):
-        result = follow(synthesizer.params, synthesizer.autoencoder, options, *placed)
+    arrays, tree = jax.tree.flatten((options.per_image, images, labels, edited, *styles))
+    for batch, count in chunks(size, mesh, *arrays):
+        scales, *placed = jax.tree.unflatten(tree, batch)
+        result = follow(
+            synthesizer.params, synthesizer.autoencoder, options.of_images(scales), *placed
+        )
         faces.append(np.asarray(result)[:count])
     return np.concatenate(faces)
 
@@ -100,14 +114,12 @@ def _edit(
     config, params, autoencoder, options, images, labels, edited, own_style=None, style=None,
     *, margin,
 ):  # fmt: skip
-    steps = options.steps
-    solve = {"steps": steps, "solver": options.solver, "times": generator(config).times(steps)}
+    solve = solver_of(config, options)
     photo = to_float(images)
     data = autoencoder.encode(photo)[0] * autoencoder.scaling_factor
     own = velocity_under(config, params, labels, None, own_style)
     noise, trajectory = rectified.invert(own, data, **solve)
-    guidance = options.guidance if options.guided else None
-    wanted = velocity_under(config, params, edited, guidance, style)
+    wanted = velocity_with(config, params, edited, options, style)
     if margin is None:
         return to_uint8(autoencoder.from_latents(rectified.integrate(wanted, noise, **solve)))
     blend = _ramp(labels != edited, margin)

@@ -4,6 +4,7 @@
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.models.generators import Config, Params, generator
 from sisma_jax.synthesis.options import SamplingOptions
+
+Scale = Float[Array, " b"] | Float[Array, ""] | float
+"""A guidance: one for each image, or one for all."""
 
 
 def noise_keys(seed: int | UInt32[np.ndarray, "..."], start: int, count: int) -> Key[Array, " b"]:
@@ -36,9 +40,10 @@ def velocity_under(
     config: Config,
     params: Params,
     labels: UInt8[Array, "b H W"],
-    guidance: Float[Array, ""] | float | None,
+    guidance: Scale | None,
     style: Float[Array, "b k token"] | None = None,
-    style_guidance: Float[Array, ""] | float | None = None,
+    style_guidance: Scale | None = None,
+    interval: Any = None,
 ) -> rectified.Velocity:
     """Return the velocity under label maps and styles, which are encoded once, here.
 
@@ -47,9 +52,17 @@ def velocity_under(
         v = v(null, none) + s (v(mask, none) + r (v(mask, style) - v(mask, none)) - v(null, none))
 
     Only terms that a guidance needs are computed (None means 1), in one pass over a batch of two or
-    three times the size.
+    three times the size. At times outside of `interval`, its first and last time, v(mask, style) is
+    computed alone: a conditional of the compiled program runs one of its two branches.
     """
     model = generator(config)
+    if interval is not None:
+        plain = velocity_under(config, params, labels, None, style)
+        guided = velocity_under(config, params, labels, guidance, style, style_guidance)
+        first, last = interval
+        # All samples are at one time.
+        within = lambda t: (first <= t[0]) & (t[0] <= last)
+        return lambda z, t: jax.lax.cond(within(t), guided, plain, z, t)
     maps = [labels]
     if style_guidance is not None:
         maps.append(labels)
@@ -73,35 +86,71 @@ def velocity_under(
     return guided_velocity
 
 
-@partial(jax.jit, static_argnames="config")
-def synthesize_latents(
+def velocity_with(
     config: Config,
     params: Params,
-    keys: Key[Array, " b"],
     labels: UInt8[Array, "b H W"],
     options: SamplingOptions,
-    style: Float[Array, "b k token"] | None = None,
-) -> Float[Array, "b h w c"]:
-    """Return scaled latents for label maps."""
-    shape = (config.latent_size, config.latent_size, config.latent_channels)
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    velocity = velocity_under(
+    style: Float[Array, "b k token"] | None,
+) -> rectified.Velocity:
+    """`velocity_under`, guided as `options` say."""
+    return velocity_under(
         config,
         params,
         labels,
         options.guidance if options.guided else None,
         style,
         options.style_guidance if options.style_guided else None,
+        options.interval if options.guided or options.style_guided else None,
     )
-    model, steps = generator(config), options.steps
-    start, times = model.start(noise, steps), model.times(steps)
-    return rectified.integrate(velocity, start, steps=steps, solver=options.solver, times=times)
+
+
+def solver_of(config: Config, options: SamplingOptions) -> dict[str, Any]:
+    """Keyword arguments of `rectified.integrate`: number of steps, solver and times."""
+    grid = options.grid
+    times = generator(config).times(options.steps) if grid is None else grid
+    return {"steps": options.steps, "solver": options.solver, "times": times}
+
+
+@partial(jax.jit, static_argnames=("config", "trajectory"))
+def synthesize_latents(
+    config: Config,
+    params: Params,
+    keys: Key[Array, " b"] | None,
+    labels: UInt8[Array, "b H W"],
+    options: SamplingOptions,
+    style: Float[Array, "b k token"] | None = None,
+    noise: Float[Array, "b h w c"] | None = None,
+    latents: Float[Array, "b h w c"] | None = None,
+    *,
+    trajectory: bool = False,
+) -> Float[Array, "b h w c"] | Float[Array, "b steps_and_one h w c"]:
+    """Return scaled latents for label maps, or with `trajectory` those at all times of the solver.
+
+    The solver starts from `latents`, else from `noise` ~ N(0, I), else from the noise of `keys`.
+    """
+    shape = (config.latent_size, config.latent_size, config.latent_channels)
+    if latents is None:
+        if noise is None:
+            noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        latents = generator(config).start(noise, options.steps)
+    velocity = velocity_with(config, params, labels, options, style)
+    solve = solver_of(config, options)
+    if trajectory:
+        return jnp.swapaxes(rectified.trajectory(velocity, latents, **solve), 0, 1)
+    return rectified.integrate(velocity, latents, **solve)
 
 
 @partial(jax.jit, static_argnames="config")
-def synthesize(config, params, autoencoder, keys, labels, options, style):
+def synthesize(config, params, autoencoder, keys, labels, options, style, noise=None, latents=None):
     """Return uint8 images (b, H, W, 3) for label maps; arguments as in `synthesize_latents`."""
-    latents = synthesize_latents(config, params, keys, labels, options, style)
+    latents = synthesize_latents(config, params, keys, labels, options, style, noise, latents)
+    return decode(autoencoder, latents)
+
+
+@jax.jit
+def decode(autoencoder, latents):
+    """Return the uint8 images (b, H, W, 3) of scaled latents."""
     return to_uint8(autoencoder.from_latents(latents))
 
 

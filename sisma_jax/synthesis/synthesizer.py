@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
 from jax.tree_util import PyTreeDef
-from jaxtyping import Float, UInt8, UInt32
+from jaxtyping import Float, Float32, UInt8, UInt32
 
 from sisma_jax.common.errors import InputError, whole_number
 from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
@@ -29,21 +29,24 @@ from sisma_jax.models.generators import Config, generator, model_config, paramet
 from sisma_jax.runs.checkpoint import abstract_like, averaged_weights
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
+from sisma_jax.synthesis.checks import (
+    check_autoencoder,
+    check_counts,
+    check_sampling,
+    check_seeds,
+    checked_latents,
+    start_of,
+)
 from sisma_jax.synthesis.options import SamplingOptions
-from sisma_jax.synthesis.programs import encode_style, no_style, noise_keys, synthesize
+from sisma_jax.synthesis.programs import (
+    decode,
+    encode_style,
+    no_style,
+    noise_keys,
+    synthesize,
+    synthesize_latents,
+)
 from sisma_jax.synthesis.styles import Style
-
-
-def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
-    """Raises InputError unless the model was configured for this autoencoder's latents."""
-    autoencoder.scaling_factor  # noqa: B018  raises if the weights lack it
-    factor, channels = autoencoder.config.factor, autoencoder.config.latent_channels
-    if (factor, channels) != (config.factor, config.latent_channels):
-        raise InputError(
-            f"the autoencoder has factor {factor} and {channels} latent channels where the "
-            f"model has {config.factor} and {config.latent_channels}: "
-            "set model.factor and model.latent_channels to the autoencoder's"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Synthesizer:
     """Classes that the labels index."""
     trained_with_null_mask: bool = True
     """Whether training sometimes dropped the mask, as guidance needs."""
-    _compiled: dict[tuple[int, PyTreeDef, bool], Compiled] = dataclasses.field(
+    _compiled: dict[tuple[int, PyTreeDef, tuple[str, ...], bool], Compiled] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -109,27 +112,39 @@ class Synthesizer:
         self,
         labels: UInt8[np.ndarray, "batch H W"],
         seed: int | Sequence[int] = 0,
-        steps: int = SamplingOptions.steps,
+        steps: int | None = SamplingOptions.steps,
         solver: str = SamplingOptions.solver,
-        guidance: float = SamplingOptions.guidance,
+        guidance: float | Sequence[float] = SamplingOptions.guidance,
         style: Style | None = None,
-        style_guidance: float = SamplingOptions.style_guidance,
+        style_guidance: float | Sequence[float] = SamplingOptions.style_guidance,
+        *,
+        guidance_interval: tuple[float, float] = SamplingOptions.guidance_interval,
+        times: Sequence[float] | None = SamplingOptions.times,
+        shift: float = SamplingOptions.shift,
+        noise: Float[np.ndarray, "batch h w c"] | None = None,
+        latents: Float[np.ndarray, "batch h w c"] | None = None,
     ) -> UInt8[np.ndarray, "batch H W 3"]:
         """Return an RGB image for every label map.
 
         Args:
           labels: class ids, 255 where unlabelled; H = W = the model's image size.
           seed: one for all, or one per image, in [0, 2**32). Noise depends on (seed, image index).
-          steps, solver, guidance, style_guidance: see `SamplingOptions`.
+          steps, solver, guidance, style_guidance, guidance_interval, times, shift: see
+            `SamplingOptions`; without times there are 25 steps by default.
           style: one for all, or one per image; None draws the style from noise, too.
+          noise: what the solver starts from in place of the seed's noise, N(0, I).
+          latents: what the solver starts from in place of noise, scaled latents at the first of the
+            times, which may be later than 0. `latents` and `trajectory` return such.
 
         Raises:
           InputError: if an argument is out of range, or label maps or styles do not fit the model.
         """
         options = SamplingOptions(
-            steps=steps, solver=solver, guidance=guidance, style_guidance=style_guidance
-        )
-        return self.images(np.asarray(labels), options, seed=seed, style=style)
+            steps=steps, solver=solver, guidance=guidance, style_guidance=style_guidance,
+            guidance_interval=guidance_interval, times=times, shift=shift,
+        )  # fmt: skip
+        start = {"seed": seed, "noise": noise, "latents": latents}
+        return self.images(np.asarray(labels), options, style=style, **start)
 
     @no_type_check
     def images(
@@ -139,11 +154,64 @@ class Synthesizer:
         *,
         seed: int | Sequence[int] = 0,
         style: Style | None = None,
+        noise: Float[np.ndarray, "batch h w c"] | None = None,
+        latents: Float[np.ndarray, "batch h w c"] | None = None,
     ) -> UInt8[np.ndarray, "batch H W 3"]:
         """Return what a call returns, by options that were checked before."""
         size = self.config.image_size
-        batches = self.batches(labels, options, seed=seed, style=style)
+        start = {"seed": seed, "noise": noise, "latents": latents}
+        batches = self.batches(labels, options, style=style, **start)
         return np.concatenate([np.empty((0, size, size, 3), np.uint8), *batches])
+
+    @no_type_check
+    def latents(
+        self,
+        labels: UInt8[np.ndarray, "batch H W"],
+        options: SamplingOptions,
+        *,
+        seed: int | Sequence[int] = 0,
+        style: Style | None = None,
+        noise: Float[np.ndarray, "batch h w c"] | None = None,
+        latents: Float[np.ndarray, "batch h w c"] | None = None,
+    ) -> Float32[np.ndarray, "batch h w c"]:
+        """Return the scaled latents of the images of a call, whose arguments these are.
+
+        With times that end before 1 they are noisy latents at the last time, from which another
+        call continues: `latents=`, with times that begin there.
+        """
+        start = {"seed": seed, "noise": noise, "latents": latents}
+        batches = self._checked_batches("latents", labels, options, style=style, **start)
+        return np.concatenate([np.empty((0, *self._latent_shape), np.float32), *batches])
+
+    @no_type_check
+    def trajectory(
+        self,
+        labels: UInt8[np.ndarray, "batch H W"],
+        options: SamplingOptions,
+        *,
+        seed: int | Sequence[int] = 0,
+        style: Style | None = None,
+        noise: Float[np.ndarray, "batch h w c"] | None = None,
+        latents: Float[np.ndarray, "batch h w c"] | None = None,
+    ) -> Float32[np.ndarray, "batch steps_and_one h w c"]:
+        """Return scaled latents at all times of the solver: its start first, `latents` last."""
+        start = {"seed": seed, "noise": noise, "latents": latents}
+        batches = self._checked_batches("trajectory", labels, options, style=style, **start)
+        none = np.empty((0, options.steps + 1, *self._latent_shape), np.float32)
+        return np.concatenate([none, *batches])
+
+    @no_type_check
+    def decode(self, latents: Float[np.ndarray, "batch h w c"]) -> UInt8[np.ndarray, "batch H W 3"]:
+        """Return the RGB images of scaled latents, for instance of steps of a trajectory.
+
+        Raises:
+          InputError: if they do not have the model's shape, or are not finite.
+        """
+        latents = checked_latents("latents", latents, self.config)
+        mesh, size = local_mesh(), self._rows(len(latents))
+        run, side = partial(under_mesh(mesh, decode), self.autoencoder), self.config.image_size
+        images = [np.asarray(run(*x))[:count] for x, count in chunks(size, mesh, latents)]
+        return np.concatenate([np.empty((0, side, side, 3), np.uint8), *images])
 
     @no_type_check
     def batches(
@@ -153,42 +221,65 @@ class Synthesizer:
         *,
         seed: int | Sequence[int] = 0,
         style: Style | None = None,
+        noise: Float[np.ndarray, "batch h w c"] | None = None,
+        latents: Float[np.ndarray, "batch h w c"] | None = None,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
         """Yield what a call returns, `batch_size` images at a time."""
+        start = {"seed": seed, "noise": noise, "latents": latents}
+        return self._checked_batches("images", labels, options, style=style, **start)
+
+    @no_type_check
+    def _checked_batches(
+        self, result, labels, options, *, seed, style, noise, latents
+    ) -> Iterator[np.ndarray]:
+        """`_batches`, after checks of its arguments."""
         self.check_labels(labels)
-        _check_seeds(seed, len(labels))
+        check_seeds(seed, len(labels))
         self.check_options(options, style, len(labels))
+        options.check_ends(from_noise=latents is None, to_data=result == "images")
+        start = start_of(self.config, noise, latents, len(labels))
         if style is not None and len(style) != len(labels):
             style = style.repeat(len(labels))
-        return self._batches(labels, options, np.asarray(seed, np.uint32), style)
+        return self._batches(result, labels, options, np.asarray(seed, np.uint32), style, start)
 
     def _batches(
         self,
+        result: str,
         labels: UInt8[np.ndarray, "batch H W"],
         options: SamplingOptions,
         seed: UInt32[np.ndarray, "..."],
         style: Style | None,
-    ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
+        given: dict[str, Float32[np.ndarray, "batch h w c"]],
+    ) -> Iterator[np.ndarray]:
+        """Yield "images", "latents" or the "trajectory", from noise of seeds unless it is `given`
+        what to start from."""
         mesh = local_mesh()
         rows, size = batch_sharding(mesh), self._rows(len(labels))
-        variant = size, jax.tree.structure(options), style is not None
-        program = self._compiled.get(variant) or partial(under_mesh(mesh, synthesize), self.config)
-        arrays = (labels,) if style is None else (labels, style.tokens)
+        if result == "images":
+            compiled = None if given else self._compiled.get(_variant(size, options, style))
+            run = compiled or partial(under_mesh(mesh, synthesize), self.config)
+            program = partial(run, self.params, self.autoencoder)
+        else:
+            run = partial(under_mesh(mesh, synthesize_latents), self.config, self.params)
+            program = partial(run, trajectory=result == "trajectory")
+        tokens = None if style is None else style.tokens
+        arrays, tree = jax.tree.flatten((labels, tokens, given, options.per_image))
         start = 0
-        for (placed, *tokens), count in chunks(size, mesh, *arrays):
-            keys = noise_keys(seed, start, count)
-            if count < size:
-                keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], size - count)])
-            images = program(
-                self.params,
-                self.autoencoder,
-                jax.device_put(keys, rows),
-                placed,
-                options,
-                *(tokens or [None]),
-            )
-            yield np.asarray(images)[:count]
+        for batch, count in chunks(size, mesh, *arrays):
+            placed, tokens, begin, scales = jax.tree.unflatten(tree, batch)
+            keys = None
+            if not given:
+                keys = noise_keys(seed, start, count)
+                if count < size:
+                    keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], size - count)])
+                keys = jax.device_put(keys, rows)
+            made = program(keys, placed, options.of_images(scales), tokens, **begin)
+            yield np.asarray(made)[:count]
             start += count
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        return (self.config.latent_size, self.config.latent_size, self.config.latent_channels)
 
     @property
     def has_style(self) -> bool:
@@ -257,12 +348,8 @@ class Synthesizer:
 
     def check_options(self, options: SamplingOptions, style: Style | None, count: int) -> None:
         """Raises InputError if the model cannot make `count` faces in this way and style."""
-        model = generator(self.config)
-        if model.most_steps is not None and options.steps > model.most_steps:
-            raise InputError(
-                f"steps is {options.steps}: {model.name} was trained on {model.most_steps + 1} "
-                f"steps of noise, use at most {model.most_steps}"
-            )
+        check_sampling(self.config, options)
+        check_counts(options, count)
         if options.guided and not self.trained_with_null_mask:
             raise InputError(
                 f"guidance is {options.guidance}, but no mask was dropped in the model's training "
@@ -306,9 +393,11 @@ class Synthesizer:
           "temporary": the peak of the rest, as XLA planned it.
         """
         mesh, size = local_mesh(), self._rows(count)
-        variant = size, jax.tree.structure(options), style is not None
+        variant = _variant(size, options, style)
         if variant not in self._compiled:
             rows, pixels = batch_sharding(mesh), self.config.image_size
+            scale = jax.ShapeDtypeStruct((size,), np.float32, sharding=rows)
+            options = options.of_images(dict.fromkeys(options.per_image, scale))
             keys = jax.device_put(noise_keys(0, 0, size), rows)
             labels = jax.ShapeDtypeStruct((size, pixels, pixels), np.uint8, sharding=rows)
             tokens = None
@@ -344,13 +433,8 @@ class Synthesizer:
             )
 
 
-@no_type_check
-def _check_seeds(seed: int | Sequence[int], count: int) -> None:
-    """Raises InputError unless this is one seed, or one for each of `count` images."""
-    seeds = [whole_number(x, "seed") for x in np.atleast_1d(seed).tolist()]
-    if np.ndim(seed) and len(seeds) != count:
-        raise InputError(
-            f"{len(seeds)} seeds do not fit {count} label maps: give one for all, or one each"
-        )
-    if min(seeds, default=0) < 0 or max(seeds, default=0) >= 2**32:
-        raise InputError(f"seed {seed} is out of range: use 0..{2**32 - 1}")
+def _variant(
+    size: int, options: SamplingOptions, style: Style | None
+) -> tuple[int, PyTreeDef, tuple[str, ...], bool]:
+    """What a compiled program of a batch depends on."""
+    return size, jax.tree.structure(options), tuple(options.per_image), style is not None

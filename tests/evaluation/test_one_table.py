@@ -154,6 +154,18 @@ def test_the_description_of_a_sampling_is_that_of_earlier_reports():
     assert own.in_words == "own style, heun 12, guidance 1, of the style 2"
 
 
+def test_times_and_the_interval_of_guidance_are_in_the_description_of_a_sampling():
+    options = SamplingOptions(steps=12, shift=3, guidance=2, guidance_interval=(0.1, 0.8))
+    shifted = Sampling(options=options, seed=0)
+    assert shifted.in_words == "euler 12, guidance 2, shift 3, guidance interval 0.1 0.8"
+    assert shifted.name == "euler12-g2-seed0-shift-guidance-interval"
+    assert shifted.settings["guidance_interval"] == [0.1, 0.8] and shifted.settings["shift"] == 3
+    plain = Sampling(options=dataclasses.replace(options, guidance=1, shift=1), seed=0)
+    assert plain.in_words == "euler 12, guidance 1", "the interval has no effect"
+    timed = Sampling(options=SamplingOptions(times=[0, 0.25, 1]), seed=0)
+    assert timed.in_words == "euler 2, guidance 1, times 0 0.25 1"
+
+
 class Source:
     """Faces in memory, without a checksum as a raw folder has none."""
 
@@ -202,6 +214,10 @@ def test_plots_have_a_line_for_every_model_and_seed():
     assert "<!-- a, euler, guidance 1 -->" in svg and "<!-- b, euler, guidance 1 -->" in svg
     (svg,) = quality_plots([row_of("a", s, seed) for s in (1, 2) for seed in (0, 3)]).values()
     assert "<!-- euler, guidance 1 -->" in svg and "<!-- euler, guidance 1, seed 3 -->" in svg
+    shifted = [row_of("a", steps) for steps in (1, 2)]
+    shifted = [dataclasses.replace(x, settings=x.settings | {"shift": 3.0}) for x in shifted]
+    (svg,) = quality_plots([*shifted, row_of("a", 1), row_of("a", 2)]).values()
+    assert "<!-- euler, guidance 1, shift 3.0 -->" in svg and "<!-- euler, guidance 1 -->" in svg
     assert not quality_plots([row_of("a", 1), row_of("b", 1)])
 
 
@@ -231,6 +247,7 @@ def test_own_classes_of_plain_folders(parser, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--steps", "5"], "--steps goes with --workdir"),
+        (["--times", "0", "1"], "--times goes with --workdir"),
         (["--seed", 1], "--seed goes with --workdir"),
         (["--count", 5], "--count goes with --data"),
         (["--test-from", 5], "--test-from goes with --data"),

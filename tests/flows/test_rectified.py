@@ -54,18 +54,66 @@ def test_dropping_replaces_whole_conditions():
     np.testing.assert_array_equal(left, condition.at[1].set(255))
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
-def test_solvers_converge_at_their_order(solver, order):
+ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "ab2": 2}
+GRIDS = {
+    "equal": lambda steps: None,
+    "shifted": lambda steps: rectified.shifted(np.linspace(0, 1, steps + 1), 2.0),
+    "uneven": lambda steps: (np.arange(steps + 1) + 0.2 * (np.arange(steps + 1) % 2)) / steps,
+}
+"""Times by the number of steps, which is even. The ratio of neighbouring steps of "uneven" is 1.5
+or 2 / 3 however many there are, where the formula for equal steps would be of order 1."""
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(("solver", "order"), ORDERS.items())
+def test_solvers_converge_at_their_order_there_and_back(solver, order, grid):
     """dz/dt = (t - z): z(1) = z0 / e + 1 / e, a flow that depends on t and z."""
     noise = jnp.array([[0.7], [-1.3]])
-    exact = (np.asarray(noise, np.float64) + 1) / np.e
+    data = (np.asarray(noise, np.float64) + 1) / np.e
     velocity = lambda z, t: t[:, None] - z
-    errors = [
-        np.abs(rectified.integrate(velocity, noise, steps=steps, solver=solver) - exact).max()
-        for steps in (4, 8, 16)
-    ]
-    rates = np.log2(np.array(errors[:-1]) / errors[1:])
-    np.testing.assert_allclose(rates, order, atol=0.35)
+    there, back = [], []
+    for steps in (16, 32, 64):
+        solve = {"steps": steps, "solver": solver, "times": GRIDS[grid](steps)}
+        there.append(np.abs(rectified.integrate(velocity, noise, **solve) - data).max())
+        found, _ = rectified.invert(velocity, jnp.asarray(data, jnp.float32), **solve)
+        back.append(np.abs(found - noise).max())
+    for errors in (there, back):
+        rates = np.log2(np.array(errors[:-1]) / errors[1:])
+        np.testing.assert_allclose(rates, order, atol=0.35)
+
+
+def test_adams_bashforth_extrapolates_from_the_step_before():
+    """By hand for dz/dt = t, whose solution a method of order 2 hits but for Euler's first step."""
+    times = np.array([0.0, 0.25, 0.5, 1.0])
+    way = rectified.trajectory(
+        lambda z, t: t[:, None], jnp.zeros((1, 1)), steps=3, solver="ab2", times=times
+    )
+    lost = 0.25**2 / 2
+    np.testing.assert_allclose(way[:, 0, 0], times**2 / 2 - [0, lost, lost, lost], atol=1e-7)
+
+
+def test_shifted_times_multiply_the_ratio_of_noise_to_data():
+    times = np.linspace(0, 1, 9)
+    moved = rectified.shifted(times, 3.0)
+    assert (moved[0], moved[-1]) == (0, 1) and (np.diff(moved) > 0).all()
+    ratio = lambda t: (1 - t[1:]) / t[1:]
+    np.testing.assert_allclose(ratio(moved), 3 * ratio(times))
+    expected = 3 * (1 - times) / (1 + 2 * (1 - times))
+    np.testing.assert_allclose(1 - moved, expected, err_msg="as written by Esser et al.")
+
+
+@pytest.mark.parametrize("solver", rectified.SOLVERS)
+def test_the_trajectory_begins_with_the_noise_and_ends_with_the_result(solver, key):
+    noise = jax.random.normal(key, (2, 5))
+    velocity = lambda z, t: jnp.sin(3 * z) + t[:, None]
+    solve = {"solver": solver, "times": np.array([0, 0.1, 0.5, 0.8], np.float32)}
+    way = rectified.trajectory(velocity, noise, steps=3, **solve)
+    assert way.shape == (4, 2, 5)
+    np.testing.assert_array_equal(way[0], noise)
+    result = rectified.integrate(velocity, noise, steps=3, **solve)
+    np.testing.assert_allclose(way[-1], result, atol=1e-6)
+    first = rectified.integrate(velocity, noise, steps=1, solver=solver, times=solve["times"][:2])
+    np.testing.assert_allclose(way[1], first, atol=1e-6)
 
 
 @pytest.mark.parametrize("solver", rectified.SOLVERS)
@@ -100,7 +148,7 @@ def test_solver_calls_and_times_are_counted(key):
 
         rectified.integrate(velocity, jnp.ones((1, 1)), steps=5, solver=solver).block_until_ready()
         jax.effects_barrier()
-        assert len(times) == 5 * {"euler": 1, "midpoint": 2, "heun": 2}[solver]
+        assert len(times) == 5 * rectified.VELOCITIES[solver]
         assert min(times) == 0 and max(times) <= 1
 
 
@@ -115,6 +163,15 @@ def test_guidance_interpolates_and_extrapolates(key):
     )
 
 
+def test_each_sample_has_its_own_guidance(key):
+    conditional, unconditional = jax.random.normal(key, (2, 3, 4, 5))
+    scales = [0.5, 1.0, 4.0]
+    every = rectified.guide(conditional, unconditional, jnp.array(scales))
+    for i, scale in enumerate(scales):
+        alone = rectified.guide(conditional[i], unconditional[i], scale)
+        np.testing.assert_array_equal(every[i], alone)
+
+
 def test_no_steps_and_unknown_solvers_are_refused():
     velocity = lambda z, t: z
     with pytest.raises(ValueError, match="solver steps is 0: use"):
@@ -123,7 +180,7 @@ def test_no_steps_and_unknown_solvers_are_refused():
         rectified.integrate(velocity, jnp.ones((1, 1)), steps=1, solver="rk4")
 
 
-@pytest.mark.parametrize("solver", rectified.SOLVERS)
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
 def test_a_step_back_undoes_a_step_up_to_its_order(solver):
     z = jnp.array([[0.7], [-1.3]])
     velocity = lambda z, t: t[:, None] - z
@@ -132,13 +189,12 @@ def test_a_step_back_undoes_a_step_up_to_its_order(solver):
         there = rectified.step(velocity, z, 0.3, h, solver)
         return float(jnp.abs(rectified.step(velocity, there, 0.3 + h, -h, solver) - z).max())
 
-    order = {"euler": 1, "midpoint": 2, "heun": 2}[solver]
-    assert error(0.2) / error(0.1) > 0.8 * 2 ** (order + 1)
+    assert error(0.2) / error(0.1) > 0.8 * 2 ** (ORDERS[solver] + 1)
 
 
 @pytest.mark.parametrize("times", [None, np.array([0.1, 0.2, 0.6, 1.0], np.float32)])
 def test_the_way_back_goes_through_the_times_of_the_way_there(times):
-    """A constant velocity has a straight trajectory, so both solvers are exact."""
+    """A constant velocity has a straight trajectory, which every solver follows exactly."""
     seen = {"there": [], "back": []}
 
     def velocity(way):

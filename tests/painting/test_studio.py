@@ -89,7 +89,7 @@ def test_of_other_classes_an_empty_mask_takes_its_place(tiny_run, inputs_folder,
 
 def test_settings_to_begin_with_are_those_of_the_runs_grids(opened, tiny_run):
     samples = json.loads((tiny_run / "config.json").read_text())["samples"]
-    own = SamplingOptions(steps=samples["steps"], guidance=samples["guidance"])
+    own = SamplingOptions(**{name: samples[name] for name in ("steps", "solver", "guidance")})
     assert opened.options == own
     assert opened.size == SIZE and opened.classes == CELEBAMASK
     assert opened.name == "tiny, step 6"

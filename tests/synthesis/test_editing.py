@@ -66,6 +66,21 @@ def test_back_to_noise_and_forward_under_the_same_mask_is_the_reconstruction(
     assert difference(forward_only, back).mean() > 20, "which fresh noise does not give"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 24, "solver": "ab2"},
+        {"steps": 16, "shift": 2},
+        {"times": np.linspace(0.4, 1, 13)},
+        {"steps": 24, "solver": "ab2", "guidance": [1, 1, 1], "guidance_interval": (0.1, 0.8)},
+    ],
+)
+def test_any_times_and_adams_bashforth_lead_back_to_the_photo(synthesizer, photos, labels, options):
+    back = edit(synthesizer, photos, labels, labels, margin=None, **options)
+    assert difference(back, reconstructed(synthesizer, photos)).max() <= 4
+
+
 def test_without_a_margin_the_whole_face_may_follow_an_edit(synthesizer, photos, labels, edited):
     whole = edit(synthesizer, photos, labels, edited, steps=STEPS, margin=None)
     same = edit(synthesizer, photos, labels, labels, steps=STEPS, margin=None)
@@ -106,6 +121,8 @@ def test_guidance_follows_the_edited_mask_and_batches_do_not_matter(
         ({"labels": np.zeros((3, 16, 16), np.uint8)}, "labels are uint8 of shape"),
         ({"margin": -1}, "margin is -1"),
         ({"steps": 0}, "steps is 0"),
+        ({"times": (0, 0.8)}, "times end at 0.8, where z is still noisy"),
+        ({"guidance": (1, 2)}, "guidance has 2 values for 3 label maps"),
         ({"solver": "rk4"}, "solver 'rk4' is unknown"),
         ({"guidance": float("nan")}, "guidance is nan"),
     ],

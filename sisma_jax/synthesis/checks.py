@@ -1,0 +1,108 @@
+"""Checks of what a synthesizer is given, before any long work starts."""
+
+from collections.abc import Sequence
+from typing import Any, no_type_check
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from sisma_jax.common.errors import InputError, whole_number
+from sisma_jax.models.autoencoder import Autoencoder
+from sisma_jax.models.generators import Config, generator
+from sisma_jax.synthesis.options import SamplingOptions
+
+
+def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
+    """Raises InputError unless the model was configured for this autoencoder's latents."""
+    autoencoder.scaling_factor  # noqa: B018  raises if the weights lack it
+    factor, channels = autoencoder.config.factor, autoencoder.config.latent_channels
+    if (factor, channels) != (config.factor, config.latent_channels):
+        raise InputError(
+            f"the autoencoder has factor {factor} and {channels} latent channels where the "
+            f"model has {config.factor} and {config.latent_channels}: "
+            "set model.factor and model.latent_channels to the autoencoder's"
+        )
+
+
+def check_sampling(config: Config, options: SamplingOptions) -> None:
+    """Raises InputError if a model of this configuration cannot be sampled in this way."""
+    model = generator(config)
+    if model.most_steps is not None and options.steps > model.most_steps:
+        raise InputError(
+            f"steps is {options.steps}: {model.name} was trained on {model.most_steps + 1} "
+            f"steps of noise, use at most {model.most_steps}"
+        )
+    if model.any_times:
+        return
+    if options.times is not None:
+        raise InputError(f"times are given, but {model.name} is sampled at DDIM's: leave them out")
+    if options.shift != 1:
+        raise InputError(
+            f"shift is {options.shift:g}, but {model.name} is sampled at DDIM's times: leave it "
+            "at 1"
+        )
+
+
+def check_counts(options: SamplingOptions, count: int) -> None:
+    """Raises InputError if guidances are one per image, but not of `count` images."""
+    for name in ("guidance", "style_guidance"):
+        value = getattr(options, name)
+        if isinstance(value, tuple) and len(value) != count:
+            raise InputError(
+                f"{name.replace('_', ' ')} has {len(value)} values for {count} label maps: give "
+                "one for all, or one each"
+            )
+
+
+@no_type_check
+def check_seeds(seed: int | Sequence[int], count: int) -> None:
+    """Raises InputError unless this is one seed, or one for each of `count` images."""
+    seeds = [whole_number(x, "seed") for x in np.atleast_1d(seed).tolist()]
+    if np.ndim(seed) and len(seeds) != count:
+        raise InputError(
+            f"{len(seeds)} seeds do not fit {count} label maps: give one for all, or one each"
+        )
+    if min(seeds, default=0) < 0 or max(seeds, default=0) >= 2**32:
+        raise InputError(f"seed {seed} is out of range: use 0..{2**32 - 1}")
+
+
+@no_type_check
+def checked_latents(
+    name: str, value: Any, config: Config, count: int | None = None
+) -> Float32[np.ndarray, "count h w c"]:
+    """Return latents, or noise of their shape, as float32.
+
+    Raises:
+      InputError: unless they are finite floats of the model's shape, for `count` images if given.
+    """
+    value = np.asarray(value)
+    count = (value.shape[0] if value.ndim else 1) if count is None else count
+    shape = (count, config.latent_size, config.latent_size, config.latent_channels)
+    if not jnp.issubdtype(value.dtype, jnp.floating) or value.shape != shape:
+        raise InputError(
+            f"{name} of {value.dtype} and shape {value.shape} do not fit: give floats of shape "
+            f"{shape}, those of an image in each row"
+        )
+    value = value.astype(np.float32)
+    finite = np.isfinite(value).all((1, 2, 3))
+    if not finite.all():
+        raise InputError(
+            f"{name} of image {np.argmin(finite)} are not all finite: give numbers that are"
+        )
+    return value
+
+
+def start_of(
+    config: Config, noise: Any, latents: Any, count: int
+) -> dict[str, Float32[np.ndarray, "count h w c"]]:
+    """Return what solvers start from in place of seeds, by name; {} if neither is given.
+
+    Raises:
+      InputError: if both are given, or one does not fit.
+    """
+    given = {"noise": noise, "latents": latents}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise InputError("noise and latents are given, but a solver starts from one: leave one out")
+    return {name: checked_latents(name, value, config, count) for name, value in given.items()}

@@ -1,0 +1,134 @@
+"""Where the solver starts and what it returns, at which times it steps, and where it is guided."""
+
+import types
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sisma_jax import Synthesizer
+from sisma_jax.common.errors import InputError
+from sisma_jax.flows import rectified
+from sisma_jax.models import SISMAConfig
+from sisma_jax.synthesis import programs
+from sisma_jax.synthesis.options import SamplingOptions
+from sisma_jax.synthesis.programs import noise_keys, velocity_with
+
+SHAPE = (8, 8, 4)
+"""Latents of the tiny run."""
+
+
+@pytest.fixture(scope="module")
+def synthesizer(tiny_run):
+    return Synthesizer.load(tiny_run, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return np.random.default_rng(0).integers(0, 19, (5, 32, 32)).astype(np.uint8)
+
+
+def largest_difference(a, b):
+    return np.abs(a.astype(int) - b.astype(int)).max()
+
+
+def test_latents_and_trajectory_belong_to_the_images(synthesizer, labels):
+    options = SamplingOptions(steps=3, solver="ab2", shift=2)
+    images = synthesizer.images(labels, options, seed=3)
+    latents = synthesizer.latents(labels, options, seed=3)
+    way = synthesizer.trajectory(labels, options, seed=3)
+    assert latents.shape == (5, *SHAPE) and way.shape == (5, 4, *SHAPE)
+    assert latents.dtype == way.dtype == np.float32
+    np.testing.assert_allclose(way[:, -1], latents, atol=1e-5)
+    assert largest_difference(synthesizer.decode(latents), images) <= 1
+    noise = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(noise_keys(3, 0, 5))
+    np.testing.assert_allclose(way[:, 0], noise, atol=1e-6)
+    assert largest_difference(synthesizer.images(labels, options, noise=noise), images) <= 1
+    assert synthesizer.latents(labels[:0], options).shape == (0, *SHAPE)
+    assert synthesizer.trajectory(labels[:0], options).shape == (0, 4, *SHAPE)
+    assert synthesizer.decode(latents[:0]).shape == (0, 32, 32, 3)
+
+
+def test_a_solution_can_be_continued_from_its_latents(synthesizer, labels):
+    at = lambda *times: SamplingOptions(solver="heun", times=times)
+    whole = synthesizer.latents(labels, at(0, 0.2, 0.5, 0.9, 1), seed=1)
+    half = synthesizer.latents(labels, at(0, 0.2, 0.5), seed=1)
+    rest = synthesizer.latents(labels, at(0.5, 0.9, 1), latents=half)
+    np.testing.assert_allclose(rest, whole, atol=1e-5)
+    images = synthesizer(labels, times=(0.5, 0.9, 1), solver="heun", latents=half)
+    assert largest_difference(images, synthesizer.decode(whole)) <= 1
+
+
+def test_each_image_has_its_own_guidance(synthesizer, labels):
+    scales = [1.0, 50.0, 0.0, 9.0, 30.0]
+    every = synthesizer(labels, seed=[4] * 5, steps=2, guidance=scales)
+    for i in (0, 1, 2, 4):
+        alone = synthesizer(labels[i : i + 1], seed=4, steps=2, guidance=scales[i])
+        assert largest_difference(every[i : i + 1], alone) <= 1
+    plain = synthesizer(labels[1:2], seed=4, steps=2)
+    assert largest_difference(every[1:2], plain) > 1
+    options = SamplingOptions(steps=2, guidance=[1, 2])
+    assert synthesizer.memory(2, options)["batch"] == 4
+    with pytest.raises(InputError, match="guidance has 2 values for 5 label maps: give one"):
+        synthesizer.images(labels, options)
+
+
+def test_guidance_is_that_of_times_in_its_interval(synthesizer, labels):
+    make = partial(synthesizer, labels[:4], seed=2, steps=4, guidance=50.0)
+    plain, guided = synthesizer(labels[:4], seed=2, steps=4), make()
+    within = make(guidance_interval=(0, 0.8))
+    assert largest_difference(within, guided) <= 1, "Euler's last step starts at 0.75"
+    assert largest_difference(make(guidance_interval=(0.8, 1)), plain) <= 1
+    some = make(guidance_interval=(0.3, 0.6))
+    assert min(largest_difference(some, other) for other in (plain, guided)) > 1
+
+
+def test_a_velocity_outside_of_the_interval_costs_no_second_pass(monkeypatch):
+    rows = []
+
+    def velocity(params, z, t, encoded):
+        jax.debug.callback(lambda t: rows.append((round(float(t[0]), 2), len(t))), t)
+        return z * encoded[:, None, None, None]
+
+    toy = types.SimpleNamespace(
+        encode=lambda params, labels, style: labels[:, 0, 0].astype(jnp.float32) / 255,
+        velocity=velocity,
+    )
+    monkeypatch.setattr(programs, "generator", lambda config: toy)
+
+    @partial(jax.jit, static_argnames="solver")
+    def solve(noise, options, solver):
+        v = velocity_with(SISMAConfig.tiny(), {}, jnp.ones((2, 1, 1), jnp.uint8), options, None)
+        return rectified.integrate(v, noise, steps=5, solver=solver)
+
+    options = SamplingOptions(guidance=3.0, guidance_interval=(0.35, 0.8))
+    solve(jnp.ones((2, 1, 1, 1)), options, "euler").block_until_ready()
+    jax.effects_barrier()
+    assert sorted(rows) == [(0.0, 2), (0.2, 2), (0.4, 4), (0.6, 4), (0.8, 4)]
+    rows.clear()
+    solve(jnp.ones((2, 1, 1, 1)), options, "heun").block_until_ready()
+    jax.effects_barrier()
+    once = [(0.0, 2), (0.2, 2), (0.4, 4), (0.6, 4), (0.8, 4)]
+    assert sorted(rows) == sorted([*once, *once[1:], (1.0, 2)]), "the time of each velocity counts"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"noise": np.zeros((4, *SHAPE))}, r"noise of float64 and shape \(4, 8, 8, 4\) do not fit"),
+        ({"latents": np.zeros((5, *SHAPE), int)}, "latents of int64 and shape .* give floats of"),
+        ({"noise": np.full((5, *SHAPE), np.inf)}, "noise of image 0 are not all finite"),
+        (
+            {"noise": np.zeros((5, *SHAPE)), "latents": np.zeros((5, *SHAPE))},
+            "noise and latents are given, but a solver starts from one: leave one out",
+        ),
+        ({"times": (0.5, 1)}, "times begin at 0.5, where z is no longer noise"),
+        ({"times": (0, 0.5), "latents": np.zeros((5, *SHAPE))}, "times end at 0.5, where z is"),
+        ({"style_guidance": (1, 2, 3)}, "style guidance has 3 values for 5 label maps"),
+    ],
+)
+def test_wrong_starts_are_refused_in_a_sentence(synthesizer, labels, arguments, message):
+    with pytest.raises(InputError, match=message):
+        synthesizer(labels, **arguments)
