@@ -25,6 +25,7 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.flows import diffusion, rectified
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.cost.by_hand import mask_macs, style_macs, velocity_macs
+from sisma_jax.models.layers.unet import in_compute_type
 from sisma_jax.models.scadm import model as scadm
 from sisma_jax.models.scadm.config import SCADMConfig
 from sisma_jax.models.sisma import model as sisma
@@ -47,6 +48,10 @@ class Generator(Protocol):
     """The most solver steps; None for any number."""
 
     def init_params(self, key: PRNGKeyArray) -> Params: ...
+
+    def in_compute_type(self, params: Params) -> Params:
+        """The parameters, with those of each step rounded in advance to the type that they compute
+        in; `encode` and `velocity` return with them what they return without."""
 
     def encode_style(
         self, params: Params, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
@@ -136,6 +141,9 @@ class SISMAGenerator(_FlaxGenerator):
     def has_style(self) -> bool:
         return self.config.style != "none"
 
+    def in_compute_type(self, params: Params) -> Params:
+        return sisma.in_compute_type(self.config, params)
+
     def encode(self, params: Params, labels: Array, style: Tokens | None) -> Any:
         return self._apply(params, labels, style, method="encode_mask")
 
@@ -168,6 +176,9 @@ class SCADMGenerator(_FlaxGenerator):
     name = "SCA-DM"
     most_steps = diffusion.STEPS - 1
     has_style = True
+
+    def in_compute_type(self, params: Params) -> Params:
+        return params | {"unet": in_compute_type(self.config, params["unet"])}
 
     def encode(
         self, params: Params, labels: Array, style: Tokens | None

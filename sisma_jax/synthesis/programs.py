@@ -50,6 +50,7 @@ def velocity_under(
     three times the size.
     """
     model = generator(config)
+    params = model.in_compute_type(params)  # once, and not in every step of a solver
     maps = [labels]
     if style_guidance is not None:
         maps.append(labels)

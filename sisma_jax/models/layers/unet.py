@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
@@ -115,6 +116,19 @@ def unet(
             h = double(h, f"double_{level}")
 
     return nn.silu(normalise(h.astype(jnp.float32), config.norm_groups, "norm_out"))
+
+
+def in_compute_type(config: Any, params: dict) -> dict:
+    """The parameters of a U-Net, with those that compute in `config.dtype` rounded to it in
+    advance. Its output is unchanged, and a sampler then rounds no weights in its steps.
+    """
+
+    def stored(path: tuple, leaf: Array) -> Array:
+        module = path[-2].key
+        exact = "time" in [part.key for part in path] or module.startswith("norm")
+        return leaf if exact or module == "conv_out" else leaf.astype(config.dtype)
+
+    return jax.tree_util.tree_map_with_path(stored, params)
 
 
 class BlockSizes(NamedTuple):

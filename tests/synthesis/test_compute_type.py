@@ -1,0 +1,118 @@
+"""Weights are rounded to the compute type once per synthesis, not in every step of the solver."""
+
+import importlib.util
+import re
+from functools import partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sisma_jax.models import SISMAConfig
+from sisma_jax.models.generators import generator, parameter_shapes
+from sisma_jax.models.scadm.config import SCADMConfig
+from sisma_jax.synthesis.options import SamplingOptions
+from sisma_jax.synthesis.programs import synthesize_latents
+from tests.kernels.machine_code import target
+from tests.lowering import equations, gpu_in_mind, uses
+
+TINY = dict(latent_size=8, factor=4, width=16, depth=2, state=2, mask_channels=8)
+STYLE = dict(attention_head=8, style_channels=2, style_levels=1, style_features=4)
+CONFIGS = {
+    "SISMA": SISMAConfig(**TINY, **STYLE, style="mamba", dtype="bfloat16"),
+    "twin": SISMAConfig(**TINY, **STYLE, style="attention", mixer="attention", dtype="bfloat16"),
+    "SCA-DM": SCADMConfig.tiny(dtype="bfloat16"),
+}
+STEPS = 7
+
+
+def arguments(config, rows=1):
+    """Shapes of parameters, latents, times and labels."""
+    latents = (rows, *(config.latent_size,) * 2, config.latent_channels)
+    return (
+        parameter_shapes(config),
+        jax.ShapeDtypeStruct(latents, jnp.float32),
+        jax.ShapeDtypeStruct((rows,), jnp.float32),
+        jax.ShapeDtypeStruct((rows, *(config.image_size,) * 2), jnp.uint8),
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_stored_in_the_compute_type_are_the_weights_that_a_step_would_round(config):
+    model = generator(config)
+    params, z, t, labels = arguments(config)
+    features = jax.eval_shape(lambda *args: model.encode(*args, None), params, labels)
+    paths, shapes = zip(*jax.tree_util.tree_leaves_with_path(params), strict=True)
+
+    def converted(function, *args):
+        jaxpr = jax.make_jaxpr(function)(params, *args).jaxpr
+        return list(uses(jaxpr, jaxpr.invars[: len(shapes)]).values())
+
+    encoding = converted(lambda params, labels: model.encode(params, labels, None), labels)
+    step = converted(model.velocity, z, t, features)
+    stored = jax.tree.leaves(jax.eval_shape(model.in_compute_type, params))
+    low = {np.dtype(jnp.bfloat16)}
+    for path, leaf, of_encoding, of_step in zip(paths, stored, encoding, step, strict=True):
+        name = jax.tree_util.keystr(path)
+        if of_step:
+            assert (leaf.dtype == jnp.bfloat16) == (of_step == low), name
+        if leaf.dtype == jnp.bfloat16:
+            assert of_encoding <= low, f"{name} is exact in encoding"
+    assert sum(bool(of_step) for of_step in step) > len(step) / 4
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_no_step_of_the_solver_rounds_weights(config):
+    params, _, _, labels = arguments(config)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    program = jax.make_jaxpr(partial(synthesize_latents, config))(
+        params, keys, labels, SamplingOptions(steps=STEPS)
+    )
+    (loop,) = (
+        equation
+        for equation in equations(program.jaxpr)
+        if equation.primitive.name == "scan" and equation.params["length"] == STEPS
+    )
+    body = loop.params["jaxpr"].jaxpr
+    constants = body.invars[: loop.params["num_consts"]]
+    assert sum(v.aval.dtype == jnp.bfloat16 for v in constants) > 10
+    rounded = [v.aval for v, types in uses(body, constants).items() if jnp.bfloat16 in types]
+    assert not rounded
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="needs the CUDA compiler: pip install -e '.[gpu-check]'",
+)
+def test_compiled_for_a_gpu_the_loop_holds_no_float32_weights():
+    """What the loop does not hold it cannot round."""
+    from jax.experimental import topologies
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    config = SISMAConfig(latent_size=16, factor=8, width=256, depth=2, dtype="bfloat16")
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=target("H200"), topology="1x1x1"
+    )
+    mesh = Mesh(np.array(topology.devices), ("device",))
+    params, _, _, labels = arguments(config)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    params, keys, labels = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec())
+        ),
+        (params, keys, labels),
+    )
+    options = SamplingOptions(steps=STEPS)
+    with gpu_in_mind("H200"):
+        program = synthesize_latents.lower(config, params, keys, labels, options).compile()
+    loops = [line for line in program.as_text().splitlines() if " while(" in line]
+    (solver,) = (line for line in loops if f'"known_trip_count":{{"n":"{STEPS}"}}' in line)
+    held = re.findall(r"(f32|bf16)\[([\d,]+)\]", solver.split(" while(")[0])
+    largest = {
+        kind: max(prod(map(int, s.split(","))) for k, s in held if k == kind) for kind, _ in held
+    }
+    assert largest["bf16"] == config.depth * config.width * 9 * config.width
+    assert largest["f32"] <= config.depth * 256 * 2 * config.width, "delta of the masks"
