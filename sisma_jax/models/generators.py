@@ -182,13 +182,16 @@ class SCADMGenerator(_FlaxGenerator):
 
     def encode(
         self, params: Params, labels: Array, style: Tokens | None
-    ) -> tuple[UInt8[Array, "b H W"], Tokens]:
-        if style is None:
-            style = jnp.repeat(self.no_style(params), len(labels), axis=0)
-        return labels, style
+    ) -> tuple[scadm.MaskFeatures, Tokens]:
+        mask = scadm.encode_mask(self.config, params, labels)
+        return mask, self._given_or_none(params, len(labels), style)
+
+    def _given_or_none(self, params: Params, count: int, style: Tokens | None) -> Tokens:
+        return jnp.repeat(self.no_style(params), count, axis=0) if style is None else style
 
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
-        return diffusion.velocity(lambda x, step: self._apply(params, x, step, *encoded), z, t)
+        predict = lambda x, step: self._apply(params, x, step, *encoded, method="with_mask")
+        return diffusion.velocity(predict, z, t)
 
     def times(self, steps: int) -> np.ndarray:
         return diffusion.ddim_times(steps)
@@ -200,12 +203,13 @@ class SCADMGenerator(_FlaxGenerator):
         self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
         style: Tokens | None, weight: Array | None,
     ) -> Array:  # fmt: skip
-        encoded = self.encode(params, labels, style)
-        predict = lambda x, step: self._apply(params, x, step, *encoded)
+        style = self._given_or_none(params, len(labels), style)
+        predict = lambda x, step: self._apply(params, x, step, labels, style)
         return diffusion.noise_loss_at(predict, latents, noise, time, weight)
 
     def macs(self) -> Macs:
-        return Macs(scadm.scadm_macs(self.config), 0, scadm.style_macs(self.config))
+        mask = scadm.scadm_mask_macs(self.config)
+        return Macs(scadm.scadm_macs(self.config) - mask, mask, scadm.style_macs(self.config))
 
 
 KINDS: dict[str, type] = {"sisma": SISMAConfig, "scadm": SCADMConfig}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,9 @@ from sisma_jax.runs.state import Params
 from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import encode_style, no_style, noise_keys, synthesize
 from sisma_jax.synthesis.styles import Style
+
+IN_FLIGHT = 2
+"""Batches that are dispatched and not yet fetched, at most; they bound the memory."""
 
 
 def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
@@ -100,7 +104,8 @@ class Synthesizer:
         shapes = parameter_shapes(config)
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
         step, params = averaged_weights(run, abstract_like(shapes, shardings))
-        autoencoder = jax.device_put(load_autoencoder(run.autoencoder), replicated(mesh))
+        autoencoder = load_autoencoder(run.autoencoder, dtype=None)
+        autoencoder = jax.device_put(autoencoder, replicated(mesh))
         dropped = run.config().get("flow", {}).get("drop", 0.0) > 0
         return cls(config, params, autoencoder, batch_size, step, run.classes(), dropped)
 
@@ -154,7 +159,11 @@ class Synthesizer:
         seed: int | Sequence[int] = 0,
         style: Style | None = None,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
-        """Yield what a call returns, `batch_size` images at a time."""
+        """Yield what a call returns, `batch_size` images at a time.
+
+        A batch is dispatched before the last one is waited for, so the devices compute while the
+        caller uses what it got.
+        """
         self.check_labels(labels)
         _check_seeds(seed, len(labels))
         self.check_options(options, style, len(labels))
@@ -174,7 +183,8 @@ class Synthesizer:
         variant = size, jax.tree.structure(options), style is not None
         program = self._compiled.get(variant) or partial(under_mesh(mesh, synthesize), self.config)
         arrays = (labels,) if style is None else (labels, style.tokens)
-        start = 0
+        fetch = lambda images, count: np.asarray(images)[:count]
+        start, dispatched = 0, deque()
         for (placed, *tokens), count in chunks(size, mesh, *arrays):
             keys = noise_keys(seed, start, count)
             if count < size:
@@ -187,8 +197,12 @@ class Synthesizer:
                 options,
                 *(tokens or [None]),
             )
-            yield np.asarray(images)[:count]
+            dispatched.append((images, count))
             start += count
+            if len(dispatched) == IN_FLIGHT:
+                yield fetch(*dispatched.popleft())
+        for images, count in dispatched:
+            yield fetch(images, count)
 
     @property
     def has_style(self) -> bool:
@@ -303,7 +317,8 @@ class Synthesizer:
 
         Returns:
           "batch": images of one batch, over all local devices; "arguments": weights and inputs;
-          "temporary": the peak of the rest, as XLA planned it.
+          "temporary": the peak of the rest for a batch, as XLA planned it. A CPU may compute
+          IN_FLIGHT batches at once; other devices compute them one after another.
         """
         mesh, size = local_mesh(), self._rows(count)
         variant = size, jax.tree.structure(options), style is not None

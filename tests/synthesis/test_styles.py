@@ -131,9 +131,9 @@ def test_guidance_by_the_style_is_a_line_through_with_and_without(styled, faces)
     own = jnp.asarray(styled.style(images[:2], labels[:2]).tokens)
     keys = noise_keys(0, 0, 2)
 
-    def latents(style, guidance=1.0, style_guidance=1.0):
+    def latents(style, guidance=1.0, style_guidance=1.0, masks=labels[:2]):
         options = SamplingOptions(steps=1, guidance=guidance, style_guidance=style_guidance)
-        masks = jnp.asarray(labels[:2])
+        masks = jnp.asarray(masks)
         return np.asarray(
             synthesize_latents(styled.config, styled.params, keys, masks, options, style)
         )
@@ -142,6 +142,8 @@ def test_guidance_by_the_style_is_a_line_through_with_and_without(styled, faces)
     np.testing.assert_allclose(
         latents(own, 1.0, 1.5), without + 1.5 * (with_style - without), atol=1e-4
     )
+    null = latents(None, masks=np.full_like(labels[:2], 255))
+    np.testing.assert_allclose(latents(None, 2.0), null + 2.0 * (without - null), atol=1e-3)
     null = 2 * without - latents(None, 2.0)
     np.testing.assert_allclose(
         latents(own, 2.0, 1.5),

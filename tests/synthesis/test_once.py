@@ -1,4 +1,4 @@
-"""Weights are rounded to the compute type once per synthesis, not in every step of the solver."""
+"""What is done once per synthesis, and not in every step: weights rounded, masks encoded."""
 
 import importlib.util
 import re
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sisma_jax.devices.sharding import batch_sharding, local_mesh, replicated, under_mesh
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.generators import generator, parameter_shapes
 from sisma_jax.models.scadm.config import SCADMConfig
@@ -17,6 +18,7 @@ from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import synthesize_latents
 from tests.kernels.machine_code import target
 from tests.lowering import equations, gpu_in_mind, uses
+from tests.models.cost.test_cost import contractions
 
 TINY = dict(latent_size=8, factor=4, width=16, depth=2, state=2, mask_channels=8)
 STYLE = dict(attention_head=8, style_channels=2, style_levels=1, style_features=4)
@@ -37,6 +39,15 @@ def arguments(config, rows=1):
         jax.ShapeDtypeStruct((rows,), jnp.float32),
         jax.ShapeDtypeStruct((rows, *(config.image_size,) * 2), jnp.uint8),
     )
+
+
+def solver_loop(program):
+    (loop,) = (
+        equation
+        for equation in equations(program.jaxpr)
+        if equation.primitive.name == "scan" and equation.params["length"] == STEPS
+    )
+    return loop
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -70,16 +81,42 @@ def test_no_step_of_the_solver_rounds_weights(config):
     program = jax.make_jaxpr(partial(synthesize_latents, config))(
         params, keys, labels, SamplingOptions(steps=STEPS)
     )
-    (loop,) = (
-        equation
-        for equation in equations(program.jaxpr)
-        if equation.primitive.name == "scan" and equation.params["length"] == STEPS
-    )
+    loop = solver_loop(program)
     body = loop.params["jaxpr"].jaxpr
     constants = body.invars[: loop.params["num_consts"]]
     assert sum(v.aval.dtype == jnp.bfloat16 for v in constants) > 10
     rounded = [v.aval for v, types in uses(body, constants).items() if jnp.bfloat16 in types]
     assert not rounded
+
+
+def test_scadm_encodes_its_masks_before_the_solver_and_the_null_mask_for_one_row():
+    config, rows = SCADMConfig.tiny(), 3
+    model = generator(config)
+    params, _, _, labels = arguments(config, rows)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    tokens = jax.eval_shape(lambda: jnp.zeros((rows, config.num_classes, config.style_width)))
+    program = jax.make_jaxpr(partial(synthesize_latents, config))(
+        params, keys, labels, SamplingOptions(steps=STEPS, guidance=2.0), tokens
+    )
+    loop, macs = solver_loop(program), model.macs()
+    step = contractions(loop.params["jaxpr"].jaxpr)
+    assert step == 2 * rows * macs.velocity
+    no_style = contractions(jax.make_jaxpr(model.no_style)(params).jaxpr)
+    assert contractions(program.jaxpr) - STEPS * step == (rows + 1) * macs.mask + no_style
+
+
+def test_guidance_moves_nothing_between_devices():
+    """Rows of one image under several conditions are neighbours, so each device has its own."""
+    config, mesh, rows = SISMAConfig(**TINY, dtype="float32"), local_mesh(), 8
+    params, _, _, labels = arguments(config, rows)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    params = jax.tree.map(lambda x: placed(x, replicated(mesh)), params)
+    keys, labels = (placed(x, batch_sharding(mesh)) for x in (keys, labels))
+    options = SamplingOptions(steps=STEPS, guidance=2.0)
+    lowered = under_mesh(mesh, synthesize_latents.lower)(config, params, keys, labels, options)
+    moved = re.findall(r"all-gather|all-to-all|collective-permute", lowered.compile().as_text())
+    assert mesh.size == 4 and not moved
 
 
 @pytest.mark.slow
