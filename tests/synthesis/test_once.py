@@ -3,7 +3,6 @@
 import importlib.util
 import re
 from functools import partial
-from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -124,12 +123,19 @@ def test_guidance_moves_nothing_between_devices():
     importlib.util.find_spec("jax_cuda12_plugin") is None,
     reason="needs the CUDA compiler: pip install -e '.[gpu-check]'",
 )
-def test_compiled_for_a_gpu_the_loop_holds_no_float32_weights():
+@pytest.mark.parametrize(
+    "config",
+    [
+        SISMAConfig(latent_size=8, factor=8, width=256, depth=2, dtype="bfloat16"),
+        SCADMConfig.tiny(dtype="bfloat16"),
+    ],
+    ids=["SISMA", "SCA-DM"],
+)
+def test_compiled_for_a_gpu_the_loop_holds_no_float32_weights(config):
     """What the loop does not hold it cannot round."""
     from jax.experimental import topologies
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    config = SISMAConfig(latent_size=16, factor=8, width=256, depth=2, dtype="bfloat16")
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=target("H200"), topology="1x1x1"
     )
@@ -147,9 +153,11 @@ def test_compiled_for_a_gpu_the_loop_holds_no_float32_weights():
         program = synthesize_latents.lower(config, params, keys, labels, options).compile()
     loops = [line for line in program.as_text().splitlines() if " while(" in line]
     (solver,) = (line for line in loops if f'"known_trip_count":{{"n":"{STEPS}"}}' in line)
-    held = re.findall(r"(f32|bf16)\[([\d,]+)\]", solver.split(" while(")[0])
-    largest = {
-        kind: max(prod(map(int, s.split(","))) for k, s in held if k == kind) for kind, _ in held
-    }
-    assert largest["bf16"] == config.depth * config.width * 9 * config.width
-    assert largest["f32"] <= config.depth * 256 * 2 * config.width, "delta of the masks"
+    sizes = lambda shape: tuple(sorted(size for size in shape if size > 1))
+    held = {"f32": set(), "bf16": set()}
+    for kind, shape in re.findall(r"(f32|bf16)\[([\d,]+)\]", solver.split(" while(")[0]):
+        held[kind].add(sizes(map(int, shape.split(","))))
+    stored = jax.tree.leaves(jax.eval_shape(generator(config).in_compute_type, params))
+    exact = {sizes(leaf.shape) for leaf in stored if leaf.dtype == jnp.float32}
+    rounded = {sizes(leaf.shape) for leaf in stored if len(leaf.shape) > 1} - exact
+    assert len(rounded & held["bf16"]) > 4 and not rounded & held["f32"]
