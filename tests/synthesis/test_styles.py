@@ -17,7 +17,7 @@ from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import noise_keys, synthesize_latents
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.training.objective import FlowConfig, draw, losses
-from tests.tiny_runs import SIZE, call, train_tiny_style
+from tests.tiny_runs import SIZE, call
 
 HAIR, HAT = CLASSES.index("hair"), CLASSES.index("hat")
 
@@ -200,12 +200,6 @@ def test_the_loss_reaches_the_style_of_the_classes_that_are_not_dropped(styled, 
     assert (np.delete(kernel, CLASSES.index("skin")) == 0).all()
     # The tokens of no style are learned, for classes that the masks show.
     assert np.abs(grads["out_1"]["bias"][CLASSES.index("hair")]).max() > 0
-
-
-def test_cached_latents_are_refused_for_they_have_no_images(inputs_folder, tmp_path):
-    with pytest.raises(InputError, match=r"autoencoder\.cache is cache, which has no images"):
-        train_tiny_style(inputs_folder, tmp_path / "run", autoencoder__cache="cache")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
