@@ -1,12 +1,15 @@
 """SISMA with the style of reference faces, on CelebAMask-HQ at 256 pixels.
 
     python -m sisma_jax.prepare --source CelebAMask-HQ --out data/celeba-256 --size 256
-    python -m sisma_jax.train --config configs/celeba_style.py
+    python -m sisma_jax.cache_latents --data data/celeba-256 --images \
+        --autoencoder hf://stabilityai/sd-vae-ft-ema --out data/celeba-256-latents
+    python -m sisma_jax.train --config configs/celeba_style.py \
+        --config.autoencoder.cache=data/celeba-256-latents
 
 The recipe and the variants of configs/celeba.py, with SCA-DM's style encoder at its published size
 (arXiv 2403.12743; 18 M parameters) and a style sub-layer in every block. SISMA's paper names
-references as future work; sizes and sub-layer are ours. Styles are computed from images, so cached
-latents cannot be used and every step encodes its batch.
+references as future work; sizes and sub-layer are ours. Styles are computed from images, so the
+cached latents come with them (`--images`). Without a cache every step encodes its batch.
 
     variant   parameters   for style
     small          100 M    39 M

@@ -197,7 +197,7 @@ def _generator() -> ConfigDict:
     config.autoencoder = ConfigDict()
     config.autoencoder.path = "runs/autoencoder"  # a run, a weight file or hf://owner/name
     config.autoencoder.scaling_factor = 0.0  # 0: that of the weights
-    config.autoencoder.dtype = ""  # "": that of the weights
+    config.autoencoder.dtype = "auto"  # bfloat16 on a GPU or TPU, float32 on a CPU; or one of them
     config.autoencoder.cache = ""  # output of sisma_jax.cache_latents; "": encode in every step
 
     config.model = ConfigDict()

@@ -1,7 +1,11 @@
 """SCA-DM on CelebAMask-HQ at 256 pixels (arXiv 2403.12743): faces from mask and reference style.
 
     python -m sisma_jax.prepare --source CelebAMask-HQ --out data/celeba-256 --size 256
-    python -m sisma_jax.train --config configs/scadm.py --config.autoencoder.path=vq-f4.safetensors
+    python -m sisma_jax.cache_latents --data data/celeba-256 --images \
+        --autoencoder vq-f4.safetensors --out data/celeba-256-latents
+    python -m sisma_jax.train --config configs/scadm.py \
+        --config.autoencoder.path=vq-f4.safetensors \
+        --config.autoencoder.cache=data/celeba-256-latents
 
 Model, noise and optimizer are those of the paper's published code: LDM's U-Net with SPADE in middle
 and decoder and mask-conditioned cross-attention to style tokens, 486.9 M parameters and 18.1 M in
@@ -39,8 +43,8 @@ def get_config(variant: str = "published") -> ConfigDict:
     if variant == "published":
         common.generator_on_celebamask_hq(config)
 
-        # First stage with factor 4: 256 x 256 pixels <-> 64 x 64 x 3 latents. Styles are computed
-        # from images, so the latents cannot be cached. Their scaling factor is 1.
+        # First stage with factor 4: 256 x 256 pixels <-> 64 x 64 x 3 latents with a scaling factor
+        # of 1
         config.autoencoder.path = "vq-f4.safetensors"
 
         config.model.latent_size = 64

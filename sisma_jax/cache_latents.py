@@ -1,7 +1,8 @@
 """Encode a prepared data set once, so that training need not encode it in every step.
 
-Writes float16 latent moments of every image and of its mirror image, with the labels. Uses all
-devices of this machine. The same command continues an interrupted run.
+Writes float16 latent moments of every image and of its mirror image, with the labels, and with the
+images if asked to: models with a style need them. Uses all devices of this machine. The same
+command continues an interrupted run.
 """
 
 import argparse
@@ -9,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from sisma_jax.common.progress import bar
 from sisma_jax.data import latents, prepared, shards
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.prepared import PreparedDataset
+from sisma_jax.data.records import encode_image
 from sisma_jax.data.shards import Folder, Shard
 from sisma_jax.devices.sharding import (
     batch_sharding,
@@ -49,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", required=True, help="folder written by sisma_jax.prepare")
     add("--autoencoder", required=True, help="same values as autoencoder.path in a config")
     add("--out", type=cli.path, required=True, help="folder for the shards, new or empty")
+    add("--images", action="store_true", help="keep the images too, for models with a style")
     add("--batch-size", type=int, default=16, help="images per batch, over all devices")
     return parser.parse_args()
 
@@ -83,13 +87,19 @@ def encoded(
     batch_size: int,
     call: Callable[[np.ndarray], Array],
     pool: ThreadPoolExecutor,
-) -> Iterator[tuple[str, Float16[np.ndarray, "2 h w moments"], UInt8[np.ndarray, "H W"]]]:
-    """Yield ids, moments and labels of the items, with up to IN_FLIGHT batches computing ahead."""
+    images: bool,
+) -> Iterator[
+    tuple[str, Float16[np.ndarray, "2 h w moments"], UInt8[np.ndarray, "H W"], bytes | None]
+]:
+    """Yield ids, moments, labels and, if requested, the bytes of images, with up to IN_FLIGHT
+    batches computing ahead."""
 
     def fetch(batch: tuple[Sequence[int], list[dict], Array]) -> Iterator[tuple]:
         places, items, moments = batch
-        for index, item, one in zip(places, items, np.asarray(moments), strict=False):
-            yield source.ids[index], one, item["labels"]
+        as_bytes = pool.map(encode_image, [item["image"] for item in items]) if images else ()
+        rows = zip_longest(places, items, as_bytes)
+        for (index, item, image), one in zip(rows, np.asarray(moments), strict=False):
+            yield source.ids[index], one, item["labels"], image
 
     in_flight: deque[tuple[Sequence[int], list[dict], Array]] = deque()
     for start in range(0, len(indices), batch_size):
@@ -103,7 +113,13 @@ def encoded(
 
 
 def cache(
-    data: str, autoencoder: Autoencoder, out: Path, batch_size: int, name: str
+    data: str,
+    autoencoder: Autoencoder,
+    out: Path,
+    batch_size: int,
+    name: str,
+    *,
+    images: bool = False,
 ) -> dict[str, Any]:
     """Write the cache, or continue writing it; return the content of `latents.json`.
 
@@ -113,6 +129,7 @@ def cache(
       out: a new or empty folder, or one that holds this cache, complete or interrupted.
       batch_size: images per batch.
       name: the autoencoder's name, kept in `latents.json`.
+      images: whether the records also hold the images.
 
     Raises:
       InputError: an argument is out of range, the factor does not divide the image size, `out`
@@ -130,7 +147,7 @@ def cache(
     settings = {
         "version": latents.VERSION,
         "size": size,
-        "coding": latents.CODING,
+        "coding": latents.CODING_WITH_IMAGES if images else latents.CODING,
         "data": prepared.checksum(description),
         "autoencoder": autoencoder.checksum(),
     }
@@ -162,15 +179,15 @@ def cache(
                 if task.file in notes:
                     continue
                 with folder.writer(task) as writer:
-                    for id, moments, labels in encoded(
-                        sources[task.split], task.items, batch_size, call, pool
+                    for id, moments, labels, image in encoded(
+                        sources[task.split], task.items, batch_size, call, pool, images
                     ):
                         if not np.isfinite(moments).all():
                             raise InputError(
                                 f"the latents of image {id} overflow float16: give an autoencoder "
                                 f"that suits these images in place of {name}"
                             )
-                        writer.write(latents.encode(id, moments, labels))
+                        writer.write(latents.encode(id, moments, labels, image))
                         progress.update()
                     writer.note["ids"] = ids[task.file]
                 notes[task.file] = writer.note
@@ -225,7 +242,9 @@ def main() -> None:
     args = parse_arguments()
     check(args)
     autoencoder = load_autoencoder(args.autoencoder, dtype="float32")
-    cached = cache(args.data, autoencoder, args.out, args.batch_size, args.autoencoder)
+    cached = cache(
+        args.data, autoencoder, args.out, args.batch_size, args.autoencoder, images=args.images
+    )
     counts = ", ".join(f"{name} {len(split['ids'])}" for name, split in cached["splits"].items())
     _, height, width, moments = cached["moments"]
     print(f"{args.out}: {counts}, latents {height} x {width} x {moments // 2}")

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from sisma_jax.common import cli
 from sisma_jax.common.config import check_least, section
 from sisma_jax.common.errors import InputError, RunError
-from sisma_jax.data import prepared
+from sisma_jax.data import latents, prepared
 from sisma_jax.data.config import DataConfig
 from sisma_jax.data.contact_sheet import mask_sheet
 from sisma_jax.data.input_pipeline import Source, fixed_batch
@@ -37,6 +37,7 @@ from sisma_jax.models.autoencoder import (
     save_autoencoder,
     to_uint8,
 )
+from sisma_jax.models.autoencoder.config import DTYPES
 from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
@@ -67,25 +68,36 @@ class FirstStageConfig:
     scaling_factor: float
     """Replaces the scaling factor of the weights, unless it is 0."""
     dtype: str
-    """Replaces the compute type of the weights, unless it is ""."""
+    """Compute type, one of `DTYPES`; "" for the one that the weights were saved with."""
     cache: str
     """Folder by `sisma_jax.cache_latents`; "" encodes the images in every step."""
+
+    def __post_init__(self) -> None:
+        if self.dtype:
+            check_choice(self, "autoencoder", "dtype", DTYPES)
 
     def load(self) -> Autoencoder:
         return load_autoencoder(
             self.path, scaling_factor=self.scaling_factor or None, dtype=self.dtype or None
         )
 
-    def open(self, data: DataConfig) -> list[Source]:
+    def open(self, data: DataConfig, *, style: bool) -> list[Source]:
         """Open the training and the test split, of cached latents or of images; [] if synthetic
         faces are still to be made.
 
+        Args:
+          data: the config's section `data`.
+          style: whether styles are taken from the images, which then come with cached latents.
+
         Raises:
-          InputError: if there are none, or the cache has another size or other data.
+          InputError: if there are none, or the cache has another size, other data or no images.
         """
         if not self.cache:
             return data.open_if_there(FIELDS, FIELDS)
-        sources = [LatentCache(self.cache, split=split) for split in ("train", "test")]
+        fields = latents.FIELDS_WITH_IMAGES if style else latents.FIELDS
+        sources = [
+            LatentCache(self.cache, split=split, fields=fields) for split in ("train", "test")
+        ]
         self.check(sources[0], data)
         return sources
 
@@ -157,18 +169,13 @@ def load_hook(evaluation: EvaluationConfig) -> Hook | None:
     return named
 
 
-def check_sections(model: Config, data: DataConfig, first_stage: FirstStageConfig) -> None:
+def check_sections(model: Config, data: DataConfig) -> None:
     """Raises InputError if the config's other sections do not fit the model and its kind."""
     check_image_size(data, model.factor, f"the autoencoder's factor {model.factor}")
     if data.size != model.image_size:
         raise InputError(
             f"data.size is {data.size} where model.latent_size x model.factor is "
             f"{model.latent_size} x {model.factor}: make them agree"
-        )
-    if generator(model).has_style and first_stage.cache:
-        raise InputError(
-            f"autoencoder.cache is {first_stage.cache}, which has no images to take styles "
-            'from: set it to "", and data.path to the data set'
         )
     check_scan(model)
 
@@ -208,17 +215,19 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         evaluation = section(EvaluationConfig, config, "evaluation")
         flow_config = section(FlowConfig, config, "flow")
         first_stage = section(FirstStageConfig, config, "autoencoder")
-        check_sections(model, data, first_stage)
+        check_sections(model, data)
         with name_fields("samples."):
             check_sampling(model, samples.options)
         hook = load_hook(evaluation)
         check_folder(run, config)
         check_memory(model, flow_config, settings, mesh)
         # Local data first: the autoencoder may be a download.
-        sources = first_stage.open(data)
+        sources = first_stage.open(data, style=generator(model).has_style)
         check_classes("model", model.num_classes, sources)
         has_copy = run.autoencoder.exists()
-        autoencoder = load_autoencoder(run.autoencoder) if has_copy else first_stage.load()
+        autoencoder = (
+            load_autoencoder(run.autoencoder, dtype=None) if has_copy else first_stage.load()
+        )
         check_autoencoder(model, autoencoder)
         if first_stage.cache:
             first_stage.check(sources[0], data, autoencoder.checksum())
@@ -280,7 +289,7 @@ def sample_grid(
     A model with style conditioning first makes as many in the style of the masks' own faces.
     """
     fixed = fixed_batch(source, min(samples.masks, len(source)))
-    if "moments" in fixed:  # decoded latents replace the faces
+    if "image" not in fixed:  # decoded latents replace the faces
         means = np.split(fixed["moments"], 2, axis=-1)[0].astype(np.float32)
         fixed["image"] = np.asarray(to_uint8(autoencoder.decode(means)))
     labels = fixed["labels"]

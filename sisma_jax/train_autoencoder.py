@@ -78,6 +78,11 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
         sections = Sections.of(config)
         data, settings = sections.data, sections.train
         model = section(AutoencoderConfig, config, "autoencoder")
+        if model.dtype == "auto":
+            raise InputError(
+                "autoencoder.dtype is 'auto', with which a run would depend on its devices: "
+                "choose 'float32' or 'bfloat16' to train it"
+            )
         loss = section(LossConfig, config, "loss")
         check_image_size(data, model.factor, f"the autoencoder's factor {model.factor}")
         if data.size < WINDOW:

@@ -40,6 +40,26 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
+def uses(jaxpr, variables) -> dict:
+    """The types that a program converts each of these variables to, also inside of calls and loops;
+    None stands for any other use."""
+    found = {variable: set() for variable in variables}
+    for equation in jaxpr.eqns:
+        inner = list(jax.extend.core.jaxprs_in_params(equation.params))
+        aligned = len(inner) == 1 and len(inner[0].invars) == len(equation.invars)
+        for place, variable in enumerate(equation.invars):
+            if isinstance(variable, jax.extend.core.Literal) or variable not in found:
+                continue
+            if aligned:
+                argument = inner[0].invars[place]
+                found[variable] |= uses(inner[0], [argument])[argument]
+            elif equation.primitive.name == "convert_element_type":
+                found[variable].add(equation.params["new_dtype"])
+            else:
+                found[variable].add(None)
+    return found
+
+
 def launches(text: str) -> int:
     """How many Pallas kernels a program launches."""
     return len(re.findall(r"custom_call @\S*(?:triton|mosaic_gpu)\S*\(", text))

@@ -51,6 +51,17 @@ def test_autoencoder_bench_leaves_a_missing_peer_out(tmp_path):
 
 
 @pytest.mark.slow
+def test_autoencoder_dtypes_measures_the_error_of_bfloat16(inputs_folder, tmp_path):
+    out, folder = tmp_path / "out.json", inputs_folder / "autoencoder"
+    options = ("--data", inputs_folder / "data", "--size", 32, "--test-from", 12, "--out", out)
+    run("autoencoder_dtypes.py", "--autoencoder", folder, *options)
+    report = json.loads(out.read_text())
+    assert report["images"] == 4 and report["test_psnr_db"].keys() == {"float32", "bfloat16"}
+    assert 0 < report["latents_relative_rms"] < 0.05
+    assert 0 < report["decoded"]["mean_levels"] < 5
+
+
+@pytest.mark.slow
 def test_train_bench_measures_steps_and_says_what_did_not_run(tmp_path):
     out = tmp_path / "train.json"
     options = ("--sizes", "tiny", "--batches", 2, "--scans", "chunked", "--seconds", 0.1)

@@ -18,7 +18,7 @@ from sisma_jax.common.config import load_config, section
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data.config import DataConfig
 from sisma_jax.data.input_pipeline import training_stream
-from sisma_jax.data.latents import LatentCache
+from sisma_jax.data.latents import FIELDS_WITH_IMAGES, LatentCache
 from sisma_jax.data.prepared import PreparedDataset
 from sisma_jax.models.autoencoder import (
     load_autoencoder,
@@ -27,7 +27,7 @@ from sisma_jax.models.autoencoder import (
     to_float,
 )
 from tests.datasets import COUNT, SIZE, TEST_FROM, write_raw
-from tests.tiny_runs import CONFIGS, arguments, call, train_tiny
+from tests.tiny_runs import CONFIGS, STYLE, arguments, call, train_tiny, train_tiny_style
 
 HALF = dict(rtol=2e-3, atol=2e-3)
 """What float16 keeps of numbers of about 1."""
@@ -179,6 +179,22 @@ class TestStream:
             expected = moments_of(autoencoder, seen["image"])
             np.testing.assert_allclose(cached["moments"], expected, **HALF)
 
+    def test_with_images_it_is_the_same_with_both(self, folder, inputs_folder, autoencoder):
+        out = folder / "with_images"
+        write_cache(folder / "data", inputs_folder / "autoencoder", out, "--images")
+        options = dict(batch_size=4, seed=5, threads=0)
+        images = training_stream(PreparedDataset(folder / "data", SIZE), **options)
+        both = training_stream(LatentCache(out, fields=FIELDS_WITH_IMAGES), **options)
+        for _ in range(8):
+            seen, cached = next(images), next(both)
+            np.testing.assert_array_equal(cached["labels"], seen["labels"])
+            np.testing.assert_array_equal(cached["image"], seen["image"])
+            expected = moments_of(autoencoder, seen["image"])
+            np.testing.assert_allclose(cached["moments"], expected, **HALF)
+        assert LatentCache(out)[0].keys() == {"moments", "labels"}, "the image is not decoded"
+        with pytest.raises(InputError, match="finished and has another coding"):
+            write_cache(folder / "data", inputs_folder / "autoencoder", out)
+
     def test_without_flips_no_mirror_image_is_seen(self, folder, autoencoder):
         stream = training_stream(
             LatentCache(folder / "latents"), batch_size=16, seed=0, flip=False, threads=0
@@ -209,7 +225,7 @@ class TestStream:
 class TestTraining:
     def losses(self, workdir):
         rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        return [row["loss"] for row in rows]
+        return [row["loss"] for row in rows if "loss" in row]
 
     @pytest.mark.slow
     def test_a_run_may_change_over_to_the_cache_and_learns_the_same(
@@ -232,6 +248,21 @@ class TestTraining:
         with pytest.raises(InputError, match=r"both was trained on other data"):
             train_tiny(inputs_folder, run, train__steps=6, **other)
         assert (tmp_path / "both/samples/step_0000004.png").exists()
+
+    @pytest.mark.slow
+    def test_a_model_with_a_style_learns_the_same_from_latents_with_images(
+        self, folder, inputs_folder, tmp_path
+    ):
+        images = dict(data__path=folder / "data", train__log_every=1, train__steps=3)
+        images |= dict(evaluation__every=3, train__sample_every=3)
+        train_tiny_style(inputs_folder, tmp_path / "images", **images)
+        out = tmp_path / "latents"
+        write_cache(folder / "data", inputs_folder / "autoencoder", out, "--images")
+        cache = images | dict(autoencoder__cache=out, data__path='""')
+        train_tiny_style(inputs_folder, tmp_path / "cached", **cache)
+        expected, actual = self.losses(tmp_path / "images"), self.losses(tmp_path / "cached")
+        np.testing.assert_allclose(actual, expected, rtol=5e-3)
+        assert actual != expected
 
     def test_what_differs_is_refused_before_anything_is_written(
         self, folder, inputs_folder, tmp_path
@@ -257,6 +288,13 @@ class TestTraining:
         with pytest.raises(InputError, match=r"of another autoencoder .* and of other data"):
             LatentCache(folder / "latents").check(size=SIZE, autoencoder="a" * 64, data="b" * 64)
         refuse("raw is not a prepared data set", data__path=raw)
+        styled = dict(autoencoder__cache=folder / "latents", data__path='""')
+        command = arguments(
+            inputs_folder, tmp_path / "run", "synthetic_style.py", **(STYLE | styled)
+        )
+        with pytest.raises(InputError, match=r"come without the images .*cache_latents --images"):
+            call(train.main, *command)
+        assert not (tmp_path / "run").exists()
         refuse("is not a latent cache", autoencoder__cache=folder / "data")
         latents = dict(autoencoder__cache='""', data__path=folder / "latents")
         refuse(r"holds cached latents: set autoencoder\.cache to it", **latents)
@@ -273,7 +311,7 @@ class TestTraining:
         config = load_config(str(CONFIGS / "synthetic.py"), [f"--config.data.size={SIZE}"])
         config.data.path = str(folder / "data")
         data = section(DataConfig, config, "data")
-        train_source, test_source = first_stage.open(data)
+        train_source, test_source = first_stage.open(data, style=False)
         first_stage.check(train_source, data, autoencoder.checksum())
         assert len(train_source) == TEST_FROM and len(test_source) == COUNT - TEST_FROM
 

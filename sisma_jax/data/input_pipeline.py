@@ -41,8 +41,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """The requested fields among "image" uint8 (h, w, 3) and "labels" uint8 (h, w); for cached
-        latents "moments" float16 (2, h, w, 2 channels) and "labels"."""
+        """The requested fields among "image" uint8 (h, w, 3), "labels" uint8 (h, w) and, of cached
+        latents, "moments" float16 (2, h, w, 2 channels)."""
 
 
 def open_dataset(

@@ -1,10 +1,12 @@
 """Cached latents: the moments of every item's latents, and its labels.
 
 `sisma_jax.cache_latents` writes them from a prepared data set. A record holds the float16 moments
-of the image and of its mirror image (which are not mirror images of each other), and the labels
-once. Checksums in `latents.json` identify the data and the autoencoder.
+of the image and of its mirror image (which are not mirror images of each other), the labels once
+and, if the cache was written for models with a style, the image. Checksums in `latents.json`
+identify the data and the autoencoder.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,22 @@ LATENTS_FILE = "latents.json"
 VERSION = 1
 """Incremented when older software cannot read the records."""
 CODING = {"container": "msgpack", "moments": "float16", "labels": records.CODING["labels"]}
+CODING_WITH_IMAGES = CODING | {"image": records.CODING["image"]}
+FIELDS = ("moments", "labels")
+FIELDS_WITH_IMAGES = (*FIELDS, "image")
 
 
 def encode(
-    id: str, moments: Float16[np.ndarray, "2 h w moments"], labels: UInt8[np.ndarray, "H W"]
+    id: str,
+    moments: Float16[np.ndarray, "2 h w moments"],
+    labels: UInt8[np.ndarray, "H W"],
+    image: bytes | None = None,
 ) -> bytes:
-    """Bytes of an item: moments of the image and of its mirror image, and its labels."""
-    return records.pack(id, moments=moments.tobytes(), labels=records.encode_labels(labels))
+    """Bytes of an item: moments of the image and of its mirror image, its labels and, if given, the
+    image as `records.encode_image` returns it."""
+    picture = {} if image is None else {"image": image}
+    labelled = {"labels": records.encode_labels(labels)}
+    return records.pack(id, moments=moments.tobytes(), **labelled, **picture)
 
 
 def is_latent_cache(path: Path | str) -> bool:
@@ -35,9 +46,9 @@ def is_latent_cache(path: Path | str) -> bool:
 class LatentCache:
     """Random access to the items of one split, in the order of their ids; a grain data source.
 
-    Item `i` is a dict of "moments" float16 (2, h, w, 2 channels), mean and log-variance before
-    scaling, of the image and of its mirror image, and "labels" uint8 (size, size) of the image.
-    Reading is thread-safe.
+    Item `i` is a dict of the requested fields: "moments" float16 (2, h, w, 2 channels), mean and
+    log-variance before scaling, of the image and of its mirror image; "labels" uint8 (size, size)
+    of the image; "image" uint8 (size, size, 3). Reading is thread-safe.
 
     Attributes:
       ids: list of str, names of the items in the data set.
@@ -45,19 +56,25 @@ class LatentCache:
       checksum: checksum of the data set that was encoded.
     """
 
-    def __init__(self, path: Path | str, *, split: str = "train"):
+    def __init__(self, path: Path | str, *, split: str = "train", fields: Sequence[str] = FIELDS):
         """Open the shards.
 
         Raises:
-          InputError: it is not a finished cache, has no such split, or shards are missing or hold
-            another number of records.
+          InputError: it is not a finished cache, has no such split, images are requested that it
+            does not hold, or shards are missing or hold another number of records.
         """
         self._description = prepared.read_versioned(
             path, LATENTS_FILE, VERSION, what="latent cache", command="sisma_jax.cache_latents"
         )
         self.classes = ClassSet.from_json(self._description)
         self.checksum = self._description["data"]
-        self._path = path
+        self._path, self._fields = path, tuple(fields)
+        if "image" in fields and "image" not in self._description["coding"]:
+            raise InputError(
+                f"the latents in {path} come without the images that a model with a style takes "
+                "styles from: encode the data set by `python -m sisma_jax.cache_latents --images`, "
+                "or leave autoencoder.cache empty"
+            )
         self._shape = tuple(self._description["moments"])
         self._size = self._description["size"]
         self.ids, self._records = prepared.open_split(path, self._description, split)
@@ -97,10 +114,12 @@ class LatentCache:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         place = range(len(self))[index]  # IndexError past the end, to end an iteration
         stored = records.unpack(self._records[place])
-        return {
-            "moments": np.frombuffer(stored["moments"], np.float16).reshape(self._shape),
-            "labels": records.decode_labels(stored["labels"], self._size),
+        decode = {
+            "moments": lambda x: np.frombuffer(x, np.float16).reshape(self._shape),
+            "labels": lambda x: records.decode_labels(x, self._size),
+            "image": records.decode_image,
         }
+        return {field: decode[field](stored[field]) for field in self._fields}
 
     def __repr__(self) -> str:
         return f"LatentCache({str(self._path)!r}, {len(self)} items)"

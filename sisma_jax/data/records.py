@@ -18,9 +18,8 @@ CODING = {"container": "msgpack", "image": "webp-lossless", "labels": "zlib"}
 
 def encode(id: str, item: dict[str, np.ndarray]) -> bytes:
     """Bytes of an item's id, "image" uint8 (size, size, 3) and "labels" uint8 (size, size)."""
-    buffer = io.BytesIO()
-    Image.fromarray(item["image"]).save(buffer, "WEBP", lossless=True, method=0, quality=50)
-    return pack(id, image=buffer.getvalue(), labels=encode_labels(item["labels"]))
+    image, labels = encode_image(item["image"]), encode_labels(item["labels"])
+    return pack(id, image=image, labels=labels)
 
 
 def decode(record: bytes, fields: Sequence[str], size: int) -> dict[str, np.ndarray]:
@@ -28,8 +27,7 @@ def decode(record: bytes, fields: Sequence[str], size: int) -> dict[str, np.ndar
     stored = unpack(record)
     item = {}
     if "image" in fields:
-        with Image.open(io.BytesIO(stored["image"]), formats=("WEBP",)) as image:
-            item["image"] = np.asarray(image)
+        item["image"] = decode_image(stored["image"])
     if "labels" in fields:
         item["labels"] = decode_labels(stored["labels"], size)
     return item
@@ -43,6 +41,19 @@ def pack(id: str, **fields: bytes) -> bytes:
 def unpack(record: bytes) -> dict[str, Any]:
     """The id and fields that `pack` was given."""
     return msgpack.unpackb(record, unicode_errors="surrogateescape")
+
+
+def encode_image(image: np.ndarray) -> bytes:
+    """Bytes of an image, uint8 (size, size, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "WEBP", lossless=True, method=0, quality=50)
+    return buffer.getvalue()
+
+
+def decode_image(stored: bytes) -> np.ndarray:
+    """The image, uint8 (size, size, 3), that `encode_image` was given."""
+    with Image.open(io.BytesIO(stored), formats=("WEBP",)) as image:
+        return np.asarray(image)
 
 
 def encode_labels(labels: np.ndarray) -> bytes:

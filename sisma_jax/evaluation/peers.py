@@ -4,9 +4,9 @@ Two claims of the paper (arXiv 2509.17651) are measured here with random weights
 not depend: that SISMA's cost is linear in the number of tokens, beside its twin with attention in
 place of Mamba, and that it makes an image in a third of the time of SDM (arXiv 2207.00050).
 
-Every network is timed for one step of sampling, at batch 1 and on one device. SDM's
-weights are stored in the compute type, as its published code samples; SISMA's in float32, as
-`Synthesizer` has them.
+Every network is timed for one step of sampling, at batch 1 and on one device. The weights of all
+are rounded to the compute type beforehand: SDM's published code samples so, and `Synthesizer`
+rounds them once, before the solver's first step.
 """
 
 import dataclasses
@@ -40,14 +40,15 @@ from sisma_jax.evaluation.tables import Cell, Table
 from sisma_jax.models import SISMA, SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, parameter_shapes
 from sisma_jax.models.cost.by_hand import mask_macs, velocity_macs
+from sisma_jax.models.layers.unet import in_compute_type as sdm_in_compute_type
 from sisma_jax.models.sdm.model import (
     DIFFUSION_STEPS,
     SDMConfig,
-    in_compute_type,
     sdm_macs,
     sdm_step,
 )
 from sisma_jax.models.sdm.model import init_params as init_sdm
+from sisma_jax.models.sisma.model import in_compute_type as sisma_in_compute_type
 from sisma_jax.models.sisma.model import init_params as init_sisma
 
 TOKENS = (256, 1024, 4096, 16384)
@@ -247,12 +248,13 @@ def _compare(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 @cache
 def _sisma_shapes(config: SISMAConfig) -> Any:
-    return jax.eval_shape(partial(init_sisma, config), jax.random.key(0))
+    init = lambda key: sisma_in_compute_type(config, init_sisma(config, key))
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 @cache
 def _sdm_shapes(config: SDMConfig) -> Any:
-    init = lambda key: in_compute_type(config, init_sdm(config, key))
+    init = lambda key: sdm_in_compute_type(config, init_sdm(config, key))
     return jax.eval_shape(init, jax.random.key(0))
 
 

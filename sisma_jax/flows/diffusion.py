@@ -64,7 +64,20 @@ def time_to_step(time: Float[Array, "..."]) -> Float32[Array, "..."]:
     time = time.astype(jnp.float32)
     logits = jnp.log(time) - jnp.log1p(-time)
     steps = jnp.arange(STEPS - 1, -1, -1, dtype=jnp.float32)
-    return jnp.interp(logits, jnp.asarray(_LOGITS[::-1]), steps)
+    return _interpolate(logits, jnp.asarray(_LOGITS[::-1]), steps)
+
+
+def _interpolate(
+    x: Float[Array, "..."], places: Float[Array, " n"], values: Float[Array, " n"]
+) -> Float[Array, "..."]:
+    """`jnp.interp`, but without its loop, with which XLA compiles no solver for a GPU."""
+    after = jnp.searchsorted(places, x, side="right", method="compare_all")
+    after = jnp.clip(after, 1, len(places) - 1)
+    left, right = places[after - 1], places[after]
+    low, high = values[after - 1], values[after]
+    between = low + (x - left) / (right - left) * (high - low)
+    between = jnp.where(x < places[0], values[0], between)
+    return jnp.where(x > places[-1], values[-1], between)
 
 
 def _scale(time: Float[Array, " batch"], like: Array) -> Array:

@@ -25,6 +25,7 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.flows import diffusion, rectified
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.cost.by_hand import mask_macs, style_macs, velocity_macs
+from sisma_jax.models.layers.unet import in_compute_type
 from sisma_jax.models.scadm import model as scadm
 from sisma_jax.models.scadm.config import SCADMConfig
 from sisma_jax.models.sisma import model as sisma
@@ -49,6 +50,10 @@ class Generator(Protocol):
     """Whether a solver may step from any time to any other, and not at `times` alone."""
 
     def init_params(self, key: PRNGKeyArray) -> Params: ...
+
+    def in_compute_type(self, params: Params) -> Params:
+        """The parameters, with those of each step rounded in advance to the type that they compute
+        in; `encode` and `velocity` return with them what they return without."""
 
     def encode_style(
         self, params: Params, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
@@ -139,6 +144,9 @@ class SISMAGenerator(_FlaxGenerator):
     def has_style(self) -> bool:
         return self.config.style != "none"
 
+    def in_compute_type(self, params: Params) -> Params:
+        return sisma.in_compute_type(self.config, params)
+
     def encode(self, params: Params, labels: Array, style: Tokens | None) -> Any:
         return self._apply(params, labels, style, method="encode_mask")
 
@@ -173,15 +181,21 @@ class SCADMGenerator(_FlaxGenerator):
     any_times = False
     has_style = True
 
+    def in_compute_type(self, params: Params) -> Params:
+        return params | {"unet": in_compute_type(self.config, params["unet"])}
+
     def encode(
         self, params: Params, labels: Array, style: Tokens | None
-    ) -> tuple[UInt8[Array, "b H W"], Tokens]:
-        if style is None:
-            style = jnp.repeat(self.no_style(params), len(labels), axis=0)
-        return labels, style
+    ) -> tuple[scadm.MaskFeatures, Tokens]:
+        mask = scadm.encode_mask(self.config, params, labels)
+        return mask, self._given_or_none(params, len(labels), style)
+
+    def _given_or_none(self, params: Params, count: int, style: Tokens | None) -> Tokens:
+        return jnp.repeat(self.no_style(params), count, axis=0) if style is None else style
 
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
-        return diffusion.velocity(lambda x, step: self._apply(params, x, step, *encoded), z, t)
+        predict = lambda x, step: self._apply(params, x, step, *encoded, method="with_mask")
+        return diffusion.velocity(predict, z, t)
 
     def times(self, steps: int) -> np.ndarray:
         return diffusion.ddim_times(steps)
@@ -193,12 +207,13 @@ class SCADMGenerator(_FlaxGenerator):
         self, params: Params, latents: Array, noise: Array, time: Array, labels: Array,
         style: Tokens | None, weight: Array | None,
     ) -> Array:  # fmt: skip
-        encoded = self.encode(params, labels, style)
-        predict = lambda x, step: self._apply(params, x, step, *encoded)
+        style = self._given_or_none(params, len(labels), style)
+        predict = lambda x, step: self._apply(params, x, step, labels, style)
         return diffusion.noise_loss_at(predict, latents, noise, time, weight)
 
     def macs(self) -> Macs:
-        return Macs(scadm.scadm_macs(self.config), 0, scadm.style_macs(self.config))
+        mask = scadm.scadm_mask_macs(self.config)
+        return Macs(scadm.scadm_macs(self.config) - mask, mask, scadm.style_macs(self.config))
 
 
 KINDS: dict[str, type] = {"sisma": SISMAConfig, "scadm": SCADMConfig}

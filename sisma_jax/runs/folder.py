@@ -85,6 +85,10 @@ ADDED = {
 """Keys that configs of older runs lack, and the value they need to continue such a run; None if any
 value will do because the run does not use it."""
 
+OF_ITS_COPY = ("autoencoder.dtype", "")
+"""A key, and the value in configs of older runs that leaves it to the run's copy of the first
+stage."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
@@ -216,7 +220,9 @@ class RunFolder:
     def not_read(self, key: str, value: Any) -> str:
         """Why a continued run ignores the new value of a key; "" if it does not."""
         step = self.newest_step()
-        if key == "autoencoder.path" and self.autoencoder.exists():
+        before = flatten(self.config()).get(key) if key == OF_ITS_COPY[0] else None
+        ours = key == "autoencoder.path" or (key, before) == OF_ITS_COPY
+        if ours and self.autoencoder.exists():
             return f"it is ignored: the run uses its own copy, {self.autoencoder}"
         if key == "train.init_from" and step is not None:
             return f"it is ignored: the run continues from its own step {step}"
@@ -304,6 +310,7 @@ def fixed_changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]
         for key, before, after in changes(old, new)
         if not key.startswith(CHANGEABLE)
         and not (before is None and key in ADDED and ADDED[key] in (None, after))
+        and (key, before) != OF_ITS_COPY
     ]
 
 

@@ -3,12 +3,14 @@
 `Synthesizer` calls them in batches, with checked arguments.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Key, UInt8, UInt32
 
 from sisma_jax.data.classes import UNLABELLED
@@ -47,6 +49,8 @@ def velocity_under(
 ) -> rectified.Velocity:
     """Return the velocity under label maps and styles, which are encoded once, here.
 
+    The null mask is encoded for one row.
+
     With s the guidance by the mask and r that by the style,
 
         v = v(null, none) + s (v(mask, none) + r (v(mask, style) - v(mask, none)) - v(null, none))
@@ -56,34 +60,56 @@ def velocity_under(
     computed alone: a conditional of the compiled program runs one of its two branches.
     """
     model = generator(config)
-    if interval is not None:
-        plain = velocity_under(config, params, labels, None, style)
-        guided = velocity_under(config, params, labels, guidance, style, style_guidance)
-        first, last = interval
-        # All samples are at one time.
-        within = lambda t: (first <= t[0]) & (t[0] <= last)
-        return lambda z, t: jax.lax.cond(within(t), guided, plain, z, t)
-    maps = [labels]
+    params = model.in_compute_type(params)  # once, and not in every step of a solver
+    conditions = [model.encode(params, labels, style)]
     if style_guidance is not None:
-        maps.append(labels)
+        conditions.append(model.encode(params, labels, None))
     if guidance is not None:
-        maps.append(jnp.full_like(labels, UNLABELLED))
-    count = len(maps)
-    if style is not None and count > 1:
-        none = jnp.repeat(model.no_style(params), (count - 1) * len(labels), axis=0)
-        style = jnp.concatenate([style, none])
-    encoded = model.encode(params, jnp.concatenate(maps), style)
+        conditions.append(model.encode(params, jnp.full_like(labels[:1], UNLABELLED), None))
+    count = len(conditions)
+    plain = lambda z, t: model.velocity(params, z, t, conditions[0])
     if count == 1:
-        return lambda z, t: model.velocity(params, z, t, encoded)
+        return plain
+    rows = _axes_of_rows(lambda labels: model.encode(params, labels, None), labels)
+    encoded = jax.tree.map(_alternating, rows, *conditions)
 
     def guided_velocity(z: Array, t: Array) -> Array:
-        every = model.velocity(params, jnp.tile(z, (count, 1, 1, 1)), jnp.tile(t, count), encoded)
-        v, *others = jnp.split(every, count)
+        z, t = jnp.repeat(z, count, axis=0), jnp.repeat(t, count)
+        every = model.velocity(params, z, t, encoded)
+        v, *others = rearrange(every, "(b count) ... -> count b ...", count=count)
         if style_guidance is not None:
             v = rectified.guide(v, others.pop(0), style_guidance)
         return v if guidance is None else rectified.guide(v, others.pop(0), guidance)
 
-    return guided_velocity
+    if interval is None:
+        return guided_velocity
+    first, last = interval
+    within = lambda t: (first <= t[0]) & (t[0] <= last)  # all samples are at one time
+    return lambda z, t: jax.lax.cond(within(t), guided_velocity, plain, z, t)
+
+
+def _axes_of_rows(
+    encode: Callable[[UInt8[Array, "b H W"]], Any], labels: UInt8[Array, "b H W"]
+) -> Any:
+    """The axis of the batch in every array of an encoding."""
+    shape = labels.shape[1:]
+    one, two = (
+        jax.eval_shape(encode, jax.ShapeDtypeStruct((count, *shape), labels.dtype))
+        for count in (1, 2)
+    )
+    differs = lambda a, b: [x != y for x, y in zip(a.shape, b.shape, strict=True)].index(True)
+    return jax.tree.map(differs, one, two)
+
+
+def _alternating(axis: int, first: Array, *others: Array) -> Array:
+    """The first rows of all arrays, then their second rows, and so on; a single row is repeated.
+
+    In this order rows that are sharded over devices stay where they are.
+    """
+    arrays = [first, *(jnp.broadcast_to(x, first.shape) for x in others)]
+    shape = list(first.shape)
+    shape[axis] *= len(arrays)
+    return jnp.stack(arrays, axis + 1).reshape(shape)
 
 
 def velocity_with(

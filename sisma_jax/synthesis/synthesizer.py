@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,9 @@ from sisma_jax.synthesis.programs import (
     synthesize_latents,
 )
 from sisma_jax.synthesis.styles import Style
+
+IN_FLIGHT = 2
+"""Batches that are dispatched and not yet fetched, at most; they bound the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,8 @@ class Synthesizer:
         shapes = parameter_shapes(config)
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
         step, params = averaged_weights(run, abstract_like(shapes, shardings))
-        autoencoder = jax.device_put(load_autoencoder(run.autoencoder), replicated(mesh))
+        autoencoder = load_autoencoder(run.autoencoder, dtype=None)
+        autoencoder = jax.device_put(autoencoder, replicated(mesh))
         dropped = run.config().get("flow", {}).get("drop", 0.0) > 0
         return cls(config, params, autoencoder, batch_size, step, run.classes(), dropped)
 
@@ -224,7 +229,11 @@ class Synthesizer:
         noise: Float[np.ndarray, "batch h w c"] | None = None,
         latents: Float[np.ndarray, "batch h w c"] | None = None,
     ) -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
-        """Yield what a call returns, `batch_size` images at a time."""
+        """Yield what a call returns, `batch_size` images at a time.
+
+        A batch is dispatched before the last one is waited for, so the devices compute while the
+        caller uses what it got.
+        """
         start = {"seed": seed, "noise": noise, "latents": latents}
         return self._checked_batches("images", labels, options, style=style, **start)
 
@@ -264,7 +273,8 @@ class Synthesizer:
             program = partial(run, trajectory=result == "trajectory")
         tokens = None if style is None else style.tokens
         arrays, tree = jax.tree.flatten((labels, tokens, given, options.per_image))
-        start = 0
+        fetch = lambda made, count: np.asarray(made)[:count]
+        start, dispatched = 0, deque()
         for batch, count in chunks(size, mesh, *arrays):
             placed, tokens, begin, scales = jax.tree.unflatten(tree, batch)
             keys = None
@@ -274,8 +284,12 @@ class Synthesizer:
                     keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], size - count)])
                 keys = jax.device_put(keys, rows)
             made = program(keys, placed, options.of_images(scales), tokens, **begin)
-            yield np.asarray(made)[:count]
+            dispatched.append((made, count))
             start += count
+            if len(dispatched) == IN_FLIGHT:
+                yield fetch(*dispatched.popleft())
+        for made, count in dispatched:
+            yield fetch(made, count)
 
     @property
     def _latent_shape(self) -> tuple[int, int, int]:
@@ -390,7 +404,8 @@ class Synthesizer:
 
         Returns:
           "batch": images of one batch, over all local devices; "arguments": weights and inputs;
-          "temporary": the peak of the rest, as XLA planned it.
+          "temporary": the peak of the rest for a batch, as XLA planned it. A CPU may compute
+          IN_FLIGHT batches at once; other devices compute them one after another.
         """
         mesh, size = local_mesh(), self._rows(count)
         variant = _variant(size, options, style)

@@ -90,7 +90,7 @@ def latents_of(batch: dict[str, Array], autoencoder: Autoencoder) -> Float[Array
     """Scaled latents of a batch at its "posterior" noise.
 
     Args:
-      batch: "image" uint8 (b, H, W, 3), or "moments" (b, h, w, 2 c) of cached latents.
+      batch: "moments" (b, h, w, 2 c) of cached latents, or else "image" uint8 (b, H, W, 3).
       autoencoder: the frozen autoencoder; it needs no parameters for cached latents.
     """
     if "moments" not in batch:

@@ -17,6 +17,7 @@ from sisma_jax.flows.diffusion import (
     to_flow,
     velocity,
 )
+from tests.lowering import equations
 
 BETAS = (0.0015**0.5 + (0.0195**0.5 - 0.0015**0.5) * np.arange(STEPS) / (STEPS - 1)) ** 2
 SIGNAL, NOISE = np.sqrt(np.cumprod(1 - BETAS)), np.sqrt(1 - np.cumprod(1 - BETAS))
@@ -78,6 +79,12 @@ def test_the_true_noise_says_flow_s_velocity_and_sees_the_step():
     ((x_t, step),) = seen
     np.testing.assert_allclose(step, t, atol=1e-3)
     np.testing.assert_allclose(x_t, column(SIGNAL[t]) * x + column(NOISE[t]) * noise, atol=1e-5)
+
+
+def test_the_velocity_has_no_loop_which_xla_could_not_compile_within_a_solver_for_a_gpu():
+    z, t = jnp.ones((2, 3)), jnp.full(2, 0.5)
+    program = jax.make_jaxpr(lambda z, t: velocity(lambda x, step: x, z, t))(z, t)
+    assert not {e.primitive.name for e in equations(program.jaxpr)} & {"while", "scan"}
 
 
 def test_ahead_of_the_first_time_the_velocity_is_finite_and_the_first_time_s():

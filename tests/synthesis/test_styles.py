@@ -17,7 +17,7 @@ from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import noise_keys, synthesize_latents
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.training.objective import FlowConfig, draw, losses
-from tests.tiny_runs import SIZE, call, train_tiny_style
+from tests.tiny_runs import SIZE, call
 
 HAIR, HAT = CLASSES.index("hair"), CLASSES.index("hat")
 
@@ -131,9 +131,9 @@ def test_guidance_by_the_style_is_a_line_through_with_and_without(styled, faces)
     own = jnp.asarray(styled.style(images[:2], labels[:2]).tokens)
     keys = noise_keys(0, 0, 2)
 
-    def latents(style, guidance=1.0, style_guidance=1.0):
+    def latents(style, guidance=1.0, style_guidance=1.0, masks=labels[:2]):
         options = SamplingOptions(steps=1, guidance=guidance, style_guidance=style_guidance)
-        masks = jnp.asarray(labels[:2])
+        masks = jnp.asarray(masks)
         return np.asarray(
             synthesize_latents(styled.config, styled.params, keys, masks, options, style)
         )
@@ -142,6 +142,8 @@ def test_guidance_by_the_style_is_a_line_through_with_and_without(styled, faces)
     np.testing.assert_allclose(
         latents(own, 1.0, 1.5), without + 1.5 * (with_style - without), atol=1e-4
     )
+    null = latents(None, masks=np.full_like(labels[:2], 255))
+    np.testing.assert_allclose(latents(None, 2.0), null + 2.0 * (without - null), atol=1e-3)
     null = 2 * without - latents(None, 2.0)
     np.testing.assert_allclose(
         latents(own, 2.0, 1.5),
@@ -198,12 +200,6 @@ def test_the_loss_reaches_the_style_of_the_classes_that_are_not_dropped(styled, 
     assert (np.delete(kernel, CLASSES.index("skin")) == 0).all()
     # The tokens of no style are learned, for classes that the masks show.
     assert np.abs(grads["out_1"]["bias"][CLASSES.index("hair")]).max() > 0
-
-
-def test_cached_latents_are_refused_for_they_have_no_images(inputs_folder, tmp_path):
-    with pytest.raises(InputError, match=r"autoencoder\.cache is cache, which has no images"):
-        train_tiny_style(inputs_folder, tmp_path / "run", autoencoder__cache="cache")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

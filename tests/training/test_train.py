@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from sisma_jax import train
-from sisma_jax.common.config import load_config, section
+from sisma_jax.common.config import load_config, section, to_json
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data.config import DataConfig
 from sisma_jax.data.raw import FIELDS
 from sisma_jax.models.generators import model_config
-from sisma_jax.runs.folder import RunFolder
+from sisma_jax.runs.folder import RunFolder, fixed_changes
 from sisma_jax.synthesis.synthesizer import Synthesizer
 from sisma_jax.training.objective import FlowConfig
 from sisma_jax.training.setup import Sections, check_folder
@@ -189,7 +189,6 @@ CHECKS = {
     "sections that fit": lambda config: train.check_sections(
         model_config(config),
         section(DataConfig, config, "data"),
-        section(train.FirstStageConfig, config, "autoencoder"),
     ),
     "splits": lambda config: section(DataConfig, config, "data").open_if_there(FIELDS, FIELDS),
     "first stage": lambda config: section(train.FirstStageConfig, config, "autoencoder").load(),
@@ -204,6 +203,7 @@ CHECKS = {
         ("splits", {"data__path": "nowhere"}, "nowhere"),
         ("splits", {"data__test_from": 500}, "test"),
         ("first stage", {"autoencoder__path": "nowhere"}, "no autoencoder at nowhere"),
+        ("first stage", {"autoencoder__dtype": "half"}, "autoencoder.dtype is 'half': choose one"),
         (
             "sections that fit",
             {"data__size": 30},
@@ -251,6 +251,18 @@ def test_what_may_change_changes_and_is_said(tiny_run, inputs_folder, tmp_path, 
     assert "changed in this run: train.learning_rate from 0.015 to 0.0001" in said
     assert "changed in this run: model.remat from 'none' to 'block'" in said
     assert rows(tmp_path / "run")[-1]["learning_rate"] == pytest.approx(1e-4)
+
+
+def test_a_run_from_before_auto_continues_in_the_type_of_its_copy(tiny_run, tiny_config, tmp_path):
+    run = RunFolder(shutil.copytree(tiny_run, tmp_path / "run"))
+    config = tiny_config()
+    for before, allowed in (("", True), ("float32", False)):
+        begun = run.config()
+        begun.autoencoder.dtype = before
+        run.config_file.write_text(to_json(begun))
+        refused = [key for key, _, _ in fixed_changes(begun, config)]
+        assert ("autoencoder.dtype" in refused) != allowed
+        assert ("its own copy" in run.not_read("autoencoder.dtype", "auto")) == allowed
 
 
 def test_two_runs_in_one_folder_are_refused_and_a_crash_leaves_no_lock(

@@ -137,6 +137,7 @@ def test_small_parts_come_closer_where_they_weigh_more(variant, codebook, inputs
         ({"data__size": 8}, "data.size is 8, but SSIM needs 11 pixels"),
         ({"autoencoder__norm_groups": 3}, "autoencoder.norm_groups 3 does not divide"),
         ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
+        ({"autoencoder__dtype": "auto"}, "dtype is 'auto', .* choose 'float32' or 'bfloat16'"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(

@@ -5,7 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from sisma_jax.common.config import check_choice
 from sisma_jax.common.errors import InputError
+
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,8 @@ class AutoencoderConfig:
     scaling_factor: float | None = 0.18215
     """Factor that scales latents to a standard deviation of about 1; None if unknown."""
     dtype: str = "float32"
-    """Compute type of convolutions and attention; norms and parameters are float32."""
+    """Compute type of convolutions and attention; norms and parameters are float32. "auto", which
+    only `Autoencoder` takes, is bfloat16 in programs for a GPU or TPU and float32 on a CPU."""
 
     def __post_init__(self) -> None:
         if not self.block_channels:
@@ -77,8 +81,7 @@ class AutoencoderConfig:
                 f"patches of {self.factor} x {self.factor} pixels: raise the factor by "
                 "autoencoder.fold or block_channels"
             )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"autoencoder.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")
+        check_choice(self, "autoencoder", "dtype", DTYPES)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "AutoencoderConfig":

@@ -76,7 +76,7 @@ def _folder(path: Path) -> Any:
 
 
 def load_autoencoder(
-    path: str | os.PathLike, *, scaling_factor: float | None = None, dtype: str | None = None
+    path: str | os.PathLike, *, scaling_factor: float | None = None, dtype: str | None = "auto"
 ) -> Autoencoder:
     """Read an autoencoder.
 
@@ -89,8 +89,9 @@ def load_autoencoder(
         - `hf://owner/name` or `hf://owner/name/folder`, optionally with `@revision`: a folder on
           Hugging Face's hub, kept in its cache (`sisma_jax.common.hub`).
       scaling_factor: overrides that of the weights.
-      dtype: compute type, "float32" or "bfloat16", overrides that of the weights. Parameters are
-        float32 either way.
+      dtype: compute type, "float32", "bfloat16" or "auto", which is bfloat16 in programs for a GPU
+        or TPU and float32 on a CPU; None for the one that the weights were saved with. Parameters
+        are float32 either way.
 
     Raises:
       InputError: if there is no autoencoder, it is pickled, damaged or of another architecture, or

@@ -43,7 +43,16 @@ def norm(
 
 
 def compute(config: AutoencoderConfig) -> dict[str, Any]:
-    """Compute dtype and precision of layers; float32 is exact even where TF32 is the default."""
+    """Compute dtype and precision of layers; float32 is exact even where TF32 is the default.
+
+    Raises:
+      ValueError: if the configuration leaves the dtype open.
+    """
+    if config.dtype == "auto":
+        raise ValueError(
+            "the dtype 'auto' is for `Autoencoder`, which chooses one by platform: give the module "
+            "'float32' or 'bfloat16'"
+        )
     exact = config.dtype == "float32"
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     return {"dtype": jnp.dtype(config.dtype), "precision": precision}

@@ -18,6 +18,7 @@ weights. The codebook is that of their VQ-f4, after van den Oord et al., arXiv 1
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -183,16 +184,12 @@ def posterior_kl(mean: Float[Array, "*shape"], logvar: Float[Array, "*shape"]) -
 class Autoencoder:
     """An autoencoder with its parameters.
 
-    A pytree whose leaves are the parameters: pass it to jitted functions as an argument, or its
-    `params` to `module.apply({"params": params}, ..., method="decode")`.
+    A pytree whose leaves are the parameters: pass it to jitted functions as an argument. With the
+    dtype "auto" each program computes in the type of the platform that it is lowered for.
     """
 
     config: AutoencoderConfig
     params: Any
-
-    @property
-    def module(self) -> AutoencoderKL:
-        return AutoencoderKL(self.config)
 
     @property
     def scaling_factor(self) -> float:
@@ -213,19 +210,29 @@ class Autoencoder:
         self, images: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b _ _ latent_channels"], Float[Array, "b _ _ latent_channels"]]:
         """Return mean and logvar of unscaled latents; see `AutoencoderKL.encode`."""
-        return self.module.apply({"params": self.params}, images, method="encode")
+        return self._apply(images, "encode")
 
     @jax.jit
     def decode(self, z: Float[Array, "b h w latent_channels"]) -> Float[Array, "b _ _ c"]:
         """Return the images of unscaled z; see `AutoencoderKL.decode`."""
-        return self.module.apply({"params": self.params}, z, method="decode")
+        return self._apply(z, "decode")
 
     @jax.jit
     def quantise(
         self, z: Float[Array, "b h w latent_channels"]
     ) -> tuple[Float[Array, "b h w latent_channels"], Int32[Array, "b h w"]]:
         """Return the codebook entries and indices of unscaled z; see `AutoencoderKL.quantise`."""
-        return self.module.apply({"params": self.params}, z, method="quantise")
+        return self._apply(z, "quantise")
+
+    def _apply(self, x: Array, method: str) -> Any:
+        def computing_in(dtype: str) -> Callable[[Any, Array], Any]:
+            module = AutoencoderKL(dataclasses.replace(self.config, dtype=dtype))
+            return lambda params, x: module.apply({"params": params}, x, method=method)
+
+        if self.config.dtype != "auto":
+            return computing_in(self.config.dtype)(self.params, x)
+        on_cpu, elsewhere = computing_in("float32"), computing_in("bfloat16")
+        return jax.lax.platform_dependent(self.params, x, cpu=on_cpu, default=elsewhere)
 
     def checksum(self) -> str:
         """SHA-256 of everything that determines the moments of an image: sizes and parameters.
@@ -258,5 +265,5 @@ jax.tree_util.register_dataclass(Autoencoder, data_fields=["params"], meta_field
 def parameter_shapes(config: AutoencoderConfig) -> Any:
     """Return the parameter tree of a configuration as shapes and dtypes, without computing it."""
     image = jnp.zeros((1, config.factor, config.factor, config.image_channels))
-    module = AutoencoderKL(config)
+    module = AutoencoderKL(dataclasses.replace(config, dtype="float32"))
     return jax.eval_shape(module.init, jax.random.key(0), image)["params"]

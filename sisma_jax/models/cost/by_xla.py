@@ -28,13 +28,15 @@ import jax.numpy as jnp
 from sisma_jax.kernels import selective_scan
 from sisma_jax.models.layers.attention import attention, blocked_attention
 from sisma_jax.models.sisma.config import SISMAConfig
-from sisma_jax.models.sisma.model import SISMA, SISMABlock, init_params
+from sisma_jax.models.sisma.model import SISMA, SISMABlock, in_compute_type, init_params
 
 
 def xla_macs(config: SISMAConfig) -> int:
     """Return half of XLA's operations for `SISMA.velocity` on one image."""
     one = dataclasses.replace(config, depth=1, scan="sequential")
-    params = jax.eval_shape(partial(init_params, one), jax.random.key(0))
+    params = jax.eval_shape(
+        lambda key: in_compute_type(one, init_params(one, key)), jax.random.key(0)
+    )
     size, latent = one.image_size, one.latent_size
     z, t = _floats(1, latent, latent, one.latent_channels), _floats(1)
     labels = jax.ShapeDtypeStruct((1, size, size), jnp.uint8)

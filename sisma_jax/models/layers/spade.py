@@ -11,8 +11,10 @@ parameters are float32.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax.numpy as jnp
 from einops import rearrange, reduce
 from jaxtyping import Array, Float
@@ -80,8 +82,16 @@ def at_size(
     return semantics[:, ::rows, ::columns]
 
 
+@flax.struct.dataclass
+class Modulation:
+    """What the map determines of one norm: gamma and beta (b, h, w, c), in the compute type."""
+
+    gamma: Any
+    beta: Any
+
+
 class SPADE(nn.Module):
-    """GroupNorm whose scale and shift are computed from the label map.
+    """GroupNorm whose scale and shift are computed from the label map, or given.
 
     The map (one channel per class) may be finer than `x`: see `at_size`.
     """
@@ -92,12 +102,38 @@ class SPADE(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], semantics: Float[Array, "b H W k"]
+        self, x: Float[Array, "b h w c"], mask: Float[Array, "b H W k"] | Modulation
     ) -> Float[Array, "b h w c"]:
-        hidden = nn.relu(conv(self.hidden, self.dtype, "shared")(at_size(semantics, x)))
-        gamma = conv(x.shape[-1], self.dtype, "gamma")(hidden)
-        beta = conv(x.shape[-1], self.dtype, "beta")(hidden)
-        return normalise(x, self.groups, "norm", affine=False) * (1 + gamma) + beta
+        if not isinstance(mask, Modulation):
+            mask = _modulation(at_size(mask, x), x.shape[-1], self.hidden, self.dtype)
+        return normalise(x, self.groups, "norm", affine=False) * (1 + mask.gamma) + mask.beta
+
+
+def _modulation(
+    semantics: Float[Array, "b h w k"], channels: int, hidden: int, dtype: str
+) -> Modulation:
+    """The three convolutions of SPADE; call it within a compact module, which gets them."""
+    h = nn.relu(conv(hidden, dtype, "shared")(semantics))
+    return Modulation(conv(channels, dtype, "gamma")(h), conv(channels, dtype, "beta")(h))
+
+
+class SPADEOfMask(nn.Module):
+    """The part of `SPADE` that depends on the map alone, with the same parameters.
+
+    Attributes:
+      channels, size: of the image that SPADE normalises.
+      hidden, dtype: as in `SPADE`.
+    """
+
+    channels: int
+    size: int
+    hidden: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, semantics: Float[Array, "b H W k"]) -> Modulation:
+        step = semantics.shape[1] // self.size
+        return _modulation(semantics[:, ::step, ::step], self.channels, self.hidden, self.dtype)
 
 
 class ResBlock(nn.Module):
@@ -128,12 +164,15 @@ class ResBlock(nn.Module):
         self,
         x: Float[Array, "b h w c"],
         time: Float[Array, "b width"],
-        semantics: Float[Array, "b H W k"] | None = None,
+        mask: Float[Array, "b H W k"] | dict[str, Modulation] | None = None,
     ) -> Float[Array, "b _ _ channels"]:
+        """Apply the block; `mask` is the label map, or the modulations of norm1 and norm2."""
+
         def norm(h: Array, name: str) -> Array:
-            if semantics is None:
+            if mask is None:
                 return normalise(h, self.groups, name)
-            return SPADE(self.groups, self.hidden, self.dtype, name=name)(h, semantics)
+            own = mask[name] if isinstance(mask, dict) else mask
+            return SPADE(self.groups, self.hidden, self.dtype, name=name)(h, own)
 
         h = nn.silu(norm(x, "norm1"))
         if self.resample is not None:

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.models.layers.spade import ResBlock, normalise
+from sisma_jax.models.layers.spade import Modulation, ResBlock, SPADEOfMask, normalise
 
 
 def check_sizes(config: Any, section: str, side: str) -> None:
@@ -66,7 +67,7 @@ def unet(
     config: Any,
     x: Float[Array, "b h w channels"],
     time: Float[Array, "b width"],
-    semantics: Float[Array, "b H W k"],
+    mask: Float[Array, "b H W k"] | dict[str, dict[str, Modulation]],
     *,
     block: Callable[..., ResBlock],
     attention: Callable[[Array, str], Array],
@@ -81,7 +82,7 @@ def unet(
       config: sizes of the model.
       x: output of the first convolution.
       time: embedding of t.
-      semantics: the label map, one channel per class.
+      mask: the label map, one channel per class, or what `UNetOfMask` makes of it.
       block: makes a residual block, given its channels and its name.
       attention: applies attention to an image, in a layer of the given name.
       halve: halves an image, likewise.
@@ -90,6 +91,9 @@ def unet(
 
     def attend(h: Array, name: str) -> Array:
         return attention(h, name) if h.shape[1] in config.attention_sizes else h
+
+    def of_mask(name: str) -> Any:
+        return mask[name] if isinstance(mask, dict) else mask
 
     h, skips = x, [x]
     levels = list(enumerate(config.multipliers))
@@ -102,24 +106,83 @@ def unet(
             h = halve(h, f"halve_{level}")
             skips.append(h)
 
-    h = block(h.shape[-1], name="middle_0")(h, time, semantics)
+    h = block(h.shape[-1], name="middle_0")(h, time, of_mask("middle_0"))
     h = attention(h, "middle_attention")
-    h = block(h.shape[-1], name="middle_1")(h, time, semantics)
+    h = block(h.shape[-1], name="middle_1")(h, time, of_mask("middle_1"))
 
     for level, multiplier in reversed(levels):
         for i in range(config.blocks + 1):
             h = jnp.concatenate([h, skips.pop()], axis=-1)
-            h = block(multiplier * config.channels, name=f"up_{level}_{i}")(h, time, semantics)
-            h = attend(h, f"up_{level}_{i}_attention")
+            name = f"up_{level}_{i}"
+            h = block(multiplier * config.channels, name=name)(h, time, of_mask(name))
+            h = attend(h, f"{name}_attention")
         if level:
             h = double(h, f"double_{level}")
 
     return nn.silu(normalise(h.astype(jnp.float32), config.norm_groups, "norm_out"))
 
 
-class BlockSizes(NamedTuple):
-    """Channels, and sides of the image, before and after a residual block, halving or doubling."""
+def in_compute_type(config: Any, params: dict) -> dict:
+    """The parameters of a U-Net, with those that compute in `config.dtype` rounded to it in
+    advance. Its output is unchanged, and a sampler then rounds no weights in its steps.
+    """
 
+    def stored(path: tuple, leaf: Array) -> Array:
+        module = path[-2].key
+        exact = "time" in [part.key for part in path] or module.startswith("norm")
+        return leaf if exact or module == "conv_out" else leaf.astype(config.dtype)
+
+    return jax.tree_util.tree_map_with_path(stored, params)
+
+
+class UNetOfMask(nn.Module):
+    """What depends on the label map alone in a `unet` whose doublings are not conditioned on it.
+
+    It has the names of the U-Net's parameters, and can be applied to these.
+
+    Attributes:
+      config: sizes of the model.
+      size, channels: as for `unet_blocks`.
+    """
+
+    config: Any
+    size: int
+    channels: int
+
+    @nn.compact
+    def __call__(self, semantics: Float[Array, "b H W k"]) -> dict[str, dict[str, Modulation]]:
+        """Return the modulations of all conditioned norms, by block and norm."""
+        c = self.config
+        _, decoder = unet_blocks(c, self.size, self.channels)
+        return {
+            block.name: BlockOfMask(block, c.spade_hidden, c.dtype, name=block.name)(semantics)
+            for block in decoder
+            if not block.resamples
+        }
+
+
+class BlockOfMask(nn.Module):
+    """What depends on the label map alone in a `ResBlock` of these sizes."""
+
+    sizes: "BlockSizes"
+    hidden: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, semantics: Float[Array, "b H W k"]) -> dict[str, Modulation]:
+        s = self.sizes
+        norms = {"norm1": (s.inputs, s.size_in), "norm2": (s.outputs, s.size_out)}
+        return {
+            name: SPADEOfMask(*seen, self.hidden, self.dtype, name=name)(semantics)
+            for name, seen in norms.items()
+        }
+
+
+class BlockSizes(NamedTuple):
+    """Name of a residual block, halving or doubling; channels, and sides of the image, before and
+    after it."""
+
+    name: str
     inputs: int
     outputs: int
     size_in: int
@@ -143,22 +206,28 @@ def unet_blocks(config: Any, size: int, channels: int) -> tuple[list[BlockSizes]
     levels = [(multiplier * c.channels, size >> i) for i, multiplier in enumerate(c.multipliers)]
     encoder, skips, inputs = [], [channels], channels
     for level, (width, side) in enumerate(levels):
-        for _ in range(c.blocks):
-            encoder.append(BlockSizes(inputs, width, side, side, side in c.attention_sizes))
+        attention = side in c.attention_sizes
+        for i in range(c.blocks):
+            name = f"down_{level}_{i}"
+            encoder.append(BlockSizes(name, inputs, width, side, side, attention))
             inputs = width
             skips.append(width)
         if level < len(levels) - 1:
-            encoder.append(BlockSizes(width, width, side, side // 2, attention=False))
+            halving = BlockSizes(f"halve_{level}", width, width, side, side // 2, attention=False)
+            encoder.append(halving)
             skips.append(width)
     middle = (inputs, inputs, levels[-1][1], levels[-1][1])
-    decoder = [BlockSizes(*middle, attention=True), BlockSizes(*middle, attention=False)]
+    decoder = [BlockSizes(f"middle_{i}", *middle, attention=not i) for i in range(2)]
     for level, (width, side) in reversed(list(enumerate(levels))):
-        for _ in range(c.blocks + 1):
+        attention = side in c.attention_sizes
+        for i in range(c.blocks + 1):
             inputs += skips.pop()
-            decoder.append(BlockSizes(inputs, width, side, side, side in c.attention_sizes))
+            name = f"up_{level}_{i}"
+            decoder.append(BlockSizes(name, inputs, width, side, side, attention))
             inputs = width
         if level:
-            decoder.append(BlockSizes(width, width, side, 2 * side, attention=False))
+            doubling = BlockSizes(f"double_{level}", width, width, side, 2 * side, attention=False)
+            decoder.append(doubling)
     return encoder, decoder
 
 

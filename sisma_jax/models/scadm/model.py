@@ -16,21 +16,42 @@ unlabelled) have no class: their input to SPADE is zero, and cross-attention ave
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt8
 
 from sisma_jax.models.cost.by_hand import style_encoder
 from sisma_jax.models.layers.embeddings import StepEmbedding
-from sisma_jax.models.layers.spade import ResBlock, conv, double
+from sisma_jax.models.layers.spade import Modulation, ResBlock, conv, double
 from sisma_jax.models.layers.spatial_transformer import SpatialTransformer, transformer_macs
 from sisma_jax.models.layers.style_encoder import OF_ALL_CLASSES, make_style_encoder, no_style
-from sisma_jax.models.layers.unet import BlockSizes, residual_macs, spade_macs, unet, unet_blocks
+from sisma_jax.models.layers.unet import (
+    BlockSizes,
+    UNetOfMask,
+    residual_macs,
+    spade_macs,
+    unet,
+    unet_blocks,
+)
 from sisma_jax.models.scadm.config import SCADMConfig
 
 IMAGE_CHANNELS = 3
+
+
+@flax.struct.dataclass
+class MaskFeatures:
+    """What the U-Net computes from the mask alone, the same at every step.
+
+    semantics (b, h, w, k): one channel per class, at the latents' size, in the compute type.
+    modulations: gamma and beta of every SPADE, by block and norm.
+    """
+
+    semantics: Any
+    modulations: Any
 
 
 class UNet(nn.Module):
@@ -45,6 +66,7 @@ class UNet(nn.Module):
         t: Float[Array, " b"],
         semantics: Float[Array, "b H W k"],
         style: Float[Array, "b k token"],
+        modulations: dict[str, dict[str, Modulation]] | None = None,
     ) -> Float32[Array, "b h w c"]:
         cfg = self.config
         norms = dict(groups=cfg.norm_groups, dtype=cfg.dtype)
@@ -60,7 +82,7 @@ class UNet(nn.Module):
             cfg,
             conv(cfg.channels, cfg.dtype, "conv_in")(x_t),
             time,
-            semantics,
+            semantics if modulations is None else modulations,
             block=block,
             attention=attention,
             halve=lambda h, name: conv(h.shape[-1], cfg.dtype, name, stride=2)(h),
@@ -97,16 +119,29 @@ class SCADM(nn.Module):
         Raises:
           ValueError: if latents, labels or style do not have the configuration's size.
         """
+        _check_size(self.config, labels)
+        self._check_inputs(x_t, style)
+        return self.unet(x_t, t, _semantics(self.config, labels), style)
+
+    def with_mask(
+        self,
+        x_t: Float[Array, "b h w c"],
+        t: Float[Array, " b"],
+        mask: MaskFeatures,
+        style: Float32[Array, "b k token"],
+    ) -> Float32[Array, "b h w c"]:
+        """Return the predicted noise like `__call__`, from the features of `encode_mask`."""
+        self._check_inputs(x_t, style)
+        return self.unet(x_t, t, mask.semantics, style, mask.modulations)
+
+    def _check_inputs(self, x_t: Array, style: Array) -> None:
         c = self.config
-        self._check_size(labels)
         latents = (c.latent_size, c.latent_size, c.latent_channels)
         if x_t.shape[1:] != latents:
             raise ValueError(f"latents {x_t.shape[1:]} do not have the model's size {latents}")
         tokens = (c.num_classes, c.style_width)
         if style.shape[1:] != tokens:
             raise ValueError(f"styles {style.shape[1:]} do not have the model's size {tokens}")
-        semantics = jax.nn.one_hot(labels, c.num_classes, dtype=c.dtype)
-        return self.unet(x_t, t, semantics, style)
 
     def encode_style(
         self, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
@@ -120,19 +155,43 @@ class SCADM(nn.Module):
         Raises:
           ValueError: if images or labels do not have the configuration's size.
         """
-        self._check_size(images)
-        self._check_size(labels)
+        _check_size(self.config, images)
+        _check_size(self.config, labels)
         return self.style_encoder(images, labels)
 
     def no_style(self) -> Float32[Array, "1 k token"]:
         """Return the style tokens that represent no reference."""
         return no_style(self.style_encoder, self.config.image_size)
 
-    def _check_size(self, pixels: Array) -> None:
-        size = (self.config.image_size, self.config.image_size)
-        if pixels.shape[1:3] != size:
-            what = "images" if pixels.ndim == 4 else "label maps"
-            raise ValueError(f"{what} {pixels.shape[1:3]} do not have the model's size {size}")
+
+def encode_mask(config: SCADMConfig, params: dict, labels: UInt8[Array, "b H W"]) -> MaskFeatures:
+    """Return what depends on the mask only, for `SCADM.with_mask`.
+
+    At the published size it takes 62 MB per mask in bfloat16.
+
+    Args:
+      config: sizes of the model.
+      params: its parameters.
+      labels: class ids at the image's size; 255 is unlabelled.
+
+    Raises:
+      ValueError: if the labels do not have the configuration's size.
+    """
+    _check_size(config, labels)
+    semantics = _semantics(config, labels)[:, :: config.factor, :: config.factor]
+    of_mask = UNetOfMask(config, config.latent_size, config.channels)
+    return MaskFeatures(semantics, of_mask.apply({"params": params["unet"]}, semantics))
+
+
+def _check_size(config: SCADMConfig, pixels: Array) -> None:
+    size = (config.image_size, config.image_size)
+    if pixels.shape[1:3] != size:
+        what = "images" if pixels.ndim == 4 else "label maps"
+        raise ValueError(f"{what} {pixels.shape[1:3]} do not have the model's size {size}")
+
+
+def _semantics(config: SCADMConfig, labels: UInt8[Array, "b H W"]) -> Float[Array, "b H W k"]:
+    return jax.nn.one_hot(labels, config.num_classes, dtype=config.dtype)
 
 
 def init_params(config: SCADMConfig, key: PRNGKeyArray) -> dict:
@@ -164,8 +223,8 @@ def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, .
 def scadm_macs(config: SCADMConfig) -> int:
     """Return the multiply-accumulates of one noise prediction for one image with given style.
 
-    They are counted as in `sisma_jax.models.cost`. A solver step takes one pass, or two with
-    guidance.
+    They are counted as in `sisma_jax.models.cost` and include `scadm_mask_macs`, which synthesis
+    spends once. A solver step takes one pass, or two with guidance.
     """
     c = config
     time = c.channels * c.time_width + c.time_width**2
@@ -173,10 +232,16 @@ def scadm_macs(config: SCADMConfig) -> int:
     ends = c.latent_size**2 * 9 * c.latent_channels * (c.channels + last)
     encoder, decoder = unet_blocks(c, c.latent_size, c.channels)
     blocks = sum(_block_macs(c, block) for block in encoder + decoder)
-    spade = sum(
+    return time + ends + blocks + scadm_mask_macs(c)
+
+
+def scadm_mask_macs(config: SCADMConfig) -> int:
+    """Return the multiply-accumulates of `encode_mask` for one mask: SPADE's convolutions."""
+    c = config
+    _, decoder = unet_blocks(c, c.latent_size, c.channels)
+    return sum(
         spade_macs(block, c.num_classes, c.spade_hidden) for block in decoder if not block.resamples
     )
-    return time + ends + blocks + spade
 
 
 def style_macs(config: SCADMConfig) -> int:

@@ -175,20 +175,6 @@ def init_params(config: SDMConfig, key: PRNGKeyArray) -> dict:
     return SDM(config).init(key, images, jnp.zeros(1, jnp.int32), labels)["params"]
 
 
-def in_compute_type(config: SDMConfig, params: dict) -> dict:
-    """Return `params` with the weights that compute in `config.dtype` rounded to it in advance.
-
-    The results are unchanged. The published code samples from such a copy, in float16.
-    """
-
-    def stored(path: tuple, leaf: Array) -> Array:
-        module = path[-2].key
-        exact = "time" in [part.key for part in path] or module.startswith("norm")
-        return leaf if exact or module == "conv_out" else leaf.astype(config.dtype)
-
-    return jax.tree_util.tree_map_with_path(stored, params)
-
-
 class _Schedule(NamedTuple):
     """Float32 coefficients of `sdm_step` by step t."""
 
@@ -234,7 +220,8 @@ def sdm_step(
 
     Args:
       config: sizes of the model.
-      params: its parameters, possibly from `in_compute_type`.
+      params: its parameters, possibly rounded by `unet.in_compute_type`, as the published code
+        samples from a copy in float16.
       x_t: noisy images.
       t: steps, 0 to 999; the step at t = 0 adds no noise and is the last one.
       labels: class ids; 255 is unlabelled.

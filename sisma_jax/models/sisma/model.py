@@ -58,6 +58,10 @@ MaskFeatures = MaskStream | MaskKeys
 """What a block, or the whole model, computes from the mask only; depends on `mixer`."""
 StyleFeatures = StyleKeys | MaskStream
 """What it computes from mask and style only; depends on `style`."""
+ENCODERS = ("mask_encoder", "style_encoder")
+"""Parts of the model that do not depend on t."""
+FLOAT32_PARAMETERS = ("A_log", "D", "delta_bias", "table")
+"""Parameters outside norms and encoders that are computed with in float32."""
 Placed = tuple[Float[Array, "b s token"], Float[Array, "b l s"]]
 """Style tokens, and the shares of classes in each cell of the grid."""
 
@@ -329,6 +333,22 @@ def init_params(config: SISMAConfig, key: Array) -> dict:
         jnp.zeros((1,)),
         jnp.zeros((1, size, size), jnp.uint8),
     )["params"]
+
+
+def in_compute_type(config: SISMAConfig, params: dict) -> dict:
+    """The parameters, with those that blocks and ends of the model use in `config.dtype` rounded to
+    it in advance. Velocities are unchanged, and a solver then rounds no weights in its steps.
+
+    float32 stay those that are computed with in float32 (A_log, D, the bias of delta, norms,
+    positions), and the encoders of mask and style, which run once.
+    """
+
+    def stored(path: tuple, leaf: Array) -> Array:
+        first, module, name = path[0].key, path[-2].key, path[-1].key
+        exact = first in ENCODERS or module == "norm" or name in FLOAT32_PARAMETERS
+        return leaf if exact else leaf.astype(config.dtype)
+
+    return jax.tree_util.tree_map_with_path(stored, params)
 
 
 def gather_parameters(params: dict) -> dict:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -28,7 +29,7 @@ from sisma_jax.models.autoencoder.layers import (
 )
 from sisma_jax.models.autoencoder.model import LOGVAR_RANGE
 from tests.autoencoders import SMALL_KL, SMALL_TINY, random_params, smooth_images
-from tests.lowering import equations
+from tests.lowering import equations, lowered_for_cuda
 
 cached_shapes = functools.cache(parameter_shapes)
 
@@ -159,6 +160,22 @@ class TestArchitecture:
         full = jax.lax.Precision.HIGHEST
         asked = [precision in (full, (full, full)) for precision in products]
         assert all(asked) if dtype == "float32" else not any(asked)
+
+    def test_auto_computes_in_the_type_of_the_platform_that_a_program_is_lowered_for(self):
+        params, images = random_params(SMALL_TINY), smooth_images(1, 16, 16)
+        auto = Autoencoder(dataclasses.replace(SMALL_TINY, dtype="auto"), params)
+        there_and_back = lambda autoencoder, images: autoencoder.decode(
+            autoencoder.encode(images)[0]
+        )
+        here = there_and_back(auto, images)
+        expected = there_and_back(Autoencoder(SMALL_TINY, params), images)
+        np.testing.assert_array_equal(here, expected)
+        convolved = re.compile(r"stablehlo\.convolution.*-> tensor<\S+x(\w+)>")
+        on_gpu = convolved.findall(lowered_for_cuda(there_and_back, auto, images))
+        on_cpu = convolved.findall(jax.jit(there_and_back).lower(auto, images).as_text())
+        assert {*on_gpu} == {"bf16"} and {*on_cpu} == {"f32"} and len(on_gpu) == len(on_cpu) > 10
+        with pytest.raises(ValueError, match=r"'auto' is for `Autoencoder`"):
+            AutoencoderKL(auto.config).apply({"params": params}, images)
 
     def test_folding_pixels_is_undone(self):
         x = jnp.arange(2 * 8 * 12 * 3, dtype=jnp.float32).reshape(2, 8, 12, 3)

@@ -24,14 +24,14 @@ def folder(tmp_path):
 
 class TestFiles:
     def test_round_trip(self, folder):
-        loaded = load_autoencoder(folder)
+        loaded = load_autoencoder(folder, dtype=None)
         assert loaded.config == SMALL_TINY
         jax.tree.map(np.testing.assert_array_equal, loaded.params, random_params(SMALL_TINY))
 
     def test_run_folder_holds_an_autoencoder(self, folder, tmp_path):
         os.rename(folder, tmp_path / "autoencoder")
         (tmp_path / "config.json").write_text("{}")
-        assert load_autoencoder(tmp_path).config == SMALL_TINY
+        assert load_autoencoder(tmp_path, dtype=None).config == SMALL_TINY
 
     def test_passes_through_jit_as_an_argument(self, folder):
         autoencoder, z = load_autoencoder(folder), jnp.ones((1, 2, 2, 4))
@@ -142,4 +142,4 @@ class TestFiles:
             load_autoencoder(folder)
 
     def test_its_weight_file_stands_for_the_folder(self, folder):
-        assert load_autoencoder(folder / "weights.safetensors").config == SMALL_TINY
+        assert load_autoencoder(folder / "weights.safetensors", dtype=None).config == SMALL_TINY

@@ -80,7 +80,7 @@ class TestExactness:
     def test_stable_diffusion_equals_diffusers(self, golden, tmp_path):
         name = "stable_diffusion"
         folder = write_folder(tmp_path, recipe.config_fields(name), tensors_of(golden, name))
-        autoencoder = load_autoencoder(folder)
+        autoencoder = load_autoencoder(folder, dtype=None)
         assert autoencoder.config == AutoencoderConfig.stable_diffusion()
         assert_equals_diffusers(autoencoder, golden, name)
         logvar = golden[f"{name}/logvar"]
@@ -183,7 +183,7 @@ class TestWhereTheyLie:
             "model.diffusion_model.out.2.weight": np.full((4, 4), np.nan, np.float32),
         }
         save_file(whole, tmp_path / "model.safetensors")
-        autoencoder = load_autoencoder(tmp_path / "model.safetensors")
+        autoencoder = load_autoencoder(tmp_path / "model.safetensors", dtype=None)
         assert autoencoder.config == dataclasses.replace(config, scaling_factor=0.25)
 
     def test_a_lone_file_may_leave_its_scaling_factor_open(self, golden, tmp_path):
@@ -334,7 +334,7 @@ class TestExport:
         assert fields["_class_name"] == "AutoencoderKL" and fields["norm_num_groups"] == 4
         names = load_file(tmp_path / "out" / WEIGHTS)
         assert names["encoder.mid_block.attentions.0.to_out.0.weight"].shape == (16, 16)
-        loaded = load_autoencoder(tmp_path / "out")
+        loaded = load_autoencoder(tmp_path / "out", dtype=None)
         assert loaded.config == SMALL_KL
         for name, leaf in flatten_dict(params).items():
             np.testing.assert_array_equal(flatten_dict(loaded.params)[name], leaf)

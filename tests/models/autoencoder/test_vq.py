@@ -255,7 +255,7 @@ class TestTraining:
 class TestOwnFiles:
     def test_round_trip(self, tmp_path):
         save_autoencoder(tmp_path / "saved", SMALL_VQ, small_vq().params)
-        loaded = load_autoencoder(tmp_path / "saved")
+        loaded = load_autoencoder(tmp_path / "saved", dtype=None)
         assert loaded.config == SMALL_VQ
         np.testing.assert_array_equal(
             loaded.decode(some_latents()), small_vq().decode(some_latents())
@@ -269,7 +269,7 @@ class TestOwnFiles:
         fields = json.loads(file.read_text())
         assert fields.pop("codebook") == 0
         file.write_text(json.dumps(fields))
-        old = load_autoencoder(tmp_path / "old")
+        old = load_autoencoder(tmp_path / "old", dtype=None)
         assert old.config == SMALL_KL
         # Caches of latents name their autoencoder by this.
         sizes = {k: v for k, v in fields.items() if k not in ("model", "scaling_factor", "dtype")}
@@ -322,12 +322,12 @@ class TestPublished:
         )  # fmt: skip
         params = random_params(config)
         save_diffusers(tmp_path / "folder", config, params)
-        written = load_autoencoder(tmp_path / "folder")
+        written = load_autoencoder(tmp_path / "folder", dtype=None)
         save_file(
             as_compvis(load_file(tmp_path / "folder" / WEIGHTS), levels=3, prefix=prefix),
             tmp_path / "lone.safetensors",
         )
-        lone = load_autoencoder(tmp_path / "lone.safetensors")
+        lone = load_autoencoder(tmp_path / "lone.safetensors", dtype=None)
         assert lone.config == written.config == config
         for autoencoder in (lone, written):
             jax.tree.map(np.testing.assert_array_equal, autoencoder.params, params)
@@ -396,7 +396,7 @@ class TestPublished:
             "scaling_factor": 1.0,
             "up_block_types": ["UpDecoderBlock2D"] * 2,
         }
-        loaded = load_autoencoder(tmp_path / "out")
+        loaded = load_autoencoder(tmp_path / "out", dtype=None)
         assert loaded.config == SMALL_VQ
         jax.tree.map(np.testing.assert_array_equal, loaded.params, small_vq().params)
         with pytest.raises(InputError, match="diffusers' VQModel has no fold and no linear_skip"):

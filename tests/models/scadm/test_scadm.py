@@ -16,6 +16,7 @@ from sisma_jax.models.layers.spatial_transformer import Attention, SpatialTransf
 from sisma_jax.models.scadm.config import SCADMConfig
 from sisma_jax.models.scadm.model import (
     SCADM,
+    encode_mask,
     init_params,
     matrix_axes,
     scadm_macs,
@@ -170,6 +171,21 @@ def test_noise_is_pytorch_s(config, name):
     noise = predict(config, GOLDEN["style"])
     assert noise.dtype == jnp.float32 and noise.shape == recipe.latents().shape
     np.testing.assert_allclose(noise, GOLDEN[name], atol=1e-5 * np.abs(GOLDEN[name]).max())
+
+
+def test_a_mask_encoded_before_gives_the_same_noise():
+    params, labels = golden_params(), jnp.asarray(recipe.labels())
+
+    @jax.jit
+    def noise(params, labels):
+        mask = encode_mask(SMALL, params, labels)
+        x_t, t, style = map(jnp.asarray, (recipe.latents(), recipe.STEPS, GOLDEN["style"]))
+        return SCADM(SMALL).apply({"params": params}, x_t, t, mask, style, method="with_mask")
+
+    expected = GOLDEN["noise"]
+    np.testing.assert_allclose(noise(params, labels), expected, atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(ValueError, match=r"label maps \(8, 8\) do not have the model's size"):
+        encode_mask(SMALL, params, labels[:, ::2, ::2])
 
 
 def test_bfloat16_is_close():

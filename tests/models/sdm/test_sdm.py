@@ -11,10 +11,10 @@ import pytest
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.layers import spade
 from sisma_jax.models.layers.spade import SPADE, ResBlock, double, halve
+from sisma_jax.models.layers.unet import in_compute_type
 from sisma_jax.models.sdm.model import (
     SDM,
     SDMConfig,
-    in_compute_type,
     init_params,
     sdm_macs,
     sdm_mask_macs,
