@@ -30,6 +30,7 @@ Needs the extra `gpu-check`. Half a minute of one core for each step on an idle 
 
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -37,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -170,7 +172,8 @@ class Plans:
 
     def __init__(self, rows: list[dict]) -> None:
         key = lambda row: (row["variant"], row["remat"], row["batch"])
-        self.rows = {key(row): row for row in rows if plain(row)}
+        bases = cases(VARIANTS, REMAT_POLICIES)
+        self.rows = {key(row): row for row in rows if is_planned(row) and case_of(row) in bases}
 
     def at(self, variant: str, remat: str, batch: int) -> dict | None:
         """One row of the table, or None if what it is derived from is not compiled."""
@@ -244,17 +247,16 @@ class Plans:
         for row in rows:
             parts = row.get("accumulate", 1)
             derived = self.at(row["variant"], row["remat"], row["batch"] // parts)
-            if derived is None or (plain(row) and derived["from"] == "compiled"):
+            if derived is None or row in self.rows.values():
                 continue
             temporaries = derived["temporaries"] + 4 * parameters(row["variant"]) * (parts > 1)
-            case = {name: row[name] for name in CASE_NAMES if name in row}
             pairs = {"temporaries": (temporaries, row["temporaries"])}
             if whole := row.get("by_memory_analysis"):
                 pairs["memory_analysis"] = (temporaries, whole["temporaries"])
             if parts == 1:
                 pairs |= {name: (derived[name], row[name]) for name in ("flops", "bytes")}
             found.append(
-                case
+                case_of(row)
                 | {
                     name: {"derived": a, "compiled": b, "difference": round(a / b - 1, 4)}
                     for name, (a, b) in pairs.items()
@@ -263,13 +265,18 @@ class Plans:
         return found
 
 
-def plain(row: dict) -> bool:
-    """Whether a compiled row is no check."""
-    special = row["card"] != "H200" or row.get("accumulate", 1) > 1
-    return not special and "by_memory_analysis" not in row
+def is_planned(row: dict) -> bool:
+    """Whether a row's step was compiled as far as its plan only."""
+    return "by_memory_analysis" not in row
 
 
-def cases(variants: list[str], remat: list[str]) -> list[dict]:
+def case_of(row: dict) -> dict:
+    """The arguments of `plan_case.main` that a row was compiled with."""
+    return {name: row[name] for name in CASE_NAMES if name in row}
+
+
+def cases(variants: Sequence[str], remat: Sequence[str]) -> list[dict]:
+    """The steps that the table is made from."""
     own = [name for name in variants if name not in ("large", *DERIVED)]
     at = [("large", HIGH), ("large", LOW), *((name, HIGH) for name in own)]
     return [
@@ -312,24 +319,23 @@ def main() -> None:
     rows = [] if args.again or not args.out.exists() else read_json(args.out)["compiled"]
 
     def kept(case: dict, whole: bool) -> dict | None:
-        same = lambda row: {k: v for k, v in row.items() if k in CASE_NAMES} == case
-        return next((r for r in rows if same(r) and ("by_memory_analysis" in r) == whole), None)
+        found = (row for row in rows if case_of(row) == case and is_planned(row) != whole)
+        return next(found, None)
 
-    def table() -> list[dict]:
+    def table(variants: Sequence[str], remat: Sequence[str]) -> list[dict]:
         plans = Plans(rows)
-        return [
-            row
-            for variant in args.variants
-            for policy in args.remat
-            for batch in args.batches
-            if (row := plans.at(variant, policy, batch)) is not None
-        ]
+        every = itertools.product(variants, remat, args.batches)
+        return [row for case in every if (row := plans.at(*case)) is not None]
 
     def write() -> None:
         content = {"cards": {card: vars(CHIPS[chip]) for card, chip in CARDS.items()}}
         plans = Plans(rows)
         content |= {"share_of_memory": SHARE, "defaults": plans.defaults()}
-        content |= {"checks": plans.checked(rows), "planned": table(), "compiled": rows}
+        content |= {
+            "checks": plans.checked(rows),
+            "planned": table(VARIANTS, REMAT_POLICIES),
+            "compiled": rows,
+        }
         report.write(args.out, ("jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin"), content)
 
     wanted = [(case, False) for case in cases(args.variants, args.remat)]
@@ -343,7 +349,7 @@ def main() -> None:
     write()
     heads = " ".join(f"{card[:8]:>8} {'MFU':>6}" for card in CARDS)
     print(f"variant  remat batch temp GB arg GB   TFLOP      GB launches {heads}")
-    for row in table():
+    for row in table(args.variants, args.remat):
         print(line(row))
     print("images/s by the roofline, an upper bound; * does not fit the card")
 
