@@ -16,10 +16,12 @@ XLA is told of unlimited memory, so that no program is changed to need less. Wor
 and cuDNN are chosen on the card and are not contained.
 
 Blocks are a loop, so these figures are linear in the batch and in the tokens of an image, and what
-remains at batch 0 is proportional to the parameters. So for each `model.remat` only these are
-compiled: `large` at two batches, and `small`, `base` and `xlarge` at one. The other batches, 512
-and 1024 are derived. The checks compile some of the derived ones, the same step for the other
-cards, and once also the machine code, and give the differences (`--checks`).
+remains at batch 0 is proportional to the parameters. So only these are compiled: `large` at two
+batches with each `model.remat`, and `small`, `base` and `xlarge` at one batch with "dots". The
+other batches, 512 and 1024 are derived, and so are the other policies of the other variants, whose
+ratios to `large` are taken to be those with "dots". The checks compile some of the derived steps,
+the same step for the other cards, and once also the machine code, and give the differences
+(`--checks`).
 
 A plan fits a card if temporaries and arguments are at most the share of its memory that JAX takes
 by default, 75 %.
@@ -30,6 +32,7 @@ Needs the extra `gpu-check`. Half a minute of one core for each step on an idle 
 
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -37,6 +40,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -61,6 +65,10 @@ BATCHES = (16, 32, 64, 128, 256)
 LOW, HIGH = 16, 64
 """The batches of `large` that are compiled; the others are compiled at HIGH."""
 DERIVED = ("512", "1024")
+POLICY = "dots"
+"""The policy at which `small`, `base` and `xlarge` are compiled."""
+Figure = Callable[[dict], float]
+"""A figure of a compiled row."""
 SHARE = 0.75
 """The share of a card's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION is set."""
 STATE = 16
@@ -170,7 +178,8 @@ class Plans:
 
     def __init__(self, rows: list[dict]) -> None:
         key = lambda row: (row["variant"], row["remat"], row["batch"])
-        self.rows = {key(row): row for row in rows if plain(row)}
+        bases = cases(VARIANTS, REMAT_POLICIES)
+        self.rows = {key(row): row for row in rows if is_planned(row) and case_of(row) in bases}
 
     def at(self, variant: str, remat: str, batch: int) -> dict | None:
         """One row of the table, or None if what it is derived from is not compiled."""
@@ -178,22 +187,20 @@ class Plans:
         if low is None or high is None:
             return None
         config = model_config(variant, remat)
-        own = high if variant in DERIVED else self.rows.get((variant, remat, HIGH))
-        if own is None:
-            return None
         size = parameters(variant) / parameters("large")
         tokens = prod(config.grid) / prod(model_config("large", remat).grid)
+        rates = tokens if variant in DERIVED else self._rates(variant, size)
+        if rates is None:
+            return None
 
         def line(figure) -> float:
             rate = (figure(high) - figure(low)) / (HIGH - LOW)
             fixed = size * (figure(low) - LOW * rate)
-            rate = rate * tokens if variant in DERIVED else (figure(own) - fixed) / HIGH
-            return fixed + rate * batch
+            return fixed + batch * rate * (rates if variant in DERIVED else rates(figure))
 
         exact = (variant, remat, batch) in self.rows
         found = {name: round(line(lambda row, name=name: row[name])) for name in LINEAR}
         found |= {"arguments": arguments(variant, config, batch)}
-        found |= {name: own[name] for name in ("kernels", "launches")}
         needed = found["temporaries"] + found["arguments"]
         found["cards"] = {
             card: self._card(card, chip, config, batch, needed, line)
@@ -201,6 +208,20 @@ class Plans:
         }
         case = {"variant": variant, "remat": remat, "batch": batch}
         return case | {"from": "compiled" if exact else "derived"} | found
+
+    def _rates(self, variant: str, size: float) -> Callable[[Figure], float] | None:
+        """Of a figure: what an image adds to it, over what an image of `large` adds."""
+        needed = (("large", LOW), ("large", HIGH), (variant, HIGH))
+        low, high, own = (self.rows.get((name, POLICY, batch)) for name, batch in needed)
+        if low is None or high is None or own is None:
+            return None
+
+        def ratio(figure: Figure) -> float:
+            rate = (figure(high) - figure(low)) / (HIGH - LOW)
+            fixed = size * (figure(low) - LOW * rate)
+            return (figure(own) - fixed) / HIGH / rate
+
+        return ratio
 
     @staticmethod
     def _card(card, chip, config, batch, needed, line) -> dict:
@@ -244,17 +265,16 @@ class Plans:
         for row in rows:
             parts = row.get("accumulate", 1)
             derived = self.at(row["variant"], row["remat"], row["batch"] // parts)
-            if derived is None or (plain(row) and derived["from"] == "compiled"):
+            if derived is None or row in self.rows.values():
                 continue
             temporaries = derived["temporaries"] + 4 * parameters(row["variant"]) * (parts > 1)
-            case = {name: row[name] for name in CASE_NAMES if name in row}
             pairs = {"temporaries": (temporaries, row["temporaries"])}
             if whole := row.get("by_memory_analysis"):
                 pairs["memory_analysis"] = (temporaries, whole["temporaries"])
             if parts == 1:
                 pairs |= {name: (derived[name], row[name]) for name in ("flops", "bytes")}
             found.append(
-                case
+                case_of(row)
                 | {
                     name: {"derived": a, "compiled": b, "difference": round(a / b - 1, 4)}
                     for name, (a, b) in pairs.items()
@@ -263,19 +283,25 @@ class Plans:
         return found
 
 
-def plain(row: dict) -> bool:
-    """Whether a compiled row is no check."""
-    special = row["card"] != "H200" or row.get("accumulate", 1) > 1
-    return not special and "by_memory_analysis" not in row
+def is_planned(row: dict) -> bool:
+    """Whether a row's step was compiled as far as its plan only."""
+    return "by_memory_analysis" not in row
 
 
-def cases(variants: list[str], remat: list[str]) -> list[dict]:
-    own = [name for name in variants if name not in ("large", *DERIVED)]
-    at = [("large", HIGH), ("large", LOW), *((name, HIGH) for name in own)]
+def case_of(row: dict) -> dict:
+    """The arguments of `plan_case.main` that a row was compiled with."""
+    return {name: row[name] for name in CASE_NAMES if name in row}
+
+
+def cases(variants: Sequence[str], remat: Sequence[str]) -> list[dict]:
+    """The steps that the table is made from."""
+    found = [("large", policy, batch) for policy in remat for batch in (HIGH, LOW)]
+    if others := [name for name in variants if name not in ("large", *DERIVED)]:
+        found += [("large", POLICY, HIGH), ("large", POLICY, LOW)]
+        found += [(name, POLICY, HIGH) for name in others]
     return [
         {"variant": variant, "card": "H200", "remat": policy, "batch": batch}
-        for policy in remat
-        for variant, batch in at
+        for variant, policy, batch in dict.fromkeys(found)
     ]
 
 
@@ -285,6 +311,9 @@ def checks() -> list[tuple[dict, bool]]:
     large = {"variant": "large", "card": "H200", "remat": default, "batch": HIGH}
     return [
         (large | {"variant": "512", "batch": 8}, False),
+        (large | {"variant": "base", "remat": "names"}, False),
+        (large | {"variant": "small", "remat": "names"}, False),
+        (large | {"variant": "xlarge", "remat": "none"}, False),
         (large | {"card": "A100"}, False),
         (large | {"card": "RTX 4090"}, False),
         (large | {"accumulate": 4}, False),
@@ -297,8 +326,7 @@ def line(row: dict) -> str:
     gigabytes = (row["temporaries"] / 1e9, row["arguments"] / 1e9)
     start = (
         f"{row['variant']:>7} {row['remat']:>6} {row['batch']:>5} {gigabytes[0]:>7.1f} "
-        f"{gigabytes[1]:>6.1f} {row['flops'] / 1e12:>7.1f} {row['bytes'] / 1e9:>7.0f} "
-        f"{row['launches']:>8}"
+        f"{gigabytes[1]:>6.1f} {row['flops'] / 1e12:>7.1f} {row['bytes'] / 1e9:>7.0f}"
     )
     cards = (
         f"{card['images_per_second']:>8.0f}{'' if card['fits'] else '*'} {card['mfu']:>6.1%}"
@@ -312,24 +340,23 @@ def main() -> None:
     rows = [] if args.again or not args.out.exists() else read_json(args.out)["compiled"]
 
     def kept(case: dict, whole: bool) -> dict | None:
-        same = lambda row: {k: v for k, v in row.items() if k in CASE_NAMES} == case
-        return next((r for r in rows if same(r) and ("by_memory_analysis" in r) == whole), None)
+        found = (row for row in rows if case_of(row) == case and is_planned(row) != whole)
+        return next(found, None)
 
-    def table() -> list[dict]:
+    def table(variants: Sequence[str], remat: Sequence[str]) -> list[dict]:
         plans = Plans(rows)
-        return [
-            row
-            for variant in args.variants
-            for policy in args.remat
-            for batch in args.batches
-            if (row := plans.at(variant, policy, batch)) is not None
-        ]
+        every = itertools.product(variants, remat, args.batches)
+        return [row for case in every if (row := plans.at(*case)) is not None]
 
     def write() -> None:
         content = {"cards": {card: vars(CHIPS[chip]) for card, chip in CARDS.items()}}
         plans = Plans(rows)
         content |= {"share_of_memory": SHARE, "defaults": plans.defaults()}
-        content |= {"checks": plans.checked(rows), "planned": table(), "compiled": rows}
+        content |= {
+            "checks": plans.checked(rows),
+            "planned": table(VARIANTS, REMAT_POLICIES),
+            "compiled": rows,
+        }
         report.write(args.out, ("jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin"), content)
 
     wanted = [(case, False) for case in cases(args.variants, args.remat)]
@@ -342,8 +369,8 @@ def main() -> None:
             write()
     write()
     heads = " ".join(f"{card[:8]:>8} {'MFU':>6}" for card in CARDS)
-    print(f"variant  remat batch temp GB arg GB   TFLOP      GB launches {heads}")
-    for row in table():
+    print(f"variant  remat batch temp GB arg GB   TFLOP      GB {heads}")
+    for row in table(args.variants, args.remat):
         print(line(row))
     print("images/s by the roofline, an upper bound; * does not fit the card")
 
