@@ -19,7 +19,7 @@ BOUNDS = {
     "positions": 0.011,
     "time": 0.012,
 }
-"""Largest error of a group's gradient, over the norm of the gradient: about 1.3 times the measured."""
+"""Largest error of a group's gradient, over its norm: about 1.3 times the measured."""
 
 
 def loss_and_gradients(dtype):
