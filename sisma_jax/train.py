@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import check_least, section
+from sisma_jax.common.config import check_choice, check_least, section
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data import latents, prepared
 from sisma_jax.data.config import DataConfig
