@@ -51,6 +51,7 @@ def test_latents_and_trajectory_belong_to_the_images(synthesizer, labels):
     assert synthesizer.decode(latents[:0]).shape == (0, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_a_solution_can_be_continued_from_its_latents(synthesizer, labels):
     at = lambda *times: SamplingOptions(solver="heun", times=times)
     whole = synthesizer.latents(labels, at(0, 0.2, 0.5, 0.9, 1), seed=1)
@@ -75,6 +76,7 @@ def test_each_image_has_its_own_guidance(synthesizer, labels):
         synthesizer.images(labels, options)
 
 
+@pytest.mark.slow
 def test_guidance_is_that_of_times_in_its_interval(synthesizer, labels):
     make = partial(synthesizer, labels[:4], seed=2, steps=4, guidance=50.0)
     plain, guided = synthesizer(labels[:4], seed=2, steps=4), make()
