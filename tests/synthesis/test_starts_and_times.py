@@ -95,6 +95,7 @@ def test_a_velocity_outside_of_the_interval_costs_no_second_pass(monkeypatch):
         return z * encoded[:, None, None, None]
 
     toy = types.SimpleNamespace(
+        in_compute_type=lambda params: params,
         encode=lambda params, labels, style: labels[:, 0, 0].astype(jnp.float32) / 255,
         velocity=velocity,
     )

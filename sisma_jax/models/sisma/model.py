@@ -332,12 +332,12 @@ def in_compute_type(config: SISMAConfig, params: dict) -> dict:
     it in advance. Velocities are unchanged, and a solver then rounds no weights in its steps.
 
     float32 stay those that are computed with in float32 (A_log, D, the bias of delta, norms,
-    positions), and the encoders of mask and style, which run once.
+    depthwise convolutions, positions), and the encoders of mask and style, which run once.
     """
 
     def stored(path: tuple, leaf: Array) -> Array:
         first, module, name = path[0].key, path[-2].key, path[-1].key
-        exact = first in ENCODERS or module == "norm" or name in FLOAT32_PARAMETERS
+        exact = first in ENCODERS or module in ("norm", "conv") or name in FLOAT32_PARAMETERS
         return leaf if exact else leaf.astype(config.dtype)
 
     return jax.tree_util.tree_map_with_path(stored, params)
