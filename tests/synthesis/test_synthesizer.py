@@ -14,6 +14,7 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder import to_uint8
 from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import synthesize_latents
+from sisma_jax.synthesis.synthesizer import _variant
 from tests.lowering import equations
 
 DECODER = ("decoder", "post_quant_conv", "linear_decoder")

@@ -166,7 +166,7 @@ def test_where_no_checkpoint_is_intact_it_is_said(tiny_run, inputs_folder, tmp_p
         ({"evaluation__hook": "no_such:thing"}, "evaluation.hook 'no_such:thing' cannot be im"),
         ({"train__init_from": "nowhere"}, "nowhere is not a run folder"),
         ({"flow__drop": 1.5}, "flow.drop is 1.5"),
-        ({"samples__solver": "rk4"}, "samples.solver is 'rk4'"),
+        ({"samples__solver": "rk4"}, "samples.solver 'rk4' is unknown"),
         ({"autoencoder__path": "nowhere"}, "no autoencoder at nowhere"),
     ],
 )
@@ -249,7 +249,7 @@ def test_what_may_change_changes_and_is_said(tiny_run, inputs_folder, tmp_path, 
     train_tiny(inputs_folder, tmp_path / "run", **changes)
     said = capsys.readouterr().out
     assert "changed in this run: train.learning_rate from 0.015 to 0.0001" in said
-    assert "changed in this run: model.remat from 'none' to 'block'" in said
+    assert "changed in this run: model.remat from 'names' to 'block'" in said
     assert rows(tmp_path / "run")[-1]["learning_rate"] == pytest.approx(1e-4)
 
 
