@@ -6,7 +6,10 @@ promotion. cuDNN's fused attention, which does not write the softmax to memory a
 GPUs, supports neither float32 nor CPUs.
 
 Memory is linear in the number of tokens: the backward pass keeps q, k and v and recomputes the
-softmax, and `blocked_attention` processes long sequences of queries in blocks.
+softmax, and `blocked_attention` processes long sequences of queries in blocks. XLA would undo the
+former by merging both computations of the softmax, unless barriers prevent it (`prevent_cse`) or
+they are in different loops, as in SISMA's scan over blocks. XLA drops such barriers on a CPU, so
+there only scans and blocks of queries are linear.
 
 Shape letters: b batch, l queries, s keys, n heads, h channels of a head.
 """
@@ -30,6 +33,7 @@ def attention(
     v: Float[Array, "b s n h"],
     bias: Float[Array, "b l s"] | None = None,
     precision: jax.lax.PrecisionLike = None,
+    prevent_cse: bool = True,
 ) -> Float[Array, "b l n h"]:
     """softmax(q k^T / sqrt(h) + bias) v for n heads, all queries at once.
 
@@ -38,10 +42,11 @@ def attention(
       bias: float32, shared by all heads; minus infinity masks a key. A query whose keys are all
         masked returns zeros.
       precision: precision of both matrix products.
+      prevent_cse: see `jax.checkpoint`; False within `jax.lax.scan`, which needs no barriers.
     """
     product = partial(jnp.einsum, precision=precision)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # not needed inside SISMA's scans
+    @partial(jax.checkpoint, prevent_cse=prevent_cse)
     def attend(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
         logits = product("blnh,bsnh->bnls", q, k, preferred_element_type=jnp.float32)
         logits = logits * q.shape[-1] ** -0.5
@@ -61,13 +66,14 @@ def blocked_attention(
     k: Float[Array, "b s n h"],
     v: Float[Array, "b s n h"],
     bias: Float[Array, "b l s"] | None = None,
+    prevent_cse: bool = True,
 ) -> Float[Array, "b l n h"]:
     """`attention`, in blocks of QUERIES if there are more than LONGEST_WHOLE queries."""
     if q.shape[1] <= LONGEST_WHOLE:
-        return attention(q, k, v, bias)
+        return attention(q, k, v, bias, prevent_cse=prevent_cse)
     count = q.shape[1] // QUERIES
     end = count * QUERIES
-    attend = lambda queries: attention(queries[0], k, v, queries[1])
+    attend = lambda queries: attention(queries[0], k, v, queries[1], prevent_cse=False)
     blocks = jax.tree.map(
         lambda x: rearrange(x[:, :end], "b (i l) ... -> i b l ...", i=count), (q, bias)
     )
@@ -75,4 +81,5 @@ def blocked_attention(
     if end == q.shape[1]:
         return out
     rest = jax.tree.map(lambda x: x[:, end:], (q, bias))
-    return jnp.concatenate([out, attend(rest)], axis=1)
+    last = attention(rest[0], k, v, rest[1], prevent_cse=prevent_cse)
+    return jnp.concatenate([out, last], axis=1)

@@ -46,10 +46,14 @@ def normalise(
     affine: bool = True,
     epsilon: float = NORM_EPSILON,
 ) -> Float[Array, "b h w c"]:
-    """Group normalisation, computed in float32."""
+    """Group normalisation, computed in float32, with the variance of centred values.
+
+    E[x^2] - E[x]^2 would lose a variance that is small beside the mean to rounding.
+    """
     layer = nn.GroupNorm(
         groups,
         epsilon=epsilon,
+        use_fast_variance=False,
         use_bias=affine,
         use_scale=affine,
         dtype=jnp.float32,

@@ -56,7 +56,9 @@ class AttentionMaps(nn.Module):
         v: Float[Array, "b s n h"],
         bias: Float[Array, "b l s"] | None = None,
     ) -> Float[Array, "b l width"]:
-        out = mixed(blocked_attention(self._heads(self.project_q(tokens)), k, v, bias))
+        # The blocks of SISMA are a scan.
+        q = self._heads(self.project_q(tokens))
+        out = mixed(blocked_attention(q, k, v, bias, prevent_cse=False))
         return projected(self.project_out(rearrange(out, "b l n h -> b l (n h)")))
 
 

@@ -35,7 +35,8 @@ class MaskEncoder(nn.Module):
         channels = self.channels
         for _ in range(self.downsampling.bit_length() - 1):
             x = nn.Conv(channels, (3, 3), strides=2, padding=1, dtype=self.dtype)(x)
-            x = nn.GroupNorm(NORM_GROUPS, epsilon=1e-6)(x.astype(jnp.float32))
+            norm = nn.GroupNorm(NORM_GROUPS, epsilon=1e-6, use_fast_variance=False)
+            x = norm(x.astype(jnp.float32))
             x = nn.silu(x).astype(self.dtype)
             channels *= 2
         x = nn.Conv(self.width, (3, 3), kernel_init=xavier, dtype=self.dtype)(x)

@@ -38,6 +38,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int32, UInt8
 
 from sisma_jax.devices.placement import replicate
+from sisma_jax.models.layers.adaptive_norm import adaptive_layer_norm, gated_sum, shifted_sum
 from sisma_jax.models.layers.embeddings import Positions, TimeEmbedding
 from sisma_jax.models.layers.style_encoder import (
     OF_ALL_CLASSES,
@@ -49,7 +50,7 @@ from sisma_jax.models.sisma import kept
 from sisma_jax.models.sisma.attention_mixers import CrossAttention, MaskKeys, SelfAttention
 from sisma_jax.models.sisma.config import SISMAConfig
 from sisma_jax.models.sisma.kept import projected
-from sisma_jax.models.sisma.mamba import CrossMamba, MaskStream, SelfMamba, layer_norm, xavier
+from sisma_jax.models.sisma.mamba import CrossMamba, MaskStream, SelfMamba, xavier
 from sisma_jax.models.sisma.mask_encoder import MaskEncoder
 from sisma_jax.models.sisma.scan_orders import block_orders
 from sisma_jax.models.sisma.style_mixers import StyleAttention, StyleKeys, StyleMamba
@@ -70,13 +71,6 @@ class Features:
     style: Any
 
 
-def modulate(
-    x: Float[Array, "b l width"], shift: Float[Array, "b width"], scale: Float[Array, "b width"]
-) -> Float[Array, "b l width"]:
-    """Scale and shift all tokens of a sample alike."""
-    return x * (1 + scale[:, None]) + shift[:, None]
-
-
 class SISMABlock(nn.Module):
     """Self-Mamba, Cross-Mamba, style (optional) and feed-forward; the body of the scan."""
 
@@ -87,7 +81,6 @@ class SISMABlock(nn.Module):
         zeros = nn.initializers.zeros
         features = 3 * cfg.sublayers * cfg.width
         self.modulation = nn.Dense(features, kernel_init=zeros, dtype=cfg.dtype)
-        self.norm = layer_norm(use_scale=False, use_bias=False)
         attention = dict(width=cfg.width, head=cfg.attention_head, dtype=cfg.dtype)
         mamba = dict(
             width=cfg.width,
@@ -142,12 +135,11 @@ class SISMABlock(nn.Module):
             ordered = (order,) if cfg.style == "mamba" else ()
             sublayers.insert(2, lambda h: self.style_mixer(h, features.style, *ordered))
         modulation = jnp.split(projected(self.modulation(nn.silu(t))), 3 * len(sublayers), axis=-1)
+        add = gated_sum if cfg.modulation == "gate" else shifted_sum
         for i, sublayer in enumerate(sublayers):
             shift, scale, last = modulation[3 * i : 3 * i + 3]
-            h = self.norm(x).astype(cfg.dtype)
-            h = sublayer(modulate(h, shift, scale))
-            h = last[:, None] * h if cfg.modulation == "gate" else h + last[:, None]
-            x = x + h.astype(x.dtype)
+            h = sublayer(adaptive_layer_norm(x, shift, scale, cfg.dtype))
+            x = add(x, h, last)
         return x, None
 
     def __call__(
@@ -175,8 +167,7 @@ class FinalLayer(nn.Module):
         zeros = nn.initializers.zeros
         modulation = nn.Dense(2 * x.shape[-1], kernel_init=zeros, dtype=self.dtype)(nn.silu(t))
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        h = layer_norm(use_scale=False, use_bias=False)(x).astype(self.dtype)
-        h = modulate(h, shift, scale)
+        h = adaptive_layer_norm(x, shift, scale, self.dtype)
         return nn.Dense(self.features, kernel_init=zeros, dtype=self.dtype)(h)
 
 

@@ -13,6 +13,7 @@ from sisma_jax.models.layers import attention as attention_module
 from sisma_jax.models.layers.attention import attention, blocked_attention
 from sisma_jax.models.sisma.attention_mixers import CrossAttention, SelfAttention
 from sisma_jax.models.sisma.model import SISMABlock, init_params
+from tests.compiled import compiled_for_h200, needs_compiler
 
 WIDTH, HEAD, BATCH, LENGTH, SEEN = 24, 8, 2, 12, 20
 
@@ -150,6 +151,37 @@ def test_memory_grows_with_the_tokens_and_not_with_their_square():
 
     few, many = temporaries(4096), temporaries(16384)
     assert many < 4.2 * few < 4 * 16384**2 / 2
+
+
+def gradient_of_layers(layers, prevent_cse=True):
+    def loss(x):
+        for _ in range(layers):
+            x = attention(x, x, x, prevent_cse=prevent_cse)
+        return jnp.sum(x)
+
+    return jax.grad(loss)
+
+
+def test_a_barrier_precedes_each_softmax_that_is_recomputed_outside_of_scans():
+    x = jax.ShapeDtypeStruct((1, 8, 2, 4), jnp.float32)
+    for prevent_cse, barriers in ((True, 3), (False, 0)):
+        text = jax.jit(gradient_of_layers(3, prevent_cse)).lower(x).as_text()
+        assert text.count("stablehlo.optimization_barrier") == barriers
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_on_a_gpu_no_layer_keeps_its_softmax():
+    """A layer keeps its input, 2 MiB; its softmax would be 64 MiB."""
+    x = jax.ShapeDtypeStruct((2, 1024, 8, 32), jnp.float32)
+
+    def temporaries(*arguments):
+        compiled = compiled_for_h200(gradient_of_layers(*arguments), x)
+        return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+    many = temporaries(6)
+    assert many - temporaries(2) < 4 * 4
+    assert temporaries(6, False) - many > 4 * 64  # XLA merges both computations of a softmax
 
 
 def silu(x):

@@ -7,6 +7,7 @@ import pytest
 
 from sisma_jax.models.layers import depthwise_conv
 from sisma_jax.models.layers.depthwise_conv import depthwise_conv3x3_silu
+from tests.compiled import compiled_for_h200, needs_compiler
 
 
 @pytest.fixture(params=["cpu", "default"])
@@ -69,3 +70,28 @@ def test_on_this_machine_the_platform_s_own_is_taken():
         traced = jax.jit(depthwise_conv3x3_silu).trace(*arguments)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("optimization_barrier") == barriers, platform
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_on_a_gpu_it_is_one_kernel_and_its_gradient_reads_x_twice():
+    x = jax.ShapeDtypeStruct((8, 32, 32, 256), jnp.bfloat16)
+    kernel, bias = (jax.ShapeDtypeStruct(size, jnp.float32) for size in ((3, 3, 256), (256,)))
+
+    def gradient(x, kernel, bias, dy):
+        return jax.vjp(depthwise_conv3x3_silu, x, kernel, bias)[1](dy)
+
+    def kernels(*program):
+        """Operands of each kernel that are as large as x."""
+        text = compiled_for_h200(*program).as_text()
+        entry = text[text.index("\nENTRY") :].partition("\n}")[0].splitlines()
+        large = {line.split()[0] for line in entry if "bf16[8,32,32,256]" in line.split("(")[0]}
+        large |= {line.split()[1] for line in entry if "ROOT" in line and "bf16[8,32" in line}
+        launched = [line for line in entry if " fusion(" in line or " reduce(" in line]
+        operands = [line.partition("fusion(")[2].partition(")")[0] for line in launched]
+        return [sum(name in large for name in of.split(", ")) for of in operands]
+
+    assert kernels(depthwise_conv3x3_silu, x, kernel, bias) == [1]
+    # dpre from x and dy, all sums from x and dpre, dx from dpre; and two on what the sums left.
+    reads = kernels(gradient, x, kernel, bias, x)
+    assert sorted(reads, reverse=True) == [2, 2, 1, 0, 0]
