@@ -318,7 +318,7 @@ def main() -> None:
 
 
 def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
-    config = RunFolder(args.workdir).config()
+    config = RunFolder(args.workdir).config("sisma_jax.train")
     model = model_config(config)
     has_style = generator(model).has_style
     if "style" in args.asked and not has_style:

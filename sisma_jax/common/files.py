@@ -49,7 +49,7 @@ def local_path(path: str | os.PathLike) -> Path:
     if is_address(path):
         raise InputError(
             f"{os.fspath(path)} is an address, but this has to be a path on this machine: mount "
-            "the bucket (gcsfuse), or take a disk that stays and copy it (`gcloud storage rsync`); "
+            "the bucket (gcsfuse), or use a persistent disk and copy it (`gcloud storage rsync`); "
             "only prepared data and cached latents are read at gs://, and autoencoders at hf://"
         )
     return Path(os.path.expanduser(path))

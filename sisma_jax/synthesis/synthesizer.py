@@ -95,7 +95,7 @@ class Synthesizer:
           InputError: if `workdir` is no run of SISMA or SCA-DM, or holds no finished checkpoint.
         """
         run = RunFolder(Path(workdir))
-        config = model_config(run.config())
+        config = model_config(run.config("sisma_jax.train"))
         mesh = local_mesh()
         shapes = parameter_shapes(config)
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
