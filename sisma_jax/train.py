@@ -164,7 +164,6 @@ def check_sections(model: Config, data: DataConfig, first_stage: FirstStageConfi
             f"autoencoder.cache is {first_stage.cache}, which has no images to take styles "
             'from: set it to "", and data.path to the data set'
         )
-    check_scan(model)
 
 
 def check_scan(model: Config) -> None:
@@ -208,6 +207,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         # Local data first: the autoencoder may be a download.
         sources = first_stage.open(data)
         check_classes("model", model.num_classes, sources)
+        check_scan(model)  # takes seconds for a large model
         has_copy = run.autoencoder.exists()
         autoencoder = load_autoencoder(run.autoencoder) if has_copy else first_stage.load()
         check_autoencoder(model, autoencoder)

@@ -15,6 +15,8 @@ class Command:
 
 PACKAGE, PACKAGE_PAGE = "sisma_jax", "README.md"
 """The package, which lists the commands, and its page."""
+STYLES_PAGE = "docs/styles.md"
+"""The page on the style of reference faces, which several commands take."""
 
 COMMANDS = {
     "sisma_jax.doctor": Command(

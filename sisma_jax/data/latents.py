@@ -53,11 +53,15 @@ class LatentCache:
             another number of records.
         """
         self._description = prepared.read_versioned(
-            path, LATENTS_FILE, VERSION, what="latent cache", command="sisma_jax.cache_latents"
+            path,
+            LATENTS_FILE,
+            VERSION,
+            what="latent cache",
+            command="sisma_jax.cache_latents --data DIR --autoencoder PATH --out DIR",
         )
         self.classes = ClassSet.from_json(self._description)
         self.checksum = self._description["data"]
-        self._path = path
+        self._path, self._split = path, split
         self._shape = tuple(self._description["moments"])
         self._size = self._description["size"]
         self.ids, self._records = prepared.open_split(path, self._description, split)
@@ -87,8 +91,8 @@ class LatentCache:
         if differences:
             raise InputError(
                 f"the latents in {self._path} are {' and '.join(differences)}: encode this data "
-                "set with this autoencoder by `python -m sisma_jax.cache_latents`, or leave "
-                "autoencoder.cache empty"
+                "set with this autoencoder by `python -m sisma_jax.cache_latents --data DIR "
+                '--autoencoder PATH --out DIR`, or set --config.autoencoder.cache=""'
             )
 
     def __len__(self) -> int:
@@ -101,6 +105,9 @@ class LatentCache:
             "moments": np.frombuffer(stored["moments"], np.float16).reshape(self._shape),
             "labels": records.decode_labels(stored["labels"], self._size),
         }
+
+    def __str__(self) -> str:
+        return f"split {self._split!r} of {self._path}"
 
     def __repr__(self) -> str:
         return f"LatentCache({str(self._path)!r}, {len(self)} items)"

@@ -14,6 +14,7 @@ from jax.stages import Compiled
 from jax.tree_util import PyTreeDef
 from jaxtyping import Float, UInt8, UInt32
 
+from sisma_jax.common.commands import STYLES_PAGE
 from sisma_jax.common.errors import InputError, whole_number
 from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
 from sisma_jax.devices.sharding import (
@@ -252,7 +253,8 @@ class Synthesizer:
         if not self.has_style:
             raise InputError(
                 "this model has no style conditioning, so it takes no references: train one with "
-                "model.style, as configs/synthetic_style.py does"
+                "model.style, as configs/synthetic_style.py does",
+                page=STYLES_PAGE,
             )
 
     def check_options(self, options: SamplingOptions, style: Style | None, count: int) -> None:

@@ -129,7 +129,7 @@ def check_classes(section: str, count: int, sources: Sequence[Source]) -> None:
     yet to be written if there are no sources."""
     classes = sources[0].classes if sources else CELEBAMASK
     if len(classes) != count:
-        whose = f"{sources[0]!r} has" if sources else "synthetic faces have"
+        whose = f"{sources[0]} has" if sources else "synthetic faces have"
         raise InputError(
             f"{section}.num_classes is {count}, but {whose} {len(classes)} classes: set "
             f"--config.{section}.num_classes={len(classes)}"

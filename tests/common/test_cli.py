@@ -164,6 +164,10 @@ def test_the_console_script_knows_its_version(sisma, capsys):
             "none is not a prepared data set",
         ),
         ("inspect_data", ["--data", "none"], "none is not a folder"),
+        ("inspect_data", ["--data", "none", "--out", "."], "--out . cannot be written (it is a fo"),
+        ("inspect_data", ["--data", __file__], "test_cli.py is a file: give the folder of a data"),
+        ("prepare", ["--source", __file__, "--out", "out"], "is a file: name the folder of a data"),
+        ("export", ["--workdir", __file__, "--out", "out"], "is not a run folder, it is a file: gi"),
         ("data.synthetic", ["--out", "none", "--count", "0"], "0"),
     ],
 )
