@@ -5,8 +5,9 @@ import sys
 
 import jax
 import numpy as np
-from autoencoder_inputs import images_per_second, inputs, process_peak_mib
+from autoencoder_inputs import images_per_second, inputs
 
+from sisma_jax.devices.throughput import peak_memory
 from sisma_jax.models.autoencoder import load_autoencoder
 
 
@@ -21,8 +22,7 @@ def main() -> None:
     call = operation[settings["operation"]]
     figures = images_per_second(lambda: jax.block_until_ready(call()), settings)
     np.save(settings["output"], np.asarray(call()))
-    device = jax.devices()[0].memory_stats()
-    peak = device["peak_bytes_in_use"] / 2**20 if device else process_peak_mib()
+    peak = peak_memory() / 2**20
     print(json.dumps(figures | {"peak_mib": peak, "device": str(jax.devices()[0])}))
 
 

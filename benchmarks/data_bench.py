@@ -25,6 +25,7 @@ from PIL import Image
 
 from sisma_jax import cache_latents
 from sisma_jax.common import cli
+from sisma_jax.common.processes import cores
 from sisma_jax.data import label_maps, layouts, preparation, raw, raw_layout, records, synthetic
 from sisma_jax.data.input_pipeline import Source, mirror, open_dataset, training_stream
 from sisma_jax.data.label_maps import write_label_map
@@ -186,7 +187,7 @@ def main() -> None:
         if args.source is None:
             synthetic.write_dataset(root, count=args.count, size=1024, mask_size=512, seed=0)
         layout = layouts.survey(root, test_from=10**9)
-        available = len(os.sched_getaffinity(0))
+        available = cores()
         prepare(layout, shards, args.size, available)
         prepared = open_dataset(shards, args.size)
         latents = latent_cache(shards, Path(folder) / "latents")
@@ -199,8 +200,8 @@ def main() -> None:
             Image.fromarray(item["image"]).save(pairs / f"images/{index}.png")
             write_label_map(pairs / f"labels/{index}.png", item["labels"])
         measured: dict[str, dict[int, float]] = {}
-        for cores in sorted({1, available}):
-            with on_cores(cores):
+        for count in sorted({1, available}):
+            with on_cores(count):
                 for name, rate in (
                     ("stream from shards", lambda n: stream_rate(prepared, args, n)),
                     ("stream from cached latents", lambda n: stream_rate(latents, args, n)),
@@ -208,11 +209,11 @@ def main() -> None:
                     ("Pillow and threads, PNG files", lambda n: pillow_rate(pairs, args, n)),
                     ("prepare", lambda n: prepare_rate(layout, args, n)),
                 ):
-                    rates = [rate(cores) for _ in range(args.repeats)]
-                    measured.setdefault(name, {})[cores] = float(np.median(rates))
+                    rates = [rate(count) for _ in range(args.repeats)]
+                    measured.setdefault(name, {})[count] = float(np.median(rates))
         with on_cores(1):
             parts = profile(root, prepared, args.size)
-    print(f"{'images/s':32s}" + "".join(f"{cores:>7} cores" for cores in sorted({1, available})))
+    print(f"{'images/s':32s}" + "".join(f"{count:>7} cores" for count in sorted({1, available})))
     for name, rates in measured.items():
         print(f"{name:32s}" + "".join(f"{rate:13.0f}" for rate in rates.values()))
     for name, value in parts.items():

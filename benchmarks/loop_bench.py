@@ -23,6 +23,7 @@ import numpy as np
 import report
 from data_bench import latent_cache, prepare
 from jax.sharding import Mesh
+from train_case import train_config
 
 from sisma_jax.common import cli
 from sisma_jax.common.processes import cores
@@ -35,8 +36,8 @@ from sisma_jax.runs.checkpoint import CheckpointConfig
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import TrainState
 from sisma_jax.training import loop
-from sisma_jax.training.program import assemble
-from sisma_jax.training.state import TrainConfig, make_optimizer
+from sisma_jax.training.program import Trainable, assemble
+from sisma_jax.training.state import make_optimizer
 
 FACES, SIZE = 256, 256
 
@@ -85,12 +86,7 @@ def cached_faces(folder: Path) -> LatentCache:
 def main() -> None:
     args = parse()
     step = sleeping_step(args.milliseconds / 1e3)
-    config = TrainConfig(
-        steps=args.steps, batch_size=args.batch_size, accumulate=1, optimizer="adamw",
-        learning_rate=1e-4, warmup=0, schedule="constant", weight_decay=0.0, clip=1.0,
-        ema_decay=0.9999, init_from="", skip_limit=10, log_every=args.log_every,
-        sample_every=10**9, profile_at=0, profile_steps=1,
-    )  # fmt: skip
+    config = train_config(steps=args.steps, batch_size=args.batch_size, log_every=args.log_every)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
     times: dict[str, list[float]] = {"step": [], "loop": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -99,10 +95,12 @@ def main() -> None:
             path="", size=SIZE, test_from=0, flip=True, threads=args.threads, synthetic_count=0
         )
         task = loop.Task(
-            init_params=lambda: {"w": jnp.zeros((args.parameters // 1000, 1000))},
-            optimizer=make_optimizer(config, lambda path, leaf: ((0,), (1,))),
-            draw=lambda key, batch: {},
-            loss_fn=lambda params, batch: (jnp.sum(params["w"]), {}),
+            trainable=Trainable(
+                init_params=lambda: {"w": jnp.zeros((args.parameters // 1000, 1000))},
+                optimizer=make_optimizer(config, lambda path, leaf: ((0,), (1,))),
+                draw=lambda key, batch: {},
+                loss_fn=lambda params, batch: (jnp.sum(params["w"]), {}),
+            ),
             feed=data.feed(source, mesh, batch_size=args.batch_size, seed=0),
             sample_grid=lambda ema: np.zeros((4, 4, 3), np.uint8),
             macs=10**9,
@@ -113,8 +111,8 @@ def main() -> None:
             run.path.mkdir()
             marks = Marks(step)
             # The sleep in place of the compiled step.
-            loop.assemble = lambda marks=marks, **parts: dataclasses.replace(
-                assemble(**parts), jitted_step=marks
+            loop.assemble = lambda trainable, marks=marks, **settings: dataclasses.replace(
+                assemble(trainable, **settings), jitted_step=marks
             )
             loop.train(
                 run=run,

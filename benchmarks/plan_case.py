@@ -23,10 +23,9 @@ from sisma_jax.devices.sharding import MeshConfig, batch_sharding, make_mesh
 from sisma_jax.kernels.selective_scan.pallas.chips import target
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from sisma_jax.models.sisma.model import init_params, matrix_axes
-from sisma_jax.training.objective import FlowConfig, draw, mean_loss
+from sisma_jax.training.objective import FlowConfig, trainable_generator
 from sisma_jax.training.program import assemble
-from sisma_jax.training.state import TrainConfig, make_optimizer
+from sisma_jax.training.state import TrainConfig
 
 MEMORY = 1 << 44
 """Bytes of memory that the compiler is told, so that no program is changed to need less."""
@@ -48,16 +47,8 @@ def main(variant: str, card: str, remat: str, batch: int, accumulate: int = 1) -
     settings = dataclasses.replace(
         section(TrainConfig, config, "train"), batch_size=batch, accumulate=accumulate
     )
-    sections = dict(config=model, flow_config=section(FlowConfig, config, "flow"))
-    program = assemble(
-        init_params=lambda: init_params(model, jax.random.key(0)),
-        loss_fn=functools.partial(mean_loss, **sections),
-        draw=functools.partial(draw, **sections),
-        optimizer=make_optimizer(settings, matrix_axes),
-        config=settings,
-        seed=0,
-        mesh=mesh,
-    )
+    trainable = trainable_generator(model, section(FlowConfig, config, "flow"), settings, seed=0)
+    program = assemble(trainable, config=settings, seed=0, mesh=mesh)
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
     latent, image = (model.latent_size,) * 2, (model.image_size,) * 2
     rows = {

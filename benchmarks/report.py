@@ -4,13 +4,12 @@ import argparse
 import datetime
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from sisma_jax.common.files import write_json
-from sisma_jax.common.install import installed_version
+from sisma_jax.common.install import nvidia_gpus, versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,15 +24,19 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def write(
-    path: Path, packages: tuple[str, ...], content: dict[str, Any], command: str | None = None
-) -> None:
-    """Write `content` after command, date, hardware and the versions of `packages`; the command is
-    by default that of the running benchmark."""
-    if command is None:
-        command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+def check_positive(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """Exit with a message unless these options, numbers or lists of them, are above 0."""
+    for name in names:
+        values = getattr(args, name)
+        if any(not value > 0 for value in (values if isinstance(values, list) else [values])):
+            parser.error(f"--{name.replace('_', '-')} {values}: give numbers above 0")
+
+
+def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> None:
+    """Write `content` after the running benchmark's command, the date, the hardware and the
+    versions of `packages`."""
     report = {
-        "command": command,
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **versions(packages)},
@@ -43,25 +46,16 @@ def write(
     print(f"wrote {path}")
 
 
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Versions of those packages that are installed."""
-    found = {package: installed_version(package) for package in packages}
-    return {package: version for package, version in found.items() if version is not None}
-
-
 def slug(device: str) -> str:
     """The name of a device as a part of file names."""
     return "".join(c if c.isalnum() else "_" for c in device.lower())
 
 
 def hardware() -> dict[str, Any]:
+    """The machine's "machine" (architecture), "cores", "cpu" and, if there are any, "gpus"."""
     info = {"machine": platform.machine(), "cores": os.cpu_count(), "cpu": cpu()}
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader"]
-    try:
-        gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return info
-    return info | {"gpus": gpus}
+    gpus = nvidia_gpus("name", "driver_version", "clocks.max.sm")
+    return info | ({"gpus": gpus} if gpus else {})
 
 
 def cpu() -> str:

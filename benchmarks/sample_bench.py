@@ -60,10 +60,7 @@ def parse() -> argparse.Namespace:
     add("--out", type=cli.path, help="JSON file (default: results/sample_<device>.json)")
     args = parser.parse_args()
     args.dtype = args.dtype or (None if args.workdir else dtype)
-    for name in ("steps", "batches", "tokens", "seconds", "sdm_seconds"):
-        values = getattr(args, name)
-        if any(not value > 0 for value in (values if isinstance(values, list) else [values])):
-            parser.error(f"--{name.replace('_', '-')} {values}: give numbers above 0")
+    report.check_positive(parser, args, "steps", "batches", "tokens", "seconds", "sdm_seconds")
     if not all(0 <= guidance < math.inf for guidance in args.guidance):
         parser.error(f"--guidance {args.guidance}: give 0 or more (1 is the plain model)")
     if any(math.isqrt(tokens) ** 2 != tokens for tokens in args.tokens):

@@ -25,6 +25,8 @@ from report import RESULTS, parser, write
 
 from sisma_jax import Synthesizer
 from sisma_jax.common import cli
+from sisma_jax.evaluation.report import ReportFolder
+from sisma_jax.evaluation.scoring import Row
 from sisma_jax.evaluation.speed import measure_speed
 from sisma_jax.evaluation.tables import Table
 from sisma_jax.flows import rectified
@@ -77,14 +79,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def measured(folders: Sequence[Path], out: Path, steps: int) -> dict[str, Any]:
     """Figures of one variant, from its runs with different seeds."""
-    rows = json.loads((out / "report.json").read_text("utf-8"))["rows"]
+    rows = ReportFolder(out).table()
     synthesizer = Synthesizer.load(folders[0])
     speed = measure_speed(
         synthesizer, steps=[steps], solvers=["euler"], guidances=[1.0], batches=[16]
     )
     (case,) = speed["cases"]
     scores = {
-        key: spread([_row(rows, folder, "euler", steps)["scores"][key] for folder in folders])
+        key: spread([_row(rows, folder, "euler", steps).scores[key] for folder in folders])
         for key in SCORES
     }
     return {
@@ -96,9 +98,9 @@ def measured(folders: Sequence[Path], out: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def _row(rows: list[dict], folder: Path, solver: str, steps: int) -> dict[str, Any]:
+def _row(rows: list[Row], folder: Path, solver: str, steps: int) -> Row:
     wanted = {"model": folder.name, "solver": solver, "steps": steps, "guidance": 1.0}
-    return next(row for row in rows if wanted.items() <= row["settings"].items())
+    return next(row for row in rows if wanted.items() <= row.settings.items())
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
@@ -151,7 +153,7 @@ def main() -> None:
     for folder in folders["base"]:
         for solver, steps in SOLVERS.items():
             evaluate(folder, out, args.count, solver, steps)
-    rows = json.loads((out / "report.json").read_text("utf-8"))["rows"]
+    rows = ReportFolder(out).table()
     results = {
         "training": {"steps": args.steps, "seeds": args.seeds, "test_faces": args.count},
         "variants": {name: measured(x, out, args.solver_steps) for name, x in folders.items()},
@@ -162,7 +164,7 @@ def main() -> None:
                 "velocities": steps * rectified.VELOCITIES[solver],
             }
             | {
-                key: spread([_row(rows, x, solver, steps)["scores"][key] for x in folders["base"]])
+                key: spread([_row(rows, x, solver, steps).scores[key] for x in folders["base"]])
                 for key in SCORES
             }
             for solver, counts in SOLVERS.items()

@@ -55,10 +55,7 @@ def parse() -> argparse.Namespace:
     add("--compile-only", action="store_true", help="compile time and planned memory, no steps")
     add("--out", type=cli.path, help="JSON file (default: results/train_<device>.json)")
     args = parser.parse_args()
-    for name in ("batches", "fsdp", "seconds"):
-        values = getattr(args, name)
-        if any(value <= 0 for value in (values if name == "batches" else [values])):
-            parser.error(f"--{name} {values}: give numbers above 0")
+    report.check_positive(parser, args, "batches", "fsdp", "seconds")
     if args.compile_only:
         args.seconds = 0.0
     return args

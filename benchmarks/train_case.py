@@ -3,7 +3,6 @@
 Takes its settings as JSON and prints JSON.
 """
 
-import functools
 import json
 import sys
 import time
@@ -16,10 +15,9 @@ from sisma_jax.devices.throughput import matmul_peak, mfu, peak_memory
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderKL
 from sisma_jax.models.cost.by_hand import macs
-from sisma_jax.models.sisma.model import init_params, matrix_axes
-from sisma_jax.training.objective import FlowConfig, draw, mean_loss
+from sisma_jax.training.objective import FlowConfig, trainable_generator
 from sisma_jax.training.program import assemble
-from sisma_jax.training.state import TrainConfig, make_optimizer
+from sisma_jax.training.state import TrainConfig
 
 TINY = dict(latent_size=16, factor=4)
 """64 pixels, small enough for two CPU cores."""
@@ -28,6 +26,15 @@ CHUNKS = 5
 
 def model_config(size: str, **changes: str) -> SISMAConfig:
     return getattr(SISMAConfig, size)(**(TINY if size == "tiny" else {}) | changes)
+
+
+def train_config(*, steps: int, batch_size: int, log_every: int) -> TrainConfig:
+    """AdamW at a constant learning rate, without samples."""
+    return TrainConfig(
+        steps=steps, batch_size=batch_size, accumulate=1, optimizer="adamw", learning_rate=1e-4,
+        warmup=0, schedule="constant", weight_decay=0.0, clip=1.0, ema_decay=0.9999, init_from="",
+        skip_limit=10, log_every=log_every, sample_every=10**9, profile_at=0, profile_steps=1,
+    )  # fmt: skip
 
 
 def first_stage(config: SISMAConfig, source: str) -> Autoencoder:
@@ -59,24 +66,13 @@ def random_batch(config: SISMAConfig, source: str, rows: int) -> dict[str, np.nd
 
 def main(size: str, source: str, scan: str, remat: str, batch: int, fsdp: int, seconds: float):
     config = model_config(size, scan=scan, remat=remat)
-    settings = TrainConfig(
-        steps=10**6, batch_size=batch, accumulate=1, optimizer="adamw", learning_rate=1e-4,
-        warmup=0, schedule="constant", weight_decay=0.0, clip=1.0, ema_decay=0.9999, init_from="",
-        skip_limit=10, log_every=100, sample_every=10**6, profile_at=0, profile_steps=1,
-    )  # fmt: skip
+    settings = train_config(steps=10**6, batch_size=batch, log_every=100)
     mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp))
     autoencoder = jax.device_put(first_stage(config, source), replicated(mesh))
     rows = put_batch(random_batch(config, source, batch), mesh)
-    sections = dict(config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.1))
-    program = assemble(
-        init_params=lambda: init_params(config, jax.random.key(0)),
-        loss_fn=functools.partial(mean_loss, **sections),
-        draw=functools.partial(draw, **sections),
-        optimizer=make_optimizer(settings, matrix_axes),
-        config=settings,
-        seed=0,
-        mesh=mesh,
-    )
+    flow_config = FlowConfig(sampling="logit_normal", drop=0.1)
+    trainable = trainable_generator(config, flow_config, settings, seed=0)
+    program = assemble(trainable, config=settings, seed=0, mesh=mesh)
     began = time.perf_counter()
     compiled = program.compile_step(rows, autoencoder)
     compile_seconds = time.perf_counter() - began

@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.checkpoint.every = 500
 
     if variant in ("celeba", "vq-f4"):
-        config.data = common.celebamask_hq()
+        common.on_celebamask_hq(config)
         config.autoencoder.block_channels = (128, 256, 512, 512)
         config.autoencoder.layers_per_block = 2
         config.autoencoder.norm_groups = 32
@@ -57,9 +57,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.train.learning_rate = 1e-4
         config.train.warmup = 1000
         config.train.ema_decay = 0.999
-        config.train.log_every = 100
-        config.train.sample_every = 5000
-        config.checkpoint.every = 5000
 
     if variant == "vq-f4":
         config.autoencoder.latent_channels = 3

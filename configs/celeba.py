@@ -51,7 +51,7 @@ def get_config(variant: str = "large") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"choose one of {', '.join(VARIANTS)}")
     config = common.sisma()
-    config.data = common.celebamask_hq()
+    common.generator_on_celebamask_hq(config)
 
     # First stage with factor 8: 256 x 256 pixels <-> 32 x 32 x 4 latents
     config.autoencoder.path = "hf://stabilityai/sd-vae-ft-ema"
@@ -63,24 +63,13 @@ def get_config(variant: str = "large") -> ConfigDict:
     config.model.attention_head = 64
     config.model.state = 16
     config.model.mask_channels = 64
-    config.model.dtype = "bfloat16"
     config.model.remat = "dots"
 
     config.train.steps = 400_000
     config.train.batch_size = 64
-    config.train.optimizer = "adamw"
     config.train.learning_rate = 1e-4
     config.train.warmup = 1000
-    config.train.schedule = "constant"
-    config.train.ema_decay = 0.9999
-    config.train.log_every = 100
-    config.train.sample_every = 5000
     config.samples.per_mask = 4
-    config.evaluation.every = 5000
-    config.evaluation.items = 512
-    config.checkpoint.every = 5000
-    config.checkpoint.keep = 3
-    config.checkpoint.keep_every = 50_000
 
     if variant in ACCUMULATE:
         config.train.accumulate = ACCUMULATE[variant]["A100-80"]

@@ -2,13 +2,14 @@
 
     from sisma_jax.configs import common
 
-    config = common.sisma()                 # or scadm, autoencoder, parser
-    config.data = common.celebamask_hq()    # what differs
-    config.model.width = 768
+    config = common.sisma()         # or scadm, autoencoder, parser
+    common.on_celebamask_hq(config)
+    config.model.width = 768        # what differs
 
 The defaults describe short trainings on synthetic faces of 64 pixels, which take minutes on two CPU
-cores. A config file states what differs from them, and last, in `if` blocks, what its variants
-change.
+cores; `on_celebamask_hq` and `generator_on_celebamask_hq` change what all long trainings on
+photographs change. A config file states what differs from them, and last, in `if` blocks, what its
+variants change.
 """
 
 from ml_collections import ConfigDict
@@ -53,6 +54,27 @@ def scadm() -> ConfigDict:
     config.model.mask_attention = True  # False: the paper's ablation, attention to all classes
     _add_style_encoder(config)
     return config
+
+
+def on_celebamask_hq(config: ConfigDict) -> None:
+    """Change a config to CelebAMask-HQ at 256 pixels and to the intervals of a long training."""
+    config.data = celebamask_hq()
+    config.train.log_every = 100
+    config.train.sample_every = 5000
+    config.checkpoint.every = 5000
+
+
+def generator_on_celebamask_hq(config: ConfigDict) -> None:
+    """Change a config of SISMA or SCA-DM to a training of days on CelebAMask-HQ at 256 pixels."""
+    on_celebamask_hq(config)
+    config.model.dtype = "bfloat16"
+    config.train.optimizer = "adamw"
+    config.train.schedule = "constant"
+    config.train.ema_decay = 0.9999
+    config.evaluation.every = 5000
+    config.evaluation.items = 512
+    config.checkpoint.keep = 3
+    config.checkpoint.keep_every = 50_000
 
 
 def autoencoder() -> ConfigDict:

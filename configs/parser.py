@@ -29,13 +29,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.checkpoint.every = 500
 
     if variant == "celeba":
-        config.data = common.celebamask_hq()
+        common.on_celebamask_hq(config)
         config.parser.channels = (16, 32, 64, 128, 256)
         config.train.steps = 40_000
         config.train.batch_size = 32
         config.train.warmup = 500
         config.train.ema_decay = 0.999
-        config.train.log_every = 100
-        config.train.sample_every = 5000
-        config.checkpoint.every = 5000
     return config

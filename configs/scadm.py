@@ -34,11 +34,10 @@ def get_config(variant: str = "published") -> ConfigDict:
     config.model.latent_channels = 3
     config.flow.sampling = "uniform"
     config.flow.drop = 0.0  # masks are never dropped
-    config.train.optimizer = "adamw"
     config.samples.per_mask = 2
 
     if variant == "published":
-        config.data = common.celebamask_hq()
+        common.generator_on_celebamask_hq(config)
 
         # First stage with factor 4: 256 x 256 pixels <-> 64 x 64 x 3 latents. Styles are computed
         # from images, so the latents cannot be cached. Their scaling factor is 1.
@@ -54,27 +53,18 @@ def get_config(variant: str = "published") -> ConfigDict:
         config.model.style_levels = 5
         config.model.style_features = 256
         config.model.style_colours = False  # as published
-        config.model.dtype = "bfloat16"
         config.flow.style_class_drop = 0.0  # as published
 
         config.train.steps = 290_000  # 500 epochs of 28,000 faces
         config.train.batch_size = 48
         config.train.learning_rate = 9.6e-5
         config.train.warmup = 0
-        config.train.schedule = "constant"
         config.train.weight_decay = 0.01
-        config.train.ema_decay = 0.9999
-        config.train.log_every = 100
-        config.train.sample_every = 5000
         config.samples.steps = 50
-        config.evaluation.every = 5000
-        config.evaluation.items = 512
-        config.checkpoint.every = 5000
-        config.checkpoint.keep = 3
-        config.checkpoint.keep_every = 50_000
 
     if variant == "synthetic":
         config.autoencoder.path = "runs/autoencoder-vq"
+        config.train.optimizer = "adamw"
         config.train.learning_rate = 2e-3
         config.train.ema_decay = 0.95
         config.train.log_every = 20

@@ -9,7 +9,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +20,8 @@ import numpy as np
 
 from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError, RunError
-from sisma_jax.common.install import accelerator
+from sisma_jax.common.install import accelerator, versions
+from sisma_jax.common.processes import cores
 from sisma_jax.devices.throughput import memory_limit
 from sisma_jax.evaluation.networks import (
     BACKBONES,
@@ -51,13 +51,11 @@ TOLERANCE = 1e-3
 """Relative to the largest value; a GPU may multiply matrices in TF32."""
 
 
-def versions() -> Iterator[tuple[str, str]]:
+def software() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for package in ("sisma_jax", *PACKAGES):
         yield package, importlib.metadata.version(package)
-    for package in PLUGINS:
-        if importlib.util.find_spec(package.replace("-", "_")):
-            yield package, importlib.metadata.version(package)
+    yield from versions(PLUGINS).items()
 
 
 def devices() -> Iterator[tuple[str, str]]:
@@ -67,10 +65,7 @@ def devices() -> Iterator[tuple[str, str]]:
     if limit := memory_limit():
         yield "memory", f"{limit / 2**30:.1f} GiB that JAX may use on each"
     if jax.default_backend() == "cpu":
-        yield (
-            "cores",
-            str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()),
-        )
+        yield "cores", str(cores())
 
 
 def optional_parts(weights: Path) -> Iterator[tuple[str, str]]:
@@ -188,7 +183,7 @@ def main() -> None:
     if args.weights != DEFAULT_WEIGHTS and not args.weights.is_dir():
         raise InputError(f"--weights {args.weights} is not a folder: give one of published weights")
 
-    show("Versions", versions())
+    show("Versions", software())
     show("Devices", devices())
     name, reason = choose(STATES)
     show("Selective scan", iter([(name, reason)]))

@@ -46,7 +46,7 @@ from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
 from sisma_jax.training.memory import check_memory
-from sisma_jax.training.objective import FlowConfig, draw, mean_loss
+from sisma_jax.training.objective import FlowConfig, trainable_generator
 from sisma_jax.training.setup import (
     Sections,
     check_classes,
@@ -55,7 +55,6 @@ from sisma_jax.training.setup import (
     parse_training_command,
     run_claimed,
 )
-from sisma_jax.training.state import make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -251,14 +250,9 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
             record=record,
             watch=watch,
             task=Task(
-                init_params=lambda: generator(model).init_params(jax.random.key(config.seed)),
-                optimizer=make_optimizer(settings, generator(model).matrix_axes),
-                draw=partial(draw, config=model, flow_config=flow_config),
-                loss_fn=partial(mean_loss, config=model, flow_config=flow_config),
+                trainable=trainable_generator(model, flow_config, settings, config.seed),
                 constants=(constant,),
-                feed=data.feed(
-                    train_source, mesh, batch_size=settings.batch_size, seed=config.seed
-                ),
+                feed=common.feed(train_source, config.seed),
                 sample_grid=sample_grid(samples, synthesizer, autoencoder, test_source),
                 evaluate=evaluate,
                 evaluate_every=evaluation.every,

@@ -47,6 +47,7 @@ from sisma_jax.training.auxiliary import (
 from sisma_jax.training.class_balance import class_weights
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task
+from sisma_jax.training.program import Trainable
 from sisma_jax.training.setup import Sections, check_image_size, parse_training_command
 from sisma_jax.training.state import Batch, Metrics, kernel_axes, make_optimizer
 
@@ -101,15 +102,15 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
 
     def task() -> Task:
         return Task(
-            init_params=first_params(module, config.seed, statistics()),
-            optimizer=make_optimizer(settings, kernel_axes),
-            draw=partial(draw, model),
-            loss_fn=lambda params, batch: batch_loss(
-                module, loss, len(train_source.classes), replicate(params), batch
+            trainable=Trainable(
+                init_params=first_params(module, config.seed, statistics()),
+                optimizer=make_optimizer(settings, kernel_axes),
+                draw=partial(draw, model),
+                loss_fn=lambda params, batch: batch_loss(
+                    module, loss, len(train_source.classes), replicate(params), batch
+                ),
             ),
-            feed=data.feed(
-                train_source, sections.mesh, batch_size=settings.batch_size, seed=config.seed
-            ),
+            feed=sections.feed(train_source, config.seed),
             sample_grid=sample_grid(reconstruct, test_source),
         )
 

@@ -44,6 +44,7 @@ from sisma_jax.training.auxiliary import (
 )
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task
+from sisma_jax.training.program import Trainable
 from sisma_jax.training.setup import (
     Sections,
     check_classes,
@@ -91,17 +92,17 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
 
     def task() -> Task:
         return Task(
-            init_params=lambda: module.init(jax.random.key(config.seed), images)["params"],
-            optimizer=make_optimizer(settings, kernel_axes),
-            draw=lambda key, batch: {},
-            loss_fn=lambda params, batch: parser_loss(
-                module.apply({"params": replicate(params)}, to_float(batch["image"])),
-                batch["labels"],
-                loss.dice_weight,
+            trainable=Trainable(
+                init_params=lambda: module.init(jax.random.key(config.seed), images)["params"],
+                optimizer=make_optimizer(settings, kernel_axes),
+                draw=lambda key, batch: {},
+                loss_fn=lambda params, batch: parser_loss(
+                    module.apply({"params": replicate(params)}, to_float(batch["image"])),
+                    batch["labels"],
+                    loss.dice_weight,
+                ),
             ),
-            feed=data.feed(
-                train_source, sections.mesh, batch_size=settings.batch_size, seed=config.seed
-            ),
+            feed=sections.feed(train_source, config.seed),
             sample_grid=lambda ema: sheet(parser(ema), test_source),
         )
 

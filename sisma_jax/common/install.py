@@ -1,4 +1,4 @@
-"""Install the checkout into the kernel of a notebook.
+"""Versions and devices of this machine, and installing the checkout into a notebook's kernel.
 
     sys.path.insert(0, "path/of/the/checkout")
     from sisma_jax.common.install import install
@@ -94,6 +94,24 @@ def installed_version(name: str) -> str | None:
         return None
 
 
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those of these distributions that are installed, by name."""
+    found = {package: installed_version(package) for package in packages}
+    return {package: version for package, version in found.items() if version is not None}
+
+
+def nvidia_gpus(*fields: str) -> list[str]:
+    """Values of these fields of `nvidia-smi --query-gpu`, separated by commas, one entry a GPU.
+
+    Empty if there is no GPU or no driver.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    result = subprocess.run(query, capture_output=True, text=True)
+    return [] if result.returncode else result.stdout.splitlines()
+
+
 def _has_tpu() -> bool:
     """Whether there is a TPU. Google's network cards share its vendor id, not its device nodes."""
     vendors = (file.read_text("utf-8").strip() for file in PCI_DEVICES.glob("*/vendor"))
@@ -103,13 +121,10 @@ def _has_tpu() -> bool:
 
 def _nvidia_gpu() -> tuple[int, float] | None:
     """Major version of the driver and compute capability of the first GPU; None without one."""
-    if shutil.which("nvidia-smi") is None:
+    gpus = nvidia_gpus("driver_version", "compute_cap")
+    if not gpus:
         return None
-    query = ["nvidia-smi", "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
-    result = subprocess.run(query, capture_output=True, text=True)
-    if result.returncode or not result.stdout.strip():
-        return None
-    driver, capability = result.stdout.splitlines()[0].split(",")
+    driver, capability = gpus[0].split(",")
     return int(driver.split(".")[0]), float(capability)
 
 

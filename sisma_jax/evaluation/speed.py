@@ -8,7 +8,6 @@ Arithmetic is in multiply-accumulates (MACs): by hand (`models.cost.by_hand`) an
 """
 
 import dataclasses
-import importlib.metadata
 import itertools
 import statistics
 import time
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from sisma_jax.common.install import versions
 from sisma_jax.common.processes import cores
 from sisma_jax.common.progress import over
 from sisma_jax.devices.sharding import (
@@ -124,7 +124,7 @@ def circumstances() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "devices": jax.local_device_count(),
         "cores": cores(),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+        "versions": versions(("jax", "jaxlib", "flax")),
     }
 
 

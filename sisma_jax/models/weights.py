@@ -3,10 +3,11 @@
 Weights are stored as safetensors. This package's own files hold a parameter tree flattened to names
 joined by "/", such as `encoder/conv_in/kernel`. Reading is strict: tensors and parameters must
 match one to one, in shape and dtype. Pickled files (.bin, .ckpt, .pt, .pth) can run code when
-opened and are never read; `RECIPE` converts them.
+opened and are never read; `RECIPE` converts them. Config files beside weights are read here, too.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -52,6 +53,28 @@ def check_weight_file(path: Path) -> None:
         raise InputError(f"{path} is not a weight file: give one whose name ends in .safetensors")
     if not path.is_file():
         raise InputError(f"there is no weight file {path}: check the path")
+
+
+def read_config_file(path: Path, remedy: str) -> Any:
+    """Read the JSON file that describes the weights beside it.
+
+    Raises:
+      InputError: if it is a git-lfs pointer or not JSON; the message ends with `remedy`.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        refuse_lfs_pointer(path)
+        raise InputError(f"{path} is not JSON ({error}): {remedy}") from error
+
+
+def check_entries(path: Path, fields: Mapping[str, Any], known: Iterable[str], remedy: str) -> None:
+    """Raise InputError unless the config file at `path` has exactly the known entries."""
+    if differing := sorted({*known} ^ fields.keys()):
+        raise InputError(
+            f"{path} has missing or unknown entries {', '.join(differing)}: {remedy} with this "
+            "version"
+        )
 
 
 def save_tensors(

@@ -155,9 +155,8 @@ class RunFolder:
         return self.path / "report.json"
 
     def report(self) -> dict[str, Any] | None:
-        """Read the report; None if there is none."""
-        file = self.report_file
-        return json.loads(file.read_text("utf-8")) if file.exists() else None
+        """Read the report; None if there is none or it is damaged."""
+        return read_json(self.report_file)
 
     def write_report(self, report: dict[str, Any]) -> None:
         write_json(self.report_file, report)

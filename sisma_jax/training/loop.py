@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
 from jaxtyping import UInt8
@@ -32,8 +31,8 @@ from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params, TrainState
 from sisma_jax.training.divergence import keep_diverged
 from sisma_jax.training.logging import Log, Logs, MetricsLog, Progress, evaluated_at
-from sisma_jax.training.program import TrainingProgram, assemble
-from sisma_jax.training.state import Draw, LossFn, Metrics, TrainConfig
+from sisma_jax.training.program import Trainable, TrainingProgram, assemble
+from sisma_jax.training.state import Metrics, TrainConfig
 
 SHOWN = ("loss", "images_per_second", "mfu", "data_wait", "skipped")
 """Metrics printed in progress lines, after those of the model."""
@@ -45,12 +44,7 @@ UNREAD = 2
 class Task:
     """What is trained, evaluated and sampled."""
 
-    init_params: Callable[[], Params]
-    """Returns new weights; traced."""
-    optimizer: optax.GradientTransformation
-    """Result of `make_optimizer`."""
-    draw: Draw
-    loss_fn: LossFn
+    trainable: Trainable
     constants: tuple[Any, ...] = ()
     """Further arguments of the loss (the frozen autoencoder)."""
     feed: Feed
@@ -92,15 +86,7 @@ def train(
       RunError: if too many steps in a row are skipped, a disk is full, or a process is lost.
     """
     with _run_errors(run, config), Checkpoints(run.checkpoints, checkpoint, record) as checkpoints:
-        program = assemble(
-            init_params=task.init_params,
-            loss_fn=task.loss_fn,
-            draw=task.draw,
-            optimizer=task.optimizer,
-            config=config,
-            seed=record["seed"],
-            mesh=mesh,
-        )
+        program = assemble(task.trainable, config=config, seed=record["seed"], mesh=mesh)
         state = _restore_or_init(run, checkpoints, config, program)
         start = int(state.step)
         # Steps are saved before evaluation and sampling, which a stop may have prevented.

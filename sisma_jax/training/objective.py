@@ -1,4 +1,4 @@
-"""The training objective: random draws for a batch, and the loss of each row.
+"""The training objective of SISMA and SCA-DM: random draws for a batch, and the loss of each row.
 
 A model with style conditioning is trained to reconstruct each face given its own style. For a share
 of the rows the style is dropped, and for others that of some classes, so that one model can
@@ -9,6 +9,7 @@ not depend on how the batch is distributed over devices or split for accumulatio
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from sisma_jax.models.generators import Config, generator
 from sisma_jax.models.layers.style_encoder import without
 from sisma_jax.models.sisma.model import gather_parameters
 from sisma_jax.training.class_balance import class_weights
+from sisma_jax.training.program import Trainable
+from sisma_jax.training.state import TrainConfig, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,3 +140,22 @@ def mean_loss(
     """Return the training loss of a batch (see `losses`) and no metrics."""
     latents, balance = latents_of(batch, autoencoder), flow_config.class_balance
     return jnp.mean(losses(params, latents, batch, config=config, balance=balance)), {}
+
+
+def trainable_generator(
+    config: Config, flow_config: FlowConfig, settings: TrainConfig, seed: int
+) -> Trainable:
+    """Return a new generator with its objective and its optimizer.
+
+    Args:
+      config: configuration of the generator.
+      flow_config, settings: the config's sections `flow` and `train`.
+      seed: determines the weights.
+    """
+    model, sections = generator(config), {"config": config, "flow_config": flow_config}
+    return Trainable(
+        init_params=lambda: model.init_params(jax.random.key(seed)),
+        optimizer=make_optimizer(settings, model.matrix_axes),
+        draw=partial(draw, **sections),
+        loss_fn=partial(mean_loss, **sections),
+    )

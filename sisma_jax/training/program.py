@@ -28,6 +28,18 @@ from sisma_jax.training.state import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """A model with its objective and optimizer."""
+
+    init_params: Callable[[], Params]
+    """Returns new weights; traced."""
+    optimizer: optax.GradientTransformation
+    """Result of `make_optimizer`."""
+    draw: Draw
+    loss_fn: LossFn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingProgram:
     """Result of `assemble`; each part is compiled when it is first called."""
 
@@ -52,23 +64,18 @@ class TrainingProgram:
 
 
 def assemble(
-    *,
-    init_params: Callable[[], Params],
-    loss_fn: LossFn,
-    draw: Draw,
-    optimizer: optax.GradientTransformation,
-    config: TrainConfig,
-    seed: int,
-    mesh: Mesh,
+    trainable: Trainable, *, config: TrainConfig, seed: int, mesh: Mesh
 ) -> TrainingProgram:
     """Assemble a training from its parts.
 
     Args:
-      init_params: returns new weights; traced.
-      loss_fn, draw, optimizer, config, seed: see `make_step`.
+      trainable: what is trained.
+      config: the config's section `train`.
+      seed: determines the random numbers of all steps.
       mesh: all devices of all processes.
     """
-    init = lambda: init_state(init_params(), optimizer)
+    optimizer = trainable.optimizer
+    init = lambda: init_state(trainable.init_params(), optimizer)
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, mesh)
     return TrainingProgram(
@@ -77,7 +84,7 @@ def assemble(
         init=jax.jit(init, out_shardings=shardings),
         init_from=jax.jit(lambda params: init_state(params, optimizer), out_shardings=shardings),
         jitted_step=jax.jit(
-            make_step(loss_fn, draw, optimizer, config, seed),
+            make_step(trainable.loss_fn, trainable.draw, optimizer, config, seed),
             donate_argnums=0,
             out_shardings=(shardings, replicated(mesh)),
         ),

@@ -14,7 +14,7 @@ from sisma_jax.common import cli
 from sisma_jax.common.config import load_config, section, split_spec
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
-from sisma_jax.data.config import DataConfig
+from sisma_jax.data.config import DataConfig, Feed
 from sisma_jax.data.input_pipeline import Source
 from sisma_jax.devices import hosts
 from sisma_jax.devices.compilation_cache import keep_compiled_programs
@@ -50,6 +50,10 @@ class Sections:
             checkpoint=section(CheckpointConfig, config, "checkpoint"),
             mesh=mesh,
         )
+
+    def feed(self, source: Source, seed: int) -> Feed:
+        """Return the feed of the training batches of `source`."""
+        return self.data.feed(source, self.mesh, batch_size=self.train.batch_size, seed=seed)
 
 
 def parse_training_command(module: str, description: str, example: str) -> tuple[ConfigDict, Path]:

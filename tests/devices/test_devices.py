@@ -16,10 +16,8 @@ from sisma_jax.devices import sharding
 from sisma_jax.devices.sharding import MeshConfig, make_mesh, put_batch, state_shardings
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig
-from sisma_jax.models.sisma.model import init_params, matrix_axes
-from sisma_jax.training.objective import FlowConfig, draw, mean_loss
+from sisma_jax.training.objective import FlowConfig, trainable_generator
 from sisma_jax.training.program import assemble
-from sisma_jax.training.state import make_optimizer
 from tests.training import toy
 
 ROWS = 8
@@ -52,18 +50,11 @@ def trained(data, fsdp, accumulate=1, remat="none"):
     settings = toy.settings(batch_size=ROWS, accumulate=accumulate)
     config = dataclasses.replace(CONFIG, remat=remat)
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp), jax.devices()[: data * fsdp])
-    sections = dict(config=config, flow_config=FlowConfig(sampling="logit_normal", drop=0.5))
+    flow_config = FlowConfig(sampling="logit_normal", drop=0.5)
+    trainable = trainable_generator(config, flow_config, settings, seed=0)
     with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
         patch.setattr(sharding, "SMALLEST_SHARDED", 1024)
-        program = assemble(
-            init_params=lambda: init_params(config, jax.random.key(0)),
-            loss_fn=functools.partial(mean_loss, **sections),
-            draw=functools.partial(draw, **sections),
-            optimizer=make_optimizer(settings, matrix_axes),
-            config=settings,
-            seed=0,
-            mesh=mesh,
-        )
+        program = assemble(trainable, config=settings, seed=0, mesh=mesh)
         state = program.init()
         autoencoder = Autoencoder(AutoencoderConfig.tiny(scaling_factor=0.5), {})
         compiled = program.compile_step(put_batch(batch(0), mesh), autoencoder)

@@ -41,6 +41,7 @@ def run(workdir, parser, out, *more, metrics="miou,ssim"):
     return json.loads((out / "report.json").read_text())
 
 
+@pytest.mark.slow  # three reports
 def test_models_stand_beside_their_own_bounds(tiny_run, parser, tmp_path, capsys):
     # The same weights behind another scaling factor are another model.
     other = shutil.copytree(tiny_run, tmp_path / "other")

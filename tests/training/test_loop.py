@@ -259,10 +259,12 @@ def test_a_full_disk_stops_the_run_with_the_last_good_step_intact(tmp_path, file
         files_of_at_most(100_000)
         return np.zeros((4, 4, 3), np.uint8)
 
-    large = dict(
+    trainable = toy.trainable(
+        toy.settings(),
         init_params=lambda: {"w": jax.random.normal(jax.random.key(0), (toy.FEATURES, 2**15))},
         draw=lambda key, batch: {"noise": jax.numpy.zeros((len(batch["x"]), 1))},
     )
+    large = {"trainable": trainable}
     with pytest.raises(RunError, match=r"could not be written .*File too large\): step 2 is kept"):
         toy.run(run, task_changes=large | {"sample_grid": grid}, sample_every=3)
     files_of_at_most(resource.RLIM_INFINITY)

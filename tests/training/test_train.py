@@ -243,7 +243,7 @@ def test_wrong_settings_are_refused(check, overrides, message, tiny_config, tmp_
 def test_what_may_change_changes_and_is_said(tiny_run, inputs_folder, tmp_path, capsys):
     shutil.copytree(tiny_run, tmp_path / "run")
     changes = dict(train__steps=7, train__learning_rate=1e-4, model__remat="block")
-    train_tiny(inputs_folder, tmp_path / "run", **changes, mesh__fsdp=2)
+    train_tiny(inputs_folder, tmp_path / "run", **changes)
     said = capsys.readouterr().out
     assert "changed in this run: train.learning_rate from 0.015 to 0.0001" in said
     assert "changed in this run: model.remat from 'none' to 'block'" in said
@@ -292,6 +292,7 @@ def broken(synthesizer, source):
     raise FileNotFoundError(2, "No such file or directory", "inception.npz")
 
 
+@pytest.mark.slow  # a program of its own for each of four callers
 def test_a_hook_that_fails_loses_no_step_and_runs_when_training_continues(inputs_folder, tmp_path):
     run = tmp_path / "run"
     settings = dict(train__steps=3, evaluation__every=2, evaluation__items=4)

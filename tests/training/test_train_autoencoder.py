@@ -29,6 +29,7 @@ def run(inputs_folder, workdir, variant="", **overrides):
         "autoencoder.norm_groups": 4,
         "train.steps": 4,
         "train.warmup": 1,
+        "train.schedule": "constant",
         "train.log_every": 2,
         "checkpoint.every": 2,
     } | {key.replace("__", "."): value for key, value in overrides.items()}

@@ -25,6 +25,7 @@ def run(inputs_folder, workdir, **overrides):
         "train.steps": 4,
         "train.batch_size": 4,
         "train.warmup": 1,
+        "train.schedule": "constant",
         "train.log_every": 2,
         "checkpoint.every": 4,
     } | {key.replace("__", "."): value for key, value in overrides.items()}
@@ -53,6 +54,10 @@ def test_a_parser_is_saved_with_its_own_score_and_a_finished_run_left_as_it_is(
     run(inputs_folder, tmp_path / "run")
     assert "step 4: mIoU" in capsys.readouterr().out
     assert (tmp_path / "run/parser/config.json").stat().st_mtime_ns == before
+    # A damaged report is written again.
+    (tmp_path / "run/report.json").write_text('{"step": 4')
+    run(inputs_folder, tmp_path / "run")
+    assert json.loads((tmp_path / "run/report.json").read_text()) == report
 
 
 @pytest.mark.slow

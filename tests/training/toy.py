@@ -11,6 +11,7 @@ from sisma_jax.devices.sharding import MeshConfig, make_mesh
 from sisma_jax.runs.checkpoint import CheckpointConfig
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.training.loop import Task, train
+from sisma_jax.training.program import Trainable
 from sisma_jax.training.state import TrainConfig, make_optimizer
 
 FEATURES = 8
@@ -60,12 +61,19 @@ class Batches:
         self.closed = True
 
 
-def task(config, bad=(), **changes) -> Task:
+def trainable(config, **changes) -> Trainable:
     defaults = dict(
         init_params=lambda: {"w": init_params()["w"]},
         optimizer=make_optimizer(config, lambda path, leaf: ((0,), (1,))),
         draw=draw,
         loss_fn=loss_fn,
+    )
+    return Trainable(**defaults | changes)
+
+
+def task(config, bad=(), **changes) -> Task:
+    defaults = dict(
+        trainable=trainable(config),
         feed=Feed(
             lambda start: Batches(start, config.batch_size, bad),
             lambda number: [f"{number}-{row}" for row in range(config.batch_size)],

@@ -1,7 +1,6 @@
 """Loading and saving of autoencoders: own folders, diffusers' folders, single files, the hub."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import (
     is_new_or_empty,
     local_path,
-    refuse_lfs_pointer,
     whole_folder,
     write_json,
 )
@@ -22,8 +20,10 @@ from sisma_jax.models.autoencoder import published
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.autoencoder.model import Autoencoder, AutoencoderKL, parameter_shapes
 from sisma_jax.models.weights import (
+    check_entries,
     check_weight_file,
     load_tree,
+    read_config_file,
     read_tensors,
     save_tensors,
     save_tree,
@@ -163,11 +163,7 @@ def _published_file(folder: Path) -> Path:
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_bytes())
-    except ValueError as error:
-        refuse_lfs_pointer(path)
-        raise InputError(f"{path} is not JSON ({error}): copy or export it again") from error
+    fields = read_config_file(path, "copy or export it again")
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds no configuration: copy or export it again")
     return fields
@@ -177,12 +173,7 @@ def _own_config(path: Path, fields: dict[str, Any]) -> AutoencoderConfig:
     """The config in this package's own `config.json`."""
     known = {field.name for field in dataclasses.fields(AutoencoderConfig)} | {"model"}
     fields = {"codebook": 0} | fields  # older folders lack this entry
-    differing = sorted(known ^ fields.keys())
-    if differing:
-        raise InputError(
-            f"{path} has missing or unknown entries {', '.join(differing)}: export the "
-            "autoencoder again with this version"
-        )
+    check_entries(path, fields, known, "export the autoencoder again")
     del fields["model"]
     try:
         return AutoencoderConfig.from_json(fields)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from sisma_jax.models.face_parser.layers import (
     Affine,
+    ParserNetwork,
     check_sides,
     conv,
     per_channel,
@@ -124,14 +125,13 @@ class Head(nn.Module):
         return conv(self.num_classes, "conv_out", size=1, bias=False)(x)
 
 
-class BiSeNet(nn.Module):
-    """Maps images to class logits per pixel, in the class order of the weights' last layer."""
+class BiSeNet(ParserNetwork):
+    """BiSeNet, whose logits are in the class order of the weights' last layer."""
 
     num_classes: int = 19
 
     @property
     def factor(self) -> int:
-        """Divisor that height and width of images must have."""
         return 32
 
     @nn.compact
@@ -145,18 +145,3 @@ class BiSeNet(nn.Module):
         fused = FeatureFusion(256, name="ffm")(jnp.concatenate([spatial, context], axis=-1))
         logits = Head(self.num_classes, name="conv_out")(fused)
         return resize_corners(logits, *images.shape[1:3]), deepest
-
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w classes"]:
-        """Return float32 logits.
-
-        Args:
-          images: images in [-1, 1]; height and width are multiples of `factor`.
-
-        Raises:
-          InputError: if height or width is not a multiple of `factor`.
-        """
-        return self.outputs(images)[0]
-
-    def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Return ResNet's last activations averaged over the image."""
-        return self.outputs(images)[1].mean(axis=(1, 2))

@@ -5,7 +5,6 @@ weights.safetensors  parameters
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import (
     is_new_or_empty,
     local_path,
-    refuse_lfs_pointer,
     whole_folder,
     write_json,
 )
@@ -23,7 +21,13 @@ from sisma_jax.models.face_parser.config import FaceParserConfig
 from sisma_jax.models.face_parser.parser import FaceParser, parameter_shapes
 from sisma_jax.models.face_parser.published import load_published
 from sisma_jax.models.face_parser.unet import FaceParserUNet
-from sisma_jax.models.weights import check_weight_file, load_tree, save_tree
+from sisma_jax.models.weights import (
+    check_entries,
+    check_weight_file,
+    load_tree,
+    read_config_file,
+    save_tree,
+)
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILE = "weights.safetensors"
@@ -110,23 +114,14 @@ def _load_folder(folder: Path) -> FaceParser:
 
 def _read_fields(path: Path) -> dict[str, Any]:
     """The content of `save_parser`'s config.json, without the model's name."""
-    try:
-        fields = json.loads(path.read_bytes())
-    except ValueError as error:
-        refuse_lfs_pointer(path)
-        raise InputError(f"{path} is not JSON ({error}): copy the parser again") from error
+    fields = read_config_file(path, "copy the parser again")
     model = fields.pop("model", None) if isinstance(fields, dict) else None
     if model != FaceParserUNet.__name__:
         raise InputError(
             f"{path} does not describe a face parser: give the folder that it was saved to"
         )
     known = {field.name for field in dataclasses.fields(FaceParserConfig)} | {*BESIDES}
-    differing = sorted(known ^ fields.keys())
-    if differing:
-        raise InputError(
-            f"{path} has missing or unknown entries {', '.join(differing)}: train the parser again "
-            "with this version"
-        )
+    check_entries(path, fields, known, "train the parser again")
     named = isinstance(fields["classes"], list) and {*map(type, fields["classes"])} <= {str}
     sized = isinstance(fields["size"], int | None)
     if not named or not sized or not isinstance(fields["quality"], dict | None):

@@ -75,6 +75,36 @@ class UpConv(nn.Module):
         return x + per_channel(bias.astype(dtype))
 
 
+class ParserNetwork(nn.Module):
+    """A face parser's network, which maps images to class logits per pixel."""
+
+    @property
+    def factor(self) -> int:
+        """Divisor that height and width of images must have."""
+        raise NotImplementedError
+
+    def outputs(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b h w classes"], Float[Array, "b _ _ d"]]:
+        """Return the logits and the activations of the coarsest resolution, both float32."""
+        raise NotImplementedError
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w classes"]:
+        """Return float32 logits.
+
+        Args:
+          images: images in [-1, 1]; height and width are multiples of `factor`.
+
+        Raises:
+          InputError: if height or width is not a multiple of `factor`.
+        """
+        return self.outputs(images)[0]
+
+    def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Return the coarsest activations averaged over the image, float32."""
+        return self.outputs(images)[1].mean(axis=(1, 2))
+
+
 def check_sides(images: Float[Array, "b h w c"], factor: int) -> None:
     """Raise InputError unless height and width are multiples of `factor`."""
     height, width = images.shape[1:3]

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, UInt8
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder import to_float
-from sisma_jax.models.face_parser.bisenet import BiSeNet
 from sisma_jax.models.face_parser.config import FaceParserConfig
+from sisma_jax.models.face_parser.layers import ParserNetwork
 from sisma_jax.models.face_parser.unet import FaceParserUNet
 from sisma_jax.models.weights import tree_checksum
 
@@ -33,7 +33,7 @@ class FaceParser:
     A pytree whose leaves are the parameters: pass it to jitted functions as an argument.
     """
 
-    module: FaceParserUNet | BiSeNet
+    module: ParserNetwork
     params: Any
     name: str
     """Name in reports."""
@@ -157,7 +157,7 @@ def resize(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, 
     return jax.image.resize(x, shape, "linear", precision=jax.lax.Precision.HIGHEST)
 
 
-def parameter_shapes(module: FaceParserUNet | BiSeNet) -> Any:
+def parameter_shapes(module: ParserNetwork) -> Any:
     """Return a network's parameter tree as shapes and dtypes, without computing it."""
     images = jnp.zeros((1, module.factor, module.factor, 3))
     return jax.eval_shape(module.init, jax.random.key(0), images)["params"]

@@ -32,6 +32,7 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.data import class_names
 from sisma_jax.models.face_parser.bisenet import BiSeNet
 from sisma_jax.models.face_parser.config import FaceParserConfig
+from sisma_jax.models.face_parser.layers import ParserNetwork
 from sisma_jax.models.face_parser.parser import FaceParser, parameter_shapes
 from sisma_jax.models.face_parser.unet import FaceParserUNet
 from sisma_jax.models.weights import check_tensors, listed, read_tensors
@@ -49,7 +50,7 @@ class Network:
     """A published network."""
 
     name: str
-    module: FaceParserUNet | BiSeNet
+    module: ParserNetwork
     classes: tuple[str, ...]
     """Class names in the order of its logits."""
     first: str

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sisma_jax.models.face_parser.config import FaceParserConfig
-from sisma_jax.models.face_parser.layers import Affine, UpConv, check_sides, conv, halve
+from sisma_jax.models.face_parser.layers import (
+    Affine,
+    ParserNetwork,
+    UpConv,
+    check_sides,
+    conv,
+    halve,
+)
 
 
 class TwoConvs(nn.Module):
@@ -49,14 +56,13 @@ class Up(nn.Module):
         return TwoConvs(self.config, self.channels, name="conv")(both)
 
 
-class FaceParserUNet(nn.Module):
-    """Maps images to class logits per pixel, in the order of class ids."""
+class FaceParserUNet(ParserNetwork):
+    """The U-Net, whose logits are in the order of class ids."""
 
     config: FaceParserConfig
 
     @property
     def factor(self) -> int:
-        """Divisor that height and width of images must have."""
         return self.config.factor
 
     @nn.compact
@@ -78,18 +84,3 @@ class FaceParserUNet(nn.Module):
             x = Up(cfg, channels, name=f"up_concat{level}")(features[level], x)
         logits = conv(cfg.num_classes, "final", size=1)(x.astype(jnp.float32))
         return logits, deepest.astype(jnp.float32)
-
-    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w classes"]:
-        """Return float32 logits.
-
-        Args:
-          images: images in [-1, 1]; height and width are multiples of `factor`.
-
-        Raises:
-          InputError: if height or width is not a multiple of `factor`.
-        """
-        return self.outputs(images)[0]
-
-    def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Return the coarsest activations, float32, averaged over the image."""
-        return self.outputs(images)[1].mean(axis=(1, 2))

@@ -25,30 +25,27 @@ from sisma_jax.models.autoencoder import (
 )
 from sisma_jax.models.autoencoder.files import save_diffusers
 from sisma_jax.models.weights import RECIPE
-from tests.autoencoders import SMALL_KL, SMALL_TINY, random_params
+from tests.autoencoders import (
+    SMALL_KL,
+    SMALL_TINY,
+    WEIGHTS,
+    as_compvis,
+    random_params,
+    write_folder,
+)
 from tests.golden import autoencoder_recipe as recipe
+from tests.golden.files import golden_arrays, golden_tensors
 
-GOLDEN = Path(recipe.__file__).with_name("autoencoder.npz")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN) as file:
-        return {name: file[name] for name in file.files}
+    return golden_arrays("autoencoder")
 
 
 def tensors_of(golden, name):
-    shapes = json.loads(str(golden[f"{name}/shapes"]))
-    return {key: recipe.tensor(key, tuple(shape)) for key, shape in shapes.items()}
-
-
-def write_folder(folder, fields, tensors, file=WEIGHTS):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(fields))
-    save_file(tensors, folder / file)
-    return folder
+    return golden_tensors(golden, recipe, f"{name}/")
 
 
 @pytest.fixture
@@ -77,15 +74,6 @@ def as_old_diffusers(tensors, convolutions):
                     tensor = tensor[:, :, None, None]
         renamed[name] = tensor
     return renamed
-
-
-def as_compvis(tensors, levels, prefix=""):
-    return {
-        prefix + recipe.compvis_name(name, levels): (
-            tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        )
-        for name, tensor in tensors.items()
-    }
 
 
 class TestExactness:

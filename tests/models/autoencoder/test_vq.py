@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +35,17 @@ from sisma_jax.models.autoencoder.training import (
     patch_pca_init,
 )
 from sisma_jax.models.weights import tree_checksum
-from tests.autoencoders import SMALL_KL, random_params, smooth_images
+from tests.autoencoders import (
+    SMALL_KL,
+    WEIGHTS,
+    as_compvis,
+    random_params,
+    smooth_images,
+    write_folder,
+)
 from tests.golden import vq_recipe as recipe
-from tests.golden.autoencoder_recipe import compvis_name
+from tests.golden.files import golden_arrays, golden_tensors
 
-GOLDEN = Path(recipe.__file__).with_name("vq.npz")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 SMALL_VQ = AutoencoderConfig(
     block_channels=(8, 16), layers_per_block=1, norm_groups=4, latent_channels=3, codebook=20,
     scaling_factor=1.0,
@@ -275,29 +279,11 @@ class TestOwnFiles:
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN) as file:
-        return {name: file[name] for name in file.files}
+    return golden_arrays("vq")
 
 
 def tensors_of(golden, name):
-    shapes = json.loads(str(golden[f"{name}/shapes"]))
-    return {key: recipe.tensor(key, tuple(shape)) for key, shape in shapes.items()}
-
-
-def as_compvis(tensors, prefix=""):
-    renamed = {}
-    for name, tensor in tensors.items():
-        if ".attentions." in name and tensor.ndim == 2:
-            tensor = tensor[:, :, None, None]
-        renamed[prefix + compvis_name(name, levels=3)] = tensor
-    return renamed
-
-
-def write_folder(folder, fields, tensors):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(fields))
-    save_file(tensors, folder / WEIGHTS)
-    return folder
+    return golden_tensors(golden, recipe, f"{name}/")
 
 
 def assert_equals_diffusers(autoencoder, golden, name):
@@ -316,9 +302,10 @@ class TestPublished:
     def test_every_naming_equals_diffusers(self, name, naming, golden, tmp_path):
         tensors = tensors_of(golden, name)
         if naming == "compvis":
-            tensors = as_compvis(tensors) | {"loss.discriminator.main.0.bias": np.zeros(4)}
+            tensors = as_compvis(tensors, levels=3)
+            tensors["loss.discriminator.main.0.bias"] = np.zeros(4)
         elif naming == "ldm":
-            tensors = as_compvis(tensors, "first_stage_model.")
+            tensors = as_compvis(tensors, levels=3, prefix="first_stage_model.")
             tensors["model.diffusion_model.out.2.weight"] = np.zeros((1, 1), np.float32)
         folder = write_folder(tmp_path, recipe.config_fields(name), tensors)
         autoencoder = load_autoencoder(folder)
@@ -337,7 +324,7 @@ class TestPublished:
         save_diffusers(tmp_path / "folder", config, params)
         written = load_autoencoder(tmp_path / "folder")
         save_file(
-            as_compvis(load_file(tmp_path / "folder" / WEIGHTS), prefix),
+            as_compvis(load_file(tmp_path / "folder" / WEIGHTS), levels=3, prefix=prefix),
             tmp_path / "lone.safetensors",
         )
         lone = load_autoencoder(tmp_path / "lone.safetensors")

@@ -1,8 +1,6 @@
 """Published face parsers: equal to PyTorch's, read strictly, labels in the data set's order."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,28 +13,21 @@ from sisma_jax.data.classes import CLASSES
 from sisma_jax.models.autoencoder import to_float
 from sisma_jax.models.face_parser import load_parser
 from tests.golden import face_parsers_recipe as recipe
+from tests.golden.files import golden_arrays, golden_tensors
 
-GOLDEN = Path(recipe.__file__).with_name("face_parsers.npz")
 ORDERS = {"unet": class_names.CANONICAL, "bisenet": class_names.BISENET}
 NAMES = {"unet": "CelebAMask-HQ U-Net", "bisenet": "BiSeNet (face-parsing.PyTorch)"}
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN) as file:
-        return {name: file[name] for name in file.files}
+    return golden_arrays("face_parsers")
 
 
 @pytest.fixture(scope="module")
 def tensors(golden):
     """By network, all tensors of its published file."""
-    return {
-        network: {
-            name: recipe.tensor(name, tuple(shape))
-            for name, shape in json.loads(str(golden[f"{network}/shapes"])).items()
-        }
-        for network in ORDERS
-    }
+    return {network: golden_tensors(golden, recipe, f"{network}/") for network in ORDERS}
 
 
 @pytest.fixture(scope="module")

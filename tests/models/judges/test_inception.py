@@ -1,7 +1,6 @@
 """FID's Inception-v3: equal to pytorch-fid's graph, resized as both traditions do, and strictly."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +17,18 @@ from sisma_jax.models.judges.inception import (
     resized,
 )
 from tests.golden import judges_recipe as recipe
-
-GOLDEN = Path(recipe.__file__).with_name("inception.npz")
+from tests.golden.files import golden_arrays, golden_tensors
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN) as file:
-        return {name: file[name] for name in file.files}
+    return golden_arrays("inception")
 
 
 @pytest.fixture(scope="module")
 def tensors(golden):
-    shapes = json.loads(str(golden["shapes"]))
-    drawn = {name: recipe.tensor(name, tuple(shape)) for name, shape in shapes.items()}
     counter = "Mixed_6e.branch7x7dbl_4.bn.num_batches_tracked"
-    return drawn | {counter: np.array(3, np.int64)}
+    return golden_tensors(golden, recipe) | {counter: np.array(3, np.int64)}
 
 
 @pytest.fixture(scope="module")

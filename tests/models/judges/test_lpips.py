@@ -1,7 +1,6 @@
 """LPIPS: equal to the package's definition with both backbones, in pairs and all with all."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +13,14 @@ from sisma_jax.metrics.perceptual import diversity, lpips
 from sisma_jax.models.autoencoder import to_float
 from sisma_jax.models.judges.lpips import ALEXNET, VGG16, load_lpips, published_shapes
 from tests.golden import judges_recipe as recipe
+from tests.golden.files import golden_arrays, golden_tensors
 
-GOLDEN = Path(recipe.__file__).with_name("lpips.npz")
 NAMES = {"alexnet": ALEXNET, "vgg16": VGG16}
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN) as file:
-        return {name: file[name] for name in file.files}
+    return golden_arrays("lpips")
 
 
 def is_linear(name):
@@ -32,13 +30,7 @@ def is_linear(name):
 @pytest.fixture(scope="module")
 def tensors(golden):
     """By name of the network: those of both files."""
-    return {
-        network: {
-            name: recipe.tensor(name, tuple(shape))
-            for name, shape in json.loads(str(golden[f"{network}/shapes"])).items()
-        }
-        for network in NAMES
-    }
+    return {network: golden_tensors(golden, recipe, f"{network}/") for network in NAMES}
 
 
 def files_of(tensors, folder):

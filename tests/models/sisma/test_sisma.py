@@ -1,5 +1,7 @@
 """The whole model: identity at the start, sizes, two stages, depth, memory, types."""
 
+from functools import cache, partial
+
 import jax
 import jax.extend.core
 import jax.numpy as jnp
@@ -51,18 +53,22 @@ def apply(config, params, *args, method=None):
     )(params, *args)
 
 
+@cache
+def new(config):
+    """Parameters as initialised; do not change them in place."""
+    return jax.jit(partial(init_params, config))(jax.random.key(0))
+
+
 @pytest.mark.parametrize("changes", [{}, TWIN])
 def test_a_new_model_is_the_zero_velocity_and_its_blocks_the_identity(changes):
     config = small(**changes)
-    params = init_params(config, jax.random.key(0))
+    params = dict(new(config))
     z, t, labels = inputs(config)
     np.testing.assert_array_equal(apply(config, params, z, t, labels), 0)
     # With a final layer that lets everything through, blocks of any number change nothing.
     params["final"] = trained(config)["final"]
     shallow = small(depth=1, **changes)
-    fewer = init_params(shallow, jax.random.key(0)) | {
-        name: params[name] for name in params if name != "blocks"
-    }
+    fewer = new(shallow) | {name: params[name] for name in params if name != "blocks"}
     np.testing.assert_allclose(
         apply(config, params, z, t, labels), apply(shallow, fewer, z, t, labels), atol=1e-6
     )
@@ -70,7 +76,7 @@ def test_a_new_model_is_the_zero_velocity_and_its_blocks_the_identity(changes):
 
 def test_a_new_model_that_shifts_is_the_zero_velocity_and_its_blocks_know_no_time():
     config = small(modulation="shift")
-    params = init_params(config, jax.random.key(0))
+    params = dict(new(config))
     z, t, labels = inputs(config)
     np.testing.assert_array_equal(apply(config, params, z, t, labels), 0)
     block = SISMABlock(config)
@@ -205,9 +211,7 @@ def test_samples_of_a_batch_do_not_mix():
 def test_bfloat16_computes_low_and_keeps_float32_parameters_and_output(changes):
     config, low = small(**changes), small(dtype="bfloat16", **changes)
     params, (z, t, labels) = trained(config), inputs(config)
-    assert {x.dtype for x in jax.tree.leaves(init_params(low, jax.random.key(0)))} == {
-        jnp.dtype("float32")
-    }
+    assert {x.dtype for x in jax.tree.leaves(new(low))} == {jnp.dtype("float32")}
     full, half = apply(config, params, z, t, labels), apply(low, params, z, t, labels)
     assert half.dtype == jnp.float32
     assert 0 < np.abs(full - half).max() < 0.1 * np.abs(full).max()
@@ -322,7 +326,7 @@ def test_with_blocks_recomputed_memory_grows_by_one_stream_per_block():
 
 @pytest.mark.parametrize("changes", [{"orders": 2}, TWIN])
 def test_linear_maps_are_told_from_the_state_space_norms_and_biases(changes):
-    params = init_params(small(**changes), jax.random.key(0))
+    params = new(small(**changes))
     axes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
             leaf.shape,

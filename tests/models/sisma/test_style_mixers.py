@@ -83,7 +83,13 @@ def test_a_cell_without_a_class_reads_nothing_and_its_gradient_is_finite():
 
 
 @pytest.mark.parametrize(
-    ("style", "mixer"), [*((style, "mamba") for style in STYLED), ("mamba", "attention")]
+    ("style", "mixer"),
+    [
+        ("attention", "mamba"),
+        ("mamba", "attention"),
+        pytest.param("full_attention", "mamba", marks=pytest.mark.slow),
+        pytest.param("mamba", "mamba", marks=pytest.mark.slow),
+    ],
 )
 def test_two_stages_are_the_whole_and_a_style_counts(style, mixer):
     module = SISMA(config(style, mixer=mixer, depth=1))
