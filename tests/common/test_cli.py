@@ -167,7 +167,7 @@ def test_the_console_script_knows_its_version(sisma, capsys):
         ("inspect_data", ["--data", "none", "--out", "."], "--out . cannot be written (it is a fo"),
         ("inspect_data", ["--data", __file__], "test_cli.py is a file: give the folder of a data"),
         ("prepare", ["--source", __file__, "--out", "out"], "is a file: name the folder of a data"),
-        ("export", ["--workdir", __file__, "--out", "out"], "is not a run folder, it is a file: gi"),
+        ("export", ["--workdir", __file__, "--out", "out"], "is not a run folder, it is a file"),
         ("data.synthetic", ["--out", "none", "--count", "0"], "0"),
     ],
 )
