@@ -13,7 +13,7 @@ and U-Shape Mamba. GMAC are those of a forward pass of one image, including the 
     variant   parameters   GMAC   width   blocks   tokens
     small           61 M     12     384       12   16 x 16
     base           138 M    102     512       16   32 x 32
-    large          231 M    169     768       12   32 x 32   the size of the reported scores
+    large          231 M    169     768       12   32 x 32   the default
     xlarge         456 M    336     768       24   32 x 32
     512            236 M    677     768       12   64 x 64   512 pixels: prepare with --size 512
     1024           255 M  2,707     768       12   128 x 128 1024 pixels: prepare with --size 1024
@@ -53,7 +53,7 @@ def get_config(variant: str = "large") -> ConfigDict:
     config = common.sisma()
     common.generator_on_celebamask_hq(config)
 
-    # First stage with factor 8: 256 x 256 pixels <-> 32 x 32 x 4 latents
+    # Autoencoder with factor 8: 256 x 256 pixels <-> 32 x 32 x 4 latents
     config.autoencoder.path = "hf://stabilityai/sd-vae-ft-ema"
 
     config.model.latent_size = 32

@@ -193,7 +193,7 @@ def _generator() -> ConfigDict:
     """The sections and keys that SISMA and SCA-DM share."""
     config = _training()
 
-    # The trained first stage, here with factor 4: 64 x 64 pixels <-> 16 x 16 x 4 latents
+    # The trained autoencoder, here with factor 4: 64 x 64 pixels <-> 16 x 16 x 4 latents
     config.autoencoder = ConfigDict()
     config.autoencoder.path = "runs/autoencoder"  # a run, a weight file or hf://owner/name
     config.autoencoder.scaling_factor = 0.0  # 0: that of the weights
@@ -202,8 +202,8 @@ def _generator() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.latent_size = 16  # data.size / factor
-    config.model.latent_channels = 4  # of the first stage
-    config.model.factor = 4  # down-sampling of the first stage
+    config.model.latent_channels = 4  # of the autoencoder
+    config.model.factor = 4  # downsampling factor of the autoencoder
     config.model.num_classes = 19  # of the label maps
     config.model.dtype = "float32"  # of linear maps and convolutions; or "bfloat16"
 

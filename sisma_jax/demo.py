@@ -1,8 +1,8 @@
 """Show what the demo's model has learned: a sheet of faces, and figures beside it.
 
 `python -m sisma_jax.demo --workdir runs/demo` synthesises faces for masks of the test split of the
-run's synthetic data set, writes `samples.png` (mask, faces, class colours) and `report.json` into
-the run folder, and prints:
+run's synthetic data set, writes `samples.png` (mask, faces, class colours), those masks as
+`masks/ID.png` and `report.json` into the run folder, and prints:
 
   regions   share of pixel variance explained by the mask's regions: for samples, for faces
             rendered from the same masks, and for samples under another face's mask
@@ -27,6 +27,7 @@ from sisma_jax.data.config import DataConfig
 from sisma_jax.data.contact_sheet import mask_sheet, with_legend
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import Source, fixed_batch
+from sisma_jax.data.label_maps import write_label_map
 from sisma_jax.devices.sharding import local_mesh, whole_batch
 from sisma_jax.metrics.regions import explained_variance, spread
 from sisma_jax.runs.folder import RunFolder
@@ -59,6 +60,9 @@ def main() -> None:
             "use sisma_jax.sample and sisma_jax.evaluate for smaller sets"
         )
     seed = seed_of(data)
+    faces = fixed_batch(test, MASKS)
+    labels = faces["labels"]
+    write_masks(run.masks, test.ids[:MASKS], labels)
 
     synthesizer = Synthesizer.load(args.workdir, batch_size=24)
     guidance = args.guidance
@@ -72,8 +76,6 @@ def main() -> None:
         print(f"{args.workdir / 'samples.png'} is up to date")
         return
 
-    faces = fixed_batch(test, MASKS)
-    labels = faces["labels"]
     samples = synthesizer(
         np.repeat(labels, PER_MASK, axis=0), steps=args.steps, guidance=guidance
     ).reshape(MASKS, PER_MASK, data.size, data.size, 3)
@@ -90,7 +92,14 @@ def main() -> None:
     save_png(Image.fromarray(sheet), args.workdir / "samples.png")
     run.write_report(report)
     show(report)
-    print(f"wrote {args.workdir / 'samples.png'}")
+    print(f"wrote {args.workdir / 'samples.png'}, and its masks to {run.masks}")
+
+
+def write_masks(folder: Path, ids: np.ndarray, labels: UInt8[np.ndarray, "n h w"]) -> None:
+    """Write label maps as `ID.png`, the input of `sisma_jax.sample` and `read_label_map`."""
+    folder.mkdir(exist_ok=True)
+    for face, one in zip(ids.tolist(), labels, strict=True):
+        write_label_map(folder / f"{face}.png", one)
 
 
 def regions(

@@ -1,8 +1,9 @@
 """Check this installation: `python -m sisma_jax.doctor`.
 
 Prints versions, devices, the chosen implementation of the selective scan with the reason, and which
-optional packages and weights are found. Then tests, within seconds, the scan against float64 and a
-tiny SISMA, forward and gradient. Ends with advice; the status is 1 if a test fails.
+optional packages and weights are found. Then tests, in less than a minute on two CPU cores, the
+scan against float64 and a tiny SISMA, forward and gradient. Ends with advice; the status is 1 if a
+test fails.
 """
 
 import importlib.metadata
@@ -46,7 +47,7 @@ EXTRAS = {
 }
 """A package and the purpose of each extra."""
 STATES = 16
-"""State size of the reported model; the choice of the kernel depends on it."""
+"""State size of `large`; the choice of the kernel depends on it."""
 TOLERANCE = 1e-3
 """Relative to the largest value; a GPU may multiply matrices in TF32."""
 

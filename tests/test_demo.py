@@ -22,6 +22,7 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import PALETTE
 from sisma_jax.data.contact_sheet import GAP, mask_sheet, tile, with_legend
+from sisma_jax.data.label_maps import read_label_map
 from sisma_jax.metrics.regions import explained_variance, spread
 from sisma_jax.training import held_out
 from tests.tiny_runs import call
@@ -110,6 +111,10 @@ def test_the_demo_shows_a_model_with_a_style(few, tiny_style_run, tmp_path, monk
     assert report["loss"] == {"right_masks": 2, "shuffled_masks": 2, "ratio": 1}
     assert report["spread"]["samples"] > 0
     assert (workdir / "samples.png").exists()
+    data = from_json(workdir / "config.json").data
+    for face in (data.test_from, data.test_from + 1):
+        written = read_label_map(workdir / "masks" / f"{face}.png")
+        np.testing.assert_array_equal(written, synthetic.face(0, face, data.size)[1])
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 import sisma_jax
-from sisma_jax import prepare
+from sisma_jax import demo, prepare
 from sisma_jax.common.commands import COMMANDS
 from sisma_jax.common.config import flatten, installed_configs, load_config
-from sisma_jax.data import synthetic
+from sisma_jax.data import raw_layout, synthetic
 from sisma_jax.data.classes import CLASSES
 from sisma_jax.data.label_maps import write_label_map
 from tests.command_lines import parser_of
@@ -30,6 +30,8 @@ PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").g
 """What a reader of the README can be led to."""
 DOCUMENTS = [*PAGES, "CONTRIBUTING.md"]
 README_LINES = 200
+FIRST_TEST_FACE = load_config("synthetic").data.test_from
+"""The demo writes the masks of the faces from this id on to `runs/demo/masks`."""
 HAT = CLASSES.index("hat")
 
 
@@ -78,8 +80,13 @@ def prepared_folder(inputs_folder, tiny_run, tiny_style_run, tmp_path_factory):
         shutil.copytree(inputs_folder / "autoencoder", folder / name)
     faces = (synthetic.face(0, index, SIZE) for index in itertools.count())
     with_hat = next((image, labels) for image, labels in faces if (labels == HAT).any())
-    write_label_map(folder / "mask.png", with_hat[1])
-    for name, (image, labels) in {"photo": with_hat, "a": next(faces), "b": next(faces)}.items():
+    photos = folder / "data/synthetic" / raw_layout.IMAGE_FOLDER
+    photos.mkdir(parents=True)
+    for face, (image, labels) in enumerate((with_hat, next(faces)), FIRST_TEST_FACE):
+        Image.fromarray(image).save(photos / f"{face}.jpg")
+        demo.write_masks(folder / "runs/demo/masks", np.array([face]), labels[None])
+    for name in ("a", "b"):
+        image, labels = next(faces)
         Image.fromarray(image).save(folder / f"{name}.png")
         write_label_map(folder / f"{name}_mask.png", labels)
     write_scenes(folder / "scenes", blocks("docs/data.md", "json")[0])

@@ -1,4 +1,4 @@
-"""The config's section `data`, and the batches of a run that come of it."""
+"""The config's section `data`: opens its splits and feeds a run with batches."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence

@@ -1,11 +1,12 @@
 """Batches from a data source, in one global order for any number of processes and threads.
 
-Global batch k of size B holds records [kB, (k + 1)B) of an endless stream: the source, shuffled
-anew every epoch, repeated, each record mirrored or not by (seed, its place in the stream) alone.
-Process p of n reads the contiguous rows [kB + pB/n, kB + (p + 1)B/n). The position is one integer,
-the number of the next global batch, so a run resumes exactly and may change its process count.
+Global batch k of size B holds records [kB, (k + 1)B) of an endless stream: the source repeated,
+with another order in every epoch. Whether a record is mirrored depends only on the seed and its
+position in the stream. Process p of n reads the contiguous rows [kB + pB/n, kB + (p + 1)B/n). The
+data position of a run is one integer, the number of the next global batch, so a run resumes exactly
+and may change its process count.
 
-Batches stay NumPy arrays on the host; placing them on devices is the caller's.
+Batches are NumPy arrays on the host; the caller places them on devices.
 """
 
 import shlex
@@ -58,8 +59,9 @@ def open_dataset(
 ) -> Source:
     """Open a prepared data set (`prepared.PreparedDataset`) or a raw folder (`raw.RawFaces`).
 
-    Arguments and errors are theirs; `test_from` is for raw folders only, since a prepared data set
-    has its own splits. The options are how the caller's user sets size and `test_from`, for errors.
+    See these classes for arguments and errors. `test_from` applies to raw folders only, since a
+    prepared data set has its own splits. The options are how the caller's user sets size and
+    `test_from`, for errors.
     """
     if is_latent_cache(path):
         raise InputError(
@@ -116,7 +118,7 @@ def training_stream(
     `close()` ends it.
 
     Args:
-      source: the items; if they are fewer than `batch_size`, they recur within a batch.
+      source: the items; if there are fewer than `batch_size`, a batch contains some more than once.
       batch_size: records of a global batch, over all processes.
       seed: seed of the order and of the flips, 0 <= seed < 2**32.
       flip: mirror half of the records, labels with left and right classes exchanged.
@@ -203,15 +205,15 @@ def _flip_half(
 
 
 def _as_seen(item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The item; if its moments are cached, with those of the image and without its mirror's."""
+    """The item without mirroring: of cached moments, only those of the image itself."""
     return item | {"moments": item["moments"][0]} if "moments" in item else item
 
 
 class _ProcessRows(grain.MapDataset):
     """The rows of one process, from a stream in global order.
 
-    They are selected after everything random, which keeps batches independent of the process count:
-    grain derives randomness from the requested index, and that is the global one here.
+    The rows are selected after all random operations. Grain derives randomness from the requested
+    index; this order makes it the global index, so batches do not depend on the process count.
     """
 
     def __init__(

@@ -1,12 +1,13 @@
 """Layouts of source data sets: listing their items, and reading one.
 
 raw     `CelebA-HQ-img` and `CelebAMask-HQ-mask-anno` (`raw_layout`)
-pairs   `images` and `labels`, one label map per image, of the same name; or `train` and `test` (or
-        `val`) with these two each, which is how the synthesis papers (SEAN, SDM, CA2-SIS) pack
+pairs   `images` and `labels`, with one label map of the same name per image; or `train` and `test`
+        (or `val`) that each contain these two, as the synthesis papers (SEAN, SDM, CA2-SIS) pack
         CelebAMask-HQ
 
 Pairs may have any classes, listed in a file `classes.json` (`classes.ClassSet.from_json`). Listing
-does not stop at errors but collects them in `rejected`, and its own decisions in `notes`.
+does not stop at unusable files, but collects them in `rejected`. `notes` states what it has decided
+where the layout leaves something open.
 """
 
 import dataclasses
@@ -35,8 +36,8 @@ CLASSES_FILE = "classes.json"
 _FIRST_VAL, _FIRST_TEST = 162_771, 182_638
 
 TEST_SHARE = 0.1
-"""Share of items, at the end of the list, that are held out if neither data set nor user defines a
-test split."""
+"""Share of items, taken from the end of the list, that become the test split if neither the data
+set nor the user defines one."""
 _HELD_OUT = ("test", "val", "valid", "validation")
 """Folders for the test split; the first that exists is used."""
 
@@ -66,16 +67,16 @@ class Layout:
     name: str
     classes: ClassSet
     splits: dict[str, list[Entry]]
-    """Each in the order of ids."""
+    """Items by split, each in the order of ids."""
     rejected: list[Rejected]
     """Files and items that listing found unusable."""
     notes: list[str] = dataclasses.field(default_factory=list)
-    """Decisions that listing made by itself, in sentences."""
+    """Sentences on what listing decided."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads one item; small, since it is sent to every worker."""
+    """Reads single items. It holds little data, since it is sent to every worker."""
 
     size: int
     """Side in pixels."""
@@ -109,7 +110,7 @@ class Reader:
             raise InputError(
                 f"{label_path} has no pixel with a class: all are unlabelled ({UNLABELLED})"
             )
-        # From the header, since the decoder rounds sides when it skips resolution.
+        # From the header, since the decoder rounds the sides when it reduces the resolution.
         (height, width), size = labels.shape, image_files.picture_size(image_path, draft=True)
         # Sides of a resized copy are rounded to whole pixels.
         if abs(height * size[0] - width * size[1]) >= max(width, size[0], height, size[1]):
@@ -250,7 +251,7 @@ def _survey_raw(root: Path, split: str, test_from: int | None) -> Layout:
     masks = raw_layout.mask_folder(root)
     rejected: list[Rejected] = []
     notes: list[str] = []
-    # A misnamed file may be the one that its face lacks, so the face is left out, too.
+    # A misnamed file may be the missing part of its face, so this face is left out as well.
     strays: set[int] = set()
 
     def report(message: str, face: int | None) -> None:
@@ -356,15 +357,15 @@ def _without_affixes(
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Files by name without common affixes: image_1 and 1_mask both become 1.
 
-    Removes what all images, or all label maps, begin or end with, except digits, which distinguish
-    items. One side may have extra files, but not both.
+    Removes a prefix or suffix that all images, or all label maps, share, except for digits, which
+    distinguish items. One side may have extra files, but not both.
 
     Raises:
-      InputError: names do not match even so.
+      InputError: names do not match even without their affixes.
     """
     bare_images, bare_labels = _bare(images), _bare(labels)
     together = bare_images.keys() & bare_labels.keys()
-    # If both have extra names, their numbers may start differently, at 0 and at 1.
+    # If both sides have extra names, one may be numbered from 0 and the other from 1.
     if not together or together not in (bare_images.keys(), bare_labels.keys()):
         raise InputError(
             f"the {len(images)} images and {len(labels)} label maps of {folder} have no name in "

@@ -1,7 +1,8 @@
 """Faces and label maps straight from a raw CelebAMask-HQ folder (`raw_layout`).
 
-The label map of a face is painted part by part in the order of `classes.CLASSES`, later over
-earlier. The folder is listed once, when it is opened; after that an absent part costs nothing.
+The label map of a face is composed of its part masks in the order of `classes.CLASSES`: later
+parts cover earlier ones. The folder is listed once, when it is opened, so that no time is spent on
+looking for absent parts later.
 Splits are by id, as in the synthesis papers (SEAN, SDM, CA2-SIS): ids below `test_from` are train,
 the others test.
 """
@@ -26,7 +27,7 @@ TEST_FROM = 28_000
 
 _WHITE_FROM = 128
 _NEARLY_BLACK = 16
-"""Largest grey level that compression or resizing may turn 0 into, and likewise 255."""
+"""Largest change of the grey levels 0 and 255 that is attributed to compression or resizing."""
 
 
 class BlackFace(InputError):
@@ -120,7 +121,7 @@ class RawFaces:
     def _labels(self, face: raw_layout.Face) -> UInt8[np.ndarray, "size size"]:
         try:
             return read_parts(self._masks, face, self._size)
-        except BlackFace as error:  # a warning rather than the end of a training
+        except BlackFace as error:  # only a warning, since an error would end the training
             warnings.warn(f"{error}: its pixels are unlabelled here", stacklevel=2)
             return np.full((self._size, self._size), UNLABELLED, np.uint8)
 
@@ -147,8 +148,9 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
     Raises:
       InputError: it cannot be read, is not square or smaller than `size`.
     """
-    # The decoder may skip resolution down to twice the size, which halves the time; LANCZOS then
-    # still shapes the spectrum (54 dB from the full decode on a 1/f picture, 1024 to 256 pixels).
+    # The decoder may reduce the picture to no less than twice the size, which halves the time.
+    # LANCZOS does the rest. The result has 54 dB against a full decode (1/f picture, 1024 to 256
+    # pixels).
     return fit(path, image_files.read_picture(path, draft=2 * size), size)
 
 
@@ -191,7 +193,7 @@ def read_parts(masks: Path, face: raw_layout.Face, size: int) -> UInt8[np.ndarra
 
 
 def _merge_parts(masks: Path, face: raw_layout.Face) -> UInt8[np.ndarray, "h w"]:
-    """Paints the parts over each other in class order."""
+    """Composes the label map: later parts cover earlier ones, in class order."""
     labels = None
     for label, name in face.parts:
         path = masks / name
@@ -216,8 +218,8 @@ def _read_part(path: Path) -> Bool[np.ndarray, "h w"]:
             "8-bit PNG, white on black, without transparency"
         )
     values = np.asarray(image.convert("L"))
-    # Soft edges of a resized copy are cut at one half. Where grey prevails (1 in place of 255, a
-    # label map, a photograph), that cut would silently lose the part.
+    # Soft edges of a resized mask are thresholded at one half. In a file that is mostly grey (1 in
+    # place of 255, a label map, a photograph), the threshold would silently remove the part.
     plain = np.count_nonzero((values <= _NEARLY_BLACK) | (values >= 255 - _NEARLY_BLACK))
     if values.any() and (values.max() < _WHITE_FROM or 2 * plain < values.size):
         white = np.count_nonzero(values == 255)

@@ -1,7 +1,7 @@
 """File names of a raw CelebAMask-HQ folder, and listing of the files in one.
 
     CelebA-HQ-img/{id}.jpg
-    CelebAMask-HQ-mask-anno/{id // 2000}/{id:05d}_{part}.png      white on black; no file, no part
+    CelebAMask-HQ-mask-anno/{id // 2000}/{id:05d}_{part}.png      white on black; absent: no file
 
 Copies with another padding or suffix (`.JPG`, `.bmp`) are read, too. Listing reads directory
 entries only (the full set has some 400,000 files), once per folder.
@@ -27,7 +27,7 @@ FACES_PER_MASK_FOLDER = 2000
 SYNTHETIC_FILE = "synthetic.json"
 """Settings of a synthetic set, beside its folders."""
 UNFINISHED_FILE = "synthetic.unfinished.json"
-"""The same while it is being written."""
+"""Name of the same file while the set is being written."""
 
 _MISSPELT_MASK_FOLDER = "CelebAMaskHQ-mask-anno"
 _LABEL_OF_PART = {part: label for label, part in enumerate(CLASSES) if label}
@@ -92,7 +92,7 @@ def check_root(root: Path) -> None:
 
 
 def refuse(message: str, face: int | None) -> None:
-    """Raise InputError for a file that does not belong there; `face` is ignored."""
+    """Raise InputError for a file that does not belong in the folder; `face` is ignored."""
     raise InputError(message)
 
 
@@ -186,12 +186,12 @@ def list_parts(
 
 
 def _is_number(text: str) -> bool:
-    """Whether it is an id, with nine digits at most."""
+    """Whether the text is an id: a number of at most nine digits."""
     return text.isascii() and text.isdecimal() and len(text.lstrip("0")) <= 9
 
 
 def _such_as(names: list[str]) -> str:
-    """A clause on other files, for a message."""
+    """A clause that mentions further files, for a message."""
     return f", but {other_files(names)}" if names else ""
 
 

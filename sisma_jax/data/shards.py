@@ -1,8 +1,9 @@
 """Writing a folder of ArrayRecord shards: resumable, with atomic files and one writer.
 
-A shard is the unit of work. Its items are known beforehand; its file appears complete, and then a
-note on its content (under `.unfinished`). So an interrupted run redoes only unfinished shards and
-ends with the same records. The description is written last and marks a finished folder.
+A shard is the unit of work, and its items are fixed in advance. Its complete file is moved into
+place, and then a note on its content is written (under `.unfinished`). A run that continues an
+interrupted one therefore repeats only unfinished shards and ends with the same records. The
+description is written last and marks a finished folder.
 """
 
 import contextlib
@@ -66,7 +67,7 @@ def is_unfinished(path: Path) -> bool:
 
 
 def check_folder(path: Path, description_file: str) -> None:
-    """Check ahead whether shards of any plan may be written into a folder.
+    """Check in advance whether shards of any plan may be written into a folder.
 
     Raises:
       InputError: it holds other files, or cannot be written.

@@ -1,10 +1,10 @@
-"""Classes of blended pixels at the soft edges of a label map in colours.
+"""Classes of blended pixels at the soft edges of a label map stored in colours.
 
-A blend of two class colours may equal or resemble a third one: hair blended with background passes
-through the lower lip's colour. So a colour alone does not decide the class. A class is certain in
-an area of it (3 x 3 pixels). A pixel outside such areas whose colour is a blend of two certain
-classes around it belongs to one of these, and every pixel without a class colour takes the nearest
-of the classes around it.
+A blend of two class colours may equal or resemble a third class colour: blends of hair and
+background include the colour of the lower lip. The colour of a pixel alone therefore does not
+determine its class. A class is certain in and beside 3 x 3 blocks of pixels of its colour. Any
+other pixel whose colour is a blend of two certain classes near it gets one of these two. A pixel
+without a class colour gets that class among the certain ones near it whose colour is nearest.
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from scipy import ndimage
 
 SURE = 20.0
-"""Distance in RGB up to which a colour may be a class colour with the noise of compression."""
+"""Largest distance in RGB at which a colour counts as a class colour with compression noise."""
 _AROUND = 4
-"""Pixels to each side in which the classes of a blend are searched."""
+"""Pixels to each side of a blended pixel among which its class is searched."""
 _BLOCK = 2**18
 """Pixels that are processed at a time."""
 _OF_AREA = 2
-"""Pixels to each side of an area that belong to its class if their colour fits."""
+"""Pixels to each side of a certain area that also get its class if their colour fits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settled:
-    """Pixels whose class is decided by the classes around them, in reading order."""
+    """Pixels whose class is determined by the classes around them, in reading order."""
 
     y: Int[np.ndarray, "n"]
     x: Int[np.ndarray, "n"]

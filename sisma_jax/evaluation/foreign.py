@@ -1,9 +1,10 @@
 """Existing pictures of any method: paired by name with a reference, and scored.
 
-`sisma_jax.sample` calls the faces of mask NAME `NAME_k`, or `NAME_k_j` when it interpolates styles;
-a report's folders have `NAME_k`. So a picture belongs to the reference of the same name, or else to
-the one with the longest name that leaves only such numbers as a suffix. Numeric names match with
-other zero padding if that is unambiguous.
+`sisma_jax.sample` names the faces of mask NAME `NAME_k`, or `NAME_k_j` when it interpolates styles;
+the folders of a report contain `NAME_k`. A picture therefore belongs to the reference of the same
+name. If there is none, it belongs to the reference with the longest name that is followed only by
+such numbers in the picture's name. Names that are numbers match with different zero padding if that
+is unambiguous.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from sisma_jax.evaluation.pictures import PictureFolder, Selection, SplitPicture
 
 NUMBER = re.compile("[0-9]+")
 MOST_NUMBERS = 2
-"""Suffixes of a name: the number of the face, and of the step of an interpolation."""
+"""Largest number of suffixes: the number of the face, and the step of an interpolation."""
 OF_PAIRS = frozenset({"ssim", "psnr_db"})
 OF_MASKS = frozenset({"miou", "accuracy"})
 
@@ -38,7 +39,7 @@ class Pairing:
     indices: list[int]
     """Index by picture; empty if any picture has no counterpart."""
     reason: str = ""
-    """Then what is missing, as "no ...", with a name of each side."""
+    """If `index` is empty: what is missing, as "no ...", with an example name from each side."""
 
 
 def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
@@ -79,10 +80,10 @@ def pair(names: Sequence[str], others: Sequence[str]) -> Pairing:
 
 
 def _ambiguity(names: Sequence[str], others: Sequence[str], indices: Sequence[int]) -> str:
-    """A reason if names may mean SEED_NAME as well as NAME_k, otherwise "".
+    """The reason if names can be read both as SEED_NAME and as NAME_k, otherwise "".
 
-    Faces of a mask are numbered from 0. If they are not, and their numbers are names, too, a
-    picture may belong to either name.
+    The faces of a mask are numbered from 0. If the numbers in these names do not start at 0 and are
+    also names of references, a picture may belong to either reference.
     """
     numbers: dict[int, set[str]] = {}
     for name, place in zip(names, indices, strict=True):

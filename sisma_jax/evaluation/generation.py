@@ -1,7 +1,7 @@
-"""Faces for masks, kept as files, each made once across interruptions.
+"""Faces generated from masks, kept as files that an interrupted command does not generate again.
 
-A face's noise depends on (seed, index of the mask, number of the sample), not on a batch, so that
-missing faces, and more of them, can be made later.
+The noise of a face depends on (seed, index of the mask, number of the sample) and not on its batch,
+so that missing or additional faces can be generated later.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from sisma_jax.synthesis.styles import Style
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
 MOST_MASKS = 2**20
-"""Distance between the seeds of one mask's samples."""
+"""Difference between the seeds of consecutive samples of one mask."""
 MOST_SAMPLES = 2**32 // MOST_MASKS
 FAR_APART = 0x9E3779B1
 """2^32 over the golden ratio: its multiples modulo 2^32 stay far from each other."""
@@ -36,7 +36,7 @@ class Sampling:
     """A set of faces of the same masks, and its descriptions in files and reports."""
 
     options: SamplingOptions
-    """Its style guidance is that of faces with a reference."""
+    """Options of the sampling; the style guidance applies to faces with a reference."""
     seed: int
     own_style: bool = False
     """Whether each face takes the style of the face that its mask belongs to."""
@@ -63,8 +63,8 @@ class Sampling:
     def settings(self) -> dict[str, Any]:
         """Settings by name; without those of styles and of times if they have their defaults.
 
-        Reports store them and digests cover them in this order, so earlier reports fit only what
-        does not change here.
+        Reports store these settings, and digests cover them in this order. A change of the names or
+        the order invalidates what earlier reports have stored.
         """
         options = self.options
         settings = {
@@ -90,7 +90,8 @@ class Sampling:
         return settings
 
     def seed_of(self, mask: int, sample: int) -> int:
-        """Seed of the noise, far from those of other `seed`s, so that no two sets share noise."""
+        """Seed of the noise, far from the seeds of sets with another `seed`, so that sets share no
+        noise."""
         return (self.seed * FAR_APART + sample * MOST_MASKS + mask) % 2**32
 
 

@@ -1,7 +1,7 @@
 """Networks that measure sets of pictures, and a cache of their measurements.
 
-Each pair of set and judge is measured once: an interrupted report, or a later row of the same
-table, takes the measurement from the folder.
+Each set is measured once by each judge. When an interrupted report continues, or a later row of the
+table needs the measurement, it is read from the folder.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Judge:
     """Pictures -> features (n, d) and predicted labels (n, h, w) or None."""
     num_classes: int = 0
     convention: str = ""
-    """Settings that a reader has to see beside its scores."""
+    """Settings that have to be stated with its scores."""
 
 
 def parser_judge(parser: FaceParser) -> Judge:
@@ -68,7 +68,7 @@ class Measurement:
 
     statistics: Statistics
     confusion: Int64[np.ndarray, "classes classes"] | None
-    """Pixels by label (row) and prediction, where there are label maps and the judge predicts."""
+    """Pixels by label (row) and prediction; None without label maps or predictions."""
 
 
 def measure(

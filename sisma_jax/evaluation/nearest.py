@@ -1,9 +1,9 @@
-"""The training pictures nearest to samples: does a model remember faces?
+"""The training pictures nearest to samples, which show whether a model reproduces training faces.
 
-Nearest is by the root mean square over pixels of pictures box-averaged to `SIDE` x `SIDE`, in
-units of the full range: no network is needed, and near-copies have a distance close to 0. Training
-uses mirror images, too, so both are compared. Samples that are nearer to training pictures than
-unseen real ones are suspicious.
+The distance is the root mean square over the pixels of pictures box-averaged to `SIDE` x `SIDE`, as
+a share of the full range. It needs no network, and is close to 0 for near-copies. Training also
+uses mirror images, so these are compared as well. If samples are nearer to training pictures than
+unseen real pictures are, the model may have memorised faces.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def shrunk(images: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n d"]:
 
 
 def nearest(asked: UInt8[np.ndarray, "n h w 3"], pictures: Pictures) -> Nearest:
-    """Find the nearest of `pictures` to each query `asked`; all have the same size."""
+    """Find the picture nearest to each query in `asked`; all have the same size."""
     queries = shrunk(asked)
     best = np.full(len(asked), np.inf, np.float32)
     index = np.zeros(len(asked), np.int64)

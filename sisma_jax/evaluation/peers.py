@@ -1,12 +1,13 @@
 """SISMA's peers, timed in the same run: an attention twin, and an SDM-shaped U-Net.
 
-Two claims of the paper (arXiv 2509.17651) are measured here with random weights, on which times do
-not depend: that SISMA's cost is linear in the number of tokens, beside its twin with attention in
-place of Mamba, and that it makes an image in a third of the time of SDM (arXiv 2207.00050).
+Two claims of the paper (arXiv 2509.17651) are measured: that SISMA's cost is linear in the number
+of tokens, in comparison with a twin that has attention in place of Mamba, and that SISMA takes a
+third of the time of SDM (arXiv 2207.00050) for an image. Weights are random, since times do not
+depend on them.
 
 Every network is timed for one step of sampling, at batch 1 and on one device. The weights of all
-are rounded to the compute type beforehand: SDM's published code samples so, and `Synthesizer`
-rounds them once, before the solver's first step.
+networks are rounded to the compute type beforehand, as in SDM's published sampling code and as in
+`Synthesizer`, which rounds them once, before the solver's first step.
 """
 
 import dataclasses
@@ -55,17 +56,17 @@ TOKENS = (256, 1024, 4096, 16384)
 STEPS = 25
 """Euler steps of SISMA's image, which is compared with SDM's."""
 SDM_GUIDANCE = 1.5
-"""The published value for faces; any but 1 costs the same."""
+"""SDM's published guidance for faces, used for both models; any value but 1 costs the same."""
 PUBLISHED_SDM = SDMConfig()
-REPORTED_SISMA = SISMAConfig.large()
+LARGE_SISMA = SISMAConfig.large()
 REPORTED_AUTOENCODER = AutoencoderConfig.stable_diffusion()
 OURS, TWIN, THEIRS = "SISMA", "attention twin", "SDM"
 
 
 def random_weights(shapes: Any) -> Any:
-    """Random arrays of a tree's shapes and types, none of them all zero.
+    """Random arrays with the shapes and dtypes of a tree, none of them all zero.
 
-    They are drawn on the host, since the device would compile a program for every shape.
+    They are drawn on the host, since drawing on the device would compile a program for each shape.
     """
     random = np.random.default_rng(0)
     draw = lambda leaf: 0.02 * random.standard_normal(leaf.shape, np.float32)
@@ -77,13 +78,13 @@ def measure_peers(
     *,
     tokens: Sequence[int] = TOKENS,
     sdm: SDMConfig | None = PUBLISHED_SDM,
-    sisma: SISMAConfig = REPORTED_SISMA,
+    sisma: SISMAConfig = LARGE_SISMA,
     autoencoder: AutoencoderConfig = REPORTED_AUTOENCODER,
     dtype: str | None = None,
     seconds: float = 1.0,
     sdm_seconds: float = 60.0,
 ) -> dict[str, Any]:
-    """Time SISMA and its twin over the number of tokens, and SISMA beside SDM.
+    """Time SISMA and its twin by number of tokens, and compare SISMA with SDM.
 
     Args:
       config: sizes of SISMA and its twin: width, depth and the rest. The latents' size follows
@@ -319,7 +320,7 @@ def time_sdm(
 
 
 def _compile(lowered: jax.stages.Lowered) -> Compiled:
-    """Compile a program before its arguments exist. Raises DoesNotFit without memory to run it."""
+    """Compile a program before its arguments exist; raises DoesNotFit if memory is short."""
     program = lowered.compile()
     plan = program.memory_analysis()
     check_fit(plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes)
@@ -333,7 +334,7 @@ def peer_tables(result: dict[str, Any]) -> list[Table]:
 
 
 def _token_table(result: dict[str, Any]) -> Table:
-    """Rows by model, so that its growth reads downwards."""
+    """Rows sorted by model, so that each model's growth can be read downwards."""
     rows = []
     for model in (OURS, TWIN):
         cases = [case for case in result["over_tokens"] if case["model"] == model]

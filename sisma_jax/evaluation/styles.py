@@ -1,16 +1,17 @@
 """Measurements of style transfer: how close colours come, and how local a swap is.
 
-Colours are means over a class's pixels; an error is their distance in grey levels (root mean square
-over channels), averaged over the faces that show the class. All faces are made once for each source
-of style, from the same masks and the same noise:
+The colour of a class is the mean over its pixels. A colour error is the distance between two such
+colours in grey levels (root mean square over channels), averaged over the faces that show the
+class. Faces are generated from the same masks and the same noise with each of these sources of
+style:
 
   own style      the style of the face that the mask belongs to: reconstruction
-  other style    the style of another face, which is then the target of colours
+  other style    the style of another face, with which colours are then compared
   noise          no reference
-  autoencoder    the real face, encoded and decoded: a bound for any model
+  autoencoder    the real face, encoded and decoded: a lower bound of any model's error
 
-Locality: in faces of their own style one class takes the style of another reference. Measured is
-the change inside the class's region, within a margin around it, and beyond, in grey levels.
+Locality: in faces in their own style, one class is given the style of another reference. The change
+is measured inside the class's region, within a margin around it, and beyond, in grey levels.
 """
 
 import math
@@ -32,9 +33,9 @@ from sisma_jax.synthesis.synthesizer import Synthesizer
 FACES = 64
 """Largest number of test faces that are used."""
 MARGIN = 8
-"""Pixels around a class's region that do not count as beyond it."""
+"""Width in pixels of the margin around a class's region."""
 LEAST_SHARE = 0.02
-"""Share of a picture below which a class is not swapped: too few pixels to show anything."""
+"""Least share of a picture for a class to be swapped; fewer pixels would show nothing."""
 SHOWN, PARTS = 6, 4
 """Rows of a sheet, and number of classes, the largest, that are swapped one by one."""
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

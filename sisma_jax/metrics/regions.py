@@ -1,9 +1,9 @@
 """How well pictures follow their masks, measured without a trained network.
 
-There are two metrics for mask-conditioned models: `explained_variance` (are the parts where the
-mask puts them?) and `spread` (do samples of one mask differ?). Both are meaningful only in
-comparison with their values for real pictures. For styles and edits there are the colours of
-regions, and the change outside of edited ones.
+Two metrics apply to all mask-conditioned models: `explained_variance` (whether parts are where the
+mask places them) and `spread` (whether samples of one mask differ). Both are meaningful only in
+comparison with their values for real pictures. Further functions measure styles and edits: the
+mean colours of regions, and the change outside an edited region.
 """
 
 import numpy as np

@@ -1,14 +1,14 @@
-"""A page to paint masks on and see their faces (`python -m sisma_jax.paint`).
+"""The painting page: paint masks and generate faces from them (`python -m sisma_jax.paint`).
 
-starts     masks to begin with
-studio     what the page does: faces, edited photos, files
+starts     masks to start a painting from
+studio     functions behind the page: faces, edited photos, files
 canvas     label maps in the form of the page's canvas
 look       texts and style
 easel.js   the canvas with its brushes; page.css, the style
-limits     bounds of visitors' requests
+limits     limits of visitors' requests
 temporary  files that visitors upload and download
-gate       bounds of HTTP requests
-accounts   who may use the page
+gate       limits of HTTP requests
+accounts   users and passwords
 handlers   event handlers of the page
 style_panel  the page's part for references, for models with style conditioning
 app        the page: layout and connections to handlers

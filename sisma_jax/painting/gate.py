@@ -1,7 +1,8 @@
-"""A gate between network and page: bounds the length of requests, and the files that they name.
+"""A gate between network and page: limits the length of requests and the files that they may name.
 
-gradio bounds each uploaded file, but neither the number of files of a request nor other requests.
-It also fetches any address that a request names in place of an uploaded file, and returns it.
+gradio limits the size of each uploaded file, but neither the number of files in a request nor the
+size of other requests. It also downloads any address that a request names in place of an uploaded
+file, and returns the content.
 """
 
 import asyncio
@@ -16,12 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sisma_jax.painting.temporary import TemporaryFiles
 
 _UNUSED = re.compile(r"/gradio_api/(file[=/]https?:|proxy=|process_recording$)")
-"""Routes of gradio that the page does not use: the server would fetch other addresses for
-visitors, or decode their videos."""
+"""Routes of gradio that the page does not use, and that would let visitors make the server fetch
+addresses or decode videos."""
 MOST_NAMED = 100
 """Limit of files that one request may name; the page's own requests name about thirty."""
 _AROUND_A_FILE = 2**16
-"""Bytes of an upload besides those of the file: its name and type."""
+"""Bytes in the request of an upload besides the file: its name and type."""
 
 
 class Gate:

@@ -1,4 +1,4 @@
-"""Masks to start a painting from, and the faces that they belong to, if any."""
+"""Starting masks of the page, and the faces that they belong to, if any."""
 
 import dataclasses
 from collections.abc import Callable

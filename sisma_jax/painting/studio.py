@@ -153,9 +153,9 @@ class Studio:
     def style_of(self, references: Sequence[Reference], between: float) -> Style | None:
         """Return the combined style of references; None without any.
 
-        Of several references for one class the last counts. Between two that are taken for all
-        parts, `between` interpolates from the first (0) to the second (1); classes that only one of
-        them shows are always that one's.
+        If several references give a class, the last one is used. If there are two and both give all
+        parts, `between` interpolates from the first (0) to the second (1); a class that only one of
+        them shows has the style of that one.
 
         Raises:
           InputError: if the model has no style conditioning, or `between` is used but not in
@@ -187,7 +187,7 @@ class Studio:
     ) -> UInt8[np.ndarray, "h w 3"]:
         """Return a photo under the mask `labels`.
 
-        Of `options` its steps and guidance apply; the solver is the one for editing. With style
+        Only the steps and guidance of `options` are used; the solver is that of editing. With style
         conditioning the photo keeps its own style, except for parts that references give.
 
         Raises:
@@ -237,7 +237,7 @@ class Studio:
         return np.asarray(ImageOps.fit(image, side, Image.Resampling.LANCZOS))
 
     def find_mask(self, photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
-        """The mask of a photo by the face parser.
+        """The mask that the face parser predicts for a photo.
 
         Raises:
           InputError: if there is no parser.

@@ -5,11 +5,12 @@ classes.json    the classes of its label maps
 data.json       the checksum of the data set, or of the file listing of a raw one
 checkpoints/    Orbax steps: state, ema and position
 damaged/        steps that could not be restored
-autoencoder/    a copy of the first stage, so that a moved run still loads
+autoencoder/    a copy of the autoencoder, so that the run folder can be moved
 parser/         the face parser trained by the run
 metrics.jsonl   rows of training and evaluation metrics by step
 parameters.txt  names and shapes of the weights
 samples/        sample grids by step
+masks/          label maps of the faces that `sisma_jax.demo` shows, by id
 profile/        traces requested by train.profile_at
 diverged/       by step: a run folder with the state before numbers stopped being finite, and the
                 batches' ids in batches.json
@@ -141,6 +142,10 @@ class RunFolder:
 
     def sample_file(self, step: int) -> Path:
         return self.samples / f"step_{step:07d}.png"
+
+    @property
+    def masks(self) -> Path:
+        return self.path / "masks"
 
     @property
     def profile(self) -> Path:

@@ -1,4 +1,4 @@
-"""Trainings that end with an export and its scores: the first stage, and the face parser.
+"""Trainings that end with an export and its scores: the autoencoder and the face parser.
 
 Their run has a report with the scores of its last step. A run that has all its steps and a report
 is finished: the command shows the report again, and trains on only if `train.steps` is raised.

@@ -1,7 +1,7 @@
-"""The loss on held-out items by training time, with noise determined by the item.
+"""The loss on held-out items by intervals of the flow time, with noise determined by the item.
 
-The same weights always give the same numbers, whatever the batch size and the devices, so a run's
-curve reflects the weights and not random draws.
+The same weights always give the same numbers, for any batch size and any devices, so the curve of a
+run shows changes of the weights and no random draws.
 """
 
 import dataclasses

@@ -18,12 +18,12 @@ GEOMETRY, APPEARANCE = 0, 1
 
 
 def generator(seed: int, index: int, stream: int, look: int = 0) -> np.random.Generator:
-    """The random numbers of one face's geometry or of one of its looks."""
+    """Random generator for the geometry of one face, or for one of its looks."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index, stream, look)))
 
 
 def majority(samples: UInt8[np.ndarray, "m m"]) -> UInt8[np.ndarray, "h w"]:
-    """The most frequent id of every 2 x 2 samples; of two equally frequent ones the higher."""
+    """The most frequent id of each 2 x 2 block of samples; the higher of two equally frequent."""
     a, b = samples[0::2, 0::2], samples[0::2, 1::2]
     c, d = samples[1::2, 0::2], samples[1::2, 1::2]
     low, high = np.minimum(a, b), np.maximum(a, b)
@@ -40,7 +40,7 @@ _ABOVE = {
     "skin": np.isin(CLASSES, ("nose", "eye_g", *_FEATURES, "mouth", "u_lip", "l_lip")),
     "eye_g": np.isin(CLASSES, _FEATURES),
 }
-"""Classes above a part whose mask continues below them, as in the real data."""
+"""By part, the classes that cover it and below which its mask continues, as in the real data."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Figure:
 
 
 def sample_figure(seed: int, index: int, size: int) -> Figure:
-    """The geometry of face `index`; `size` only keeps thin parts at least a pixel wide."""
+    """The geometry of face `index`; `size` only keeps thin parts at least one pixel wide."""
     chance = Chance(generator(seed, index, GEOMETRY))
     pixel = 2 / size
     pose = Pose(

@@ -1,9 +1,9 @@
 """Hair styles and hats: outlines in head coordinates, drawn behind and in front of the face.
 
-A style is a volume around the skull, how far the hair falls on either side, and where the hairline
-runs. What lies behind the head is one outline from fall to fall over the crown; what lies in front
-is the same outline closed along the hairline, so that fringe, temples and locks come out of one
-construction. Pairs are (viewer's left, viewer's right).
+A style consists of a volume around the skull, the length of the hair on either side, and a
+hairline. The hair behind the head is one outline that runs over the crown from the lower end of one
+side to that of the other. The hair in front of the head is the same outline closed along the
+hairline, which yields fringe, temples and locks. Pairs are (viewer's left, viewer's right).
 """
 
 from dataclasses import dataclass, replace
@@ -126,7 +126,7 @@ def sample_style(chance: Chance, hatted: bool) -> Style:
 
 
 def _hairline(chance: Chance, name: str, parting: float) -> np.ndarray:
-    """The opening from the left temple over the forehead to the right temple, (n, 2)."""
+    """The face's opening, from the left temple over the forehead to the right temple, (n, 2)."""
     top = chance.about(-0.92, 0.05)
     kinds = {"straight": 0.35, "peak": 0.2, "parted": 0.25, "fringe": 0.2}
     if name in ("bob", "long", "wavy"):

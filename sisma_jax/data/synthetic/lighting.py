@@ -1,8 +1,8 @@
-"""Light on the plate: one lamp on rounded forms, a relief for the face, soft shadows, shine.
+"""Light on the plate: a single lamp, rounded forms, a relief for the face, soft shadows and shine.
 
-The head is an ellipsoid, neck and body are cylinders. On the face stand bumps (nose, cheeks, brows,
-lips, chin) where the pose puts them; their slopes tilt the normals. The lamp's direction and
-strength come with the look.
+The head is an ellipsoid, and neck and body are cylinders. The relief of the face is a sum of bumps
+(nose, cheeks, brows, lips, chin) at positions that follow the pose; their slopes tilt the normals.
+The look determines the lamp's direction and strength.
 """
 
 import math

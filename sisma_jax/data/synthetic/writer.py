@@ -1,10 +1,10 @@
 """Writing synthetic faces in the raw layout of CelebAMask-HQ, in parallel and resumable.
 
-The layout's folders are those of `sisma_jax.data.raw_layout`; images are JPEG at quality 95 without
-chroma subsampling, part masks white-on-black PNG, absent parts no file. Beside them are the mapping
-file and the settings, `synthetic.json`, which is written last and marks a finished set. Until then
-the settings are in `synthetic.unfinished.json`. An id's image is written after its masks, so an id
-with an image is done.
+The folders are those of `sisma_jax.data.raw_layout`. Images are JPEG at quality 95 without chroma
+subsampling, and part masks are white-on-black PNG; absent parts have no file. The set also contains
+the mapping file and its settings, `synthetic.json`, which is written last and marks a finished set.
+Until then the settings are in `synthetic.unfinished.json`. The image of a face is written after its
+masks, so a face with an image is complete.
 """
 
 import io
@@ -33,7 +33,7 @@ from sisma_jax.data.synthetic.figure import APPEARANCE, generator, part_masks, s
 from sisma_jax.data.synthetic.render import render
 
 VERSION = 1
-"""Incremented when the same settings give other pixels."""
+"""Incremented when a change of the code makes the same settings give other pixels."""
 
 _CELEBA_IMAGES = 202_599
 
@@ -72,7 +72,7 @@ def read_settings(folder: Path) -> dict[str, int] | None:
 
 
 def read_unfinished_settings(folder: Path) -> dict[str, int] | None:
-    """The same for a set that an earlier run has begun but not finished."""
+    """Settings of a set that an earlier run has begun but not finished; None if there is none."""
     return None if read_settings(folder) else read_json(folder / raw_layout.UNFINISHED_FILE)
 
 
@@ -174,8 +174,9 @@ def _write_chunk(out: Path, settings: Settings, chunk: list[int]) -> Iterator[in
 
 
 def _write_faces(out: Path, settings: Settings, indices: list[int]) -> int:
-    # Freeing one large block makes glibc keep what the pictures' arrays free; otherwise it hands
-    # the memory back and gets it again, page by page, for every picture (a quarter of the time).
+    # After one large block has been freed, glibc keeps the memory that pictures free. Otherwise it
+    # returns this memory to the system and requests it again, page by page, for every picture,
+    # which takes a quarter of the time.
     np.empty(24 << 20, np.uint8)
     masks = out / raw_layout.MASK_FOLDER
     for index in indices:
@@ -202,7 +203,8 @@ def _encoded(image: Image.Image, **options: str | int) -> bytes:
 
 
 def _mapping(count: int) -> str:
-    """The columns of the real file; a step coprime to CelebA's size gives distinct originals."""
+    """Rows of the mapping file, with the columns of the real one. A step coprime to CelebA's size
+    makes the numbers of the original pictures distinct."""
     rows = ["idx     orig_idx    orig_file"]
     for index in range(count):
         original = (119_613 + 104_729 * index) % _CELEBA_IMAGES
