@@ -42,7 +42,7 @@ IN_FLIGHT = 2
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.parser(
+    parser = cli.Parser(
         "sisma_jax.cache_latents",
         __doc__,
         "python -m sisma_jax.cache_latents --data data/celeba-256 --autoencoder sd-vae-ft-ema "

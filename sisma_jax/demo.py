@@ -40,7 +40,7 @@ LOSS_COUNT = 128
 
 
 def main() -> None:
-    parser = cli.parser("sisma_jax.demo", __doc__, "python -m sisma_jax.demo --workdir runs/demo")
+    parser = cli.Parser("sisma_jax.demo", __doc__, "python -m sisma_jax.demo --workdir runs/demo")
     parser.add_argument("--workdir", type=cli.path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--steps", type=int, default=12, help="solver steps")
     parser.add_argument(

@@ -176,7 +176,7 @@ def show(title: str, rows: Iterator[tuple[str, str]]) -> None:
 
 
 def main() -> None:
-    parser = cli.parser("sisma_jax.doctor", __doc__, "python -m sisma_jax.doctor")
+    parser = cli.Parser("sisma_jax.doctor", __doc__, "python -m sisma_jax.doctor")
     parser.add_argument(
         "--weights", type=cli.path, default=DEFAULT_WEIGHTS, help="folder of published weights"
     )

@@ -94,7 +94,7 @@ def comma_list(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.parser(
+    parser = cli.Parser(
         "sisma_jax.evaluate",
         __doc__,
         "python -m sisma_jax.evaluate --workdir runs/demo --out report --steps 5,10,25 "

@@ -27,7 +27,7 @@ FORMATS = ("auto", "diffusers", "own")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.parser(
+    parser = cli.Parser(
         "sisma_jax.export",
         __doc__,
         "python -m sisma_jax.export --workdir runs/demo --out sisma-demo",
@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
         "--format",
         choices=FORMATS,
         default="auto",
-        help="format of a first stage; auto: diffusers' where possible, else own (this package's)",
+        help="format of an autoencoder; auto: diffusers' where possible, else own (this package's)",
     )
     return parser.parse_args()
 
@@ -88,7 +88,7 @@ def main() -> None:
     is_sisma = command == "sisma_jax.train"
     if is_sisma and args.format != "auto":
         raise InputError(
-            f"--format {args.format} is for first stages, but {run.path} is not one: leave it out"
+            f"--format {args.format} is for autoencoders, but {run.path} is none: leave it out"
         )
     if not is_new_or_empty(args.out):
         raise InputError(f"{args.out} is not empty: give --out a new or empty folder")

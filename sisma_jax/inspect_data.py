@@ -28,7 +28,7 @@ COUNTED = 500
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.parser(
+    parser = cli.Parser(
         "sisma_jax.inspect_data",
         __doc__,
         "python -m sisma_jax.inspect_data --data data/celeba-256 --out sheet.png",

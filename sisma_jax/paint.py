@@ -1,4 +1,4 @@
-"""Paint masks in a browser and see their faces: `python -m sisma_jax.paint --workdir runs/demo`."""
+"""Paint masks in a browser and generate faces: `python -m sisma_jax.paint --workdir runs/demo`."""
 
 import argparse
 import importlib.util
@@ -17,7 +17,7 @@ from sisma_jax.painting.accounts import read_accounts
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.parser(
+    parser = cli.Parser(
         "sisma_jax.paint", __doc__, "python -m sisma_jax.paint --workdir runs/demo --port 7861"
     )
     parser.add_argument(

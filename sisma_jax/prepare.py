@@ -20,7 +20,7 @@ from sisma_jax.data.raw import TEST_FROM
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.parser(
+    parser = cli.Parser(
         "sisma_jax.prepare",
         __doc__,
         "python -m sisma_jax.prepare --source CelebAMask-HQ --out data/celeba-256 --size 256",

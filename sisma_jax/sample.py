@@ -1,4 +1,6 @@
-"""Make faces from masks: `python -m sisma_jax.sample --workdir runs/demo --masks DIR --out DIR`.
+"""Generate faces from masks:
+
+    python -m sisma_jax.sample --workdir runs/demo --masks DIR --out DIR
 
 A model with style conditioning also takes the style of reference faces, each with its mask: of one
 face, of parts of several faces, or interpolated between two.
@@ -30,7 +32,7 @@ from sisma_jax.synthesis.synthesizer import Synthesizer
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.parser(
+    parser = cli.Parser(
         "sisma_jax.sample",
         __doc__,
         "python -m sisma_jax.sample --workdir runs/demo --masks masks/ --out faces/ --per-mask 4",

@@ -1,4 +1,4 @@
-"""Train a first stage: `python -m sisma_jax.train_autoencoder --config configs/autoencoder.py`."""
+"""Train an autoencoder: `python -m sisma_jax.train_autoencoder --config configs/autoencoder.py`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

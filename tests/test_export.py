@@ -78,7 +78,7 @@ class TestSISMA:
     def test_wrong_input(self, tiny_run, exported, tmp_path):
         with pytest.raises(InputError, match="is not empty"):
             run_export(tiny_run, exported)
-        with pytest.raises(InputError, match="--format own is for first stages"):
+        with pytest.raises(InputError, match="--format own is for autoencoders"):
             run_export(tiny_run, tmp_path / "out", "--format", "own")
         assert not (tmp_path / "out").exists()
 

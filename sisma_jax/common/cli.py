@@ -52,12 +52,18 @@ def as_called(text: str) -> str:
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are `InputError`, so that each is one sentence with a remedy
-    and the command's page.
+    and the command's page; its help shows defaults and ends with an example.
 
     Messages of a type (`argparse.ArgumentTypeError`) continue the option's name: "is 'a': give b".
     """
 
     def __init__(self, module: str, description: str, example: str) -> None:
+        """
+        Args:
+          module: a command of `COMMANDS`.
+          description: text above the options.
+          example: one command line.
+        """
         page = COMMANDS[module].page
         self._example = as_called(example)
         super().__init__(
@@ -102,6 +108,8 @@ class Parser(argparse.ArgumentParser):
         option, reason = match[1], match[2]
         if other := re.fullmatch(r"not allowed with argument (\S+)", reason):
             return f"{option} and {other[1]} do not go together: leave one of them out"
+        if reason.startswith("ignored explicit argument"):
+            return f"{option} takes no value: write {option} alone"
         if reason.startswith("expected ") and option in self._option_string_actions:
             action = self._option_string_actions[option]
             values = action.metavar or action.dest.upper()
@@ -129,17 +137,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"is {text!r}: give a number") from None
-
-
-def parser(module: str, description: str, example: str) -> Parser:
-    """An argument parser whose help shows defaults and ends with `example`.
-
-    Args:
-      module: a command of `COMMANDS`.
-      description: text above the options.
-      example: one command line.
-    """
-    return Parser(module, description, example)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -63,7 +63,7 @@ def parse_training_command(module: str, description: str, example: str) -> tuple
     """
     keys = textwrap.fill(", ".join(CHANGEABLE).replace(".,", ".*,"), 96, initial_indent="  ",
         subsequent_indent="  ")  # fmt: skip
-    parser = cli.parser(
+    parser = cli.Parser(
         module, f"{description}\n\nA run can be continued with other values of\n{keys}", example
     )
     parser.add_argument(

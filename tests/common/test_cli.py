@@ -167,7 +167,11 @@ def test_the_console_script_knows_its_version(sisma, capsys):
         ("inspect_data", ["--data", "none", "--out", "."], "--out . cannot be written (it is a fo"),
         ("inspect_data", ["--data", __file__], "test_cli.py is a file: give the folder of a data"),
         ("prepare", ["--source", __file__, "--out", "out"], "is a file: name the folder of a data"),
-        ("export", ["--workdir", __file__, "--out", "out"], "is not a run folder, it is a file"),
+        (
+            "export",
+            ["--workdir", __file__, "--out", "out"],
+            "is not a run folder, it is a file: gi",
+        ),
         ("data.synthetic", ["--out", "none", "--count", "0"], "0"),
     ],
 )
@@ -213,6 +217,7 @@ def test_paths_are_options_that_refuse_addresses(name):
         ("paint", "--nearest-colour far", "--nearest-colour is 'far': give a number"),
         ("sample", "--solver eulr", "--solver is 'eulr': choose one of euler, "),
         ("prepare", "--split offical", "--split is 'offical': choose one of sis, official"),
+        ("prepare", "--crop=yes", "--crop takes no value: write --crop alone"),
         ("inspect_data", "--count", "--count takes one argument: write --count COUNT"),
         ("doctor", "--wieghts=x", "option '--wieghts' does not exist: did you mean '--weights'?"),
         ("doctor", "--zzz", "option '--zzz' does not exist: leave it out"),

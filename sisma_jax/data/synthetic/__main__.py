@@ -8,7 +8,7 @@ from sisma_jax.data.synthetic.writer import write_dataset
 
 
 def main() -> None:
-    parser = cli.parser(
+    parser = cli.Parser(
         "sisma_jax.data.synthetic",
         __doc__,
         "python -m sisma_jax.data.synthetic --out data/synthetic --count 2000 --size 64 --seed 0",
