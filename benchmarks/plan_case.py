@@ -47,8 +47,7 @@ def main(variant: str, card: str, remat: str, batch: int, accumulate: int = 1) -
     settings = dataclasses.replace(
         section(TrainConfig, config, "train"), batch_size=batch, accumulate=accumulate
     )
-    flow_config = section(FlowConfig, config, "flow")
-    trainable = trainable_generator(model, flow_config, settings, seed=0)
+    trainable = trainable_generator(model, section(FlowConfig, config, "flow"), settings, seed=0)
     program = assemble(trainable, config=settings, seed=0, mesh=mesh)
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
     latent, image = (model.latent_size,) * 2, (model.image_size,) * 2

@@ -32,11 +32,14 @@ def check_positive(parser: argparse.ArgumentParser, args: argparse.Namespace, *n
             parser.error(f"--{name.replace('_', '-')} {values}: give numbers above 0")
 
 
-def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> None:
-    """Write `content` after the running benchmark's command, the date, the hardware and the
-    versions of `packages`."""
+def write(
+    path: Path, packages: tuple[str, ...], content: dict[str, Any], command: str | None = None
+) -> None:
+    """Write `content` after the command (by default the running benchmark's), the date, the
+    hardware and the versions of `packages`."""
+    running = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
     report = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command or " ".join(running),
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **versions(packages)},

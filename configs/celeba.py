@@ -20,7 +20,7 @@ and U-Shape Mamba. GMAC are those of a forward pass of one image, including the 
     debug                                                    a minute on a laptop, same data format
 
 Planned, not measured (benchmarks/plan_bench.py, docs/results.md): a step of 64 images of `large`
-needs 34 GB, among them 3.7 GB of state, and takes an H200 at least 0.21 s. So 400,000 steps take at
+needs 36 GB, among them 3.7 GB of state, and takes an H200 at least 0.21 s. So 400,000 steps take at
 least 23 hours there, and a quarter of that on four devices. ACCUMULATE below says in how many parts
 a batch fits other cards; mesh.fsdp=-1 with mesh.data=1 shards the state over the devices.
 

@@ -3,13 +3,12 @@
 Without a command, `sisma` and `python -m sisma_jax` list them.
 """
 
-import difflib
 import sys
 
 from sisma_jax import __version__
 from sisma_jax.common import cli
-from sisma_jax.common.commands import COMMANDS, MODULES
-from sisma_jax.common.errors import InputError
+from sisma_jax.common.commands import COMMANDS, MODULES, module_of
+from sisma_jax.common.errors import InputError, did_you_mean
 
 
 def list_commands(shown: dict[str, str]) -> None:
@@ -33,15 +32,16 @@ def _answer(word: str, *, as_module: bool) -> None:
     elif word == "--version":
         print(f"sisma_jax {__version__}")
     else:
-        (near,) = difflib.get_close_matches(word, MODULES, n=1, cutoff=0.0)
-        raise InputError(f"command {word!r} does not exist: did you mean {near!r}?")
+        remedy = did_you_mean(word, MODULES, f"choose one of {', '.join(MODULES)}")
+        raise InputError(f"command {word!r} does not exist: {remedy}")
 
 
 def main(*, as_module: bool = False) -> None:
     """Run the command that the first argument names, with the arguments that follow it."""
     first, *rest = sys.argv[1:] or ["--help"]
-    if first in MODULES:
-        cli.start(MODULES[first], rest, shown_as=f"sisma {first}")
+    module = module_of(first)
+    if module is not None:
+        cli.start(module, rest, by_name=not as_module)
     else:
         cli.run(lambda: _answer(first, as_module=as_module))
 

@@ -30,7 +30,6 @@ from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.data.label_maps import write_label_map
 from sisma_jax.devices.sharding import local_mesh, whole_batch
 from sisma_jax.metrics.regions import explained_variance, spread
-from sisma_jax.models.generators import model_config
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.synthesizer import Synthesizer
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
@@ -52,8 +51,8 @@ def main() -> None:
     args = parser.parse_args()
 
     run = RunFolder(args.workdir)
-    model_config(run.config())  # raises for other kinds of runs
-    data = section(DataConfig, run.config(), "data")
+    config = run.config("sisma_jax.train")
+    data = section(DataConfig, config, "data")
     test = data.open("test", ("image", "labels"))
     if len(test) < LOSS_COUNT:
         raise InputError(

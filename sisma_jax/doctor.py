@@ -21,7 +21,7 @@ import numpy as np
 
 from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError, RunError
-from sisma_jax.common.install import accelerator, versions
+from sisma_jax.common.install import accelerator, how_to_install, versions
 from sisma_jax.common.processes import cores
 from sisma_jax.devices.throughput import memory_limit
 from sisma_jax.evaluation.networks import (
@@ -73,7 +73,7 @@ def optional_parts(weights: Path) -> Iterator[tuple[str, str]]:
     """Optional packages, published weights and the face parser."""
     for extra, (package, purpose) in EXTRAS.items():
         there = importlib.util.find_spec(package) is not None
-        yield f".[{extra}]", purpose if there else f"not installed, for {purpose}"
+        yield extra, purpose if there else f"not installed, for {purpose} ({how_to_install(extra)})"
     for use, file in (
         ("FID", INCEPTION),
         *((f"LPIPS {name}", file) for name, file in BACKBONES.items()),
@@ -163,7 +163,7 @@ def advice() -> Iterator[str]:
     if extra and jax.default_backend() == "cpu":
         yield (
             f"this machine has a device for {extra}, but JAX computes on the CPU: "
-            f"pip install -e '.[{extra}]', and unset JAX_PLATFORMS"
+            f"{how_to_install(extra)}, and unset JAX_PLATFORMS"
         )
     if jax.default_backend() == "cpu" and "hugetlb" not in os.environ.get("GLIBC_TUNABLES", ""):
         yield "export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 makes training on a CPU faster (Linux)"

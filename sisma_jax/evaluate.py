@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
+from sisma_jax.common.commands import STYLES_PAGE
 from sisma_jax.common.errors import InputError
-from sisma_jax.common.files import why_unwritable
+from sisma_jax.common.files import check_output_file, why_unwritable
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source, open_dataset
 from sisma_jax.data.label_values import Reading
@@ -161,7 +162,12 @@ def parse_arguments() -> argparse.Namespace:
         help="how Inception's inputs are resized; half_pixel is pytorch-fid's (default: "
         f"{DEFAULT_RESIZE}; required for statistics that do not record theirs)",
     )
-    add("--save-statistics", type=cli.path, metavar="FILE.npz", help="save the reference's for FID")
+    add(
+        "--save-statistics",
+        type=cli.path,
+        metavar="FILE.npz",
+        help="save the Inception statistics of the reference",
+    )
     add("--test-from", type=int, help=f"raw data: first id of the test split (default: the run's, "
         f"or {TEST_FROM})")  # fmt: skip
     add("--batch-size", type=int, default=16, help="faces per batch, over all devices")
@@ -234,6 +240,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(
             f"--save-statistics {args.save_statistics} writes a {STATISTICS} file: name it so"
         )
+    if args.save_statistics is not None:
+        check_output_file("--save-statistics", args.save_statistics)
     if args.masks is not None and args.reference is None:
         raise InputError("--masks goes with --reference; a data set has its own: leave it out")
     check_weight_folder(args.weights)
@@ -259,7 +267,14 @@ def open_split(
     Raises:
       InputError: if there is none, or its classes are not `classes`.
     """
-    source = open_dataset(path, size, split=split, test_from=test_from, fields=fields)
+    source = open_dataset(
+        path,
+        size,
+        split=split,
+        test_from=test_from,
+        fields=fields,
+        test_from_option="--test-from ",
+    )
     if classes is not None and source.classes != classes:
         raise InputError(
             f"{path} has the classes {', '.join(source.classes.names)}, but the model was trained "
@@ -286,9 +301,9 @@ def first_of(source: Source, count: int) -> SplitPictures:
       InputError: if there are fewer than two.
     """
     if len(source) < 2:
-        raise InputError(f"{source!r} has {len(source)} faces: scores of a set need at least 2")
+        raise InputError(f"{source} has {len(source)} faces: scores of a set need at least 2")
     if len(source) < count:
-        print(f"{source!r} has {len(source)} faces: --count is {len(source)}")
+        print(f"{source} has {len(source)} faces, fewer than --count {count}: all are used")
     return SplitPictures(source, min(count, len(source)))
 
 
@@ -323,7 +338,7 @@ def main() -> None:
 
 
 def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
-    config = RunFolder(args.workdir).config()
+    config = RunFolder(args.workdir).config("sisma_jax.train")
     model = model_config(config)
     samplings = samplings_of(args)
     with name_fields("--"):
@@ -332,7 +347,8 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
     has_style = generator(model).has_style
     if "style" in args.asked and not has_style:
         raise InputError(
-            f"--metrics asks for style, but the model in {args.workdir} has none: leave it out"
+            f"--metrics asks for style, but the model in {args.workdir} has none: leave it out",
+            page=STYLES_PAGE,
         )
     if args.style_guidance != 1 and not (has_style and "style" in args.metrics):
         raise InputError(

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import to_json
+from sisma_jax.common.config import to_json, trained_by
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import is_new_or_empty, whole_folder, why_unwritable
 from sisma_jax.devices.sharding import local_mesh, replicated
@@ -84,7 +84,8 @@ def export_autoencoder(run: RunFolder, out: Path, format: str) -> str:
 def main() -> None:
     args = parse_arguments()
     run = RunFolder(args.workdir)
-    is_sisma = "model" in run.config()
+    command = trained_by(run.config("sisma_jax.train", "sisma_jax.train_autoencoder"))
+    is_sisma = command == "sisma_jax.train"
     if is_sisma and args.format != "auto":
         raise InputError(
             f"--format {args.format} is for first stages, but {run.path} is not one: leave it out"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import check_output_file
 from sisma_jax.data import prepared
 from sisma_jax.data.contact_sheet import tile, with_legend
 from sisma_jax.data.image_files import save_png
@@ -85,6 +86,7 @@ def main() -> None:
         raise InputError(f"--count is {args.count}: give at least 1")
     if args.size is not None and args.size < 1:
         raise InputError(f"--size is {args.size}: give at least 1")
+    check_output_file("--out", args.out)
     size = 256 if args.size is None else args.size
     if is_prepared(args.data):
         description = read_description(args.data)
@@ -105,7 +107,13 @@ def main() -> None:
     else:
         if args.verify:
             raise InputError(f"{args.data} has no checksums to --verify: it is not prepared")
-        source = open_dataset(args.data, size, split=args.split, test_from=args.test_from)
+        source = open_dataset(
+            args.data,
+            size,
+            split=args.split,
+            test_from=args.test_from,
+            test_from_option="--test-from ",
+        )
         print(f"{args.data}: raw, shown at {size} px, {args.split} {len(source)}")
         shares, unlabelled, counted = frequencies(source)
         for sentence in oddities_of(args.split, shares, unlabelled):

@@ -10,6 +10,7 @@ import time
 
 from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError
+from sisma_jax.common.install import how_to_install
 from sisma_jax.data.label_values import Reading
 from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.painting.accounts import read_accounts
@@ -75,7 +76,9 @@ def main() -> None:
     check_address(args.host, args.port)
     accounts = read_accounts(args.auth) if args.auth else []
     if importlib.util.find_spec("gradio") is None:
-        raise InputError("the page needs gradio, which is not installed: pip install -e '.[paint]'")
+        raise InputError(
+            f"the page needs gradio, which is not installed: {how_to_install('paint')}"
+        )
     # These take seconds to import.
     from sisma_jax.devices.compilation_cache import keep_compiled_programs
     from sisma_jax.models.face_parser import load_parser

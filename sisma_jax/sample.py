@@ -161,7 +161,7 @@ def main() -> None:
     memory = synthesizer.memory(len(repeated), options, style=styles[0])
     print(
         f"batches of {memory['batch']}; on each device {memory['arguments'] / 2**20:.0f} MiB for "
-        f"weights and {memory['temporary'] / 2**20:.0f} MiB at most while they are made"
+        f"weights and a peak of {memory['temporary'] / 2**20:.0f} MiB while generating"
     )
     with bar(total=len(names), desc="faces", unit="face") as progress:
         done = 0

@@ -177,7 +177,6 @@ def check_sections(model: Config, data: DataConfig) -> None:
             f"data.size is {data.size} where model.latent_size x model.factor is "
             f"{model.latent_size} x {model.factor}: make them agree"
         )
-    check_scan(model)
 
 
 def check_scan(model: Config) -> None:
@@ -224,6 +223,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         # Local data first: the autoencoder may be a download.
         sources = first_stage.open(data, style=generator(model).has_style)
         check_classes("model", model.num_classes, sources)
+        check_scan(model)  # takes seconds for a large model
         has_copy = run.autoencoder.exists()
         autoencoder = (
             load_autoencoder(run.autoencoder, dtype=None) if has_copy else first_stage.load()

@@ -11,24 +11,43 @@ its section as a frozen dataclass (`section`).
 
 import ast
 import dataclasses
-import difflib
 import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Sequence
+import shlex
+import traceback
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from sisma_jax.common.errors import InputError
+from sisma_jax.common.errors import InputError, did_you_mean, nearest
 from sisma_jax.common.files import local_path, refuse_lfs_pointer
 
 T = TypeVar("T")
 
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+TRAINED_BY = {
+    "model": "sisma_jax.train",
+    "parser": "sisma_jax.train_parser",
+    "autoencoder": "sisma_jax.train_autoencoder",
+}
+"""The command that trains the network of a section. A config is for the command of the first of
+these sections that it has: "autoencoder" beside "model" is the trained one that the model uses."""
+
+
+def trained_by(config: ConfigDict | dict) -> str | None:
+    """The command that a config, or that of a run, is for; None if it is for none."""
+    return next((command for name, command in TRAINED_BY.items() if _has(config, name)), None)
+
+
+def _has(config: ConfigDict | dict, section: str) -> bool:
+    return isinstance(config.get(section), ConfigDict | dict)
+
+
+def load_config(spec: str, overrides: Sequence[str] = (), *, command: str = "") -> ConfigDict:
     """Return the config of `file.py` or `file.py:variant` with overrides applied.
 
     Args:
@@ -36,13 +55,26 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         installed one, with its variant.
       overrides: words of the command line: "--config.a.b=value", or "--config.a.b" and "value".
         Values are Python literals; others are strings.
+      command: the training command that reads it; "" for any.
 
     Raises:
-      InputError: if the file, the variant or a key does not exist, or a value has another type
-        than the one it replaces.
+      InputError: if the file, the variant or a key does not exist, the file fails or returns no
+        config, the config is for another command, or a value has another type than the one it
+        replaces.
     """
-    config = _get_config(*split_spec(spec))
-    for key, value in _pairs(overrides):
+    config = _get_config(spec)
+    kind = trained_by(config)
+    if command and kind not in (command, None):
+        raise InputError(
+            f"{spec} is a config of {kind}, not of {command}: use `python -m {kind} --config "
+            f"{shlex.quote(spec)}`"
+        )
+    pairs, others = split_overrides(overrides)
+    if others:
+        raise InputError(
+            f"{others[0]!r} does not override a config: write --config.SECTION.KEY=VALUE"
+        )
+    for key, value in pairs:
         _override(config, key, value)
     return config
 
@@ -72,46 +104,88 @@ def _installed_folder() -> Path:
     return Path(importlib.util.find_spec("sisma_jax.configs").origin).parent
 
 
-def _get_config(path: Path, variant: str) -> ConfigDict:
+def _get_config(spec: str) -> ConfigDict:
+    path, variant = split_spec(spec)
     if not path.is_file():
-        raise InputError(
-            f"config file {path} does not exist: give the path of a Python file, or the name of an "
-            f"installed config ({', '.join(installed_configs())})"
-        )
+        raise _no_config_file(spec, path)
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if module_spec is None:
         raise InputError(
             f"config file {path} is not a Python file: give one like configs/celeba.py"
         )
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises
+        raise _failed(path, error) from error
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
         raise InputError(
             f"config file {path} defines no get_config(): write one that returns a ConfigDict"
         )
-    if variant and not inspect.signature(module.get_config).parameters:
+    if variant and not inspect.signature(get_config).parameters:
         raise InputError(f"config file {path} has no variants: leave out ':{variant}'")
     try:
-        return module.get_config(variant) if variant else module.get_config()
-    except ValueError as error:
-        raise InputError(f"config file {path} refuses variant {variant!r}: {error}") from error
+        config = get_config(variant) if variant else get_config()
+    except Exception as error:
+        if variant and isinstance(error, ValueError):
+            raise InputError(f"config file {path} refuses variant {variant!r}: {error}") from error
+        raise _failed(path, error) from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"get_config() of {path} returns {config!r:.60}, which is not a ConfigDict: return "
+            "one, as configs/celeba.py does"
+        )
+    return config
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    words = iter(overrides)
-    for word in words:
+def _no_config_file(spec: str, path: Path) -> InputError:
+    """The error for a `spec` whose file, `path`, does not exist."""
+    if not spec:
+        what = "the name of the config is empty"
+    elif path.is_dir():
+        what = f"config {spec} is a folder"
+    else:
+        what = f"config file {path} does not exist"
+    installed, beside = installed_configs(), map(str, path.parent.glob("*.py"))
+    near = nearest(str(path).partition(":")[0], [*installed, *beside])
+    return InputError(
+        f"{what}: give the path of a Python file, or the name of an installed config, "
+        f"{', '.join(installed)}{f'; did you mean {near!r}?' if near else ''}"
+    )
+
+
+def _failed(path: Path, error: Exception) -> InputError:
+    """The error for a config file that raised `error`, with the line in it."""
+    line, reason = None, f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        line, reason = error.lineno, error.msg
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((x.lineno for x in reversed(frames) if x.filename == str(path)), None)
+    where = "" if line is None else f", line {line}"
+    return InputError(f"config file {path}{where} fails ({reason}): correct the file")
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The keys and values of overrides (`load_config`), and the other words.
+
+    Raises:
+      InputError: the last one has no value.
+    """
+    pairs, others = [], []
+    remaining = iter(words)
+    for word in remaining:
         if not word.startswith("--config."):
-            raise InputError(
-                f"argument {word!r} is unknown: see --help for what this command takes"
-            )
+            others.append(word)
+            continue
         key, equals, value = word.removeprefix("--config.").partition("=")
         if not equals:
-            value = next(words, None)
+            value = next(remaining, None)
             if value is None:
                 raise InputError(f"override {word!r} has no value: write {word}=VALUE")
         pairs.append((key, value))
-    return pairs
+    return pairs, others
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
@@ -120,9 +194,9 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     for depth, name in enumerate(parents):
         node = node.get(name)
         if not isinstance(node, ConfigDict):
-            raise _unknown_key(config, ".".join(parents[: depth + 1]) + f".{last}")
+            raise _unknown_key(".".join(parents[: depth + 1]) + f".{last}", flatten(config))
     if last not in node:
-        raise _unknown_key(config, key)
+        raise _unknown_key(key, flatten(config))
     old = node[last]
     if isinstance(old, ConfigDict):
         raise InputError(f"config key {key!r} is a section: set one of its keys, {', '.join(old)}")
@@ -136,16 +210,37 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
         value = float(value)
     if old is not None and type(value) is not type(old):
         raise InputError(
-            f"config key {key!r} cannot be {text!r}: its value {old!r} is of type "
-            f"{type(old).__name__}"
+            f"config key {key!r} cannot be {text!r}: give {_KINDS.get(type(old), 'a value')}, such "
+            f"as {old!r}"
         )
     node[last] = value
 
 
-def _unknown_key(config: ConfigDict, key: str) -> InputError:
-    known = flatten(config)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return InputError(f"config key {key!r} does not exist: did you mean {near[0]!r}?")
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a tuple of values",
+    list: "a list of values",
+}
+
+
+def _unknown_key(key: str, known: Collection[str]) -> InputError:
+    """The error for a key that is not in `known`; it names a similar one, or all of the section."""
+    section, _, last = key.rpartition(".")
+    names = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
+    same = [other for other in known if other.rpartition(".")[2] == last]
+    if same:  # in another section
+        remedy = f"did you mean {nearest(key, same, least=0.0)!r}?"
+    elif near := nearest(last, names):
+        remedy = f"did you mean {f'{section}.{near}'.lstrip('.')!r}?"
+    elif section and names:
+        remedy = f"the keys of {section} are {', '.join(names)}"
+    else:
+        sections = dict.fromkeys(other.partition(".")[0] for other in known)
+        remedy = did_you_mean(key, known, f"the sections are {', '.join(sections)}")
+    return InputError(f"config key {key!r} does not exist: {remedy}")
 
 
 def flatten(config: ConfigDict | dict) -> dict[str, Any]:
@@ -165,16 +260,15 @@ def section(cls: type[T], config: ConfigDict | dict, name: str) -> T:
     Raises:
       InputError: if the section is missing, or lacks a key or has one too many for `cls`.
     """
-    if name not in config:
-        raise InputError(f"the config has no section {name!r}: add one as in configs/common.py")
+    if not _has(config, name):
+        kind = trained_by(config)
+        remedy = f"it is one of {kind}" if kind else "add one as in configs/common.py"
+        raise InputError(f"the config has no section {name!r}: {remedy}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in config[name].items()}
-    names = [field.name for field in dataclasses.fields(cls)]
+    known = [f"{name}.{field.name}" for field in dataclasses.fields(cls)]
     for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
-            raise InputError(
-                f"config key '{name}.{key}' does not exist: did you mean '{name}.{near}'?"
-            )
+        if f"{name}.{key}" not in known:
+            raise _unknown_key(f"{name}.{key}", known)
     try:
         return cls(**values)
     except TypeError as error:
@@ -194,10 +288,10 @@ def from_json(path: Path) -> ConfigDict:
     """
     try:
         return ConfigDict(json.loads(path.read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        why = "it is a file" if path.parent.is_file() else f"it has no {path.name}"
         raise InputError(
-            f"{path.parent} is not a run folder, it has no {path.name}: "
-            "give the --workdir of a training run"
+            f"{path.parent} is not a run folder, {why}: give the --workdir of a training run"
         ) from None
     except (json.JSONDecodeError, AttributeError, TypeError, UnicodeDecodeError):
         refuse_lfs_pointer(path)

@@ -1,6 +1,8 @@
 """Errors that a command reports to its user in one sentence."""
 
+import difflib
 import operator
+from collections.abc import Collection
 from typing import Any
 
 
@@ -13,11 +15,24 @@ class InputError(ValueError):
 
     Attributes:
       shared: whether every process of a run raises it, so that only the first prints it.
+      page: page of the documentation that explains it; "" for that of the command.
     """
 
-    def __init__(self, message: str, *, shared: bool = False) -> None:
+    def __init__(self, message: str, *, shared: bool = False, page: str = "") -> None:
         super().__init__(message)
         self.shared = shared
+        self.page = page
+
+
+def nearest(word: str, known: Collection[str], least: float = 0.6) -> str | None:
+    """The known name that is the most similar to `word`, if the similarity is at least `least`."""
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=least)), None)
+
+
+def did_you_mean(word: str, known: Collection[str], otherwise: str) -> str:
+    """The remedy for an unknown name: the known one that is similar, or `otherwise`."""
+    near = nearest(word, known)
+    return f"did you mean {near!r}?" if near else otherwise
 
 
 def whole_number(value: Any, name: str) -> int:

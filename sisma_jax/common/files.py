@@ -10,7 +10,7 @@ import tempfile
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def local_path(path: str | os.PathLike) -> Path:
     if is_address(path):
         raise InputError(
             f"{os.fspath(path)} is an address, but this has to be a path on this machine: mount "
-            "the bucket (gcsfuse), or take a disk that stays and copy it (`gcloud storage rsync`); "
+            "the bucket (gcsfuse), or use a persistent disk and copy it (`gcloud storage rsync`); "
             "only prepared data and cached latents are read at gs://, and autoencoders at hf://"
         )
     return Path(os.path.expanduser(path))
@@ -168,6 +168,13 @@ def is_content(name: str) -> bool:
     return not name.startswith(".") and not is_left_by_system(name)
 
 
+def other_files(names: Collection[str]) -> str:
+    """The number and the first of files that are not those looked for, for a message."""
+    if len(names) == 1:
+        return f"1 other file, {min(names)}"
+    return f"{len(names)} other files, such as {min(names)}"
+
+
 def refuse_lfs_pointer(path: str | os.PathLike) -> None:
     """Raises InputError if the file is a git-lfs pointer, as in a clone without git-lfs. Files that
     cannot be opened pass."""
@@ -196,6 +203,13 @@ def why_unwritable(folder: Path) -> str | None:
     if not place.is_dir():
         return os.strerror(errno.ENOTDIR)
     return None if os.access(place, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+
+
+def check_output_file(option: str, path: Path) -> None:
+    """Raises InputError if the file that an option names cannot be written, before it is."""
+    reason = "it is a folder" if path.is_dir() else why_unwritable(path.parent)
+    if reason is not None:
+        raise InputError(f"{option} {path} cannot be written ({reason}): name another file")
 
 
 class LockedError(Exception):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sisma_jax.common import files
 from sisma_jax.common.errors import InputError
+from sisma_jax.common.install import how_to_install
 
 SCHEME = "hf://"
 ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?/?")
@@ -44,7 +45,7 @@ def local_path(path: str | os.PathLike, config: str, weights: Sequence[str]) -> 
         from huggingface_hub.errors import EntryNotFoundError
     except ImportError as error:
         raise InputError(
-            f"{text} needs huggingface_hub: install the extra `hub`, or download the folder "
+            f"{text} needs huggingface_hub: {how_to_install('hub')}, or download the folder "
             "yourself and give its path"
         ) from error
     repository, folder, revision = match[1], match[2].strip("/") or None, match[3]

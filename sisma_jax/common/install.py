@@ -10,6 +10,7 @@ Imports only the standard library and `packaging`, which every Jupyter kernel ha
 
 import importlib
 import importlib.metadata
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from packaging.requirements import Requirement
 
 from sisma_jax.common.errors import RunError
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Where this package lies: the root of its sources, unless it is installed from a wheel."""
 DEVICES, PCI_DEVICES = Path("/dev"), Path("/sys/bus/pci/devices")
 GOOGLE = "0x1ae0"
 """PCI vendor id of TPUs."""
@@ -84,6 +87,15 @@ def install(checkout: Path | str) -> None:
             f"this kernel had loaded {', '.join(stale)} before pip changed it: restart the kernel "
             "(Colab: Runtime, Restart session), then run all cells again"
         )
+
+
+def how_to_install(extra: str) -> str:
+    """The command that adds an extra of this package: to its checkout if it runs from there, which
+    is "." in the current folder, or else to the installed package."""
+    if not (CHECKOUT / "pyproject.toml").is_file():
+        return f"pip install {shlex.quote(f'sisma_jax[{extra}]')}"
+    checkout = "." if Path.cwd() == CHECKOUT else CHECKOUT
+    return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
 
 
 def installed_version(name: str) -> str | None:

@@ -41,7 +41,13 @@ class DataConfig:
     def open(self, split: str, fields: Sequence[str]) -> Source:
         """Open a split; raises InputError if there is no such data."""
         return open_dataset(
-            self.path, self.size, split=split, test_from=self.test_from, fields=fields
+            self.path,
+            self.size,
+            split=split,
+            test_from=self.test_from,
+            fields=fields,
+            size_option="--config.data.size=",
+            test_from_option="--config.data.test_from=",
         )
 
     def feed(self, source: Source, mesh: Mesh, *, batch_size: int, seed: int) -> "Feed":

@@ -26,6 +26,7 @@ from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.latents import is_latent_cache
 from sisma_jax.data.prepared import PreparedDataset, is_prepared
 from sisma_jax.data.raw import FIELDS, TEST_FROM, RawFaces
+from sisma_jax.data.raw_layout import COUNT_TO_MAKE
 from sisma_jax.data.shards import is_unfinished
 
 
@@ -53,11 +54,14 @@ def open_dataset(
     split: str = "train",
     test_from: int = TEST_FROM,
     fields: Sequence[str] = FIELDS,
+    size_option: str = "",
+    test_from_option: str = "test_from=",
 ) -> Source:
     """Open a prepared data set (`prepared.PreparedDataset`) or a raw folder (`raw.RawFaces`).
 
     See these classes for arguments and errors. `test_from` applies to raw folders only, since a
-    prepared data set has its own splits.
+    prepared data set has its own splits. The options are how the caller's user sets size and
+    `test_from`, for errors.
     """
     if is_latent_cache(path):
         raise InputError(
@@ -65,14 +69,19 @@ def open_dataset(
             'set that it was made of, or to "" if that is not available'
         )
     if is_prepared(path):
-        return PreparedDataset(path, size, split=split, fields=fields)
+        return PreparedDataset(path, size, split=split, fields=fields, size_option=size_option)
     folder = local_path(path)
     quoted = shlex.quote(str(path))
+    if folder.is_file():
+        raise InputError(f"{path} is a file: give the folder of a data set")
     if not folder.is_dir():
+        too_late = test_from >= COUNT_TO_MAKE
+        splits = f" and set {test_from_option}{COUNT_TO_MAKE * 7 // 8}" if too_late else ""
         raise InputError(
             f"{path} is not a folder: write it with `python -m sisma_jax.prepare --source DIR "
             f"--out {quoted} --size {size}`, or make procedural faces with `python -m "
-            f"sisma_jax.data.synthetic --out {quoted} --count 512 --size {size}`"
+            f"sisma_jax.data.synthetic --out {quoted} --count {COUNT_TO_MAKE} --size {size}`"
+            f"{splits}"
         )
     if is_unfinished(folder):
         raise InputError(
@@ -83,7 +92,14 @@ def open_dataset(
             f"{path} holds images and labels that are not prepared yet: run `python -m "
             f"sisma_jax.prepare --source {quoted} --out DIR --size {size}`"
         )
-    return RawFaces(path, size, split=split, test_from=test_from, fields=fields)
+    return RawFaces(
+        path,
+        size,
+        split=split,
+        test_from=test_from,
+        fields=fields,
+        test_from_option=test_from_option,
+    )
 
 
 def training_stream(
@@ -159,7 +175,7 @@ def fixed_batch(source: Source, count: int) -> dict[str, Shaped[np.ndarray, "cou
     """
     if count > len(source):
         raise InputError(
-            f"{count} faces are asked for, but {source!r} has {len(source)}: ask for fewer or "
+            f"{count} faces are asked for, but {source} has {len(source)}: ask for fewer or "
             "choose a larger split"
         )
     return items(source, range(count))

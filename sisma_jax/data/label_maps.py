@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.common.files import is_content
+from sisma_jax.common.files import is_content, other_files
 from sisma_jax.data import image_files
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.label_values import FROM_BISENET, Reading, Values
@@ -78,10 +78,11 @@ def collect_masks(paths: Iterable[Path | str]) -> list[Path]:
         content = sorted(file for file in path.iterdir() if is_content(file.name))
         inside = [file for file in content if file.suffix.lower() in image_files.LOSSLESS]
         if not inside:
-            others = f" (there are {len(content)} others, such as {content[0].name})"
+            names = [file.name for file in content]
+            others = f" (it holds {other_files(names)})" if names else ""
             raise InputError(
-                f"folder {path} holds no {image_files.LOSSLESS_NAMES} file"
-                f"{others if content else ''}: masks are read from such files directly inside it"
+                f"folder {path} holds no {image_files.LOSSLESS_NAMES} file{others}: masks are "
+                "read from such files directly inside it"
             )
         masks.extend(inside)
     return masks

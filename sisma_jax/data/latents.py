@@ -64,11 +64,15 @@ class LatentCache:
             does not hold, or shards are missing or hold another number of records.
         """
         self._description = prepared.read_versioned(
-            path, LATENTS_FILE, VERSION, what="latent cache", command="sisma_jax.cache_latents"
+            path,
+            LATENTS_FILE,
+            VERSION,
+            what="latent cache",
+            command="sisma_jax.cache_latents --data DIR --autoencoder PATH --out DIR",
         )
         self.classes = ClassSet.from_json(self._description)
         self.checksum = self._description["data"]
-        self._path, self._fields = path, tuple(fields)
+        self._path, self._split, self._fields = path, split, tuple(fields)
         if "image" in fields and "image" not in self._description["coding"]:
             raise InputError(
                 f"the latents in {path} come without the images that a model with a style takes "
@@ -104,8 +108,8 @@ class LatentCache:
         if differences:
             raise InputError(
                 f"the latents in {self._path} are {' and '.join(differences)}: encode this data "
-                "set with this autoencoder by `python -m sisma_jax.cache_latents`, or leave "
-                "autoencoder.cache empty"
+                "set with this autoencoder by `python -m sisma_jax.cache_latents --data DIR "
+                '--autoencoder PATH --out DIR`, or set --config.autoencoder.cache=""'
             )
 
     def __len__(self) -> int:
@@ -120,6 +124,9 @@ class LatentCache:
             "image": records.decode_image,
         }
         return {field: decode[field](stored[field]) for field in self._fields}
+
+    def __str__(self) -> str:
+        return f"split {self._split!r} of {self._path}"
 
     def __repr__(self) -> str:
         return f"LatentCache({str(self._path)!r}, {len(self)} items)"

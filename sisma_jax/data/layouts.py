@@ -200,8 +200,8 @@ def survey(
         return Layout(root, "packed", classes, splits, rejected, notes)
     if not (root / "images").is_dir():
         raise InputError(
-            f"{root} holds no data set: neither {raw_layout.IMAGE_FOLDER} nor images and labels, "
-            "nor train and test with images and labels in them"
+            f"{root} holds no data set: give a folder with {raw_layout.IMAGE_FOLDER} in it, or "
+            "with images and labels, or with train and test that each hold images and labels"
         )
     pairs = _list_pairs(root, root / "images", root / "labels", rejected, notes)
     return Layout(root, "pairs", classes, _cut(pairs, test_from, notes), rejected, notes)
@@ -243,7 +243,7 @@ def _tenth(count: int) -> int:
 def _how_split(tests: int, count: int, test_from: int) -> str:
     return (
         f"the last {tests} of {count} items are the test split, since the data set has none of its "
-        f"own: change it with --test-from (now {test_from})"
+        f"own; it starts at item {test_from}, and --test-from changes this"
     )
 
 

@@ -17,6 +17,7 @@ from etils import epath
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import is_address, library_path, refuse_lfs_pointer
+from sisma_jax.common.install import how_to_install
 from sisma_jax.data import records
 from sisma_jax.data.classes import ClassSet
 
@@ -49,8 +50,8 @@ def reading(path: Path | str) -> Iterator[None]:
             raise
         if isinstance(error, ImportError):
             raise InputError(
-                f"{path} is in a bucket, but gcsfs is missing: install the extra `bucket`, "
-                "or copy the folder to a disk"
+                f"{path} is in a bucket, but gcsfs is missing: {how_to_install('bucket')}, or copy "
+                "the folder to a disk"
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
@@ -71,14 +72,18 @@ def read_description(path: Path | str) -> dict[str, Any]:
       InputError: it is missing, damaged or of a newer version.
     """
     return read_versioned(
-        path, DATASET_FILE, VERSION, what="prepared data set", command="sisma_jax.prepare"
+        path,
+        DATASET_FILE,
+        VERSION,
+        what="prepared data set",
+        command="sisma_jax.prepare --source DIR --out DIR --size PIXELS",
     )
 
 
 def read_versioned(
     path: Path | str, name: str, version: int, *, what: str, command: str
 ) -> dict[str, Any]:
-    """Read the file `name` of a folder that `command` writes.
+    """Read the file `name` of a folder that `command`, a module with its options, writes.
 
     Raises:
       InputError: it is missing, damaged or of another version.
@@ -123,7 +128,7 @@ def open_split(path: Path | str, description: dict[str, Any], split: str) -> tup
 
     if split not in description["splits"]:
         raise InputError(
-            f"{path} has no split {split!r}: it has {', '.join(description['splits'])}"
+            f"{path} has no split {split!r}: choose {' or '.join(description['splits'])}"
         )
     chosen = description["splits"][split]
     ids: list[str] = chosen["ids"]
@@ -170,8 +175,16 @@ class PreparedDataset:
         *,
         split: str = "train",
         fields: Sequence[str] = ("image", "labels"),
+        size_option: str = "",
     ):
         """Open the shards.
+
+        Args:
+          path: the folder, or its address.
+          size: side of the items in pixels, which has to be that of the data set.
+          split: "train" or "test".
+          fields: fields of an item.
+          size_option: how the caller's user sets `size`, for errors; "" if that is not possible.
 
         Raises:
           InputError: it is not a prepared data set, has another size, lacks the split, or shards
@@ -179,13 +192,15 @@ class PreparedDataset:
         """
         description = read_description(path)
         if description["size"] != size:
+            set_it = f"set {size_option}{description['size']}, or " if size_option else ""
             raise InputError(
                 f"{path} was prepared at {description['size']} pixels, but {size} are asked for: "
-                "set data.size to it, or prepare another folder"
+                f"{set_it}prepare another folder with --size {size}"
             )
         self.classes = ClassSet.from_json(description)
         self.checksum = checksum(description)
-        self._path, self._size, self._fields = path, size, tuple(fields)
+        self._path, self._split, self._size = path, split, size
+        self._fields = tuple(fields)
         self.ids, self._records = open_split(path, description, split)
 
     def __len__(self) -> int:
@@ -194,6 +209,9 @@ class PreparedDataset:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         place = range(len(self))[index]  # IndexError past the end, to end an iteration
         return records.decode(self._records[place], self._fields, self._size)
+
+    def __str__(self) -> str:
+        return f"split {self._split!r} of {self._path}"
 
     def __repr__(self) -> str:
         return f"PreparedDataset({str(self._path)!r}, size={self._size}, {len(self)} items)"

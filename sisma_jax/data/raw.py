@@ -59,6 +59,7 @@ class RawFaces:
         split: str = "train",
         test_from: int = TEST_FROM,
         fields: Sequence[str] = FIELDS,
+        test_from_option: str = "test_from=",
     ):
         """List the folder and read its first face, so that errors show at once.
 
@@ -68,6 +69,7 @@ class RawFaces:
           split: "train" (ids below `test_from`), "test" (the others) or "all".
           test_from: first id of the test split.
           fields: fields of an item; the folder of a field that is not requested may be missing.
+          test_from_option: how the caller's user sets `test_from`, for errors.
 
         Raises:
           InputError: a folder is missing or empty, a file is misnamed, images and masks do not
@@ -75,7 +77,7 @@ class RawFaces:
         """
         self._root = local_path(path)
         self._masks = raw_layout.mask_folder(self._root)
-        self._size = size
+        self._split, self._size = split, size
         self._fields = tuple(fields)
 
         raw_layout.check_root(self._root)
@@ -88,10 +90,15 @@ class RawFaces:
         self.checksum = checksums.of_listing(ids.tolist(), parts)
         self.ids = ids[_in_split(ids, split, test_from)]
         if not len(self.ids):
+            first, last = ids[0], ids[-1]
+            remedy = (
+                f"set {test_from_option}N with N from {first + 1} to {last}"
+                if first < last
+                else "both splits need a face, so add one"
+            )
             raise InputError(
-                f"split {split!r} of {self._root} is empty: its ids run from {ids[0]} to "
-                f"{ids[-1]} and the test split starts at test_from={test_from}; choose another "
-                "test_from or split"
+                f"{self} is empty, since its ids run from {first} to {last} and the test split "
+                f"starts at {test_from}: {remedy}"
             )
         self._faces = [
             raw_layout.Face(face, images.get(face, ""), parts.get(face, ()))
@@ -117,6 +124,9 @@ class RawFaces:
         except BlackFace as error:  # only a warning, since an error would end the training
             warnings.warn(f"{error}: its pixels are unlabelled here", stacklevel=2)
             return np.full((self._size, self._size), UNLABELLED, np.uint8)
+
+    def __str__(self) -> str:
+        return f"split {self._split!r} of {self._root}"
 
     def __repr__(self) -> str:
         return f"RawFaces({str(self._root)!r}, size={self._size}, {len(self)} faces)"

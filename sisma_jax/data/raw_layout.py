@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.common.files import is_content, read_json
+from sisma_jax.common.files import is_content, other_files, read_json
 from sisma_jax.data.classes import CLASSES
 from sisma_jax.data.image_files import FORMAT_NAMES, FORMATS, LOSSLESS, LOSSLESS_NAMES
 
@@ -31,7 +31,11 @@ UNFINISHED_FILE = "synthetic.unfinished.json"
 
 _MISSPELT_MASK_FOLDER = "CelebAMaskHQ-mask-anno"
 _LABEL_OF_PART = {part: label for label, part in enumerate(CLASSES) if label}
-_HOW_TO_MAKE_ONE = "`python -m sisma_jax.data.synthetic --out {} --count 512 --size 64`"
+COUNT_TO_MAKE = 512
+"""The number of synthetic faces that errors propose to make."""
+_HOW_TO_MAKE_ONE = (
+    f"`python -m sisma_jax.data.synthetic --out {{}} --count {COUNT_TO_MAKE} --size 64`"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,10 +71,12 @@ def mask_folder(root: Path) -> Path:
 def check_root(root: Path) -> None:
     """Raises `InputError`, which says how to make a data set, if there is no folder, or an
     unfinished synthetic one."""
+    if root.is_file():
+        raise InputError(f"{root} is a file: name the folder of a data set")
     if not root.is_dir():
         raise InputError(
             f"{root} is not a folder: name a raw CelebAMask-HQ folder, or make one with "
-            f"{_HOW_TO_MAKE_ONE.format(root)}"
+            f"{_HOW_TO_MAKE_ONE.format(shlex.quote(str(root)))}"
         )
     if (root / UNFINISHED_FILE).exists() and not (root / SYNTHETIC_FILE).exists():
         settings = read_json(root / UNFINISHED_FILE) or {}
@@ -186,7 +192,7 @@ def _is_number(text: str) -> bool:
 
 def _such_as(names: list[str]) -> str:
     """A clause that mentions further files, for a message."""
-    return f", but {len(names)} others such as {min(names)}" if names else ""
+    return f", but {other_files(names)}" if names else ""
 
 
 def check_pairs(root: Path, images: Collection[int], masked: Collection[int]) -> None:

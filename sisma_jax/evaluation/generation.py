@@ -151,6 +151,7 @@ class GeneratedFaces:
             missing = [one for one, is_there in zip(wanted, intact, strict=True) if not is_there]
             if not missing:
                 return
+            each = "" if samples == 1 else f", {samples} of each of {len(masks)} masks"
             masks = [mask for mask, _ in missing]
             own, options = self.sampling.own_style, self.sampling.options
             images = self.synthesizer.batches(
@@ -162,7 +163,7 @@ class GeneratedFaces:
             done = 0
             already = len(wanted) - len(missing)
             with bar(
-                total=len(wanted), initial=already, unit="face", desc=self.sampling.name
+                total=len(wanted), initial=already, unit="face", desc=f"{self.sampling.name}{each}"
             ) as progress:
                 for batch in images:
                     files = [self.file(*one) for one in missing[done : done + len(batch)]]

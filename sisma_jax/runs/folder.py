@@ -33,7 +33,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sisma_jax.common.config import flatten, from_json, to_json
+from sisma_jax.common.config import flatten, from_json, to_json, trained_by
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import (
     LOCK,
@@ -177,9 +177,23 @@ class RunFolder:
     def write_classes(self, classes: ClassSet) -> None:
         write_json(self.classes_file, classes.to_json())
 
-    def config(self) -> ConfigDict:
-        """Read the resolved config; raises InputError if there is none."""
-        return from_json(self.config_file)
+    def config(self, *commands: str) -> ConfigDict:
+        """Read the resolved config.
+
+        Args:
+          *commands: training commands (modules) of which the run must be one; none for any.
+
+        Raises:
+          InputError: there is no config, or it is one of another command.
+        """
+        config = from_json(self.config_file)
+        kind = trained_by(config)
+        if commands and kind not in commands:
+            what = f"is a run of {kind}" if kind else f"is no run, by its {self.config_file.name}"
+            raise InputError(
+                f"{self.path} {what}: give the folder of a run of {' or '.join(commands)}"
+            )
+        return config
 
     def newest_step(self) -> int | None:
         """The newest checkpoint's step, by folder names; None if there are no checkpoints."""
@@ -202,6 +216,12 @@ class RunFolder:
         if (reason := why_unwritable(self.path)) is not None:
             raise self._unwritable(reason)
         if self.config_file.exists():
+            begun_by, command = trained_by(self.config()), trained_by(config)
+            if begun_by != command:
+                raise InputError(
+                    f"{self.path} is a run of {begun_by}, which {command} cannot continue: give "
+                    "--workdir a new folder"
+                )
             for key, before, after in fixed_changes(self.config(), config):
                 raise InputError(
                     f"{self.config_file} has {key} = {before!r}, but this run has {after!r}: "

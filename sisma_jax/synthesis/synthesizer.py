@@ -15,6 +15,7 @@ from jax.stages import Compiled
 from jax.tree_util import PyTreeDef
 from jaxtyping import Float, Float32, UInt8, UInt32
 
+from sisma_jax.common.commands import STYLES_PAGE
 from sisma_jax.common.errors import InputError, whole_number
 from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
 from sisma_jax.devices.sharding import (
@@ -102,7 +103,7 @@ class Synthesizer:
           InputError: if `workdir` is no run of SISMA or SCA-DM, or holds no finished checkpoint.
         """
         run = RunFolder(Path(workdir))
-        config = model_config(run.config())
+        config = model_config(run.config("sisma_jax.train"))
         mesh = local_mesh()
         shapes = parameter_shapes(config)
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
@@ -357,7 +358,8 @@ class Synthesizer:
         if not self.has_style:
             raise InputError(
                 "this model has no style conditioning, so it takes no references: train one with "
-                "model.style, as configs/synthetic_style.py does"
+                "model.style, as configs/synthetic_style.py does",
+                page=STYLES_PAGE,
             )
 
     def check_options(self, options: SamplingOptions, style: Style | None, count: int) -> None:

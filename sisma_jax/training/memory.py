@@ -8,7 +8,7 @@ where the activations are what the forward pass keeps for the backward pass (the
 `jax.vjp`), and the last term is for accumulation only. The gradients themselves need as much as the
 parameters, which are among the residuals. With `model.remat` the backward pass recomputes one block
 at a time, of which about INTERMEDIATE exist at once. Beside the plans of `large` at batch 64, which
-XLA made for an H200 (`benchmarks/plan_bench.py`), the estimates are off by 5 % at most.
+XLA made for an H200 (`benchmarks/plan_bench.py`), the estimates are off by 7 % at most.
 
 Encoding images by the autoencoder in every step is not included.
 """

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import load_config, section, split_spec
+from sisma_jax.common.config import load_config, section, split_overrides, split_spec, trained_by
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.config import DataConfig, Feed
@@ -80,10 +80,11 @@ def parse_training_command(module: str, description: str, example: str) -> tuple
     )
     hosts.add_arguments(parser)
     args, overrides = parser.parse_known_args()
+    parser.refuse(split_overrides(overrides)[1])
     hosts.join(args)
     keep_compiled_programs()
     with together():
-        config = load_config(args.config, overrides)
+        config = load_config(args.config, overrides, command=module)
     return config, args.workdir or Path("runs") / _name(args.config)
 
 
@@ -128,7 +129,7 @@ def check_classes(section: str, count: int, sources: Sequence[Source]) -> None:
     yet to be written if there are no sources."""
     classes = sources[0].classes if sources else CELEBAMASK
     if len(classes) != count:
-        whose = f"{sources[0]!r} has" if sources else "synthetic faces have"
+        whose = f"{sources[0]} has" if sources else "synthetic faces have"
         raise InputError(
             f"{section}.num_classes is {count}, but {whose} {len(classes)} classes: set "
             f"--config.{section}.num_classes={len(classes)}"
@@ -144,7 +145,7 @@ def check_folder(run: RunFolder, config: ConfigDict) -> None:
     if not init_from or run.newest_step() is not None:  # not read when a run continues
         return
     other = RunFolder(Path(init_from))
-    other.config()
+    other.config(*filter(None, [trained_by(config)]))
     if not other.weights_file.exists() and other.newest_step() is None:
         raise InputError(
             f"train.init_from is {init_from}, which holds no finished checkpoint: give a run or an "

@@ -1,5 +1,6 @@
 """What every command does with wrong input and with --help."""
 
+import errno
 import importlib
 import os
 import re
@@ -86,7 +87,7 @@ def sisma(monkeypatch):
     """The console script, called with arguments."""
     script = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
     module, _, function = script["sisma"].partition(":")
-    monkeypatch.setattr(cli, "_shown_as", {})
+    monkeypatch.setattr(cli, "_called_by_name", False)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["sisma", *arguments])
@@ -110,7 +111,17 @@ def test_the_console_script_starts_every_command(sisma, name, capsys):
     with pytest.raises(SystemExit) as stop:
         sisma(name, "--help")
     assert stop.value.code == 0
-    assert f"usage: sisma {name} " in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"usage: sisma {name} " in text and f"example:\n  sisma {name}" in text
+    assert "python -m sisma_jax" not in text
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_command_goes_by_its_path_within_the_package_too(sisma, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sisma("data.synthetic", "--help")
+    assert stop.value.code == 0
+    assert "usage: sisma synthetic " in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
@@ -129,7 +140,7 @@ def test_an_unknown_command_is_one_sentence_and_status_two(sisma, capsys):
         sisma("trian")
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
-        "error: command 'trian' does not exist: did you mean 'train'?\n"
+        "error: command 'trian' does not exist: did you mean 'train'? (see --help, or README.md)\n"
     )
 
 
@@ -153,6 +164,10 @@ def test_the_console_script_knows_its_version(sisma, capsys):
             "none is not a prepared data set",
         ),
         ("inspect_data", ["--data", "none"], "none is not a folder"),
+        ("inspect_data", ["--data", "none", "--out", "."], "--out . cannot be written (it is a fo"),
+        ("inspect_data", ["--data", __file__], "test_cli.py is a file: give the folder of a data"),
+        ("prepare", ["--source", __file__, "--out", "out"], "is a file: name the folder of a data"),
+        ("export", ["--workdir", __file__, "--out", "out"], "is not a run folder, it is a file"),
         ("data.synthetic", ["--out", "none", "--count", "0"], "0"),
     ],
 )
@@ -171,7 +186,7 @@ def test_commands_end_with_a_sentence_and_status_two(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_paths_are_options_that_refuse_addresses(name, capsys):
+def test_paths_are_options_that_refuse_addresses(name):
     parser = parser_of(name)
     assert not any(action.type is Path for action in parser._actions)
     paths = [action for action in parser._actions if action.type is cli.path]
@@ -180,13 +195,39 @@ def test_paths_are_options_that_refuse_addresses(name, capsys):
         options = {option for action in paths for option in action.option_strings}
         assert {"--workdir", "--masks", "--out", "--reference", "--towards"} <= options
     for action in paths:
-        with pytest.raises(SystemExit) as stop:
-            parser.parse_args([action.option_strings[0], "gs://bucket/folder"])
-        assert stop.value.code == 2
-        said = capsys.readouterr().err.splitlines()[-1]
-        option = "/".join(action.option_strings)
-        assert f"error: argument {option}: gs://bucket/folder is an address" in said
-        assert "`gcloud storage rsync`" in said
+        (option,) = action.option_strings
+        with pytest.raises(
+            InputError, match=f"^{option} gs://bucket/folder is an address.*`gcloud storage rsync`"
+        ):
+            parser.parse_args([option, "gs://bucket/folder"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("train", "", "--config must be given: for example, `python -m sisma_jax.train --config"),
+        ("sample", "--out x", "--workdir and --masks must be given: for example, `python -m "),
+        ("evaluate", "--out x", "one of --workdir and --images must be given: `python -m "),
+        ("evaluate", "--workdir a --images b", "--images and --workdir do not go together: leave"),
+        ("sample", "--steps five", "--steps is 'five': give a whole number"),
+        ("paint", "--nearest-colour far", "--nearest-colour is 'far': give a number"),
+        ("sample", "--solver eulr", "--solver is 'eulr': choose one of euler, "),
+        ("prepare", "--split offical", "--split is 'offical': choose one of sis, official"),
+        ("inspect_data", "--count", "--count takes one argument: write --count COUNT"),
+        ("doctor", "--wieghts=x", "option '--wieghts' does not exist: did you mean '--weights'?"),
+        ("doctor", "--zzz", "option '--zzz' does not exist: leave it out"),
+        ("doctor", "a b", "argument 'a' belongs to no option: leave it out, or quote the value"),
+        ("train", "--config=x --workdri y", "option '--workdri' does not exist: did you mean '--w"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_wrong_option_is_one_sentence_with_its_remedy(name, words, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_module(f"sisma_jax.{name}", *words.split())
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+    assert error.endswith(f" (see --help, or {COMMANDS[f'sisma_jax.{name}'].page})\n")
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
@@ -271,13 +312,25 @@ def test_a_closed_stream_changes_nothing(closed, tmp_path):
     assert (tmp_path / "set/synthetic.json").exists()
 
 
-def test_what_no_command_has_foreseen_of_disks_is_one_sentence(tmp_path):
-    code = "from sisma_jax.common import cli\ncli.run(lambda: open('nowhere/file'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=HERE, capture_output=True)
-    assert done.returncode == 1
-    assert done.stderr == (
-        b"error: nowhere/file: No such file or directory: give another path, or make room\n"
-    )
+@pytest.mark.parametrize(
+    ("number", "status", "remedy"),
+    [
+        (errno.ENOTDIR, 2, "a file stands where a folder is needed, so give another path"),
+        (errno.EISDIR, 2, "a folder stands where a file is needed, so give another path"),
+        (errno.ENOSPC, 1, "make room, or give a path on another disk"),
+    ],
+)
+def test_what_no_command_has_foreseen_of_paths_and_disks_is_one_sentence(
+    number, status, remedy, monkeypatch, capsys
+):
+    def main():
+        raise OSError(number, os.strerror(number), "some/file")
+
+    left = []
+    monkeypatch.setattr(cli.os, "_exit", left.append)
+    cli.run(main)
+    assert left == [status]
+    assert capsys.readouterr().err == f"error: some/file: {os.strerror(number)}: {remedy}\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sisma_jax.common.config import (
+    TRAINED_BY,
     flatten,
     from_json,
     installed_configs,
@@ -15,6 +16,7 @@ from sisma_jax.common.config import (
     section,
     split_spec,
     to_json,
+    trained_by,
 )
 from sisma_jax.common.errors import InputError
 from sisma_jax.configs import common
@@ -57,12 +59,18 @@ def test_variants_and_overrides(config_file):
         (["--config.train.step=5"], "'train.step' does not exist: did you mean 'train.steps'?"),
         (["--config.tran.steps=5"], "'tran.steps' does not exist: did you mean 'train.steps'?"),
         (["--config.seeds=5"], "did you mean 'seed'?"),
-        (["--config.train.steps=many"], "'train.steps' cannot be 'many'.* of type int"),
+        (
+            ["--config.train.steps=many"],
+            "'train.steps' cannot be 'many': give a whole number, such as 10",
+        ),
         (["--config.train.steps=1.5"], "'train.steps' cannot be '1.5'"),
         (["--config.train.flip=2"], "'train.flip' cannot be '2'"),
         (["--config.train=5"], "'train' is a section: set one of its keys"),
         (["--config.seed"], "has no value: write --config.seed=VALUE"),
-        (["--seed=3"], "'--seed=3' is unknown"),
+        (["--seed=3"], "'--seed=3' does not override a config: write --config"),
+        (["--config.train.heads=3"], "the keys of train are flip, rate, sizes, steps"),
+        (["--config.data.rate=3"], "did you mean 'train.rate'?"),
+        (["--config.zzz.qqq=3"], "the sections are name, seed, train"),
     ],
 )
 def test_wrong_overrides_are_refused(config_file, overrides, message):
@@ -75,9 +83,72 @@ def test_wrong_files_and_variants_are_refused(config_file, tmp_path):
         load_config(str(tmp_path / "none.py"))
     with pytest.raises(InputError, match="'huge': choose plain or big"):
         load_config(f"{config_file}:huge")
-    (tmp_path / "empty.py").write_text("")
-    with pytest.raises(InputError, match="defines no get_config"):
-        load_config(str(tmp_path / "empty.py"))
+    with pytest.raises(InputError, match=r"config .* is a folder: give the path of a Python file"):
+        load_config(str(tmp_path))
+    with pytest.raises(InputError, match="the name of the config is empty: give the path"):
+        load_config("")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r" defines no get_config\(\): write one"),
+        ("get_config = 3", r" defines no get_config\(\): write one"),
+        ("x = 1\ndef get_config(:", r", line 2 fails \(invalid syntax\): correct the file"),
+        ("import nowhere", r", line 1 fails \(ModuleNotFoundError: .*'nowhere'\): correct"),
+        ("def get_config():\n    return 1 / 0", r", line 2 fails \(ZeroDivisionError: "),
+        ("def get_config():\n    raise ValueError('odd')", r", line 2 fails \(ValueError: odd\)"),
+        ("def get_config():\n    return 3", r"returns 3, which is not a ConfigDict: return one"),
+        ("def get_config(a, b): pass", r" fails \(TypeError: .*'a' and 'b'\): correct the file"),
+    ],
+)
+def test_a_faulty_config_file_is_one_sentence_with_its_line(content, message, tmp_path):
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_config(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "near"),
+    [("synthetik", "synthetic"), ("celeb:small", "celeba"),
+     ("configs/parsr.py", "configs/parser.py"), ("configs/celeba", "configs/celeba.py")],
+)  # fmt: skip
+def test_a_misspelt_config_has_its_name_proposed(spec, near, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    with pytest.raises(InputError, match=rf"did you mean '{near}'\?$"):
+        load_config(spec)
+
+
+COMMAND_OF = {"autoencoder": "train_autoencoder", "parser": "train_parser"}
+
+
+@pytest.mark.parametrize("name", installed_configs())
+def test_a_config_of_another_command_names_that_command(name):
+    own = f"sisma_jax.{COMMAND_OF.get(name, 'train')}"
+    assert trained_by(load_config(name, command=own)) == own
+    for other in {*TRAINED_BY.values()} - {own}:
+        # The override would be refused for the wrong reason if it came first.
+        with pytest.raises(InputError, match=rf"{name} is a config of {own}, not of {other}: use"):
+            load_config(name, ["--config.no.key=1"], command=other)
+
+
+def test_a_run_of_another_command_names_that_command(tmp_path):
+    run, commands = RunFolder(tmp_path / "run"), list(TRAINED_BY.values())
+    run.path.mkdir()
+    for name in ("autoencoder", "parser", "synthetic"):
+        run.config_file.write_text(to_json(load_config(name)))
+        own = f"sisma_jax.{COMMAND_OF.get(name, 'train')}"
+        assert run.config(own) == run.config(*commands) == run.config()
+        for other in {*commands} - {own}:
+            with pytest.raises(
+                InputError, match=f"is a run of {own}: give the folder of a run of {other}$"
+            ):
+                run.config(other)
+    with pytest.raises(InputError, match=r"is a run of sisma_jax\.train, which sisma_jax\.train_p"):
+        run.check(load_config("parser"))
+    run.config_file.write_text('{"model": "AutoencoderKL"}')  # beside an autoencoder's weights
+    with pytest.raises(InputError, match=r"is no run, by its config\.json: give the folder"):
+        run.config("sisma_jax.train")
 
 
 @pytest.mark.parametrize("size", ["small", "base", "large", "xlarge"])
@@ -237,8 +308,10 @@ def test_a_section_names_unknown_and_missing_keys():
         InputError, match=r"'model.widht' does not exist: did you mean 'model.width'"
     ):
         section(SISMAConfig, {"model": {"widht": 3}}, "model")
-    with pytest.raises(InputError, match="no section 'model'"):
+    with pytest.raises(InputError, match="no section 'model': add one"):
         section(SISMAConfig, {}, "model")
+    with pytest.raises(InputError, match=r"no section 'model': it is one of sisma_jax\.train_p"):
+        section(SISMAConfig, {"parser": {}}, "model")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,15 @@ def machine(monkeypatch, tmp_path):
     return tmp_path
 
 
+def test_an_extra_is_added_to_the_checkout_or_to_the_installed_package(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert install.how_to_install("paint") == "pip install -e '.[paint]'"
+    monkeypatch.chdir(tmp_path)
+    assert install.how_to_install("paint") == f"pip install -e '{ROOT}[paint]'"
+    monkeypatch.setattr(install, "CHECKOUT", tmp_path)
+    assert install.how_to_install("paint") == "pip install 'sisma_jax[paint]'"
+
+
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     """A folder of distributions, by (name, version, requirements)."""

@@ -142,7 +142,7 @@ def test_without_its_client_a_bucket_is_one_sentence(monkeypatch):
         raise ImportError("Please install gcsfs")
 
     monkeypatch.setattr(backend.fsspec_backend, "fs", no_client)
-    with pytest.raises(InputError, match=r"gs://b/data .* gcsfs is missing: install the extra"):
+    with pytest.raises(InputError, match=r"gs://b/data .* gcsfs is missing: pip install"):
         open_dataset("gs://b/data", SIZE)
 
 

@@ -361,7 +361,9 @@ class TestCollecting:
 
     def test_a_folder_without_masks_is_refused_with_what_it_has(self, tmp_path):
         (tmp_path / "a.jpg").touch()
-        with pytest.raises(InputError, match=r"holds no PNG, BMP.*1 others, such as a\.jpg"):
+        with pytest.raises(
+            InputError, match=r"no PNG, BMP.* \(it holds 1 other file, a\.jpg\): masks"
+        ):
             label_maps.collect_masks([tmp_path])
 
 

@@ -71,7 +71,7 @@ class TestSplits:
 
         description, text = run(write_raw(tmp_path / "raw"))
         assert ids(description, "test") == [str(i) for i in range(COUNT - 2, COUNT)]
-        assert f"--test-from (now {COUNT - 2})" in text
+        assert f"it starts at item {COUNT - 2}, and --test-from changes this" in text
 
     def test_a_raw_set_that_reaches_the_papers_split_keeps_it(self, tmp_path):
         root = tmp_path / "raw"

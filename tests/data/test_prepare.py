@@ -387,8 +387,15 @@ class TestOpening:
 
     def test_what_does_not_fit_is_said(self, out, tmp_path):
         for arguments, message in (
-            (dict(size=64), "was prepared at 32 pixels"),
-            (dict(size=SIZE, split="val"), "has no split 'val': it has train, test"),
+            (
+                dict(size=64),
+                "32 pixels, but 64 are asked for: prepare another folder with --size 64",
+            ),
+            (
+                dict(size=64, size_option="--config.data.size="),
+                "for: set --config.data.size=32, or",
+            ),
+            (dict(size=SIZE, split="val"), "has no split 'val': choose train or test"),
         ):
             with pytest.raises(InputError, match=message):
                 PreparedDataset(out, **arguments)

@@ -274,8 +274,9 @@ def test_a_part_in_the_wrong_folder_is_refused(root):
 
 
 def test_an_empty_split_is_refused_with_the_ids_there_are(root):
-    message = refusal(root, split="test")
-    assert "from 2 to 2000" in message and "test_from=28000" in message
+    message = refusal(root, split="test", test_from_option="--test-from ")
+    assert "from 2 to 2000" in message and "starts at 28000" in message
+    assert message.endswith(": set --test-from N with N from 3 to 2000")
 
 
 def test_an_unknown_split_is_refused(root):
@@ -357,7 +358,7 @@ def test_two_images_of_one_face_are_refused(root):
 def test_a_folder_of_other_files_is_told_with_the_first(root):
     for path in (root / "CelebA-HQ-img").iterdir():
         path.rename(path.with_suffix(".heic"))
-    assert "but 4 others such as 10.heic" in refusal(root)
+    assert "but 4 other files, such as 10.heic" in refusal(root)
 
 
 def test_a_face_whose_parts_are_all_black_is_unlabelled_with_a_warning(root):

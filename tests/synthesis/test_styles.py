@@ -269,6 +269,7 @@ def test_references_that_cannot_be_used_are_refused_in_one_sentence(
         (tiny_style_run, ("--style-guidance", 2), "but there is no style to follow"),
         (tiny_run, ("--reference", face, mask), "this model has no style conditioning"),
     ]:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=said) as caught:
             make(run, files, *options)
         assert not list(files.glob("out*"))
+    assert caught.value.page == "docs/styles.md"

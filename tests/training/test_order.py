@@ -19,7 +19,7 @@ def in_haste(monkeypatch):
     def fail(*arguments, **options):
         pytest.fail("it was not yet time for this")
 
-    monkeypatch.setattr(train, "check_scan", lambda model: None)  # a second each, and not in haste
+    monkeypatch.setattr(train, "check_scan", fail)
     monkeypatch.setattr("sisma_jax.common.hub.local_path", fail)
     monkeypatch.setattr(synthetic, "write_dataset", fail)
     monkeypatch.setattr(cache_latents, "load_autoencoder", fail)
@@ -29,8 +29,9 @@ def in_haste(monkeypatch):
 
 def test_missing_data_is_told_before_the_hub_is_asked(in_haste, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"^data/celeba-256 is not a folder"):
+    with pytest.raises(InputError, match=r"^data/celeba-256 is not a folder") as caught:
         call(train.main, f"--config={CONFIGS / 'celeba.py'}")
+    assert str(caught.value).endswith("--count 512 --size 256` and set --config.data.test_from=448")
     with pytest.raises(InputError, match=r"^latents is not a latent cache"):
         call(train.main, f"--config={CONFIGS / 'celeba.py'}", "--config.autoencoder.cache=latents")
 
@@ -49,7 +50,11 @@ def below_a_file(folder):
     [
         ({"data__test_from": 500}, None, "split 'test' of .* is empty"),
         ({"data__test_from": 0}, None, "split 'train' of .* is empty"),
-        ({"model__num_classes": 7}, None, r"num_classes is 7, but RawFaces\(.* has 19 classes"),
+        (
+            {"model__num_classes": 7},
+            None,
+            "num_classes is 7, but split 'train' of .* has 19 classes",
+        ),
         ({"train__init_from": "nowhere"}, None, "nowhere is not a run folder"),
         ({"train__profile_at": 7}, None, "profile_at is 7, but training ends at step 6"),
         ({"evaluation__hook": "json:dumps"}, None, "with evaluation.every 0 it is never called"),

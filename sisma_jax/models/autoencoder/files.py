@@ -119,8 +119,8 @@ def _load(path: Path, scaling_factor: float | None) -> Autoencoder:
     if not config.is_file():
         raise InputError(
             f"there is no autoencoder at {path}: give a folder that holds {CONFIG_FILE} and "
-            f"{WEIGHT_FILE} or {DIFFUSERS_WEIGHT_FILE}, a run folder with autoencoder/ in it, or "
-            "a .safetensors file"
+            f"{WEIGHT_FILE} or {DIFFUSERS_WEIGHT_FILE}, a run folder with autoencoder/ in it, a "
+            ".safetensors file, or hf://owner/name"
         )
     return _with_config(config, None, scaling_factor)
 

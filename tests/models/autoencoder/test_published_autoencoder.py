@@ -436,5 +436,5 @@ class TestHub:
 
     def test_without_the_library(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        with pytest.raises(InputError, match="install the extra `hub`"):
+        with pytest.raises(InputError, match=r"needs huggingface_hub: pip install -e .*\[hub\]"):
             load_autoencoder("hf://owner/name")

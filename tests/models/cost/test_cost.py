@@ -95,7 +95,7 @@ def test_the_count_is_the_program_s(config, monkeypatch):
 
 @pytest.mark.parametrize("orders", [1, 2])
 def test_xla_counts_little_more(orders, monkeypatch):
-    """Norms, activations and the like cost 1 to 3 %; the scans are 18 and 27 % of the whole.
+    """Norms, activations and the like cost 1 to 4 %; the scans are 18 and 27 % of the whole.
 
     XLA leaves out the parts of windows that reach into zero padding, which outweigh them in the
     mask encoder on this small a grid.
@@ -110,7 +110,7 @@ def test_xla_counts_little_more(orders, monkeypatch):
     monkeypatch.setattr(api, "best_implementation", lambda state: "sequential")
     for count, (method, *shapes) in calls(config).items():
         flops = jax.jit(method).lower(*shapes).cost_analysis()["flops"]
-        assert 0.99 < flops / 2 / count(config) < 1.04, count
+        assert 0.99 < flops / 2 / count(config) < 1.045, count
         if count is by_hand.velocity_macs:
             assert from_programs_with_loops == pytest.approx(flops / 2, rel=1e-5)
 
