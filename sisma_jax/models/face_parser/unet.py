@@ -36,7 +36,9 @@ class TwoConvs(nn.Module):
             if cfg.norm == "affine":
                 norm = Affine(name=f"{name}_1")
             else:
-                norm = nn.GroupNorm(cfg.norm_groups, dtype=jnp.float32, name=f"{name}_1")
+                norm = nn.GroupNorm(
+                    cfg.norm_groups, use_fast_variance=False, dtype=jnp.float32, name=f"{name}_1"
+                )
             x = nn.relu(norm(x.astype(jnp.float32))).astype(cfg.dtype)
         return x
 

@@ -17,7 +17,7 @@ import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
 from einops import rearrange, reduce
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from sisma_jax.models.layers.attention import attention
 
@@ -47,8 +47,11 @@ def normalise(
     *,
     affine: bool = True,
     epsilon: float = NORM_EPSILON,
+    rounded: bool = True,
 ) -> Float[Array, "b h w c"]:
-    """Group normalisation, computed in float32, with the variance of centred values.
+    """Group normalisation in float32, rounded to the type of x, or not.
+
+    The variance is that of centred values.
 
     E[x^2] - E[x]^2 would lose a variance that is small beside the mean to rounding.
     """
@@ -61,7 +64,15 @@ def normalise(
         dtype=jnp.float32,
         name=name,
     )
-    return layer(x.astype(jnp.float32)).astype(x.dtype)
+    y = layer(x.astype(jnp.float32))
+    return y.astype(x.dtype) if rounded else y
+
+
+def modulated(
+    x: Float32[Array, "b h w c"], scale: Float[Array, "b _ _ c"], shift: Float[Array, "b _ _ c"]
+) -> Float32[Array, "b h w c"]:
+    """x (1 + scale) + shift in float32: bfloat16 would round small scales beside 1 to zero."""
+    return x * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
 
 
 def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
@@ -106,11 +117,18 @@ class SPADE(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], mask: Float[Array, "b H W k"] | Modulation
+        self,
+        x: Float[Array, "b h w c"],
+        mask: Float[Array, "b H W k"] | Modulation,
+        *,
+        rounded: bool = True,
     ) -> Float[Array, "b h w c"]:
+        """Return the result in the type of x, or with `rounded=False` in float32."""
         if not isinstance(mask, Modulation):
             mask = _modulation(at_size(mask, x), x.shape[-1], self.hidden, self.dtype)
-        return normalise(x, self.groups, "norm", affine=False) * (1 + mask.gamma) + mask.beta
+        h = normalise(x, self.groups, "norm", affine=False, rounded=False)
+        h = modulated(h, mask.gamma, mask.beta)
+        return h.astype(x.dtype) if rounded else h
 
 
 def _modulation(
@@ -172,24 +190,24 @@ class ResBlock(nn.Module):
     ) -> Float[Array, "b _ _ channels"]:
         """Apply the block; `mask` is the label map, or the modulations of norm1 and norm2."""
 
-        def norm(h: Array, name: str) -> Array:
+        def norm(h: Array, name: str, *, rounded: bool = True) -> Array:
             if mask is None:
-                return normalise(h, self.groups, name)
+                return normalise(h, self.groups, name, rounded=rounded)
             own = mask[name] if isinstance(mask, dict) else mask
-            return SPADE(self.groups, self.hidden, self.dtype, name=name)(h, own)
+            spade = SPADE(self.groups, self.hidden, self.dtype, name=name)
+            return spade(h, own, rounded=rounded)
 
         h = nn.silu(norm(x, "norm1"))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(self.channels, self.dtype, "conv1")(h)
         features = (1 + self.scale_shift) * self.channels
-        time = nn.Dense(features, dtype=jnp.float32, name="time")(nn.silu(time))
-        time = time.astype(h.dtype)[:, None, None]
+        time = nn.Dense(features, dtype=jnp.float32, name="time")(nn.silu(time))[:, None, None]
         if self.scale_shift:
-            scale, shift = jnp.split(time, 2, axis=-1)
-            h = norm(h, "norm2") * (1 + scale) + shift
+            shifted = modulated(norm(h, "norm2", rounded=False), *jnp.split(time, 2, axis=-1))
+            h = shifted.astype(h.dtype)
         else:
-            h = norm(h + time, "norm2")
+            h = norm(h + time.astype(h.dtype), "norm2")
         h = conv(self.channels, self.dtype, "conv2", zero=self.zero)(nn.silu(h))
         if x.shape[-1] != self.channels:
             x = conv(self.channels, self.dtype, "skip", size=1)(x)
