@@ -6,7 +6,8 @@
 import dataclasses
 import importlib
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -181,10 +182,17 @@ def check_sections(model: Config, data: DataConfig) -> None:
 
 def check_scan(model: Config) -> None:
     """Raises InputError if the implementation of the scan cannot run here."""
-    try:
+    with explaining_scan(model):
         parameter_shapes(model)
         if isinstance(model, SISMAConfig) and "mamba" in (model.mixer, model.style):
             check_here(model.scan, model.state)
+
+
+@contextmanager
+def explaining_scan(model: Config) -> Iterator[None]:
+    """Raise InputError where the block traces the model and its scan does not support it."""
+    try:
+        yield
     except NotImplementedError as error:
         raise InputError(
             f"model.scan {model.scan!r} cannot run here ({error}): choose 'auto'"
@@ -219,7 +227,8 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
             check_sampling(model, samples.options)
         hook = load_hook(evaluation)
         check_folder(run, config)
-        check_memory(model, flow_config, settings, mesh)
+        with explaining_scan(model):  # where the memory is known, the model is traced
+            check_memory(model, flow_config, settings, mesh)
         # Local data first: the autoencoder may be a download.
         sources = first_stage.open(data, style=generator(model).has_style)
         check_classes("model", model.num_classes, sources)

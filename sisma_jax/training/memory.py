@@ -106,21 +106,32 @@ def check_memory(model: Config, flow_config: FlowConfig, config: TrainConfig, me
     needs = estimate(model, flow_config, config, mesh)
     if CERTAIN * needs.total <= limit:
         return
-    fitting = (
-        parts
-        for parts in range(config.accumulate + 1, config.batch_size // mesh.size + 1)
-        if config.batch_size % (mesh.size * parts) == 0
-        and needs.with_rows(config.batch_size // (mesh.size * parts)).total <= limit
-    )
-    changes = [f"train.accumulate={parts}" for parts in (next(fitting, None),) if parts]
+
+    def fewest_parts(needs: Needs) -> int | None:
+        """The least train.accumulate with which the step fits, above the present one."""
+        for parts in range(config.accumulate + 1, config.batch_size // mesh.size + 1):
+            rows, rest = divmod(config.batch_size, mesh.size * parts)
+            if rest == 0 and needs.with_rows(rows).total <= limit:
+                return parts
+        return None
+
+    changes = []
+    parts = fewest_parts(needs)
+    if parts:
+        changes.append(f"train.accumulate={parts}")
     if getattr(model, "remat", "block") != "block":
-        changes.append("model.remat=block")
-    changes.append("more devices (mesh.fsdp shards the state)")
+        recomputing = estimate(dataclasses.replace(model, remat="block"), flow_config, config, mesh)
+        if recomputing.total <= limit:
+            changes.append("model.remat=block")
+        elif parts is None and (parts := fewest_parts(recomputing)):
+            changes.append(f"train.accumulate={parts} together with model.remat=block")
+    smaller = "" if changes else ", or a smaller model"
+    changes.append("more devices (mesh.fsdp shards the state)" + smaller)
     raise InputError(
-        f"a step of train.batch_size {config.batch_size} needs about {_gb(needs.total)} on each "
-        f"device ({_gb(needs.state)} of state, {_gb(needs.total - needs.state)} for {needs.rows} "
-        f"images at once), and {jax.local_devices()[0].device_kind} gives JAX {_gb(limit)}: set "
-        + ", or ".join(changes)
+        f"a step of train.batch_size {config.batch_size} needs about {_size(needs.total)} on each "
+        f"device ({_size(needs.state)} of state, {_size(needs.total - needs.state)} for "
+        f"{needs.rows} images at once), and {jax.local_devices()[0].device_kind} gives JAX "
+        f"{_size(limit)}: use " + ", or ".join(changes)
     )
 
 
@@ -150,5 +161,5 @@ def _bytes(leaves: Sequence[Any]) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

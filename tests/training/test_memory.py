@@ -1,6 +1,7 @@
 """The estimate of a step's memory: what it follows, and that a step too large is refused early."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -13,6 +14,8 @@ from sisma_jax.training import memory
 from sisma_jax.training.objective import FlowConfig
 from sisma_jax.training.state import TrainConfig
 from tests.tiny_runs import train_tiny
+
+MB = 10**6
 
 
 def estimate(**changes):
@@ -47,9 +50,40 @@ def test_a_step_too_large_for_the_devices_is_refused_before_data_are_opened(
         tried()
     monkeypatch.setattr(memory, "memory_limit", lambda: 2_500_000)
     message = (
-        r"a step of train.batch_size 32 needs about 0.0 GB on each device .* for 8 images at once.*"
-        r"gives JAX 0.0 GB: set train.accumulate=\d, or model.remat=block, or more devices"
+        r"a step of train.batch_size 32 needs about \d\.\d MB on each device .* for 8 images at "
+        r"once.*gives JAX 2\.5 MB: use train.accumulate=\d, or .*more devices"
     )
     with pytest.raises(InputError, match=message):
         tried()
+    with pytest.raises(InputError, match=r"'pallas_triton' cannot run here .*choose 'auto'"):
+        tried(model__scan="pallas_triton")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "by_block", "changes"),
+    [
+        (100, 17, "train.accumulate=2, or model.remat=block, or more devices"),
+        (50, 100, "train.accumulate=8, or more devices"),
+        (40, 17, "model.remat=block, or more devices"),
+        (34, 17, "train.accumulate=4 together with model.remat=block, or more devices"),
+        (19, 17, "more devices (mesh.fsdp shards the state), or a smaller model"),
+    ],
+)
+def test_only_changes_that_suffice_are_proposed(limit, by_block, changes, monkeypatch):
+    """Estimates of 20 MB of state, and of activations with "none" and `by_block` with "block"."""
+
+    def estimate(model, *_):
+        activations = {"none": 125, "block": by_block}[model.remat]
+        return memory.Needs(
+            state=20 * MB, parameters=5 * MB, accumulated=0, rows=8, activations=activations * MB
+        )
+
+    monkeypatch.setattr(memory, "estimate", estimate)
+    monkeypatch.setattr(memory, "memory_limit", lambda: limit * MB)
+    config = celeba.get_config("debug")
+    config.model.remat, config.train.batch_size = "none", 32
+    sections = (section(SISMAConfig, config, "model"), section(FlowConfig, config, "flow"))
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
+    with pytest.raises(InputError, match=re.escape(f": use {changes}")):
+        memory.check_memory(*sections, section(TrainConfig, config, "train"), mesh)
