@@ -51,7 +51,8 @@ from plan_case import model_config
 from roofline import scan_kind, seconds, with_scans
 
 from sisma_jax.common import cli
-from sisma_jax.common.files import read_json
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import check_output_file, read_json
 from sisma_jax.configs import celeba
 from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS
 from sisma_jax.models.cost.by_hand import macs
@@ -85,7 +86,8 @@ def parse():
         help="variants of configs/celeba.py; `large` is always compiled")  # fmt: skip
     add("--remat", nargs="+", choices=REMAT_POLICIES, default=list(REMAT_POLICIES),
         metavar="POLICY")  # fmt: skip
-    add("--batches", nargs="+", type=int, default=list(BATCHES), metavar="N")
+    add("--batches", nargs="+", type=int, default=list(BATCHES), metavar="N",
+        help="batches to print; the file has these and the default ones")  # fmt: skip
     add("--checks", action="store_true", help="also compile what the other figures rest on")
     add("--again", action="store_true", help="compile again what the JSON file has")
     add("--out", type=cli.path, default=report.RESULTS / "plan.json",
@@ -93,9 +95,22 @@ def parse():
     args = parser.parse_args()
     if min(args.batches) < 1:
         parser.error(f"--batches {args.batches}: give numbers above 0")
+    try:
+        check_output_file("--out", args.out)
+    except InputError as error:
+        parser.error(str(error))
+    if args.out.exists() and compiled_rows(args.out) is None:
+        parser.error(f"--out {args.out} is no report of plan_bench.py: name another file")
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         parser.error("compiling for a GPU needs its compiler: pip install -e '.[gpu-check]'")
     return args
+
+
+def compiled_rows(path: Path) -> list[dict] | None:
+    """The compiled steps of a report of this benchmark; None if the file is anything else."""
+    content = read_json(path)
+    rows = content.get("compiled") if isinstance(content, dict) else None
+    return rows if isinstance(rows, list) else None
 
 
 def compiled(case: dict, whole: bool = False) -> dict:
@@ -337,15 +352,15 @@ def line(row: dict) -> str:
 
 def main() -> None:
     args = parse()
-    rows = [] if args.again or not args.out.exists() else read_json(args.out)["compiled"]
+    rows = [] if args.again else compiled_rows(args.out) or []
 
     def kept(case: dict, whole: bool) -> dict | None:
         found = (row for row in rows if case_of(row) == case and is_planned(row) != whole)
         return next(found, None)
 
-    def table(variants: Sequence[str], remat: Sequence[str]) -> list[dict]:
+    def table(variants: Sequence[str], remat: Sequence[str], batches: Sequence[int]) -> list[dict]:
         plans = Plans(rows)
-        every = itertools.product(variants, remat, args.batches)
+        every = itertools.product(variants, remat, batches)
         return [row for case in every if (row := plans.at(*case)) is not None]
 
     def write() -> None:
@@ -354,7 +369,7 @@ def main() -> None:
         content |= {"share_of_memory": SHARE, "defaults": plans.defaults()}
         content |= {
             "checks": plans.checked(rows),
-            "planned": table(VARIANTS, REMAT_POLICIES),
+            "planned": table(VARIANTS, REMAT_POLICIES, sorted({*BATCHES, *args.batches})),
             "compiled": rows,
         }
         report.write(args.out, ("jax", "jaxlib", "flax", "optax", "jax-cuda12-plugin"), content)
@@ -370,7 +385,7 @@ def main() -> None:
     write()
     heads = " ".join(f"{card[:8]:>8} {'MFU':>6}" for card in CARDS)
     print(f"variant  remat batch temp GB arg GB   TFLOP      GB {heads}")
-    for row in table(args.variants, args.remat):
+    for row in table(args.variants, args.remat, args.batches):
         print(line(row))
     print("images/s by the roofline, an upper bound; * does not fit the card")
 

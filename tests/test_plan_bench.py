@@ -1,7 +1,9 @@
 """Plans of training steps: the defaults of configs/celeba.py fit the cards that they name."""
 
+import importlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,49 @@ def test_every_default_of_celeba_was_planned_and_fits_its_card():
             )  # fmt: skip
             assert row["needed"] <= row["limit"], (variant, card)
     assert not planned
+
+
+@pytest.fixture
+def plan_bench(monkeypatch):
+    """(options) -> runs the benchmark in this process, as if the compiler were installed."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("plan_bench")
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(module, "parameters", lambda variant: 10**8)  # tracing takes seconds
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["plan_bench.py", *map(str, options)])
+        module.main()
+
+    return run
+
+
+@pytest.mark.parametrize("content", ['{"rows": []}', "[1]", '{"compiled": [', None])
+def test_another_file_is_refused_before_anything_is_compiled(content, plan_bench, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    if content is None:
+        out.mkdir()
+    else:
+        out.write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        plan_bench("--out", out)
+    assert ended.value.code == 2
+    reason = "is no report of plan_bench.py" if content else "cannot be written (it is a folder)"
+    assert f"--out {out} {reason}: name another file" in capsys.readouterr().err
+    if content:
+        assert out.read_text() == content
+
+
+def test_other_batches_are_added_to_the_table(plan_bench, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    shutil.copy(PLANS, out)
+    plan_bench("--variants", "large", "--remat", "dots", "--batches", 48, "--out", out)
+    before, after = (json.loads(path.read_text()) for path in (PLANS, out))
+    assert after["compiled"] == before["compiled"], "nothing is compiled again"
+    batches = lambda report: {row["batch"] for row in report["planned"]}
+    assert batches(after) == batches(before) | {48}
+    table = capsys.readouterr().out
+    assert " dots    48 " in table and " dots    64 " not in table
 
 
 @pytest.mark.slow
