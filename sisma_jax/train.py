@@ -190,7 +190,7 @@ def check_scan(model: Config) -> None:
 
 @contextmanager
 def explaining_scan(model: Config) -> Iterator[None]:
-    """Raise InputError where the block traces the model and its scan does not support it."""
+    """Turn the error of tracing a scan that cannot run here into InputError."""
     try:
         yield
     except NotImplementedError as error:
@@ -227,7 +227,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
             check_sampling(model, samples.options)
         hook = load_hook(evaluation)
         check_folder(run, config)
-        with explaining_scan(model):  # where the memory is known, the model is traced
+        with explaining_scan(model):  # traced if the devices report their memory
             check_memory(model, flow_config, settings, mesh)
         # Local data first: the autoencoder may be a download.
         sources = first_stage.open(data, style=generator(model).has_style)
