@@ -159,7 +159,14 @@ def cache(
             tasks.append(Shard(split, shard["file"], range(start, start + shard["count"])))
             start += shard["count"]
     ids = {task.file: [splits[task.split]["ids"][i] for i in task.items] for task in tasks}
-    folder = Folder(out, shards.plan(settings, ids), latents.LATENTS_FILE)
+    # The codings of this version differ in the images only.
+    other_images = (
+        "was written without --images: leave out --images, or name another folder"
+        if images
+        else "was written with --images: give --images too, or name another folder"
+    )
+    plan = shards.plan(settings, ids)
+    folder = Folder(out, plan, latents.LATENTS_FILE, {"coding": other_images})
     if (finished := folder.finished()) is not None:
         return finished
     with folder.writing(), _explain_out_of_memory(batch_size):

@@ -192,8 +192,15 @@ class TestStream:
             expected = moments_of(autoencoder, seen["image"])
             np.testing.assert_allclose(cached["moments"], expected, **HALF)
         assert LatentCache(out)[0].keys() == {"moments", "labels"}, "the image is not decoded"
-        with pytest.raises(InputError, match="finished and has another coding"):
-            write_cache(folder / "data", inputs_folder / "autoencoder", out)
+        inputs = folder / "data", inputs_folder / "autoencoder"
+        with pytest.raises(InputError, match=r"with_images was written with --images: give --im"):
+            write_cache(*inputs, out)
+        with pytest.raises(InputError, match=r"latents was written without --images: leave out"):
+            write_cache(*inputs, folder / "latents", "--images")
+        with pytest.raises(InputError, match=r"cache_latents --data DIR .*--out DIR --images`"):
+            LatentCache(out, fields=FIELDS_WITH_IMAGES).check(
+                size=SIZE, autoencoder="a" * 64, data=None
+            )
 
     def test_without_flips_no_mirror_image_is_seen(self, folder, autoencoder):
         stream = training_stream(
@@ -292,7 +299,7 @@ class TestTraining:
         command = arguments(
             inputs_folder, tmp_path / "run", "synthetic_style.py", **(STYLE | styled)
         )
-        with pytest.raises(InputError, match=r"come without the images .*cache_latents --images"):
+        with pytest.raises(InputError, match=r"come without the images .*--out DIR --images"):
             call(train.main, *command)
         assert not (tmp_path / "run").exists()
         refuse("is not a latent cache", autoencoder__cache=folder / "data")

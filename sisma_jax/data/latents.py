@@ -17,6 +17,8 @@ from sisma_jax.data import prepared, records
 from sisma_jax.data.classes import ClassSet
 
 LATENTS_FILE = "latents.json"
+COMMAND = "sisma_jax.cache_latents --data DIR --autoencoder PATH --out DIR"
+"""The command that writes a cache, for messages."""
 VERSION = 1
 """Incremented when older software cannot read the records."""
 CODING = {"container": "msgpack", "moments": "float16", "labels": records.CODING["labels"]}
@@ -68,7 +70,7 @@ class LatentCache:
             LATENTS_FILE,
             VERSION,
             what="latent cache",
-            command="sisma_jax.cache_latents --data DIR --autoencoder PATH --out DIR",
+            command=COMMAND,
         )
         self.classes = ClassSet.from_json(self._description)
         self.checksum = self._description["data"]
@@ -76,8 +78,8 @@ class LatentCache:
         if "image" in fields and "image" not in self._description["coding"]:
             raise InputError(
                 f"the latents in {path} come without the images that a model with a style takes "
-                "styles from: encode the data set by `python -m sisma_jax.cache_latents --images`, "
-                "or leave autoencoder.cache empty"
+                f"styles from: encode the data set by `python -m {COMMAND} --images`, or leave "
+                "autoencoder.cache empty"
             )
         self._shape = tuple(self._description["moments"])
         self._size = self._description["size"]
@@ -106,10 +108,11 @@ class LatentCache:
         if data not in (None, made_of["data"]):
             differences.append(f"of other data ({made_of['data'][:8]} instead of {data[:8]})")
         if differences:
+            images = " --images" if "image" in self._fields else ""
             raise InputError(
                 f"the latents in {self._path} are {' and '.join(differences)}: encode this data "
-                "set with this autoencoder by `python -m sisma_jax.cache_latents --data DIR "
-                '--autoencoder PATH --out DIR`, or set --config.autoencoder.cache=""'
+                f"set with this autoencoder by `python -m {COMMAND}{images}`, or set "
+                '--config.autoencoder.cache=""'
             )
 
     def __len__(self) -> int:

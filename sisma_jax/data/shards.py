@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,25 @@ def check_folder(path: Path, description_file: str) -> None:
 
 
 class Folder:
-    """A folder that shards are written into, for one plan."""
+    """A folder that shards are written into, for one plan.
 
-    def __init__(self, path: Path, plan: dict[str, Any], description_file: str) -> None:
+    Args:
+      path: the folder.
+      plan: as `plan` returns it.
+      description_file: name of the file that marks a finished folder.
+      sentences: how an error of a folder with another plan ends if only this setting differs, by
+        setting; for settings whose names no user knows.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        plan: dict[str, Any],
+        description_file: str,
+        sentences: Mapping[str, str] | None = None,
+    ) -> None:
         self.path, self._plan = library_path(path), plan
+        self._sentences = sentences or {}
         self._description = self.path / description_file
         self._unfinished = self.path / _UNFINISHED
 
@@ -98,11 +113,8 @@ class Folder:
         if description is None:
             return None
         if description.get("plan") != self._plan["checksum"]:
-            shared = {k: v for k, v in self._plan["settings"].items() if k in description}
-            what = _different(shared, description) or "other items or settings"
-            raise InputError(
-                f"{self.path} is finished and has {what}: name another folder or delete it"
-            )
+            shared = self._plan["settings"].keys() & description.keys()
+            raise self._other_plan("finished", description, shared, "other items or settings")
         shutil.rmtree(self._unfinished, ignore_errors=True)  # in case `finish` failed to
         return description
 
@@ -127,10 +139,8 @@ class Folder:
             )
         begun = read_json(self._unfinished / _PLAN)
         if begun is not None and begun != self._plan:
-            what = _different(self._plan["settings"], begun["settings"]) or "other items"
-            raise InputError(
-                f"{self.path} is unfinished and has {what}: name another folder or delete it"
-            )
+            stored = begun["settings"]
+            raise self._other_plan("unfinished", stored, self._plan["settings"], "other items")
         try:
             self._unfinished.mkdir(parents=True, exist_ok=True)
             write_json(self._unfinished / _PLAN, self._plan)
@@ -149,6 +159,22 @@ class Folder:
         write_json(self._description, description)
         shutil.rmtree(self._unfinished, ignore_errors=True)  # `finished` tries again
         return description
+
+    def _other_plan(
+        self, state: str, stored: dict[str, Any], compared: Collection[str], otherwise: str
+    ) -> InputError:
+        """The error of a folder that is `state` with the settings `stored`, of which `compared` are
+        looked at; `otherwise` is what differs if these are equal."""
+        settings = self._plan["settings"]
+        names = [name for name in settings if name in compared]
+        names = [name for name in names if stored.get(name) != settings[name]]
+        told = [name for name in names if name not in self._sentences]
+        if names and not told:
+            return InputError(f"{self.path} {self._sentences[names[0]]}")
+        what = f"another {' and '.join(told)}" if told else otherwise
+        return InputError(
+            f"{self.path} is {state} and has {what}: name another folder or delete it"
+        )
 
     def _note(self, shard: Shard) -> Path:
         return self._unfinished / f"{shard.file}.json"
@@ -205,11 +231,6 @@ class Writer:
     def write(self, record: bytes) -> None:
         with self._explain_errors():
             self._writer.write(record)
-
-
-def _different(settings: dict[str, Any], stored: dict[str, Any]) -> str:
-    names = [name for name, value in settings.items() if stored.get(name) != value]
-    return f"another {' and '.join(names)}" if names else ""
 
 
 def entry(note: Mapping[str, Any]) -> dict[str, Any]:
