@@ -185,8 +185,8 @@ class Synthesizer:
 
         With times that end before 1 they are noisy latents at the last time, from which another
         call continues: `latents=`, with times that begin there. "euler", "midpoint" and "heun" then
-        give the result of a single call. "ab2" gives another one, because its first step after the
-        start is a step of Euler's method.
+        give the result of a single call. "ab2" gives another one, because every call begins with a
+        step of Euler's method.
         """
         start = {"seed": seed, "noise": noise, "latents": latents}
         batches = self._checked_batches("latents", labels, options, style=style, **start)
