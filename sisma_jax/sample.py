@@ -27,7 +27,7 @@ from sisma_jax.data.label_values import Reading
 from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.flows import rectified
 from sisma_jax.synthesis import arguments, references
-from sisma_jax.synthesis.options import STEPS, SamplingOptions
+from sisma_jax.synthesis.options import STEPS, SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
 
@@ -149,9 +149,9 @@ def main() -> None:
     styles = references.styles_from(args, synthesizer, lambda path: read([path])[0])
     references.print_missing(styles[0], masks)
     repeated = np.repeat(masks, args.per_mask, axis=0)
-    batches = itertools.chain.from_iterable(
-        [synthesizer.batches(repeated, options, seed=args.seed, style=style) for style in styles]
-    )
+    with name_fields("--"):
+        sets = [synthesizer.batches(repeated, options, seed=args.seed, style=x) for x in styles]
+    batches = itertools.chain.from_iterable(sets)
     names = [
         f"{path.stem}_{k}{f'_{j}' if len(styles) > 1 else ''}.png"
         for j in range(len(styles))

@@ -114,7 +114,9 @@ AFTERWARDS = {
     "README.md": lambda names, folder: (
         names["faces"].shape == (4, SIZE, SIZE, 3) and (folder / "face_3.png").exists()
     ),
-    "docs/sampling.md": lambda names, folder: names["faces"].shape == (4, SIZE, SIZE, 3),
+    "docs/sampling.md": lambda names, folder: (
+        names["faces"].shape == names["variations"].shape == (4, SIZE, SIZE, 3)
+    ),
     "docs/styles.md": lambda names, folder: (
         names["images"].shape == names["halfway"].shape == (1, SIZE, SIZE, 3)
     ),

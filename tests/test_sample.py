@@ -88,6 +88,10 @@ def test_wrong_input_is_refused_and_nothing_is_written(tiny_run, masks, tmp_path
         ((tiny_run, masks, out, "--batch-size", 0), "batch size 0"),
         ((tiny_run, masks, out, "--guidance", -1), "^--guidance is -1"),
         ((tiny_run, masks, out, "--times", 0, 1), "^--steps is 2, but times are those of 1 steps"),
+        (
+            (tiny_run, masks, out, "--style-guidance", 2),
+            r"^--style-guidance is 2\.0, but this model has no style conditioning: leave it at 1$",
+        ),
         ((tiny_run, masks, out, "--shift", -1), "^--shift is -1.0: use more than 0"),
         (
             (tiny_run, masks, out, "--guidance-interval", 0.1, 0.8),
@@ -98,8 +102,12 @@ def test_wrong_input_is_refused_and_nothing_is_written(tiny_run, masks, tmp_path
         with pytest.raises(InputError, match=message):
             run(*arguments)
         assert not out.exists()
-    with pytest.raises(InputError, match="steps is 0"):
-        call(sample.main, "--workdir", tiny_run, "--masks", masks, "--out", out, "--steps", 0)
+    for arguments, message in [
+        (("--steps", 0), "^--steps is 0"),
+        (("--times", 0.2, 1), r"^--times begin at 0\.2, where z is no longer noise: begin at 0$"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            call(sample.main, "--workdir", tiny_run, "--masks", masks, "--out", out, *arguments)
     assert not out.exists()
     with pytest.raises(InputError, match="two masks are named 'a'"):
         run(tiny_run, masks / "a.png", out, "--masks", masks / "a.png", masks / "sub" / "a.png")

@@ -141,9 +141,14 @@ def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
     """Raise InputError unless the batch can be split into `parts` over the devices."""
     if batch_size % (mesh.size * parts):
         in_parts = f" in {parts} parts (train.accumulate)" if parts > 1 else ""
+        remedy = f"choose a multiple of {mesh.size * parts}"
+        rows, rest = divmod(batch_size, mesh.size)
+        if parts > 1 and rest == 0:
+            fewer = next(n for n in range(parts - 1, 0, -1) if rows % n == 0)
+            remedy += f", or train.accumulate={fewer}"
         raise InputError(
             f"train.batch_size {batch_size} is not divisible by the {mesh.size} devices{in_parts}: "
-            f"choose a multiple of {mesh.size * parts}"
+            f"{remedy}"
         )
 
 

@@ -42,6 +42,8 @@ TIME_SAMPLINGS = ("logit_normal", "uniform")
 VELOCITIES = {"euler": 1, "midpoint": 2, "heun": 2, "ab2": 1}
 """Velocity evaluations per step, by solver."""
 SOLVERS = tuple(VELOCITIES)
+MOST_EXTRAPOLATION = 10.0
+"""Largest ratio of a step's width to that of the step before at which "ab2" extrapolates."""
 
 
 def _per_sample(t: Shaped[Array, " batch"], like: Array) -> Array:
@@ -173,7 +175,8 @@ def integrate(
         z' = z + h ((1 + r / 2) v - (r / 2) v_before)
 
     (Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I, section III.5). Its
-    first step is Euler's.
+    first step is Euler's. So is a step with r > MOST_EXTRAPOLATION (our choice), because r
+    multiplies the rounding errors of the velocities.
 
     Args:
       velocity: v(z, t).
@@ -279,7 +282,7 @@ class _Step(NamedTuple):
     width: Array
     """Negative backwards."""
     ratio: Array | None
-    """For "ab2": `width` to that of the step before, 0 for the first step."""
+    """For "ab2": `width` to that of the step before; 0 for a step of Euler's method."""
 
 
 def _first_state(z: Array, solver: str) -> _State:
@@ -313,4 +316,5 @@ def _grid(
         ratios = jnp.concatenate(
             [widths[:-1] / widths[1:], none] if backwards else [none, widths[1:] / widths[:-1]]
         )
+        ratios = jnp.where(ratios <= MOST_EXTRAPOLATION, ratios, 0)
     return _Step(starts + widths, -widths, ratios) if backwards else _Step(starts, widths, ratios)

@@ -44,6 +44,16 @@ def check_sampling(config: Config, options: SamplingOptions) -> None:
         )
 
 
+@no_type_check
+def check_kind(options: SamplingOptions) -> None:
+    """Raises InputError unless these are SamplingOptions."""
+    if not isinstance(options, SamplingOptions):
+        raise InputError(
+            f"options are of type {type(options).__name__}: give SamplingOptions, for instance "
+            "SamplingOptions(steps=12)"
+        )
+
+
 def check_counts(options: SamplingOptions, count: int) -> None:
     """Raises InputError if guidances are one per image, but not of `count` images."""
     for name in ("guidance", "style_guidance"):
@@ -76,7 +86,12 @@ def checked_latents(
     Raises:
       InputError: unless they are finite floats of the model's shape, for `count` images if given.
     """
-    value = np.asarray(value)
+    try:
+        value = np.asarray(value)
+    except ValueError:
+        raise InputError(
+            f"{name} with rows of unequal lengths do not fit: give one array of floats"
+        ) from None
     count = (value.shape[0] if value.ndim else 1) if count is None else count
     shape = (count, config.latent_size, config.latent_size, config.latent_channels)
     if not jnp.issubdtype(value.dtype, jnp.floating) or value.shape != shape:
@@ -84,11 +99,13 @@ def checked_latents(
             f"{name} of {value.dtype} and shape {value.shape} do not fit: give floats of shape "
             f"{shape}, those of an image in each row"
         )
-    value = value.astype(np.float32)
+    with np.errstate(over="ignore"):  # infinite numbers are refused below
+        value = value.astype(np.float32)
     finite = np.isfinite(value).all((1, 2, 3))
     if not finite.all():
         raise InputError(
-            f"{name} of image {np.argmin(finite)} are not all finite: give numbers that are"
+            f"{name} of image {np.argmin(finite)} are not all finite in float32: give numbers that "
+            "are"
         )
     return value
 

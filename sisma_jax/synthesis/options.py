@@ -18,7 +18,11 @@ STEPS = 25
 """Number of solver steps where neither it nor their times are given."""
 ALWAYS = (0.0, 1.0)
 """The guidance interval of guidance at all times."""
+CLOSEST = 1e-6
+"""Times that differ by no more are the same time: a solver step has to be wider, and a guidance
+interval extends this far beyond its ends. Rounding errors of times in float32 are smaller."""
 _SCALES = ("guidance", "style_guidance")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @no_type_check  # wrong values raise InputError, and numbers of other libraries are converted
@@ -51,7 +55,8 @@ class SamplingOptions:
     """First and last time of both guidances (Kynkäänniemi et al., arXiv 2404.07724). A velocity at
     any other time is the plain model's, at its cost. Without guidance it has no effect."""
     times: Sequence[float] | None = None
-    """Start times of the solver's steps and the end time, increasing in [0, 1]."""
+    """Start times of the solver's steps and the end time, in [0, 1], which increase by more than
+    CLOSEST."""
     shift: float = 1.0
     """A shift of equal steps (`rectified`, equation 3), more than 0: finer steps near the noise if
     more than 1."""
@@ -118,14 +123,18 @@ class SamplingOptions:
         """The options for faces without a style, which no style guidance applies to."""
         return dataclasses.replace(self, style_guidance=1.0)
 
-    def check_ends(self, *, from_noise: bool = True, to_data: bool = True) -> None:
-        """Raises InputError if times do not begin at noise, or end at data, and have to."""
+    def check_ends(
+        self, *, from_noise: bool = True, to_data: bool = True, remedy: str = "begin at 0"
+    ) -> None:
+        """Raises InputError if times do not begin at noise, or end at data, and have to.
+
+        `remedy` is what the message advises where times have to begin at noise.
+        """
         if self.times is None:
             return
         if from_noise and self.times[0] != 0:
             raise InputError(
-                f"times begin at {self.times[0]:g}, where z is no longer noise: begin at 0, or "
-                "start from latents"
+                f"times begin at {self.times[0]:g}, where z is no longer noise: {remedy}"
             )
         if to_data and self.times[-1] != 1:
             raise InputError(
@@ -152,24 +161,26 @@ def name_fields(prefix: str) -> Iterator[None]:
         for name in sorted(names, key=len, reverse=True):  # "guidance" also begins longer names
             if text.startswith(f"{name} "):
                 written = prefix + name.replace(" ", joint)
-                raise InputError(written + text.removeprefix(name)) from None
+                named = written + text.removeprefix(name)
+                raise InputError(named, shared=error.shared, page=error.page) from None
         raise
 
 
 @no_type_check
 def _checked_times(times: Any) -> tuple[float, ...]:
+    times = list(times) if isinstance(times, Iterator) else times
     array = _numbers(times)
     if array is None or array.ndim != 1 or len(array) < 2:
-        raise InputError(f"times are {times!r}: give at least two numbers from 0 to 1")
+        raise InputError(f"times are {_shown(times)}: give at least two numbers from 0 to 1")
     outside = array[~((array >= 0) & (array <= 1))]
     if len(outside):
         raise InputError(f"times have {outside[0]:g}: give numbers from 0 (noise) to 1 (data)")
-    # Solvers compute in float32, where times that are almost equal are equal.
-    wrong = np.flatnonzero(np.diff(array.astype(np.float32)) <= 0)
+    wrong = np.flatnonzero(np.diff(array) <= CLOSEST)
     if len(wrong):
         before, after = array[wrong[0] : wrong[0] + 2]
         raise InputError(
-            f"times have {after:g} after {before:g}: let them increase, from noise to data"
+            f"times have {after:.9g} after {before:.9g}: let them increase by more than "
+            f"{CLOSEST:g}, from noise to data"
         )
     return tuple(array.tolist())
 
@@ -179,13 +190,15 @@ def _checked_scale(name: str, value: Any) -> float | tuple[float, ...]:
     """A guidance as a Python number, or a tuple of one for each image."""
     words, array = name.replace("_", " "), _numbers(value)
     if array is None or array.ndim > 1:
-        raise InputError(f"{words} is {value!r}: give a number, or one for each image")
-    wrong = np.flatnonzero(~((array >= 0) & np.isfinite(array)))
+        raise InputError(f"{words} is {_shown(value)}: give a number, or one for each image")
+    wrong = np.flatnonzero(~((array >= 0) & np.isfinite(_single(array))))
     if len(wrong):
+        first = array.flat[wrong[0]]
         where = f" for image {wrong[0]}" if array.ndim else ""
-        raise InputError(
-            f"{words} is {array.flat[wrong[0]]}{where}: use 0 or more (1 is the plain model)"
-        )
+        remedy = "use 0 or more (1 is the plain model)"
+        if _LARGEST < first < np.inf:
+            remedy = f"use less, since float32 ends at {_LARGEST:.2g}"
+        raise InputError(f"{words} is {first}{where}: {remedy}")
     return tuple(array.tolist()) if array.ndim else float(array)
 
 
@@ -193,7 +206,7 @@ def _checked_scale(name: str, value: Any) -> float | tuple[float, ...]:
 def _checked_interval(interval: Any) -> tuple[float, float]:
     array = _numbers(interval)
     if array is None or array.shape != (2,) or not 0 <= array[0] < array[1] <= 1:
-        shown = interval if array is None else array.tolist()
+        shown = _shown(interval) if array is None or array.ndim > 1 else array.tolist()
         raise InputError(
             f"guidance interval is {shown}: give its first and its last time, the lower one first, "
             "from 0 (noise) to 1 (data)"
@@ -205,22 +218,43 @@ def _checked_interval(interval: Any) -> tuple[float, float]:
 def _checked_shift(shift: Any, steps: int) -> float:
     array = _numbers(shift)
     if array is None or array.ndim or not array > 0 or not np.isfinite(array):
-        raise InputError(f"shift is {shift}: use more than 0 (1 for equal steps)")
-    grid = rectified.shifted(np.linspace(0, 1, steps + 1), float(array)).astype(np.float32)
-    if not (np.diff(grid) > 0).all():
+        raise InputError(f"shift is {_shown(shift)}: use more than 0 (1 for equal steps)")
+    equal = np.linspace(0, 1, steps + 1, dtype=np.float32)
+    with np.errstate(all="ignore"):  # times that are not finite are refused, too
+        grid = rectified.shifted(equal, float(_single(array)))
+        apart = (np.diff(grid) > CLOSEST).all()
+    if not apart:
         raise InputError(f"shift is {shift}: with {steps} steps times coincide, set one nearer 1")
     return float(array)
 
 
 @no_type_check
 def _numbers(value: Any) -> np.ndarray | None:
-    """Numbers of any library as an array; None for anything else."""
-    if isinstance(value, str):
+    """Numbers of any library as an array; None for anything else, also for None and booleans."""
+    elements = value if isinstance(value, list | tuple) else (value,)
+    if any(x is None or isinstance(x, str | bool | np.bool_) for x in elements):
+        return None
+    if getattr(value, "dtype", None) == np.bool_:
         return None
     try:
         return np.asarray(value, np.float64)
     except (TypeError, ValueError):
         return None
+
+
+def _single(array: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Float32 numbers as compiled programs have them: subnormal ones are 0, large ones infinite."""
+    with np.errstate(over="ignore", under="ignore"):
+        single = array.astype(np.float32)
+    return np.where(np.abs(single) < np.finfo(np.float32).tiny, np.float32(0), single)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value in one line of an error."""
+    if getattr(value, "ndim", 0):
+        return f"an array of {value.dtype} and shape {value.shape}"
+    shown = repr(value) if isinstance(value, str | list | tuple) else str(value)
+    return " ".join(shown.split())
 
 
 def _is_one(scale: Any) -> bool:

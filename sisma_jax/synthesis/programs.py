@@ -17,7 +17,7 @@ from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.models.generators import Config, Params, generator
-from sisma_jax.synthesis.options import SamplingOptions
+from sisma_jax.synthesis.options import CLOSEST, SamplingOptions
 
 Scale = Float[Array, " b"] | Float[Array, ""] | float
 """A guidance: one for each image, or one for all."""
@@ -57,7 +57,8 @@ def velocity_under(
 
     Only terms that a guidance needs are computed (None means 1), in one pass over a batch of two or
     three times the size. At times outside of `interval`, its first and last time, v(mask, style) is
-    computed alone: a conditional of the compiled program runs one of its two branches.
+    computed alone: a conditional of the compiled program runs one of its two branches. Times within
+    CLOSEST of an end are inside.
     """
     model = generator(config)
     params = model.in_compute_type(params)  # once, and not in every step of a solver
@@ -84,7 +85,8 @@ def velocity_under(
     if interval is None:
         return guided_velocity
     first, last = interval
-    within = lambda t: (first <= t[0]) & (t[0] <= last)  # all samples are at one time
+    # All samples are at one time. That of a second velocity, t + h, is rounded.
+    within = lambda t: (first - CLOSEST <= t[0]) & (t[0] <= last + CLOSEST)
     return lambda z, t: jax.lax.cond(within(t), guided_velocity, plain, z, t)
 
 

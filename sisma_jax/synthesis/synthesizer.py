@@ -34,6 +34,7 @@ from sisma_jax.runs.state import Params
 from sisma_jax.synthesis.checks import (
     check_autoencoder,
     check_counts,
+    check_kind,
     check_sampling,
     check_seeds,
     checked_latents,
@@ -183,7 +184,9 @@ class Synthesizer:
         """Return the scaled latents of the images of a call, whose arguments these are.
 
         With times that end before 1 they are noisy latents at the last time, from which another
-        call continues: `latents=`, with times that begin there.
+        call continues: `latents=`, with times that begin there. "euler", "midpoint" and "heun" then
+        give the result of a single call. "ab2" gives another one, because every call begins with a
+        step of Euler's method.
         """
         start = {"seed": seed, "noise": noise, "latents": latents}
         batches = self._checked_batches("latents", labels, options, style=style, **start)
@@ -246,7 +249,11 @@ class Synthesizer:
         self.check_labels(labels)
         check_seeds(seed, len(labels))
         self.check_options(options, style, len(labels))
-        options.check_ends(from_noise=latents is None, to_data=result == "images")
+        options.check_ends(
+            from_noise=latents is None,
+            to_data=result == "images",
+            remedy="begin at 0, or start from latents",
+        )
         start = start_of(self.config, noise, latents, len(labels))
         if style is not None and len(style) != len(labels):
             style = style.repeat(len(labels))
@@ -362,8 +369,10 @@ class Synthesizer:
                 page=STYLES_PAGE,
             )
 
+    @no_type_check
     def check_options(self, options: SamplingOptions, style: Style | None, count: int) -> None:
         """Raises InputError if the model cannot make `count` faces in this way and style."""
+        check_kind(options)
         check_sampling(self.config, options)
         check_counts(options, count)
         if options.guided and not self.trained_with_null_mask:
@@ -372,6 +381,12 @@ class Synthesizer:
                 "(flow.drop is 0): leave it at 1, and use style guidance where there is a style"
             )
         if style is None:
+            if options.style_guided and not self.has_style:
+                raise InputError(
+                    f"style guidance is {options.style_guidance}, but this model has no style "
+                    "conditioning: leave it at 1",
+                    page=STYLES_PAGE,
+                )
             if options.style_guided:
                 raise InputError(
                     f"style guidance is {options.style_guidance}, but there is no style to follow: "
@@ -409,6 +424,7 @@ class Synthesizer:
           "temporary": the peak of the rest for a batch, as XLA planned it. A CPU may compute
           IN_FLIGHT batches at once; other devices compute them one after another.
         """
+        check_kind(options)
         mesh, size = local_mesh(), self._rows(count)
         variant = _variant(size, options, style)
         if variant not in self._compiled:

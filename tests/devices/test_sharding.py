@@ -87,5 +87,10 @@ def test_a_mesh_of_more_devices_than_there_are_is_refused():
 def test_batches_are_divided_by_devices_and_parts():
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
     check_batch(8, 2, mesh)
-    with pytest.raises(InputError, match=r"batch_size 12 is not divisible by the 4 devices in 2 p"):
-        check_batch(12, 2, mesh)
+    with pytest.raises(InputError, match=r"batch_size 10 .* the 4 devices .*: .* multiple of 8$"):
+        check_batch(10, 2, mesh)
+    for parts, fewer in ((5, 3), (8, 6)):
+        remedy = f"4 devices in {parts} parts .*: .* of {4 * parts}, or train.accumulate={fewer}$"
+        with pytest.raises(InputError, match=rf"batch_size 24 is not divisible by the {remedy}"):
+            check_batch(24, parts, mesh)
+        check_batch(24, fewer, mesh)

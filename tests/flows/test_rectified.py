@@ -92,6 +92,19 @@ def test_adams_bashforth_extrapolates_from_the_step_before():
     np.testing.assert_allclose(way[:, 0, 0], times**2 / 2 - [0, lost, lost, lost], atol=1e-7)
 
 
+def test_adams_bashforth_takes_a_step_of_euler_after_a_much_narrower_one():
+    """By hand as above: each step of Euler loses half the square of its width."""
+    times = np.array([0.0, 0.01, 0.5, 1.0], np.float32)
+    velocity, solve = lambda z, t: jnp.broadcast_to(t[:, None], z.shape), {"solver": "ab2"}
+    expected = -(0.01**2 + 0.49**2) / 2
+    arrived = rectified.integrate(velocity, jnp.zeros((1, 1)), steps=3, times=times, **solve)
+    np.testing.assert_allclose(arrived - 0.5, expected, atol=1e-6)
+    back, _ = rectified.invert(
+        velocity, jnp.full((1, 1), 0.5), steps=3, times=1 - times[::-1], **solve
+    )
+    np.testing.assert_allclose(back, expected, atol=1e-6)
+
+
 def test_shifted_times_multiply_the_ratio_of_noise_to_data():
     times = np.linspace(0, 1, 9)
     moved = rectified.shifted(times, 3.0)

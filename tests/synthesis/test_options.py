@@ -23,17 +23,38 @@ from sisma_jax.synthesis.options import SamplingOptions, name_fields
         ({"style_guidance": float("inf")}, "^style guidance is inf: use 0 or more"),
         ({"guidance": [1, 2, -3]}, "^guidance is -3.0 for image 2: use 0 or more"),
         ({"guidance": "much"}, "^guidance is 'much': give a number, or one for each image$"),
+        ({"guidance": None}, "^guidance is None: give a number, or one for each image$"),
+        (
+            {"guidance": np.ones((7, 1))},
+            r"^guidance is an array of float64 and shape \(7, 1\): give",
+        ),
+        ({"guidance": 1e39}, r"^guidance is 1e\+39: use less, since float32 ends at 3\.4e\+38$"),
+        ({"style_guidance": [1, 1e39]}, r"^style guidance is 1e\+39 for image 1: use less, since"),
         ({"guidance_interval": (0.8, 0.1)}, r"^guidance interval is \[0.8, 0.1\]: give its first"),
         ({"guidance_interval": (0.1, 1.5)}, r"^guidance interval is \[0.1, 1.5\]: give its first"),
         ({"guidance_interval": 0.5}, "^guidance interval is 0.5: give its first and its last time"),
+        ({"guidance_interval": "01"}, "^guidance interval is '01': give its first"),
+        ({"guidance_interval": None}, "^guidance interval is None: give its first"),
         ({"times": [0, 0.6, 0.5, 1]}, "^times have 0.5 after 0.6: let them increase"),
-        ({"times": [0, 0.5, 0.5 + 1e-9, 1]}, "^times have 0.5 after 0.5: let them increase"),
+        (
+            {"times": [0, 0.5, 0.5 + 1e-9, 1]},
+            "^times have 0.500000001 after 0.5: let them increase",
+        ),
+        (
+            {"times": [0, 1e-42, 1]},
+            "^times have 1e-42 after 0: let them increase by more than 1e-06,",
+        ),
+        ({"times": [False, True]}, r"^times are \[False, True\]: give at least two numbers"),
         ({"times": [0, 2]}, r"^times have 2: give numbers from 0 \(noise\) to 1 \(data\)$"),
         ({"times": [0, float("nan")]}, "^times have nan: give numbers from 0"),
         ({"times": [0]}, r"^times are \[0\]: give at least two numbers from 0 to 1$"),
         ({"times": [0, 1], "steps": 3}, "^steps is 3, but times are those of 1 steps: leave one"),
         ({"times": [0, 1], "shift": 3}, "^shift is 3, but times are given: leave one of them out$"),
         ({"shift": 0}, "^shift is 0: use more than 0"),
+        ({"shift": "3"}, "^shift is '3': use more than 0"),
+        ({"shift": True}, "^shift is True: use more than 0"),
+        ({"shift": 1e39, "steps": 1}, r"^shift is 1e\+39: with 1 steps times coincide"),
+        ({"shift": 1e-40, "steps": 1}, "^shift is 1e-40: with 1 steps times coincide"),
         ({"shift": float("nan")}, "^shift is nan: use more than 0"),
         ({"shift": 1e-9}, "^shift is 1e-09: with 25 steps times coincide, set one nearer 1$"),
     ],
@@ -60,6 +81,7 @@ def test_numbers_of_any_kind_are_kept_as_pythons_own():
     assert kinds == [int, str, float, float, tuple, type(None), float]
     several = SamplingOptions(guidance=np.arange(3), times=jnp.array([0, 0.5, 1]))
     assert several.guidance == (0.0, 1.0, 2.0) and several.times == (0.0, 0.5, 1.0)
+    assert SamplingOptions(times=(k / 2 for k in range(3))).times == several.times
     assert several.steps == 2 and dataclasses.replace(several, style_guidance=2).steps == 2
     assert hash(several) is not None and SamplingOptions().steps == 25
 
@@ -118,7 +140,9 @@ def test_times_from_noise_to_data_are_asked_for_where_they_are_needed():
     later, earlier = SamplingOptions(times=[0.4, 1]), SamplingOptions(times=[0, 0.7])
     later.check_ends(from_noise=False)
     earlier.check_ends(to_data=False)
-    with pytest.raises(InputError, match=r"^times begin at 0\.4, where z is no longer noise"):
+    with pytest.raises(
+        InputError, match=r"^times begin at 0\.4, where z is no longer noise: begin at 0$"
+    ):
         later.check_ends()
     with pytest.raises(InputError, match=r"^times end at 0\.7, where z is still noisy"):
         earlier.check_ends()

@@ -87,7 +87,10 @@ def test_guidance_is_that_of_times_in_its_interval(synthesizer, labels):
     assert min(largest_difference(some, other) for other in (plain, guided)) > 1
 
 
-def test_a_velocity_outside_of_the_interval_costs_no_second_pass(monkeypatch):
+@pytest.fixture
+def rows_by_time(monkeypatch):
+    """A function that solves with guidance in an interval, and returns the time and the number of
+    rows of each velocity of two samples, sorted."""
     rows = []
 
     def velocity(params, z, t, encoded):
@@ -101,20 +104,36 @@ def test_a_velocity_outside_of_the_interval_costs_no_second_pass(monkeypatch):
     )
     monkeypatch.setattr(programs, "generator", lambda config: toy)
 
-    @partial(jax.jit, static_argnames="solver")
-    def solve(noise, options, solver):
+    @jax.jit
+    def solve(noise, options):
         v = velocity_with(SISMAConfig.tiny(), {}, jnp.ones((2, 1, 1), jnp.uint8), options, None)
-        return rectified.integrate(v, noise, steps=5, solver=solver)
+        return rectified.integrate(v, noise, steps=options.steps, solver=options.solver)
 
-    options = SamplingOptions(guidance=3.0, guidance_interval=(0.35, 0.8))
-    solve(jnp.ones((2, 1, 1, 1)), options, "euler").block_until_ready()
-    jax.effects_barrier()
-    assert sorted(rows) == [(0.0, 2), (0.2, 2), (0.4, 4), (0.6, 4), (0.8, 4)]
-    rows.clear()
-    solve(jnp.ones((2, 1, 1, 1)), options, "heun").block_until_ready()
-    jax.effects_barrier()
+    def solved(interval, **arguments):
+        rows.clear()
+        options = SamplingOptions(guidance=3.0, guidance_interval=interval, **arguments)
+        solve(jnp.ones((2, 1, 1, 1)), options).block_until_ready()
+        jax.effects_barrier()
+        return sorted(rows)
+
+    return solved
+
+
+def test_a_velocity_outside_of_the_interval_costs_no_second_pass(rows_by_time):
     once = [(0.0, 2), (0.2, 2), (0.4, 4), (0.6, 4), (0.8, 4)]
-    assert sorted(rows) == sorted([*once, *once[1:], (1.0, 2)]), "the time of each velocity counts"
+    assert rows_by_time((0.35, 0.8), steps=5, solver="euler") == once
+    both = sorted([*once, *once[1:], (1.0, 2)])
+    assert rows_by_time((0.35, 0.8), steps=5, solver="heun") == both, "each velocity has its time"
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+def test_both_velocities_of_heun_at_an_end_of_the_interval_are_guided(rows_by_time, steps):
+    starts, ends = range(steps), range(1, steps + 1)
+    for first in range(steps):
+        last = min(first + steps // 2, steps)
+        rows = lambda k, a=first, b=last: (round(k / steps, 2), 4 if a <= k <= b else 2)
+        made = rows_by_time((first / steps, last / steps), steps=steps, solver="heun")
+        assert made == sorted(map(rows, [*starts, *ends])), (first, last)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +142,13 @@ def test_a_velocity_outside_of_the_interval_costs_no_second_pass(monkeypatch):
         ({"noise": np.zeros((4, *SHAPE))}, r"noise of float64 and shape \(4, 8, 8, 4\) do not fit"),
         ({"latents": np.zeros((5, *SHAPE), int)}, "latents of int64 and shape .* give floats of"),
         ({"noise": np.full((5, *SHAPE), np.inf)}, "noise of image 0 are not all finite"),
+        ({"noise": np.full((5, *SHAPE), 1e300)}, "noise of image 0 are not all finite in float32"),
+        ({"noise": [[1.0], [1.0, 2.0]]}, "noise with rows of unequal lengths do not fit: give one"),
         (
             {"noise": np.zeros((5, *SHAPE)), "latents": np.zeros((5, *SHAPE))},
             "noise and latents are given, but a solver starts from one: leave one out",
         ),
-        ({"times": (0.5, 1)}, "times begin at 0.5, where z is no longer noise"),
+        ({"times": (0.5, 1)}, "times begin at 0.5, .* noise: begin at 0, or start from latents"),
         ({"times": (0, 0.5), "latents": np.zeros((5, *SHAPE))}, "times end at 0.5, where z is"),
         ({"style_guidance": (1, 2, 3)}, "style guidance has 3 values for 5 label maps"),
     ],
@@ -135,3 +156,10 @@ def test_a_velocity_outside_of_the_interval_costs_no_second_pass(monkeypatch):
 def test_wrong_starts_are_refused_in_a_sentence(synthesizer, labels, arguments, message):
     with pytest.raises(InputError, match=message):
         synthesizer(labels, **arguments)
+
+
+@pytest.mark.parametrize(("options", "kind"), [({"steps": 2}, "dict"), (None, "NoneType")])
+def test_options_of_another_type_are_refused_in_a_sentence(synthesizer, labels, options, kind):
+    for make in (synthesizer.images, synthesizer.latents, synthesizer.trajectory):
+        with pytest.raises(InputError, match=f"^options are of type {kind}: give SamplingOptions"):
+            make(labels, options)

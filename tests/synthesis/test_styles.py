@@ -266,7 +266,7 @@ def test_references_that_cannot_be_used_are_refused_in_one_sentence(
         (tiny_style_run, ("--part", "hair", face), "--part hair has 1 files"),
         (tiny_style_run, ("--towards", face, mask), "--towards needs a face to begin with"),
         (tiny_style_run, ("--interpolate", 3), "--interpolate goes with --towards"),
-        (tiny_style_run, ("--style-guidance", 2), "but there is no style to follow"),
+        (tiny_style_run, ("--style-guidance", 2), "^--style-guidance is 2.0, but there is no"),
         (tiny_run, ("--reference", face, mask), "this model has no style conditioning"),
     ]:
         with pytest.raises(InputError, match=said) as caught:
