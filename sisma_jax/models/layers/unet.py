@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from sisma_jax.common.errors import InputError
@@ -127,7 +128,7 @@ def in_compute_type(config: Any, params: dict) -> dict:
     advance. Its output is unchanged, and a sampler then rounds no weights in its steps.
     """
 
-    def stored(path: tuple, leaf: Array) -> Array:
+    def stored(path: tuple, leaf: Array | np.ndarray) -> Array | np.ndarray:
         module = path[-2].key
         exact = "time" in [part.key for part in path] or module.startswith("norm")
         return leaf if exact or module == "conv_out" else leaf.astype(config.dtype)

@@ -35,6 +35,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int32, UInt8
 
@@ -335,7 +336,7 @@ def in_compute_type(config: SISMAConfig, params: dict) -> dict:
     depthwise convolutions, positions), and the encoders of mask and style, which run once.
     """
 
-    def stored(path: tuple, leaf: Array) -> Array:
+    def stored(path: tuple, leaf: Array | np.ndarray) -> Array | np.ndarray:
         first, module, name = path[0].key, path[-2].key, path[-1].key
         exact = first in ENCODERS or module in ("norm", "conv") or name in FLOAT32_PARAMETERS
         return leaf if exact else leaf.astype(config.dtype)
