@@ -60,6 +60,7 @@ class TestSISMA:
         assert (tmp_path / "faces/mask_0.png").exists()
         assert "MiB for weights and" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_a_run_may_start_from_it_but_not_continue_in_it(
         self, exported, inputs_folder, tmp_path
     ):

@@ -28,6 +28,7 @@ def prepared(source, out, *options):
     return out
 
 
+@pytest.mark.slow
 def test_from_the_archive_to_training(raw, inputs_folder, tmp_path):
     shards = prepared(raw, tmp_path / "sis")
     official = prepared(raw, tmp_path / "official", "--split", "official")

@@ -23,6 +23,7 @@ def bench(*arguments, preamble=""):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_every_implementation_is_measured_with_and_without_several_orders(tmp_path):
     done = bench(*TINY, "--orders", 1, 2, "--lengths", 4, 8, "--out", tmp_path,
         "--implementations", "sequential", "chunked", "--peer", "mamba_ssm")  # fmt: skip

@@ -61,6 +61,7 @@ def test_models_stand_beside_their_own_bounds(tiny_run, parser, tmp_path, capsys
     assert "note: 'tiny, euler 1, guidance 1' replaces a row of other pictures" in said
 
 
+@pytest.mark.slow
 def test_what_an_earlier_command_said_stays(tiny_run, parser, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "DEFAULT_METRICS", "fid,miou")
     first = run(tiny_run, parser, tmp_path / "report", metrics=None)

@@ -63,6 +63,7 @@ def report(tiny_style_run, tmp_path_factory):
     return out, json.loads((out / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_report_has_the_reconstruction_in_the_own_style(report):
     rows = {row["name"]: row for row in report[1]["rows"]}
     own = rows["tiny-style, own style, euler 1, guidance 1, of the style 1.5"]
@@ -73,6 +74,7 @@ def test_a_report_has_the_reconstruction_in_the_own_style(report):
     assert len(list(made["euler1-g1-seed0-style-s1.5"].glob("*.png"))) == 3
 
 
+@pytest.mark.slow
 def test_faces_in_their_own_style_follow_it_by_its_guidance(report, tiny_style_run, inputs_folder):
     files = sorted((report[0] / "images").glob("*-style-s1.5-*/*.png"))
     test = RawFaces(inputs_folder / "data", SIZE, split="test", test_from=12)
@@ -106,6 +108,7 @@ def test_guidance_by_the_style_is_refused_where_no_face_has_one(tiny_run, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_report_measures_colours_and_locality_by_class(report):
     found = report[1]["styles"]["tiny-style"]
     assert found["faces"] == 3 and found["margin"] == 8
@@ -118,6 +121,7 @@ def test_a_report_measures_colours_and_locality_by_class(report):
     assert {"background", "skin"} <= found["locality"].keys()
 
 
+@pytest.mark.slow
 def test_a_report_shows_each_thing_one_can_do(report):
     out, _ = report
     text = (out / "report.md").read_text()

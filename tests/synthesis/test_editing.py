@@ -100,6 +100,7 @@ def test_what_is_farther_from_an_edit_than_the_margin_is_the_photos_own(
     np.testing.assert_array_equal(faces[1:], photos[1:])
 
 
+@pytest.mark.slow
 def test_guidance_follows_the_edited_mask_and_batches_do_not_matter(
     synthesizer, photos, labels, edited
 ):

@@ -125,6 +125,7 @@ def test_faces_take_the_styles_they_are_given_one_by_one(styled, faces):
     assert np.abs(made[1].astype(int) - same[1]).max() > 1
 
 
+@pytest.mark.slow
 def test_guidance_by_the_style_is_a_line_through_with_and_without(styled, faces):
     """In one Euler step the latents are linear in the velocity, before the decoder."""
     images, labels = faces
@@ -218,6 +219,7 @@ def make(run, files, *options):
     return {path.stem: np.asarray(Image.open(path)) for path in out.glob("*.png")}
 
 
+@pytest.mark.slow
 def test_the_command_takes_references_parts_and_what_lies_between(
     tiny_style_run, files, faces, capsys
 ):

@@ -35,6 +35,7 @@ def evaluated(parts, batch_size, devices, settings=SETTINGS, shift=0, **options)
     return held_out_loss(CONFIG, settings, *parts, mesh, batch_size, **options)(params, shift)
 
 
+@pytest.mark.slow
 def test_every_item_counts_once_at_its_own_noise(parts):
     """A new model is the zero velocity, so that its loss is known: the mean of (x - noise)^2."""
     source, autoencoder = parts

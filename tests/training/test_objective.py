@@ -57,6 +57,7 @@ def test_losses_multiply_squared_errors_by_the_weights(key):
     np.testing.assert_allclose(found, np.mean(weight * noise**2, (1, 2, 3)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_has_the_weights_of_its_section(labels):
     """The loss of a new model, whose velocity is zero."""
     config = SISMAConfig.tiny(

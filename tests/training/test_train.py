@@ -96,6 +96,7 @@ def test_whoever_watches_is_told_what_the_folder_holds(tiny_run, tiny_config, tm
     assert (step, more, heard.closed) == (8, [], 1)
 
 
+@pytest.mark.slow
 def test_continuing_equals_an_undisturbed_run_bit_for_bit(tiny_run, inputs_folder, tmp_path):
     train_tiny(inputs_folder, tmp_path / "run", train__steps=4)
     train_tiny(inputs_folder, tmp_path / "run", train__steps=6)
@@ -122,6 +123,7 @@ def test_a_moved_run_continues_without_its_first_autoencoder_and_says_so(
     assert f"{said}, {copy}\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_missing_synthetic_set_is_made(inputs_folder, tmp_path):
     data = tmp_path / "data"
     train_tiny(
@@ -324,6 +326,7 @@ def test_a_hook_that_fails_loses_no_step_and_runs_when_training_continues(inputs
     assert 0 < evaluated[0]["test_loss"] < 10
 
 
+@pytest.mark.slow
 def test_a_raw_set_that_has_changed_is_noticed(tiny_run, inputs_folder, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     shutil.copytree(inputs_folder / "data", tmp_path / "data")

@@ -61,6 +61,7 @@ def test_the_export_is_scaled_and_reconstructs_and_continues(inputs_folder, tmp_
     assert (tmp_path / "run/autoencoder/config.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_codebook_is_trained_and_its_usage_reported(inputs_folder, tmp_path, capsys):
     settings = {"autoencoder__codebook": 32, "train__steps": 2, "train__optimizer": "adamw"}
     run(inputs_folder, tmp_path / "run", "vq", **settings)

@@ -393,7 +393,7 @@ def test_the_hand_count_of_macs_is_the_program_s(config):
 
 
 def test_macs_of_the_mask_are_those_of_spade(monkeypatch):
-    monkeypatch.setattr(spade.SPADE, "__call__", lambda self, x, semantics: x)
+    monkeypatch.setattr(spade.SPADE, "__call__", lambda self, x, semantics, rounded=True: x)
     assert traced_macs(TINY) == sdm_macs(TINY) - sdm_mask_macs(TINY)
 
 

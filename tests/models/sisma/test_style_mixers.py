@@ -17,6 +17,8 @@ from sisma_jax.models.sisma.model import init_params, matrix_axes
 from sisma_jax.models.sisma.style_mixers import StyleAttention
 
 STYLED = ("attention", "full_attention", "mamba")
+FIRST_STYLE = [STYLED[0], *(pytest.param(style, marks=pytest.mark.slow) for style in STYLED[1:])]
+"""The others among the slow tests."""
 SIZES = dict(
     latent_size=4, factor=4, num_classes=3, patch=1, width=16, depth=2, state=2, mask_channels=8,
     attention_head=8, style_channels=2, style_levels=2, style_features=4,
@@ -116,7 +118,7 @@ def test_two_stages_are_the_whole_and_a_style_counts(style, mixer):
     np.testing.assert_allclose(of_nothing, plain, atol=1e-5)
 
 
-@pytest.mark.parametrize("style", STYLED)
+@pytest.mark.parametrize("style", FIRST_STYLE)
 def test_a_new_model_is_the_zero_velocity_and_then_every_parameter_learns(style):
     module = SISMA(config(style, depth=1))
     params = init(module.config)
@@ -193,7 +195,7 @@ def test_sizes_that_do_not_fit_are_refused(changes, said):
         config(**changes)
 
 
-@pytest.mark.parametrize("style", STYLED)
+@pytest.mark.parametrize("style", FIRST_STYLE)
 def test_macs_by_hand_are_near_xlas_count(style):
     sizes = config(style, width=64, depth=3, state=8, latent_size=8, style_levels=2)
     assert macs(sizes) == mask_macs(sizes) + velocity_macs(sizes) + style_macs(sizes)
