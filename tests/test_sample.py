@@ -39,6 +39,7 @@ def test_several_faces_per_mask_whatever_the_batch_size(tiny_run, masks, tmp_pat
     assert np.abs(small["a_0.png"].astype(int) - small["a_1.png"]).max() > 20
 
 
+@pytest.mark.slow
 def test_times_solver_and_interval_are_those_of_the_options(tiny_run, masks, tmp_path):
     made = run(
         tiny_run, masks, tmp_path / "x", "--solver", "ab2", "--shift", 3, "--guidance", 40,

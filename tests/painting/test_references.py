@@ -134,6 +134,7 @@ def test_painted_classes_that_no_reference_gives_are_named(studio, references):
     assert studio.drawn_from_noise((with_parts(first, "skin"), second), labels) == ["hair"]
 
 
+@pytest.mark.slow
 def test_faces_take_the_style_and_its_guidance(studio, references):
     labels = studio.starts.read(0).labels
     plain = studio.faces(labels, OPTIONS, count=2, seed=0)

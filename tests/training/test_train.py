@@ -110,6 +110,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_run, inputs_folder, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in tiny_run.glob("checkpoints/*/*")}
 
 
+@pytest.mark.slow
 def test_a_moved_run_continues_without_its_first_autoencoder_and_says_so(
     tiny_run, inputs_folder, tmp_path, capsys
 ):
@@ -245,6 +246,7 @@ def test_wrong_settings_are_refused(check, overrides, message, tiny_config, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_may_change_changes_and_is_said(tiny_run, inputs_folder, tmp_path, capsys):
     shutil.copytree(tiny_run, tmp_path / "run")
     changes = dict(train__steps=7, train__learning_rate=1e-4, model__remat="block")

@@ -124,7 +124,7 @@ def test_two_stages_equal_the_whole(changes):
     )
 
 
-@pytest.mark.parametrize("changes", [{}, TWIN])
+@pytest.mark.parametrize("changes", [{}, pytest.param(TWIN, marks=pytest.mark.slow)])
 def test_remat_changes_no_value_and_no_gradient(changes):
     z, t, labels = inputs(small())
     params = trained(small(**changes))
