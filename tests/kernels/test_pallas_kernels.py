@@ -133,6 +133,7 @@ def test_nothing_is_summed_by_atomic_operations(implementation):
 
 
 @pytest.mark.parametrize("implementation", PALLAS)
+@pytest.mark.slow
 def test_the_interval_of_checkpoints_changes_memory_and_nothing_else(implementation):
     arrays = arrays_of(2, 20, 6, 4) | {"h0": None}
     options = dict(delta_softplus=True, order=None, reverse=False)

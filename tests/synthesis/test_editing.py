@@ -189,6 +189,7 @@ def test_a_photo_keeps_its_own_style_both_ways(styled, faces):
     assert difference(plain, without).max() > 3, "and not that of noise"
 
 
+@pytest.mark.slow
 def test_another_style_changes_the_way_forward_where_it_is_given(styled, faces):
     images, labels = faces
     row, wanted = bare_of(labels)

@@ -353,6 +353,7 @@ def test_a_run_of_another_config_is_refused(tiny_run, inputs_folder):
         call(train.main, *arguments(inputs_folder, tiny_run), "--config.model.widht=24")
 
 
+@pytest.mark.slow
 def test_a_run_older_than_an_option_continues_with_what_it_did(tiny_run, inputs_folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
