@@ -78,9 +78,11 @@ class Kernel:
     runs: int
     """How often it runs in one call of the program."""
     flops: int
-    """Of one run, as are the next two."""
+    """Operations of matrix products and convolutions in one run."""
     special: int
+    """Exponentials and the like in one run."""
     bytes: int
+    """Bytes that one run reads and writes."""
 
 
 def _parse(line: str) -> Instruction | None:

@@ -225,7 +225,7 @@ class Plans:
         return case | {"from": "compiled" if exact else "derived"} | found
 
     def _rates(self, variant: str, size: float) -> Callable[[Figure], float] | None:
-        """Of a figure: what an image adds to it, over what an image of `large` adds."""
+        """Return a function of a figure: the ratio of what one image adds to it, to `large`'s."""
         needed = (("large", LOW), ("large", HIGH), (variant, HIGH))
         low, high, own = (self.rows.get((name, POLICY, batch)) for name, batch in needed)
         if low is None or high is None or own is None:

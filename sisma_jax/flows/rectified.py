@@ -282,7 +282,7 @@ class _Step(NamedTuple):
     width: Array
     """Negative backwards."""
     ratio: Array | None
-    """For "ab2": `width` to that of the step before; 0 for a step of Euler's method."""
+    """Ratio of `width` to that of the step before, for "ab2"; 0 for a step of Euler's method."""
 
 
 def _first_state(z: Array, solver: str) -> _State:

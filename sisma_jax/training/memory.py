@@ -45,14 +45,14 @@ class Needs:
     """Bytes on each device."""
 
     state: int
-    """Of parameters, their average and the optimizer's moments."""
+    """Parameters, their average and the optimizer's moments."""
     parameters: int
     accumulated: int
-    """Of the sum of gradients with `train.accumulate`."""
+    """The sum of gradients with `train.accumulate`."""
     rows: int
     """Images that are computed at once."""
     activations: int
-    """Of these images, and of the gradients."""
+    """What is kept for the backward pass of these images, and the gradients."""
 
     @property
     def total(self) -> int:

@@ -83,7 +83,7 @@ def test_solvers_converge_at_their_order_there_and_back(solver, order, grid):
 
 
 def test_adams_bashforth_extrapolates_from_the_step_before():
-    """By hand for dz/dt = t, whose solution a method of order 2 hits but for Euler's first step."""
+    """dz/dt = t by hand: a method of order 2 is exact, except for Euler's first step."""
     times = np.array([0.0, 0.25, 0.5, 1.0])
     way = rectified.trajectory(
         lambda z, t: t[:, None], jnp.zeros((1, 1)), steps=3, solver="ab2", times=times
@@ -93,7 +93,7 @@ def test_adams_bashforth_extrapolates_from_the_step_before():
 
 
 def test_adams_bashforth_takes_a_step_of_euler_after_a_much_narrower_one():
-    """By hand as above: each step of Euler loses half the square of its width."""
+    """dz/dt = t by hand: each step of Euler loses half the square of its width."""
     times = np.array([0.0, 0.01, 0.5, 1.0], np.float32)
     velocity, solve = lambda z, t: jnp.broadcast_to(t[:, None], z.shape), {"solver": "ab2"}
     expected = -(0.01**2 + 0.49**2) / 2

@@ -8,30 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sisma_jax import Synthesizer
 from sisma_jax.common.errors import InputError
 from sisma_jax.flows import rectified
 from sisma_jax.models import SISMAConfig
 from sisma_jax.synthesis import programs
 from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import noise_keys, velocity_with
+from tests.synthesis.pictures import largest_difference
 
 SHAPE = (8, 8, 4)
 """Latents of the tiny run."""
-
-
-@pytest.fixture(scope="module")
-def synthesizer(tiny_run):
-    return Synthesizer.load(tiny_run, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def labels():
-    return np.random.default_rng(0).integers(0, 19, (5, 32, 32)).astype(np.uint8)
-
-
-def largest_difference(a, b):
-    return np.abs(a.astype(int) - b.astype(int)).max()
 
 
 def test_latents_and_trajectory_belong_to_the_images(synthesizer, labels):

@@ -16,22 +16,9 @@ from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import synthesize_latents
 from sisma_jax.synthesis.synthesizer import _variant
 from tests.lowering import equations
+from tests.synthesis.pictures import largest_difference
 
 DECODER = ("decoder", "post_quant_conv", "linear_decoder")
-
-
-@pytest.fixture(scope="module")
-def synthesizer(tiny_run):
-    return Synthesizer.load(tiny_run, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def labels():
-    return np.random.default_rng(0).integers(0, 19, (5, 32, 32)).astype(np.uint8)
-
-
-def largest_difference(a, b):
-    return np.abs(a.astype(int) - b.astype(int)).max()
 
 
 def test_images_are_bytes_of_the_masks_size(synthesizer, labels):

@@ -40,7 +40,7 @@ _ABOVE = {
     "skin": np.isin(CLASSES, ("nose", "eye_g", *_FEATURES, "mouth", "u_lip", "l_lip")),
     "eye_g": np.isin(CLASSES, _FEATURES),
 }
-"""By part, the classes that cover it and below which its mask continues, as in the real data."""
+"""Classes that cover a part, by its name; its mask continues below them, as in the real data."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def drawn(shape, dtype):
 
 
 def grouped(x, kernel, bias):
-    """By XLA's grouped convolution, in float32."""
+    """XLA's grouped convolution with bias and SiLU, in float32."""
     pre = jax.lax.conv_general_dilated(
         x.astype(jnp.float32), kernel[:, :, None], (1, 1), "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1],
