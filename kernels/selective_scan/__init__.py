@@ -13,6 +13,9 @@ Modules, in reading order:
     chunked      one loop over time with its own gradient; the equations of all gradients
     pallas       the same algorithm as kernels for NVIDIA GPUs
     automatic    the default: a kernel in programs for GPUs, "chunked" in all others
+    resets       resets of the state, for all implementations alike
+    segments     a length that is split over several devices, for all implementations alike
+    wide         gradients of 16-bit arguments in float32
     checkpoints  the name of what is stored for the gradient
     oracle       float64 NumPy, for tests, benchmarks and `python -m sisma_jax.doctor`
 """

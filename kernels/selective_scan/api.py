@@ -12,12 +12,13 @@ from typing import no_type_check
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from . import associative, automatic, chunked, reference
+from . import associative, automatic, chunked, reference, segments
+from . import resets as resetting
 from .automatic import kernel_for_gpus, kernel_in_jax
 from .pallas import device, mosaic, triton
-from .validation import check_arguments, check_implementation
+from .validation import check_arguments, check_implementation, check_resets
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "sequential": reference.scan,
@@ -68,7 +69,9 @@ def selective_scan(
     h0: Float[Array, "batch channels state"] | None = None,
     order: Int[Array | np.ndarray, "length"] | None = None,
     reverse: bool = False,
+    resets: Bool[Array | np.ndarray, "batch length"] | None = None,
     return_last_state: bool = False,
+    axis_name: str | None = None,
     implementation: str | None = None,
 ) -> (
     Float[Array, "batch length channels"]
@@ -84,8 +87,8 @@ def selective_scan(
     may differ from each other.
 
     Every floating argument has reverse-mode derivatives; only "sequential" and "associative" have
-    forward-mode ones. To scan in several orders, use `jax.vmap` over delta, A, B, C, D, delta_bias
-    and order, with u unmapped.
+    forward-mode ones, without `axis_name`. To scan in several orders, use `jax.vmap` over delta, A,
+    B, C, D, delta_bias and order, with u unmapped.
 
     Args:
         u: input sequence, (batch, length, channels).
@@ -101,7 +104,16 @@ def selective_scan(
         order: int32 permutation of range(length): step s visits row order[s]. All arrays stay in
             row order. Values are validated unless `order` is traced.
         reverse: visit the rows from the last step to the first (with `order`, from its last entry).
+        resets: rows at which another sequence begins, (batch, length) of bool: the state is set to
+            zero, h0 included, before the step that visits such a row. With `reverse` a packed
+            sequence begins at its last row. A must not be positive: under `jit`, where its values
+            are not known, channels with positive entries become NaN.
         return_last_state: also return the state after the last step visited.
+        axis_name: axis of the current mesh over whose devices the length is split, in the order of
+            the rows. With `jax.set_mesh` the arrays are whole and their length is a multiple of the
+            number of devices. Within `jax.shard_map` (with check_vma=False) every device passes and
+            gets its own rows, and h0 and the last state are those of the whole length, the same on
+            every device. There is no `order` then.
         implementation: "sequential", "associative", "chunked", "pallas_triton" or
             "pallas_mosaic". None selects the best one for the platform of the arrays, for which
             the program is lowered: a Pallas kernel on NVIDIA GPUs (`kernel_for_gpus`), "chunked"
@@ -113,9 +125,11 @@ def selective_scan(
         (batch, channels, state).
 
     Raises:
-        ValueError: if shapes disagree, `order` is not a permutation, or the implementation is
-            unknown.
-        TypeError: if an argument is anything other than a floating array, or `order` is not int32.
+        ValueError: if shapes disagree, `order` is not a permutation, A has positive entries
+            together with `resets`, the length cannot be split over `axis_name`, or the
+            implementation is unknown.
+        TypeError: if an argument is anything other than a floating array, `order` is not int32, or
+            `resets` is not bool.
         NotImplementedError: if the named implementation cannot run here. A Pallas kernel raises it
             when the program is lowered for a platform without kernels.
     """
@@ -123,6 +137,8 @@ def selective_scan(
         check_implementation(implementation, IMPLEMENTATIONS)
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
     check_arguments(arrays, order)
+    if resets is not None:
+        check_resets(resets, arrays)
     kernel = kernel_in_jax(A.shape[1])[0] if implementation is None else None
     if kernel is None:
         scan = IMPLEMENTATIONS[implementation or best_implementation(A.shape[1])]
@@ -131,6 +147,10 @@ def selective_scan(
     arrays = jax.tree.map(jnp.asarray, arrays)
     if order is not None:
         order = jnp.array(order)  # a copy: nested vmaps of a NumPy table fail in custom_vjp
+    if axis_name is not None:
+        scan = segments.over_axis(scan, axis_name, u.shape[1], order)
+    if resets is not None:
+        scan = partial(resetting.scan, scan, jnp.asarray(resets))
     try:
         y, last_state = scan(**arrays, delta_softplus=delta_softplus, order=order, reverse=reverse)
     except TypeError as error:

@@ -14,12 +14,13 @@ from . import chunked
 from .by_platform import by_platform
 from .checkpoints import named
 from .pallas import device, launch, mosaic, triton
+from .wide import widened
 
 
 def kernel_in_jax(state: int) -> tuple[ModuleType | None, str]:
     """The best kernel in this jax for a state size, or None; and why better kernels are missing."""
     reasons = []
-    for kernel in (triton, mosaic):
+    for kernel in (mosaic, triton):
         try:
             kernel.check_kernel(state)
         except NotImplementedError as error:
@@ -53,21 +54,22 @@ def scan(
 ):
     """See `selective_scan` in `api.py`; `kernel` comes from `kernel_in_jax`."""
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
-    return _scan(kernel, (delta_softplus, reverse), arrays, order)
+    return _scan(kernel, (delta_softplus, reverse), arrays, widened(arrays), order)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(kernel, switches, arrays, order):
+def _scan(kernel, switches, arrays, wide, order):
     scan = lambda module, arrays, order: module.scan(**arrays, order=order, **_options(switches))
     return _chosen(partial(scan, chunked), partial(scan, kernel), arrays, order)
 
 
-def _scan_forward(kernel, switches, arrays, order):
+def _scan_forward(kernel, switches, arrays, wide, order):
     options = _options(switches)
     checkpoints = launch.checkpoints(kernel.BACKEND, arrays, **options)
 
     def default(arrays, order):
-        outputs, pull_back = jax.vjp(lambda x: chunked.scan(**x, order=order, **options), arrays)
+        scan = lambda wide: chunked.scan_twice_given(arrays, wide, order=order, **options)
+        outputs, pull_back = jax.vjp(scan, widened(arrays))
         return outputs, pull_back, _unset(checkpoints)
 
     _, pull_back, _ = jax.eval_shape(default, arrays, order)
@@ -91,7 +93,7 @@ def _scan_backward(kernel, switches, residuals, bars):
             kernel.BACKEND, arrays, order, checkpoints, bars, **_options(switches)
         )
 
-    return _chosen(default, with_kernel, *residuals, bars), None
+    return None, _chosen(default, with_kernel, *residuals, bars), None
 
 
 _scan.defvjp(_scan_forward, _scan_backward)

@@ -39,43 +39,54 @@ from jaxtyping import Array, Float, Int
 from .checkpoints import named
 from .ordering import one_order_at_a_time, visited_rows
 from .pointwise import gate, step_sizes
+from .wide import widened
 
 CHUNK = 16  # the states of one chunk, kept while its adjoint runs, fit in the L2 cache
 
 
 def scan(u, delta, A, B, C, D, z, delta_bias, *, delta_softplus, h0, order, reverse):
     """See `selective_scan` in `api.py`."""
-    batch, length, _ = u.shape
-    h0 = jnp.zeros((batch, *A.shape)) if h0 is None else h0
+    arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
+    switches = dict(delta_softplus=delta_softplus, order=order, reverse=reverse)
+    return scan_twice_given(arrays, widened(arrays), **switches)
+
+
+def scan_twice_given(arrays, wide, *, delta_softplus, order, reverse):
+    """`scan`; the gradients are those of `wide`, the arguments in float32 (see `wide.py`)."""
+    batch, length, _ = arrays["u"].shape
+    A, h0 = wide["A"].mT, wide["h0"]
     y, last_state = _recurrence(
-        u,
-        step_sizes(delta, delta_bias, delta_softplus),
-        A.astype(jnp.float32).mT,
-        B,
-        C,
-        None if D is None else D.astype(jnp.float32),
-        h0.astype(jnp.float32).mT,
+        [arrays[name] for name in ("u", "B", "C")],
+        [wide[name] for name in ("u", "B", "C")],
+        step_sizes(wide["delta"], wide["delta_bias"], delta_softplus),
+        A,
+        wide["D"],
+        jnp.zeros((batch, *A.shape)) if h0 is None else h0.mT,
         visited_rows(order, length, reverse),
     )
-    return gate(y, z, u.dtype), last_state.mT
+    return gate(y, wide["z"], arrays["u"].dtype), last_state.mT
 
 
 @jax.custom_vjp
-def _recurrence(u, delta, A, B, C, D, h0, rows):
-    """(1) and (2). A (state, channels), D and h0 (batch, state, channels) are float32."""
-    return _recurrence_forward(u, delta, A, B, C, D, h0, rows)[0]
+def _recurrence(read, wide, delta, A, D, h0, rows):
+    """(1) and (2) for u, B and C, which are read as they are in `read`; `wide` has their gradients.
+
+    A (state, channels), D and h0 (batch, state, channels) are float32.
+    """
+    return _recurrence_forward(read, wide, delta, A, D, h0, rows)[0]
 
 
-def _recurrence_forward(*arguments):
-    *arrays, rows = arguments
-    y, last_state, checkpoints = _batchable(_forward, rows)(rows, arrays)
-    return (y, last_state), (arguments, named(checkpoints))
+def _recurrence_forward(read, wide, delta, A, D, h0, rows):
+    (u, B, C), kept = read, (delta, A, D, h0)
+    y, last_state, checkpoints = _batchable(_forward, rows)(rows, [u, B, C, *kept])
+    return (y, last_state), (read, kept, rows, named(checkpoints))
 
 
 def _recurrence_backward(residuals, cotangents):
-    (*arrays, rows), checkpoints = residuals
-    gradients = _batchable(_backward, rows)(rows, [*arrays, checkpoints, *cotangents])
-    return *gradients, None
+    (u, B, C), kept, rows, checkpoints = residuals
+    arrays = [u, B, C, *kept, checkpoints, *cotangents]
+    ubar, Bbar, Cbar, *bars = _batchable(_backward, rows)(rows, arrays)
+    return None, [ubar, Bbar, Cbar], *bars, None
 
 
 _recurrence.defvjp(_recurrence_forward, _recurrence_backward)
@@ -88,7 +99,7 @@ def _batchable(function, rows):
 
 def _forward(rows, arrays):
     """y, the last state, and the state before each chunk."""
-    u, delta, A, B, C, D, h0 = arrays
+    u, B, C, delta, A, D, h0 = arrays
     length = u.shape[1]
 
     def step(index, carry):
@@ -112,8 +123,8 @@ def _forward(rows, arrays):
 
 
 def _backward(rows, arrays):
-    """The gradients of u, delta, A, B, C, D and h0."""
-    u, delta, A, B, C, D, h0, checkpoints, ybar, last_state_bar = arrays
+    """The gradients of u, B, C, delta, A, D and h0, in float32."""
+    u, B, C, delta, A, D, h0, checkpoints, ybar, last_state_bar = arrays
     length = u.shape[1]
 
     def recompute(index, carry, start):
@@ -159,15 +170,15 @@ def _backward(rows, arrays):
         return (states, Cbar, *lax.fori_loop(start, stop, step, tuple(adjoints))), None
 
     states = jnp.zeros((CHUNK + 1, *h0.shape), h0.dtype)
-    zeros = [jnp.zeros_like(x) for x in (u, delta, h0, B)]
+    zeros = [jnp.zeros(x.shape, jnp.float32) for x in (u, delta, h0, B)]
     (_, Cbar, h0bar, ubar, deltabar, Abar, Bbar), _ = lax.scan(
         chunk,
-        (states, jnp.zeros_like(C), last_state_bar, *zeros),
+        (states, jnp.zeros(C.shape, jnp.float32), last_state_bar, *zeros),
         (_chunk_starts(length), checkpoints),
         reverse=True,
     )
     Dbar = None if D is None else _contract("bld,bld->d", u.astype(jnp.float32), ybar)
-    return ubar, deltabar, Abar.sum(0), Bbar, Cbar, Dbar, h0bar
+    return ubar, Bbar, Cbar, deltabar, Abar.sum(0), Dbar, h0bar
 
 
 def _chunk_starts(length: int) -> Int[Array, "chunks"]:

@@ -21,13 +21,18 @@ def _float64(arrays):
     return {k: None if x is None else np.asarray(x).astype(np.float64) for k, x in arrays.items()}
 
 
-def _states(u, step, A, B, h0, rows):
+def _decay(step, A, resets, row):
+    decay = np.exp(step[:, row, :, None] * A)
+    return decay if resets is None else np.where(resets[:, row, None, None], 0, decay)
+
+
+def _states(u, step, A, B, h0, rows, resets):
     """h before each step and after the last, a list of length + 1."""
     h = np.zeros((u.shape[0], *A.shape)) if h0 is None else h0
     states = [h]
     for row in rows:
         drive = (step[:, row] * u[:, row])[:, :, None] * B[:, row, None, :]
-        h = np.exp(step[:, row, :, None] * A) * h + drive
+        h = _decay(step, A, resets, row) * h + drive
         states.append(h)
     return states
 
@@ -40,24 +45,24 @@ def _outputs(states, u, C, D, rows):
     return y if D is None else y + D * u
 
 
-def forward(arrays, *, delta_softplus=False, order=None, reverse=False):
+def forward(arrays, *, delta_softplus=False, order=None, reverse=False, resets=None):
     """(y, last_state) for `arrays`, a dict keyed by argument name with None for absent ones."""
     v = _float64(arrays)
     _, step, rows = _prepare(v["delta"], v["delta_bias"], delta_softplus, order, reverse)
-    states = _states(v["u"], step, v["A"], v["B"], v["h0"], rows)
+    states = _states(v["u"], step, v["A"], v["B"], v["h0"], rows, resets)
     y = _outputs(states, v["u"], v["C"], v["D"], rows)
     if v["z"] is not None:
         y = y * v["z"] * _sigmoid(v["z"])
     return y, states[-1]
 
 
-def gradients(arrays, ybar, hbar, *, delta_softplus=False, order=None, reverse=False):
+def gradients(arrays, ybar, hbar, *, delta_softplus=False, order=None, reverse=False, resets=None):
     """The gradients of sum(ybar y) + sum(hbar last_state) for every array present."""
     v = _float64(arrays)
     u, A, B, C, D, z = (v[name] for name in ("u", "A", "B", "C", "D", "z"))
     ybar, hbar = np.asarray(ybar).astype(np.float64), np.asarray(hbar).astype(np.float64)
     raw, step, rows = _prepare(v["delta"], v["delta_bias"], delta_softplus, order, reverse)
-    states = _states(u, step, A, B, v["h0"], rows)
+    states = _states(u, step, A, B, v["h0"], rows, resets)
     bar = {name: np.zeros_like(x) for name, x in v.items() if x is not None}
     if z is not None:
         gate = _sigmoid(z)
@@ -73,7 +78,7 @@ def gradients(arrays, ybar, hbar, *, delta_softplus=False, order=None, reverse=F
         bar["B"][:, row] = np.einsum("bdn,bd->bn", hbar, step[:, row] * u[:, row])
         driven = np.einsum("bdn,bn->bd", hbar, B[:, row])
         bar["u"][:, row] += driven * step[:, row]
-        decay = np.exp(step[:, row, :, None] * A)
+        decay = _decay(step, A, resets, row)
         through_decay = hbar * decay * before
         bar["delta"][:, row] = driven * u[:, row] + np.einsum("bdn,dn->bd", through_decay, A)
         bar["A"] += np.einsum("bdn,bd->dn", through_decay, step[:, row])

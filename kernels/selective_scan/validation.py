@@ -39,6 +39,29 @@ def check_arguments(arrays: Mapping, order) -> None:
         _check_order(order, arrays["u"].shape[1])
 
 
+def check_resets(resets, arrays: Mapping) -> None:
+    """Raise TypeError or ValueError unless resets are boolean, one for every row."""
+    dtype = getattr(resets, "dtype", type(resets).__name__)
+    if dtype != np.bool_:
+        raise TypeError(
+            f"selective_scan: resets must be a bool array, but it is {dtype}; use .astype(bool)"
+        )
+    expected = arrays["u"].shape[:2]
+    if resets.shape != expected:
+        raise ValueError(
+            f"selective_scan: resets has shape {resets.shape}, but (batch, length) = {expected} "
+            f"was expected, from u {arrays['u'].shape}"
+        )
+    if isinstance(arrays["A"], jax.core.Tracer):
+        return
+    largest = float(jnp.max(arrays["A"]))
+    if largest > 0:
+        raise ValueError(
+            f"selective_scan: A has a positive entry, {largest}, which resets do not support; make "
+            "A negative, or scan the packed sequences one by one"
+        )
+
+
 def _check_floating(name: str, array) -> None:
     if not hasattr(array, "dtype"):
         raise TypeError(

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from sisma_jax.kernels.selective_scan.api import kernel_in_jax
 from sisma_jax.kernels.selective_scan.pallas.mosaic import LEAST_JAX
 
 PALLAS = [
@@ -15,4 +16,8 @@ PALLAS = [
         ),
     ),
 ]
-ALL = ["sequential", "associative", "chunked", *PALLAS]
+IN_JAX = ["sequential", "associative", "chunked"]
+ALL = [*IN_JAX, *PALLAS]
+
+DEFAULT = kernel_in_jax(16)[0].BACKEND.name
+"""The kernels that programs for NVIDIA GPUs have by default, in this version of jax."""

@@ -11,7 +11,7 @@ import numpy as np
 from sisma_jax.kernels import selective_scan
 from sisma_jax.kernels.selective_scan import oracle
 from sisma_jax.kernels.selective_scan.pallas import launch
-from sisma_jax.kernels.selective_scan.pallas.plan import MAX_STATES_PER_LANE, STATES
+from sisma_jax.kernels.selective_scan.pallas.plan import MAX_STATES_PER_LANE, STATES, Plan
 
 BATCH, CHANNELS, STATE = 2, 6, 4
 OPTIONAL = ("D", "z", "delta_bias", "h0")
@@ -103,6 +103,13 @@ def vanishing_arrays():
     return arrays | {name: jnp.zeros_like(arrays[name]) for name in ("D", "h0")}
 
 
+def some_resets(length, batch=BATCH, seed=4):
+    """Resets at a third of the rows, among them the first and the last of the first sequence."""
+    resets = np.random.default_rng(seed).random((batch, length)) < 1 / 3
+    resets[0, [0, -1]] = True
+    return resets
+
+
 def permutation(length, seed=1):
     return np.random.default_rng(seed).permutation(length).astype(np.int32)
 
@@ -126,13 +133,17 @@ def cotangents(arrays):
 
 @functools.cache
 def compiled(implementation, **options):
-    """(arrays, order, cotangents) -> ((y, last_state), gradients by name), jitted as one."""
+    """(arrays, order, cotangents, resets) -> ((y, last_state), gradients by name), jitted as one.
+
+    Options are those that are not arrays.
+    """
 
     @jax.jit
-    def run(arrays, order, bars):
+    def run(arrays, order, bars, resets=None):
         scan = lambda a: selective_scan(
-            **a, order=order, return_last_state=True, implementation=implementation, **options
-        )
+            **a, order=order, resets=resets, return_last_state=True,
+            implementation=implementation, **options,
+        )  # fmt: skip
         outputs, pull_back = jax.vjp(scan, arrays)
         return outputs, pull_back(bars)[0]
 
@@ -148,7 +159,15 @@ def assert_close(actual, expected, tolerance, what=""):
 
 
 def check_against_oracle(
-    implementation, arrays, order=None, *, place=lambda x: x, parts=None, **options
+    implementation,
+    arrays,
+    order=None,
+    *,
+    resets=None,
+    place=lambda x: x,
+    parts=None,
+    axis_name=None,
+    **options,
 ):
     """Values and gradients against float64.
 
@@ -157,8 +176,8 @@ def check_against_oracle(
       parts: parts to compare, as of `small_parts`, where float64 of everything would take too long.
     """
     bars = cotangents(arrays)
-    outputs, gradients = compiled(implementation, **options)(
-        *jax.tree.map(place, (arrays, order, bars))
+    outputs, gradients = compiled(implementation, axis_name=axis_name, **options)(
+        *jax.tree.map(place, (arrays, order, bars, resets))
     )
     assert outputs[0].dtype == arrays["u"].dtype
     assert outputs[1].dtype == jnp.float32
@@ -168,6 +187,7 @@ def check_against_oracle(
     names = ("y", "last_state", *present)
     results = dict(zip(names, (*outputs, *(gradients[name] for name in present)), strict=True))
     bars = {"y": bars[0], "last_state": bars[1]}
+    options["resets"] = resets
     for compared, cut in parts or [(names, lambda name, x: x)]:
         cut_all = lambda tree, cut=cut: {n: cut(n, np.asarray(x)) for n, x in tree.items()}
         _compare(
@@ -248,13 +268,85 @@ def check_several_orders(implementation, length, orders, **sizes):
     assert_close(ubar, ubar_expected, 5e-5, "u")
 
 
+def check_shared_gradients(implementation, orders=16, axis_name=None):
+    """Gradients of 16-bit arguments that all orders share, in pairs whose terms nearly cancel.
+
+    A length that is split over `axis_name` has 16 sets of A instead of orders.
+
+    If every term were rounded to 16 bits, the sums would be off by a tenth of their largest value.
+    """
+    length, shared = 5 if axis_name is None else 8, ("u", "B", "C", "z")
+    arrays = make_arrays(length, ("z",))
+    arrays |= {name: arrays[name].astype(jnp.bfloat16) for name in shared}
+    order = None
+    if axis_name is None:
+        order = np.repeat([permutation(length, seed=k) for k in range(orders // 2)], 2, axis=0)
+    A = jnp.stack([arrays["A"] * (1 + 0.01 * (k % 2)) for k in range(orders)])
+    ybar = cotangents(arrays)[0]
+    ybars = jnp.stack([(-1) ** k * ybar for k in range(orders)])
+
+    @jax.jit
+    def gradients(given, A, order, ybars):
+        def several(given):
+            scan = lambda A, order: selective_scan(
+                **arrays | given | {"A": A},
+                order=order,
+                axis_name=axis_name,
+                implementation=implementation,
+            )
+            return jax.vmap(scan)(A, order)
+
+        return jax.vjp(several, given)[1](ybars)[0]
+
+    found = gradients({name: arrays[name] for name in shared}, A, order, ybars)
+    terms = [
+        oracle.gradients(
+            arrays | {"A": A[k]}, ybars[k], 0, order=None if order is None else order[k]
+        )
+        for k in range(orders)
+    ]
+    for name in shared:
+        assert found[name].dtype == jnp.bfloat16
+        assert_close(found[name], sum(term[name] for term in terms), 4e-3, name)
+
+
+def wide_ranging_arrays(length, channels=CHANNELS, state=STATE):
+    """Arguments whose decays range from almost 1 to 0, exp(-400), side by side in a sequence."""
+    arrays = make_arrays(length, channels=channels, state=state)
+    rng = np.random.default_rng(11)
+    over_decades = lambda low, high, like: jnp.asarray(
+        10 ** rng.uniform(np.log10(low), np.log10(high), like.shape), jnp.float32
+    )
+    delta, A = over_decades(1e-5, 20, arrays["delta"]), -over_decades(1e-3, 20, arrays["A"])
+    return arrays | {"delta": delta, "A": A, "delta_bias": None}
+
+
+def check_under_checkpoint(implementation, **sizes):
+    """Gradients of `jax.checkpoint` of the scan, for decays that range widely."""
+    arrays = wide_ranging_arrays(**sizes)
+    bars = cotangents(arrays)
+
+    @jax.jit
+    def gradients(arrays, bars):
+        scan = lambda arrays: selective_scan(
+            **arrays, return_last_state=True, implementation=implementation
+        )
+        return jax.vjp(jax.checkpoint(scan), arrays)[1](bars)[0]
+
+    found = gradients(arrays, bars)
+    for name, expected in oracle.gradients(arrays, *bars).items():
+        assert_close(found[name], expected, 5e-5, name)
+
+
 def check_device_case(implementation, case, plan=None):
     """A `DeviceCase`; the channels leave the last block of `plan` incomplete."""
     present, order, options = switched(case.switches, case.length)
+    # Programs of Mosaic have 128 channels; its plans are numbers of segments.
+    block = 32 if plan is None else getattr(plan, "channels", 128)
     arrays = make_arrays(
         case.length,
         present,
-        channels=35 if plan is None else plan.channels + 3,
+        channels=block + 3,
         state=case.state,
         dtype=jnp.dtype(case.dtype),
     )
@@ -263,13 +355,13 @@ def check_device_case(implementation, case, plan=None):
 
 def use_plan(monkeypatch, backend, case):
     """Run the kernels of `backend` by the plan of a `DeviceCase`, and return the plan."""
-    fitting = [
-        plan
-        for plan in backend.plans
-        if plan.vectors * case.state // plan.groups <= MAX_STATES_PER_LANE
-    ]
+    fits = lambda plan: (
+        not isinstance(plan, Plan)
+        or plan.vectors * case.state // plan.groups <= MAX_STATES_PER_LANE
+    )
+    fitting = [plan for plan in backend.plans if fits(plan)]
     plan = fitting[case.plan % len(fitting)]
-    monkeypatch.setattr(launch, "plan", lambda *arguments, **sizes: plan)
+    monkeypatch.setattr(launch, "chosen", lambda candidates, choose: plan)
     compiled.cache_clear()  # of programs by other plans
     return plan
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from sisma_jax.kernels.selective_scan.pallas import launch
+from sisma_jax.kernels.selective_scan.pallas import mosaic_plan, triton
 
 _tests = itertools.count(1)
 
@@ -15,7 +15,8 @@ _tests = itertools.count(1)
 @pytest.fixture(autouse=True)
 def short_chunks(request, monkeypatch):
     if request.node.get_closest_marker("gpu") is None:
-        monkeypatch.setattr(launch, "longest_chunk", lambda plan: 4)
+        monkeypatch.setattr(triton, "longest_chunk", lambda plan: 4)
+        monkeypatch.setattr(mosaic_plan, "CHUNKS", (4,))
 
 
 @pytest.fixture

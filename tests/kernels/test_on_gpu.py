@@ -24,10 +24,13 @@ from tests.kernels.checks import (
     check_device_case,
     check_same_bits,
     check_several_orders,
+    check_shared_gradients,
+    check_under_checkpoint,
     make_arrays,
     permutation,
     saturating_arrays,
     small_parts,
+    some_resets,
     use_plan,
     vanishing_arrays,
 )
@@ -118,6 +121,28 @@ def test_several_orders(implementation):
     check_several_orders(implementation, length=131, orders=4, channels=200, state=16)
 
 
+@each_implementation
+def test_gradients_under_checkpoint_for_decays_that_range_widely(implementation):
+    """The package jax-linear-attention reports wrong gradients of `associative_scan` on an H100."""
+    check_under_checkpoint(implementation, length=1024, channels=96, state=16)
+
+
+@each_kernel
+def test_gradients_that_orders_share_are_rounded_once(implementation):
+    check_shared_gradients(implementation)
+
+
+@each_implementation
+def test_resets_of_the_state(implementation):
+    check_against_oracle(
+        implementation,
+        make_arrays(131, channels=200, state=16),
+        permutation(131),
+        resets=some_resets(131),
+        delta_softplus=True,
+    )
+
+
 @each_kernel
 def test_launches_on_the_same_inputs_give_the_same_bits(implementation):
     arrays = make_arrays(1024, dtype=jnp.bfloat16, **LARGE)
@@ -138,6 +163,22 @@ def test_a_batch_over_all_gpus(implementation):
             permutation(131),
             place=place,
             delta_softplus=True,
+        )
+
+
+@each_implementation
+def test_a_length_over_all_gpus(implementation):
+    count = jax.device_count()
+    if count < 2:
+        pytest.skip("needs two GPUs or more")
+    mesh = jax.make_mesh((count,), ("sequence",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        check_against_oracle(
+            implementation,
+            make_arrays(65 * count, channels=200, state=16),
+            resets=some_resets(65 * count),
+            delta_softplus=True,
+            axis_name="sequence",
         )
 
 

@@ -1,5 +1,6 @@
 """What is particular to the Pallas kernels: plans, shapes, lowering for a GPU, what they refuse."""
 
+import dataclasses
 import itertools
 from functools import partial
 
@@ -15,16 +16,15 @@ from jax.sharding import PartitionSpec as P
 from sisma_jax.kernels import selective_scan
 from sisma_jax.kernels.selective_scan import oracle
 from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
-from sisma_jax.kernels.selective_scan.pallas import device, launch
+from sisma_jax.kernels.selective_scan.pallas import device, launch, mosaic_plan
 from sisma_jax.kernels.selective_scan.pallas import mosaic as pallas_mosaic
 from sisma_jax.kernels.selective_scan.pallas import plan as launch_plan
 from sisma_jax.kernels.selective_scan.pallas import triton as pallas_triton
-from sisma_jax.kernels.selective_scan.pallas.plan import Plan, plan
+from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS
+from sisma_jax.kernels.selective_scan.pallas.plan import Plan
 from sisma_jax.kernels.selective_scan.pallas.sharding import batch_axes
 from tests.kernels.backends import PALLAS
 from tests.lowering import launches, lowered_for_cuda, moved
-
-BACKENDS = {one.name: one for one in (pallas_triton.BACKEND, pallas_mosaic.BACKEND)}
 
 
 def arrays_of(batch, length, channels, state, dtype=jnp.float32):
@@ -69,17 +69,60 @@ def check(implementation, arrays, order=None, reverse=False):
         np.testing.assert_allclose(gradients[name], wanted, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("which", range(4))
-@pytest.mark.parametrize("implementation", PALLAS)
-def test_every_plan_gives_the_same(implementation, which, monkeypatch):
+@pytest.mark.parametrize("plan", pallas_triton.PLANS)
+def test_every_plan_of_triton_gives_the_same(plan, monkeypatch):
     """A length that no chunk divides, channels that no block divides."""
-    plans = BACKENDS[implementation].plans
-    if which >= len(plans):
-        pytest.skip("has fewer plans")
-    one_plan = plans[which]
-    monkeypatch.setattr(launch, "plan", lambda *arguments, **options: one_plan)
+    monkeypatch.setattr(launch, "chosen", lambda candidates, choose: plan)
     order = np.random.default_rng(1).permutation(6).astype(np.int32)
-    check(implementation, arrays_of(2, 6, one_plan.channels + 3, 4), order, reverse=True)
+    check("pallas_triton", arrays_of(2, 6, plan.channels + 3, 4), order, reverse=True)
+
+
+@pytest.mark.parametrize("implementation", PALLAS[1:])
+@pytest.mark.parametrize(
+    ("segments", "length", "ordered", "reverse"),
+    [
+        (1, 130, True, False),
+        (3, 130, False, True),
+        (2, 64 + 13, True, True),
+        (2, 128, False, False),
+    ],
+)
+def test_mosaic_gives_the_same_in_any_number_of_segments(
+    implementation, segments, length, ordered, reverse, monkeypatch
+):
+    """Whole tiles and a shorter one at the end; channels that no block divides."""
+    monkeypatch.setattr(launch, "chosen", lambda candidates, choose: segments)
+    order = np.random.default_rng(1).permutation(length).astype(np.int32) if ordered else None
+    arrays = arrays_of(1, length, 131, 4)
+    check(implementation, arrays, order, reverse)
+    text = lowered_for_cuda(
+        lambda a: jax.grad(lambda a: jnp.sum(selective_scan(**a, implementation=implementation)))(
+            a
+        ),
+        arrays,
+    )
+    assert launches(text) == (2 if segments == 1 else 4)
+    # No program computes what a segment at the end would pass on.
+    passed = segments - 1
+    ends = f"-> (tensor<1x{passed}x4x256xf32>, tensor<1x{passed}x256xf32>)"
+    calls = [line for line in text.splitlines() if "custom_call" in line and ends in line]
+    assert len(calls) == (0 if segments == 1 else 2)
+
+
+@pytest.mark.parametrize("implementation", PALLAS[1:])
+@pytest.mark.parametrize("fields", [{"stages": 1}, {"stages": 1, "tile": 16}, {"chunk": 8}])
+def test_mosaic_gives_the_same_with_less_shared_memory(implementation, fields, monkeypatch):
+    """The layouts of GPUs that have less than an H200."""
+    layouts = pallas_mosaic.BACKEND.layouts
+
+    def smaller(*arguments, **options):
+        changed = fields | ({"together": 2} if "chunk" in fields else {})
+        return tuple(dataclasses.replace(one, **changed) for one in layouts(*arguments, **options))
+
+    backend = dataclasses.replace(pallas_mosaic.BACKEND, layouts=smaller)
+    monkeypatch.setattr(pallas_mosaic, "BACKEND", backend)
+    order = np.random.default_rng(1).permutation(41).astype(np.int32)
+    check(implementation, arrays_of(1, 41, 3, 4), order)
 
 
 @pytest.mark.parametrize("state", launch_plan.STATES)
@@ -89,15 +132,13 @@ def test_every_number_of_states(implementation, state):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("implementation", PALLAS)
-def test_the_chunks_of_a_gpu(implementation, which, monkeypatch):
+@pytest.mark.parametrize("plan", pallas_triton.PLANS[:2])
+def test_the_chunks_of_a_gpu(plan, monkeypatch):
     """Chunks as long as on a GPU; in the other tests they are short, since they are interpreted."""
-    one_plan = BACKENDS[implementation].plans[which]
-    monkeypatch.setattr(launch, "plan", lambda *arguments, **options: one_plan)
-    monkeypatch.setattr(launch, "longest_chunk", lambda plan: 16 // plan.vectors)
+    monkeypatch.setattr(launch, "chosen", lambda candidates, choose: plan)
+    monkeypatch.setattr(pallas_triton, "longest_chunk", lambda plan: 16 // plan.vectors)
     order = np.random.default_rng(1).permutation(37).astype(np.int32)
-    check(implementation, arrays_of(1, 37, 5, 16), order)
+    check("pallas_triton", arrays_of(1, 37, 5, 16), order)
 
 
 @pytest.mark.parametrize("implementation", PALLAS)
@@ -158,28 +199,72 @@ def test_the_interval_of_checkpoints_changes_memory_and_nothing_else(implementat
 
 
 @pytest.mark.parametrize(
-    ("batch", "channels", "triton", "mosaic"),
+    ("batch", "length", "channels", "triton", "H200", "A100"),
     [
-        (8, 1536, Plan(1), Plan(1, warps=4)),
-        (64, 1536, Plan(2), Plan(2, warps=4)),
-        (1, 1536, Plan(1, groups=4), Plan(1, warps=4)),
-        (64, 768, Plan(1), Plan(1, warps=4)),
-        (8, 512, Plan(1, groups=4), Plan(1, warps=4)),
+        (8, 1024, 1536, Plan(1), (1, 8), (1, 1)),
+        (64, 1024, 1536, Plan(2), (1, 1), (1, 1)),
+        (1, 1024, 1536, Plan(1, groups=4), (16, 16), (16, 8)),
+        (1, 4096, 1536, Plan(1, groups=4), (32, 32), (16, 8)),
+        (64, 256, 768, Plan(1), (1, 1), (1, 1)),
+        (8, 16384, 512, Plan(1, groups=4), (8, 8), (32, 16)),
     ],
 )
-def test_the_plans_of_the_benchmarks_shapes(batch, channels, triton, mosaic):
-    """16 states on an H200; both ways alike."""
-    for name, expected in (("pallas_triton", triton), ("pallas_mosaic", mosaic)):
-        for cost in (BACKENDS[name].forward, BACKENDS[name].backward):
-            sizes = dict(batch=batch, channels=channels, state=16)
-            assert plan(cost, BACKENDS[name].plans, **sizes) == expected
+def test_the_plans_of_the_benchmarks_sizes(
+    batch, length, channels, triton, H200, A100, monkeypatch
+):
+    """16 states: Triton's plans on an H200 are alike both ways; Mosaic's are segments each way."""
+    sizes = dict(batch=batch, channels=channels, state=16)
+    for cost in pallas_triton.COSTS:
+        assert launch_plan.plan(cost, pallas_triton.PLANS, **sizes) == triton
+    for chip, programs_that_fit, expected in (("H200", (2, 2), H200), ("A100", (2, 1), A100)):
+        monkeypatch.setattr(device, "compute_capability", lambda chip=chip: CHIPS[chip].capability)
+        found = [
+            mosaic_plan.segments(
+                mosaic_plan.local_cycles(gradient),
+                programs=batch * channels // 128,
+                per_multiprocessor=programs_that_fit[gradient],
+                multiprocessors=CHIPS[chip].multiprocessors,
+                steps=length,
+                state=16,
+            )
+            for gradient in (False, True)
+        ]
+        assert tuple(found) == expected
 
 
-@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
-def test_a_plan_leaves_no_lane_more_states_than_registers(backend):
-    for cost, batch in itertools.product((backend.forward, backend.backward), (1, 8, 512)):
-        found = plan(cost, backend.plans, batch=batch, channels=1024, state=32)
+@pytest.mark.parametrize(
+    ("capability", "table"),
+    [(None, (9, 0)), ((12, 0), (9, 0)), ((8, 9), (8, 0)), ((7, 5), (8, 0))],
+)
+def test_other_chips_are_planned_by_the_nearest_class(capability, table, monkeypatch):
+    monkeypatch.setattr(device, "compute_capability", lambda: capability)
+    for gradient in (False, True):
+        assert mosaic_plan.local_cycles(gradient) == mosaic_plan.CYCLES[table][gradient]
+
+
+def test_a_plan_leaves_no_lane_more_states_than_registers():
+    for cost, batch in itertools.product(pallas_triton.COSTS, (1, 8, 512)):
+        found = launch_plan.plan(cost, pallas_triton.PLANS, batch=batch, channels=1024, state=32)
         assert 32 * found.vectors // found.groups <= 32
+
+
+@pytest.mark.parametrize("chip", ["H200", "A100", "RTX 4090", "T4"])
+def test_shared_memory_suffices_on_every_chip_or_the_scan_is_refused(chip, monkeypatch):
+    limit = CHIPS[chip].shared
+    monkeypatch.setattr(device, "shared_memory", lambda: limit)
+    for dtype, state in itertools.product((jnp.float32, jnp.bfloat16), launch_plan.STATES):
+        arrays = arrays_of(1, 100, 3, state, dtype)
+        plan = partial(mosaic_plan.layouts, arrays, softplus=True, reverse=False, chunk=None)
+        if chip == "T4" and state == 32:
+            with pytest.raises(NotImplementedError, match="bytes of shared memory for 32 states"):
+                plan()
+            continue
+        for layout, gradient in zip(plan(), (False, True), strict=True):
+            dtypes = {name: x.dtype for name, x in arrays.items()} | {"order": jnp.int32}
+            if gradient:
+                dtypes |= {"ybar": dtype, "checkpoints": jnp.float32}
+            arrays_there = mosaic_plan.shared(layout, dtypes, gradient)
+            assert mosaic_plan.size(arrays_there) + mosaic_plan.RESERVED <= limit
 
 
 def lowered(implementation, orders=None, reverse=False):
@@ -206,8 +291,12 @@ def lowered(implementation, orders=None, reverse=False):
 def test_one_launch_each_way_and_no_permuted_copy(implementation, orders, reverse):
     text = lowered(implementation, orders, reverse)
     assert launches(text) == 2
+    # Mosaic's B and C, 8 numbers a step, are put into the order of the scan.
+    allowed = (
+        ("transpose",) if implementation == "pallas_triton" else ("transpose", "gather", "reverse")
+    )
     for operation in moved(text):
-        assert "transpose" in operation and "64x96" not in operation
+        assert any(one in operation for one in allowed) and "64x96" not in operation
 
 
 @pytest.mark.parametrize("implementation", PALLAS)
@@ -297,9 +386,11 @@ def test_a_recent_gpu_defaults_to_a_kernel(monkeypatch):
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(device, "compute_capability", lambda: (9, 0))
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 1))
     assert best_implementation(16) == "pallas_triton"
     assert best_implementation(5) == "chunked"
-    monkeypatch.setattr(jax, "__version_info__", (0, 13, 0))
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 2))
+    assert best_implementation(16) == "pallas_mosaic"
     monkeypatch.setattr(pallas_triton, "plt", None)  # as in a jax that has dropped it
     with pytest.raises(
         NotImplementedError, match=r"no Triton backend .* implementation='pallas_mosaic'"
@@ -318,9 +409,8 @@ def test_an_old_jax_has_no_mosaic_kernel_and_says_so(monkeypatch):
         selective_scan(**arrays_of(1, 4, 3, 4), implementation="pallas_mosaic")
 
 
-@pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("implementation", PALLAS[1:])
-def test_mosaic_program_in_its_simulator(implementation, which, monkeypatch):
+def test_mosaic_program_in_its_simulator(implementation, monkeypatch):
     """What runs on a GPU, with its shared memory and layouts, and not the body alone.
 
     Lanes run in step there, so it says nothing of barriers, which are inline code to it.
@@ -330,10 +420,12 @@ def test_mosaic_program_in_its_simulator(implementation, which, monkeypatch):
     monkeypatch.setattr(pallas_mosaic, "_interpret", pallas_mosaic._compile)
     # The simulator's callbacks are ordered, which a choice by platform does not allow for.
     monkeypatch.setattr(launch, "by_platform", lambda default, **others: default)
+    # Of inline code it only knows barriers; the rest is as in the interpreter.
+    for name in ("copy", "copy_block", "gather", "wait", "obscured", "store_sums"):
+        monkeypatch.setattr(pallas_mosaic.Warpgroup, name, getattr(pallas_mosaic.Interpreted, name))
     monkeypatch.setattr(pallas_mosaic, "Interpreted", pallas_mosaic.Warpgroup)
     order = np.random.default_rng(1).permutation(6).astype(np.int32)
-    one_plan = pallas_mosaic.BACKEND.plans[which]
-    monkeypatch.setattr(launch, "plan", lambda *arguments, **options: one_plan)
+    launch._traced_once.clear_cache()  # of launches that are not simulated
     simulator = plgpu.InterpretGPUParams(inline_mgpu="ignore")
     with plgpu.force_gpu_interpret_mode(simulator):
         check(implementation, arrays_of(1, 6, 3, 4), order)

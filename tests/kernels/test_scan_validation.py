@@ -113,6 +113,33 @@ def test_a_known_order_is_checked_under_jit_and_a_traced_one_is_trusted():
     jax.jit(lambda a, order: selective_scan(**a, order=order)).lower(arguments(), wrong)
 
 
+@pytest.mark.parametrize(
+    ("changes", "resets", "error_type", "part"),
+    [
+        ({}, np.zeros((B, L), np.int32), TypeError, "int32; use .astype(bool)"),
+        ({}, [False] * L, TypeError, "list"),
+        ({}, np.zeros((L,), bool), ValueError, f"resets has shape ({L},), but (batch, length)"),
+        ({}, np.zeros((B, L), bool), ValueError, "A has a positive entry, 1.0"),
+        ({"A": -jnp.ones((D, N))}, np.zeros((B, L), bool), None, ""),
+    ],
+)
+def test_resets_which_do_not_fit(changes, resets, error_type, part):
+    scan = lambda: selective_scan(**arguments(**changes), resets=resets)
+    if error_type is None:
+        assert jnp.isfinite(scan()).all()
+        return
+    with pytest.raises(error_type) as error:
+        scan()
+    assert part in sentence(error)
+
+
+def test_resets_of_a_growing_state_are_not_a_number_where_nobody_could_look():
+    A = jnp.full((D, N), -1.0).at[1, 2].set(0.5)
+    scan = lambda A: selective_scan(**arguments(A=A), resets=np.zeros((B, L), bool))
+    grows = jnp.isnan(jax.jit(scan)(A)).any((0, 1))
+    assert grows.tolist() == [False, True, False, False]
+
+
 def test_an_unknown_implementation_lists_the_known_ones():
     with pytest.raises(ValueError) as error:
         selective_scan(**arguments(), implementation="chunky")

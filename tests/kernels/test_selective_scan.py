@@ -12,17 +12,20 @@ from jax.sharding import PartitionSpec as P
 from sisma_jax.kernels import selective_scan
 from sisma_jax.kernels.selective_scan import oracle
 from sisma_jax.kernels.selective_scan.api import IMPLEMENTATIONS
-from tests.kernels.backends import ALL
+from tests.kernels.backends import ALL, IN_JAX
 from tests.kernels.checks import (
     OPTIONAL,
     TRIPLES,
     assert_close,
     check_against_oracle,
     check_several_orders,
+    check_shared_gradients,
+    check_under_checkpoint,
     cotangents,
     make_arrays,
     permutation,
     saturating_arrays,
+    some_resets,
     switched,
     vanishing_arrays,
 )
@@ -81,8 +84,30 @@ class TestEveryImplementation:
         arrays |= {k: arrays[k].astype(jnp.bfloat16) for k in ("u", "C", "h0")}
         check_against_oracle(implementation, arrays)
 
+    @pytest.mark.parametrize(
+        ("dtype", "ordered", "reverse"),
+        [
+            (jnp.float32, True, True),
+            pytest.param(jnp.bfloat16, False, False, marks=pytest.mark.slow),
+        ],
+    )
+    def test_resets_of_the_state(self, implementation, dtype, ordered, reverse):
+        arrays = make_arrays(8, dtype=dtype)
+        arrays["A"] = arrays["A"].at[0].set(0)  # without a reset this state would never decay
+        check_against_oracle(
+            implementation,
+            arrays,
+            permutation(8) if ordered else None,
+            resets=some_resets(8),
+            delta_softplus=True,
+            reverse=reverse,
+        )
+
     def test_several_orders_are_a_vmap_with_u_unmapped(self, implementation):
         check_several_orders(implementation, length=10, orders=2)
+
+    def test_gradients_that_orders_share_are_rounded_once(self, implementation):
+        check_shared_gradients(implementation)
 
     def test_vmaps_nest_in_either_order(self, implementation):
         length = 10
@@ -166,6 +191,11 @@ class TestEveryImplementation:
         assert "scatter" not in several.lower(arrays).as_text()
 
 
+@pytest.mark.parametrize("implementation", IN_JAX)
+def test_gradients_under_checkpoint_for_decays_that_range_widely(implementation):
+    check_under_checkpoint(implementation, length=37)
+
+
 def test_any_three_options_take_all_eight_settings():
     for three in itertools.combinations(zip(*TRIPLES, strict=True), 3):
         assert len(set(zip(*three, strict=True))) == 8
@@ -178,7 +208,9 @@ def test_every_implementation_is_tested():
 
 def test_oracle_gradients_agree_with_central_differences():
     length = 5
-    options = dict(delta_softplus=True, order=permutation(length), reverse=True)
+    options = dict(
+        delta_softplus=True, order=permutation(length), reverse=True, resets=some_resets(length)
+    )
     arrays = {k: np.asarray(x, np.float64) for k, x in make_arrays(length).items()}
     ybar, hbar = (np.asarray(x, np.float64) for x in cotangents(make_arrays(length)))
     gradients = oracle.gradients(arrays, ybar, hbar, **options)

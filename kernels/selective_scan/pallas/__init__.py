@@ -1,10 +1,12 @@
 """The scan as Pallas kernels: forward and backward, in Triton and in Mosaic GPU.
 
 In the order in which they are best read:
-    layout           what a program computes, and what the bodies of the kernels are given
-    kernel_forward   the body of the forward kernel
-    kernel_backward  the body of the backward kernel
-    launch           the scan around the two kernels
-    plan             how the work is laid over lanes and warps; chips and device: of which GPU
-    triton, mosaic   the two backends, each with its machine
+    launch           the scan around the kernels, and what a launch consists of
+    instances, grid  of a launch: the mapped axes of `jax.vmap`, and how many programs it may have
+    sharding         the batch over several devices
+    chips, device    the GPU that a launch is planned for
+    mosaic           Mosaic's kernels: mosaic_forward and mosaic_backward are their bodies,
+                     mosaic_ring the tiles in shared memory, mosaic_plan sizes and segments
+    triton           Triton's kernels: triton_forward and triton_backward are their bodies, layout
+                     and plan say how the work is laid over lanes and warps
 """

@@ -35,6 +35,12 @@ class Arithmetic:
         series = e * self._polynomial(-e, [1 / k for k in range(1, 9)])
         return positive + jnp.where(e < _SMALL, series, LN_2 * self.log2(1.0 + e))
 
+    def step_size(self, delta, bias, softplus: bool):
+        """delta after bias (None for none) and softplus."""
+        if bias is not None:
+            delta += bias
+        return self.softplus(delta) if softplus else delta
+
     def sigmoid(self, x):
         return self.reciprocal(1.0 + self.exp2(-LOG2_E * x))
 

@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 
-from .chips import CHIPS
-from .plan import MULTIPROCESSORS
+from .chips import CHIPS, Chip
+
+LEAST_SHARED_MEMORY = 100 << 10
+"""Bytes per multiprocessor of every GPU from sm_80 on."""
 
 
 def platform() -> str:
@@ -47,4 +49,20 @@ def multiprocessors() -> int:
     device = gpu()
     # A device that is only named by a mesh may have `num_cores`.
     names = ("core_count", "num_cores")
-    return next((n for name in names if (n := getattr(device, name, None))), MULTIPROCESSORS)
+    counted = next((n for name in names if (n := getattr(device, name, None))), None)
+    return counted or _chip(device).multiprocessors
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory per SM of the first GPU (an H200's where there is none)."""
+    capability = compute_capability()
+    same = [chip.shared for chip in CHIPS.values() if chip.capability == capability]
+    if same:
+        return same[0]
+    return _chip(None).shared if capability is None else LEAST_SHARED_MEMORY
+
+
+def _chip(device: Any) -> Chip:
+    """The data sheet of a GPU, an H200's if it is unknown."""
+    kind = getattr(device, "device_kind", "")
+    return next((chip for name, chip in CHIPS.items() if name in kind), CHIPS["H200"])

@@ -8,23 +8,20 @@ channels) floats. There are no atomics: two runs give the same bits.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from ..by_platform import PLATFORMS, by_platform
 from ..checkpoints import named
-from . import device, kernel_backward, kernel_forward, sharding
+from ..wide import widened
+from . import device, sharding
 from .arithmetic import LN_2, LOG2_E
+from .grid import check_grid
+from .instances import Instances, with_instances
 from .layout import Layout
-from .plan import (
-    MAX_ROWS_PER_LANE,
-    STATES,
-    Cost,
-    Plan,
-    plan,
-)
+from .plan import STATES
 
 Arrays = dict[str, jax.Array]
 """Arrays by argument name of `selective_scan`, without entries for absent ones."""
@@ -34,6 +31,8 @@ Axes = tuple[str, ...]
 CHUNKS = (4, 8, 16)
 """Supported numbers of steps between checkpoints of the state."""
 
+ORDER_MULTIPLE = 4
+"""A table of an order is padded to a multiple of this: kernels load up to four entries at once."""
 
 Layouts = tuple[Layout, Layout]
 """Layouts of the forward and the backward kernel."""
@@ -53,26 +52,39 @@ class Launch:
     input_axes: dict[str, Axes]
     outputs: dict[str, jax.ShapeDtypeStruct]
     output_axes: dict[str, Axes]
-    grid: tuple[int, int]
-    """Numbers of sequences and of blocks of channels."""
+    grid: dict[str, int]
+    """Numbers of programs by axis: "batch", "segments" where sequences are cut, and "blocks" of
+    channels. Of inputs and outputs with such an axis, a program has one entry."""
+
+
+Choice = TypeVar("Choice")
+
+
+def chosen(candidates: tuple[Choice, ...], choose: Callable[[], Choice]) -> Choice:
+    """The plan of a launch: what `choose` returns, one of `candidates`.
+
+    All plans pass through here, so tests and benchmarks replace this function to run a certain one.
+    """
+    return choose()
 
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
     name: str
     """Name of the implementation."""
-    plans: tuple[Plan, ...]
-    """Candidates, of which the cheapest is used."""
-    forward: Cost
-    backward: Cost
-    run: Callable[[Launch], Arrays]
-    """Returns the outputs by name."""
-
-
-def longest_chunk(backward: Plan) -> int:
-    """The most steps per chunk whose rows fit into the backward kernel's registers."""
-    # Lanes that share a channel hold separate addresses of B and C, in two registers each.
-    return MAX_ROWS_PER_LANE // (backward.vectors if backward.groups == 1 else 2)
+    plans: tuple
+    """Candidates for the distribution of the work; see `chosen`."""
+    layouts: Callable[..., Layouts]
+    """Called with the arguments of a scan and, by name, `softplus`, `reverse` and `chunk` (None for
+    the longest that fits)."""
+    forward: Callable[[Layouts, Arrays, bool, Instances], Arrays]
+    """Called with the layouts, the kernels' inputs, whether checkpoints are wanted, and the mapped
+    axes around; returns "y", "last_state" and "checkpoints"."""
+    backward: Callable[[Layouts, Arrays, Instances], Arrays]
+    """Called with the layouts, the kernels' inputs with the checkpoints and the cotangents "ybar"
+    and "last_state_bar", and the mapped axes around. Returns the gradients of the inputs, and
+    always of h0; that of A is without the factor ln 2, and those of inputs that an axis shares are
+    float32."""
 
 
 def check_state(name: str, state: int) -> None:
@@ -154,7 +166,8 @@ def scan(
         )
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
     layouts = _layouts(backend, arrays, delta_softplus, reverse, chunk)
-    y, last_state = _scan(backend, layouts, _inputs(arrays), _table(order))
+    inputs = _inputs(arrays)
+    y, last_state = _scan(backend, layouts, inputs, widened(inputs), _table(order))
     return y, last_state.mT
 
 
@@ -172,18 +185,18 @@ def checkpoints(backend: Backend, arrays: Arrays, **switches: bool) -> jax.Shape
 def forward(backend: Backend, arrays: Arrays, order, **switches: bool):
     """((y, last_state), checkpoints of the state)."""
     layouts = _layouts(backend, arrays, **switches)
-    outputs, residuals = _scan_forward(backend, layouts, _inputs(arrays), _table(order))
+    outputs, residuals = _scan_forward(backend, layouts, _inputs(arrays), None, _table(order))
     y, last_state = outputs
     return (y, last_state.mT), residuals[-1]
 
 
 def backward(backend: Backend, arrays: Arrays, order, checkpoints, cotangents, **switches: bool):
-    """The gradients of `arrays`."""
+    """The gradients of `arrays`, in float32."""
     layouts = _layouts(backend, arrays, **switches)
-    inputs, pull_back = jax.vjp(_inputs, arrays)
+    _, pull_back = jax.vjp(_inputs, widened(arrays))
     ybar, last_state_bar = cotangents
-    residuals = inputs, _table(order), checkpoints
-    bars, _ = _scan_backward(backend, layouts, residuals, (ybar, last_state_bar.mT))
+    residuals = _inputs(arrays), _table(order), checkpoints
+    _, bars, _ = _scan_backward(backend, layouts, residuals, (ybar, last_state_bar.mT))
     return pull_back(bars)[0]
 
 
@@ -210,132 +223,105 @@ def _table(order) -> Arrays:
 
 
 def _layouts(
-    backend: Backend,
-    arrays: Arrays,
-    delta_softplus: bool,
-    reverse: bool,
-    chunk: int | None = None,
+    backend: Backend, arrays: Arrays, delta_softplus: bool, reverse: bool, chunk: int | None = None
 ) -> Layouts:
-    batch, length, channels = arrays["u"].shape
-    state = arrays["A"].shape[1]
-    forward, backward = (
-        plan(
-            cost,
-            backend.plans,
-            batch=sharding.share(batch),
-            channels=channels,
-            state=state,
-            multiprocessors=device.multiprocessors(),
-        )
-        for cost in (backend.forward, backend.backward)
-    )
-    if chunk is None:
-        # Avoids steps past the end of a short scan.
-        chunk = min(longest_chunk(backward), max(4, pl.next_power_of_2(length)))
-    of_plan = lambda plan: Layout(length, state, plan, chunk, delta_softplus, reverse)
-    return of_plan(forward), of_plan(backward)
+    return backend.layouts(arrays, softplus=delta_softplus, reverse=reverse, chunk=chunk)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(backend: Backend, layouts: Layouts, inputs: Arrays, order: Arrays):
-    """y and the last state, (batch, state, channels)."""
-    outputs = _forward(backend, layouts, inputs | order, ("y", "last_state"))
+def _scan(backend: Backend, layouts: Layouts, inputs: Arrays, wide: Arrays, order: Arrays):
+    """y and the last state, (batch, state, channels); `wide` has the gradients of `inputs`."""
+    outputs = _run_forward(backend, layouts, inputs | order, with_checkpoints=False)
     return outputs["y"], outputs["last_state"]
 
 
-def _scan_forward(backend, layouts, inputs, order):
-    outputs = _forward(backend, layouts, inputs | order, ("y", "last_state", "checkpoints"))
+def _scan_forward(backend, layouts, inputs, wide, order):
+    outputs = _run_forward(backend, layouts, inputs | order, with_checkpoints=True)
     residuals = inputs, order, named(outputs["checkpoints"])
     return (outputs["y"], outputs["last_state"]), residuals
+
+
+def _run_forward(
+    backend: Backend, layouts: Layouts, inputs: Arrays, with_checkpoints: bool
+) -> Arrays:
+    run = lambda instances, inputs: backend.forward(layouts, inputs, with_checkpoints, instances)
+    return with_instances(run)(inputs)
 
 
 def _scan_backward(backend, layouts, residuals, cotangents):
     inputs, order, checkpoints = residuals
     ybar, last_state_bar = cotangents
     more = {"checkpoints": checkpoints, "ybar": ybar, "last_state_bar": last_state_bar}
-    bars = _backward(backend, layouts, inputs | order | more)
-    # Sum over programs: blocks of channels, or sequences.
-    for name in ("B", "C"):
-        bars[name] = jnp.sum(bars[name][:, :, : ybar.shape[1]], 1)
-    for name in ("D", "delta_bias", "A"):
-        if name in bars:
-            bars[name] = jnp.sum(bars[name], 0)
+    run = lambda instances, inputs: widened(backend.backward(layouts, inputs, instances))
+    bars = with_instances(run)(inputs | order | more)
     bars["A"] *= LN_2
-    return {name: bars[name] for name in inputs}, None
+    return None, {name: bars[name] for name in inputs}, None
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-# Axes of the kernels' inputs and outputs.
-_SEQUENCE = ("batch", "length", "channels")
-_STATE = ("batch", "state", "channels")
-_CHECKPOINTS = ("batch", "chunks", "state", "channels")
-_ARGUMENTS = {
-    "u": _SEQUENCE,
-    "delta": _SEQUENCE,
+SEQUENCE = ("batch", "length", "channels")
+STATE = ("batch", "state", "channels")
+ARGUMENTS = {
+    "u": SEQUENCE,
+    "delta": SEQUENCE,
     "A": ("state", "channels"),
     "B": ("batch", "length", "state"),
     "C": ("batch", "length", "state"),
     "D": ("channels",),
-    "z": _SEQUENCE,
+    "z": SEQUENCE,
     "delta_bias": ("channels",),
-    "h0": _STATE,
+    "h0": STATE,
     "order": ("length",),
-    "checkpoints": _CHECKPOINTS,
-    "ybar": _SEQUENCE,
-    "last_state_bar": _STATE,
+    "checkpoints": ("batch", "chunks", "state", "channels"),
+    "ybar": SEQUENCE,
+    "last_state_bar": STATE,
 }
-_RESULTS = {"y": _SEQUENCE, "last_state": _STATE, "checkpoints": _CHECKPOINTS}
-_GRADIENTS = {
-    "u": _SEQUENCE,
-    "delta": _SEQUENCE,
-    "A": _STATE,
-    "B": ("batch", "blocks", "steps", "state"),
-    "C": ("batch", "blocks", "steps", "state"),
-    "D": ("batch", "channels"),
-    "z": _SEQUENCE,
-    "delta_bias": ("batch", "channels"),
-    "h0": _STATE,
-}
+"""Axes of the inputs of a kernel, unless it is launched with others."""
 
 
-def _forward(backend: Backend, layouts: Layouts, inputs: Arrays, wanted: tuple[str, ...]) -> Arrays:
-    axes = {name: _RESULTS[name] for name in wanted}
-    body, dtypes = kernel_forward.forward, {"y": inputs["u"].dtype}
-    return _run(backend, "selective_scan", body, layouts[0], inputs, axes, dtypes)
-
-
-def _backward(backend: Backend, layouts: Layouts, inputs: Arrays) -> Arrays:
-    """Gradients of all inputs, and always of h0."""
-    axes = {name: axes for name, axes in _GRADIENTS.items() if name in inputs or name == "h0"}
-    dtypes = {name: inputs[name].dtype for name in ("u", "delta", "z") if name in inputs}
-    name, body = "selective_scan_backward", kernel_backward.backward
-    return _run(backend, name, body, layouts[1], inputs, axes, dtypes)
-
-
-def _run(
-    backend: Backend,
+def launched(
+    implementation: str,
     name: str,
     body: Callable,
+    run: Callable[[Launch], Arrays],
     layout: Layout,
     inputs: Arrays,
     output_axes: dict[str, Axes],
     dtypes: dict[str, jnp.dtype],
+    *,
+    sizes: dict[str, int],
+    grid: tuple[str, ...],
+    instances: Instances,
+    input_axes: dict[str, Axes] = ARGUMENTS,
 ) -> Arrays:
-    """Launch a kernel; `dtypes` defaults to float32 for each output."""
-    channels, multiple = inputs["u"].shape[2], layout.plan.channels
+    """Launch a kernel.
+
+    Args:
+      implementation: its name.
+      name: the kernel's name.
+      body, layout: see `Launch`.
+      run: runs a launch, and returns the outputs by name.
+      inputs: arrays by name.
+      output_axes: names and axes of the outputs.
+      dtypes: their dtypes, by default float32.
+      sizes: sizes of axes besides those of the arguments, the chunks and the blocks.
+      grid: axes of the grid.
+      instances: the mapped axes around.
+    """
+    channels, multiple = inputs["delta"].shape[2], layout.plan.channels
+    input_axes = {k: input_axes[k] for k in inputs}
 
     def on_one_device(inputs: Arrays) -> Arrays:
-        inputs = {k: _padded(x, _ARGUMENTS[k], multiple) for k, x in inputs.items()}
-        batch, _, padded_channels = inputs["u"].shape
-        sizes = {
+        inputs = {k: _padded(x, input_axes[k], multiple) for k, x in inputs.items()}
+        batch, _, padded_channels = inputs["delta"].shape
+        every = sizes | {
             "batch": batch,
             "length": layout.length,
             "channels": padded_channels,
             "state": layout.state,
             "chunks": layout.chunks,
-            "steps": layout.chunks * layout.chunk,
             "blocks": padded_channels // multiple,
         }
         launch = Launch(
@@ -343,40 +329,78 @@ def _run(
             body=body,
             layout=layout,
             inputs=inputs,
-            input_axes={k: _ARGUMENTS[k] for k in inputs},
+            input_axes=input_axes,
             outputs={
-                k: jax.ShapeDtypeStruct(tuple(sizes[a] for a in axes), dtypes.get(k, jnp.float32))
+                k: jax.ShapeDtypeStruct(tuple(every[a] for a in axes), dtypes.get(k, jnp.float32))
                 for k, axes in output_axes.items()
             },
             output_axes=output_axes,
-            grid=(batch, sizes["blocks"]),
+            grid={axis: every[axis] for axis in grid},
         )
+        segments = launch.grid.get("segments", 1)
+        check_grid(implementation, batch, every["blocks"], segments * instances.count)
         cut = lambda x, axes: x[..., :channels] if axes[-1] == "channels" else x
-        return {k: cut(x, output_axes[k]) for k, x in _launched(backend, launch).items()}
+        outputs = _first_derivatives_only(implementation, run, launch)
+        return {k: cut(x, output_axes[k]) for k, x in outputs.items()}
 
     mapped = sharding.over_batch(
-        on_one_device, len(inputs["u"]), lambda name: _ARGUMENTS[name][0] == "batch"
+        on_one_device, len(inputs["delta"]), lambda name: input_axes[name][0] == "batch"
     )
     return mapped(inputs)
 
 
-def _launched(backend: Backend, launch: Launch) -> Arrays:
-    @jax.custom_jvp
-    def run(inputs: Arrays) -> Arrays:
-        return backend.run(dataclasses.replace(launch, inputs=inputs))
+def gradient_dtypes(inputs: Arrays, instances: Instances) -> dict[str, jnp.dtype]:
+    """The dtypes in which a kernel writes the gradients of u, delta and z.
 
-    @run.defjvp
+    Terms of a sum over instances are written in float32, all others as what they become.
+    """
+    return {
+        name: inputs[name].dtype
+        for name in ("u", "delta", "z")
+        if name in inputs and name not in instances.shared
+    }
+
+
+def _first_derivatives_only(implementation: str, run: Callable, launch: Launch) -> Arrays:
+    @jax.custom_jvp
+    def of_inputs(inputs: Arrays) -> Arrays:
+        return _traced_once(run, _Frozen(dataclasses.replace(launch, inputs={})), inputs)
+
+    @of_inputs.defjvp
     def differentiate_again(primals, tangents):
         raise NotImplementedError(
-            f"selective_scan: {backend.name!r} has first derivatives only; use "
+            f"selective_scan: {implementation!r} has first derivatives only; use "
             "implementation='sequential' or 'associative' for higher ones"
         )
 
-    return run(launch.inputs)
+    return of_inputs(launch.inputs)
+
+
+class _Frozen:
+    """A launch without inputs, hashable as a static argument of `jax.jit`."""
+
+    def __init__(self, launch: Launch):
+        self.launch = launch
+        self.key = tuple(
+            tuple(value.items()) if isinstance(value, dict) else value
+            for value in vars(launch).values()
+        )
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Frozen) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _traced_once(run: Callable, frozen: _Frozen, inputs: Arrays) -> Arrays:
+    """The outputs of a launch; equal launches of a program are traced and lowered once."""
+    return run(dataclasses.replace(frozen.launch, inputs=inputs))
 
 
 def _padded(x: jax.Array, axes: Axes, multiple: int) -> jax.Array:
+    """Pads the channels to whole blocks, and an order to whole loads of four numbers."""
+    multiple = {"channels": multiple, "length": ORDER_MULTIPLE}.get(axes[-1], 1)
     missing = -x.shape[-1] % multiple
-    if axes[-1] != "channels" or not missing:
-        return x
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x

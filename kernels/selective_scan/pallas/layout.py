@@ -1,4 +1,4 @@
-"""The interface between the kernel bodies, written once for all backends, and the backends.
+"""Static parameters of a kernel, and what Triton's kernel bodies are written against.
 
 A program scans a block of channels of one sequence. A lane owns one or two channels with all their
 states, or a share of one channel's states. Vectors have one element per lane, and the states are a
@@ -6,9 +6,10 @@ Python list of vectors. Time runs sequentially, chunk by chunk. The steps that r
 form a shorter chunk, so nothing is masked. Step s of the scan accesses row `Layout.row(s)` of the
 arrays, wherever an order puts it, so there are no permuted copies.
 
-References are passed in dicts keyed by argument names of `selective_scan`, without entries for
-absent arguments. Their axes are those listed in `launch` without "batch" and "blocks", of
-which a program has one entry. Their number of channels is a multiple of the plan's.
+The bodies run on a `Machine`, which is compiled or interpreted. References are passed in dicts
+keyed by argument names of `selective_scan`, without entries for absent arguments. Their axes are
+those listed in `launch` without "batch" and "blocks", of which a program has one entry. Their
+number of channels is a multiple of the plan's.
 """
 
 import dataclasses

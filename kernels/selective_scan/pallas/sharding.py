@@ -13,11 +13,13 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 
-def batch_axes(batch: int) -> tuple[str, ...]:
-    """The axes of the current mesh over which `batch` sequences can be spread evenly."""
+def batch_axes(batch: int, without: str | None = None) -> tuple[str, ...]:
+    """The axes of the current mesh, all but one, over which `batch` sequences spread evenly."""
     mesh = jax.sharding.get_abstract_mesh()
     axes, size = [], 1
     for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
+        if name == without:
+            continue
         if kind == AxisType.Auto and batch % (size * mesh.shape[name]) == 0:
             axes.append(name)
             size *= mesh.shape[name]

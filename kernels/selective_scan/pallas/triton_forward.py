@@ -1,4 +1,4 @@
-"""The body of the forward kernel. `layout` defines programs, lanes and chunks."""
+"""The body of Triton's forward kernel. `layout` defines programs, lanes and chunks."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -48,7 +48,7 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) ->
         h = [list(values) for values in h]
         for v in vectors:
             u, delta = (far_row[name][v].astype(jnp.float32) for name in ("u", "delta"))
-            delta = step_size(layout, machine, delta, bias[v])
+            delta = machine.step_size(delta, bias[v], layout.softplus)
             x = delta * u
             y = None
             for n in states:
@@ -107,10 +107,3 @@ def forward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) ->
             store_states("checkpoints", (layout.whole_chunks,), h)
         h = lax.fori_loop(layout.length - layout.left_over, layout.length, one_step, h)
     store_states("last_state", (), h)
-
-
-def step_size(layout: Layout, machine: Machine, raw, bias):
-    """delta after bias and softplus."""
-    if bias is not None:
-        raw += bias
-    return machine.softplus(raw) if layout.softplus else raw

@@ -1,4 +1,4 @@
-"""The body of the backward kernel. `layout` defines programs, lanes and chunks.
+"""The body of Triton's backward kernel. `layout` defines programs, lanes and chunks.
 
 The equations and their numbers are those of `chunked`.
 """
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from .arithmetic import LN_2
-from .kernel_forward import step_size
 from .layout import Chunk, Layout, Machine, Refs
 
 
@@ -134,7 +133,7 @@ class _Program:
             for row in places:
                 u, gradient = self._load_row("u", row, v), self._load_row("ybar", row, v)
                 raw = self._load_row("delta", row, v)
-                delta[v].append(step_size(self.layout, self.machine, raw, self.bias[v]))
+                delta[v].append(self.machine.step_size(raw, self.bias[v], self.layout.softplus))
                 x[v].append(delta[v][-1] * u)
                 if "z" in self.inputs:
                     z = self._load_row("z", row, v)
