@@ -5,13 +5,16 @@ the better kernel's instructions (counted in machine code) on the schedulers, an
 to and from memory once.
 """
 
-from scan_cases import ITEM_SIZE, Size
+from scan_cases import Size, traffic
 
-from sisma_jax.kernels.selective_scan.pallas import mosaic, triton
+from sisma_jax.kernels.selective_scan.pallas import mosaic_plan, triton
 from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS, EXPONENTIALS, LANES, SCHEDULERS
 from sisma_jax.kernels.selective_scan.pallas.plan import Cost
 
-BACKENDS = triton.BACKEND, mosaic.BACKEND
+COSTS = dict(
+    zip(("forward", "backward"), zip(triton.COSTS, mosaic_plan.COSTS, strict=True), strict=True)
+)
+"""Instructions of both backends' kernels."""
 
 
 def bounds(device: str, size: Size, dtype: str, full: bool, orders: int) -> dict[str, float] | None:
@@ -29,16 +32,12 @@ def bounds(device: str, size: Size, dtype: str, full: bool, orders: int) -> dict
         fewest = min(count for cost in costs for count in cost.per_state.values())
         return microseconds(rows * size.state * fewest, SCHEDULERS * LANES)
 
-    def memory(sequences: int) -> float:
-        return rows * sequences * ITEM_SIZE[dtype] / chip.bytes_per_second * 1e6
-
-    # Forward: u, delta, y, with full also z. Backward: u, delta, ybar, ubar, deltabar, with full
-    # also z and zbar. All are counted per order, although a cache may hold what orders share.
+    # Bytes are counted per order, although a cache may hold what orders share.
+    memory = {
+        kind: orders * count / chip.bytes_per_second * 1e6
+        for kind, count in traffic(size, dtype, full).items()
+    }
     return {
-        "forward": max(
-            exponentials, issue(*(backend.forward for backend in BACKENDS)), memory(3 + full)
-        ),
-        "backward": max(
-            exponentials, issue(*(backend.backward for backend in BACKENDS)), memory(5 + 2 * full)
-        ),
+        "forward": max(exponentials, issue(*COSTS["forward"]), memory["forward"]),
+        "backward": max(exponentials, issue(*COSTS["backward"]), memory["backward"]),
     }

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from compiled_text import Kernel
-from hardware import BACKENDS
+from hardware import COSTS
 
 from sisma_jax.kernels.selective_scan.pallas.chips import EXPONENTIALS, LANES, SCHEDULERS, Chip
 
@@ -59,5 +59,4 @@ def seconds(kernels: Iterable[Kernel], chip: Chip, updates: int) -> dict[str, fl
 
 def _instructions(kind: str) -> float:
     """Fewest instructions of a lane for one state in one step."""
-    costs = (getattr(backend, kind) for backend in BACKENDS)
-    return min(count for cost in costs for count in cost.per_state.values())
+    return min(count for cost in COSTS[kind] for count in cost.per_state.values())

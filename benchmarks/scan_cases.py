@@ -45,6 +45,14 @@ class Size:
         return size
 
 
+def traffic(size: Size, dtype: str, full: bool) -> dict[str, int]:
+    """Bytes that "forward" and "backward" pass move to and from memory at least."""
+    array = size.batch * size.length * size.channels * ITEM_SIZE[dtype]
+    # Forward: u, delta, y, with full also z. Backward: u, delta, ybar, ubar, deltabar, with full
+    # also z and zbar.
+    return {"forward": (3 + full) * array, "backward": (5 + 2 * full) * array}
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     size: Size

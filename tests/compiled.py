@@ -10,7 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.kernels.machine_code import target
+from sisma_jax.kernels.selective_scan.pallas.chips import target
 from tests.lowering import gpu_in_mind
 
 needs_compiler = pytest.mark.skipif(

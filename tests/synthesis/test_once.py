@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from sisma_jax.devices.sharding import batch_sharding, local_mesh, replicated, under_mesh
+from sisma_jax.kernels.selective_scan.pallas.chips import target
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.generators import generator, parameter_shapes
 from sisma_jax.models.scadm.config import SCADMConfig
 from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import synthesize_latents
-from tests.kernels.machine_code import target
 from tests.lowering import equations, gpu_in_mind, uses
 from tests.models.cost.test_cost import contractions
 
