@@ -332,6 +332,7 @@ def checks() -> list[tuple[dict, bool]]:
         (large | {"card": "A100"}, False),
         (large | {"card": "RTX 4090"}, False),
         (large | {"accumulate": 4}, False),
+        (large | {"remat": "names", "accumulate": 2}, False),
         (large | {"batch": 256}, False),
         (large, True),
     ]
