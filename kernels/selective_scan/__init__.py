@@ -21,6 +21,7 @@ Modules, in reading order:
 """
 
 from .api import selective_scan
+from .automatic import kernel_for_gpus
 from .checkpoints import CHECKPOINTS
 
-__all__ = ["CHECKPOINTS", "selective_scan"]
+__all__ = ["CHECKPOINTS", "kernel_for_gpus", "selective_scan"]

@@ -18,7 +18,7 @@ from . import associative, automatic, chunked, reference, segments
 from . import resets as resetting
 from .automatic import kernel_for_gpus, kernel_in_jax
 from .pallas import device, mosaic, triton
-from .validation import check_arguments, check_implementation, check_resets
+from .validation import check_arguments, check_implementation, check_resets, check_switches
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "sequential": reference.scan,
@@ -106,8 +106,8 @@ def selective_scan(
         reverse: visit the rows from the last step to the first (with `order`, from its last entry).
         resets: rows at which another sequence begins, (batch, length) of bool: the state is set to
             zero, h0 included, before the step that visits such a row. With `reverse` a packed
-            sequence begins at its last row. A must not be positive: under `jit`, where its values
-            are not known, channels with positive entries become NaN.
+            sequence begins at its last row. A must not be positive: where its values are not known
+            (under `jit`, `grad` or `vmap` of A), channels with positive entries become NaN.
         return_last_state: also return the state after the last step visited.
         axis_name: axis of the current mesh over whose devices the length is split, in the order of
             the rows. With `jax.set_mesh` the arrays are whole and their length is a multiple of the
@@ -128,14 +128,15 @@ def selective_scan(
         ValueError: if shapes disagree, `order` is not a permutation, A has positive entries
             together with `resets`, the length cannot be split over `axis_name`, or the
             implementation is unknown.
-        TypeError: if an argument is anything other than a floating array, `order` is not int32, or
-            `resets` is not bool.
+        TypeError: if an argument is anything other than a floating array, `order` is not int32,
+            `resets` is not bool, or a switch is not True or False.
         NotImplementedError: if the named implementation cannot run here. A Pallas kernel raises it
             when the program is lowered for a platform without kernels.
     """
     if implementation is not None:
         check_implementation(implementation, IMPLEMENTATIONS)
     arrays = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, h0=h0)
+    check_switches(delta_softplus=delta_softplus, reverse=reverse)
     check_arguments(arrays, order)
     if resets is not None:
         check_resets(resets, arrays)

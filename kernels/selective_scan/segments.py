@@ -100,7 +100,15 @@ def _scan_whole(one_scan: Scan, axis_name: str, *, delta_softplus, order, revers
 def _scan_segment(
     one_scan: Scan, axis_name: str, *, delta_softplus, order, reverse, **arrays
 ) -> tuple[jax.Array, jax.Array]:
-    """The segment of this device, and the last state of the whole length on every device."""
+    """The segment of this device, and the last state of the whole length on every device.
+
+    Raises:
+      NotImplementedError: within a `jax.shard_map` that checks which arrays vary over the mesh.
+    """
+    if any(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arrays)):
+        raise NotImplementedError(
+            f"selective_scan: within jax.shard_map, axis_name={axis_name!r} needs check_vma=False"
+        )
     scan = partial(one_scan, order=order, reverse=reverse)
     against_time = partial(one_scan, order=order, reverse=not reverse)
     # The gradients are those of the second scan, with the cotangent of its last state.

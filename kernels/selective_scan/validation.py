@@ -41,10 +41,10 @@ def check_arguments(arrays: Mapping, order) -> None:
 
 def check_resets(resets, arrays: Mapping) -> None:
     """Raise TypeError or ValueError unless resets are boolean, one for every row."""
-    dtype = getattr(resets, "dtype", type(resets).__name__)
-    if dtype != np.bool_:
+    if getattr(resets, "dtype", None) != np.bool_:
         raise TypeError(
-            f"selective_scan: resets must be a bool array, but it is {dtype}; use .astype(bool)"
+            f"selective_scan: resets must be a bool array, but it is {_kind(resets)}; make it one "
+            "with jnp.asarray(resets, bool)"
         )
     expected = arrays["u"].shape[:2]
     if resets.shape != expected:
@@ -54,12 +54,29 @@ def check_resets(resets, arrays: Mapping) -> None:
         )
     if isinstance(arrays["A"], jax.core.Tracer):
         return
-    largest = float(jnp.max(arrays["A"]))
+    # By NumPy: under a trace, operations of JAX are traced even if their arguments are known.
+    largest = float(np.max(np.asarray(arrays["A"], np.float32)))
     if largest > 0:
         raise ValueError(
             f"selective_scan: A has a positive entry, {largest}, which resets do not support; make "
             "A negative, or scan the packed sequences one by one"
         )
+
+
+def check_switches(**switches) -> None:
+    """Raise TypeError unless all are Python's or NumPy's bool: the program depends on them."""
+    for name, value in switches.items():
+        if not isinstance(value, (bool, np.bool_)):
+            kind = "traced" if isinstance(value, jax.core.Tracer) else f"{value!r}"
+            raise TypeError(
+                f"selective_scan: {name} is {kind}, but it must be True or False; under jax.jit "
+                f"list it among static_argnames"
+            )
+
+
+def _kind(value) -> str:
+    """The dtype of an array, or else the type."""
+    return str(getattr(value, "dtype", f"a {type(value).__name__}"))
 
 
 def _check_floating(name: str, array) -> None:
@@ -99,8 +116,8 @@ def _check_shapes(arrays: Mapping) -> None:
 def _check_order(order, length: int) -> None:
     if getattr(order, "dtype", None) != np.int32:
         raise TypeError(
-            "selective_scan: order must be an int32 array, but it is "
-            f"{getattr(order, 'dtype', type(order).__name__)}; use .astype(np.int32)"
+            f"selective_scan: order must be an int32 array, but it is {_kind(order)}; make it one "
+            "with jnp.asarray(order, jnp.int32)"
         )
     if order.shape != (length,):
         raise ValueError(

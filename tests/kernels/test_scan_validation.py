@@ -91,7 +91,7 @@ def test_something_else_than_an_array(value):
     [
         (np.arange(L), TypeError, "int64"),
         (np.arange(L, dtype=np.float32), TypeError, "float32"),
-        (list(range(L)), TypeError, "list"),
+        (list(range(L)), TypeError, "a list; make it one"),
         (np.arange(L - 1, dtype=np.int32), ValueError, f"({L - 1},)"),
         (np.zeros((L, 1), np.int32), ValueError, f"({L}, 1)"),
         (np.array([0, 1, 2, 3, 4, 5, 6, 6], np.int32), ValueError, "row 7"),
@@ -116,8 +116,13 @@ def test_a_known_order_is_checked_under_jit_and_a_traced_one_is_trusted():
 @pytest.mark.parametrize(
     ("changes", "resets", "error_type", "part"),
     [
-        ({}, np.zeros((B, L), np.int32), TypeError, "int32; use .astype(bool)"),
-        ({}, [False] * L, TypeError, "list"),
+        (
+            {},
+            np.zeros((B, L), np.int32),
+            TypeError,
+            "it is int32; make it one with jnp.asarray",
+        ),
+        ({}, [False] * L, TypeError, "it is a list; make it"),
         ({}, np.zeros((L,), bool), ValueError, f"resets has shape ({L},), but (batch, length)"),
         ({}, np.zeros((B, L), bool), ValueError, "A has a positive entry, 1.0"),
         ({"A": -jnp.ones((D, N))}, np.zeros((B, L), bool), None, ""),
@@ -131,6 +136,28 @@ def test_resets_which_do_not_fit(changes, resets, error_type, part):
     with pytest.raises(error_type) as error:
         scan()
     assert part in sentence(error)
+
+
+def test_resets_work_where_a_trace_knows_A():
+    arrays = arguments(A=-np.ones((D, N), np.float32))
+    resets = np.ones((B, L), bool)
+    expected = selective_scan(**arrays, resets=resets)
+    found = jax.jit(lambda u: selective_scan(**arrays | {"u": u}, resets=resets))(arrays["u"])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_resets_keep_the_input_of_tiny_steps():
+    u, A = jnp.full((1, 3, 1), 1e-12), -jnp.ones((1, 1))
+    y = selective_scan(u, u, A, u, 1 / u, resets=np.ones((1, 3), bool))
+    np.testing.assert_allclose(y, jnp.full((1, 3, 1), 1e-24), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["reverse", "delta_softplus"])
+def test_a_switch_is_true_or_false(name):
+    with pytest.raises(TypeError, match=f"{name} is 'yes', but it must be True or False"):
+        selective_scan(**arguments(), **{name: "yes"})
+    with pytest.raises(TypeError, match=f"{name} is traced.*static_argnames"):
+        jax.jit(lambda switch: selective_scan(**arguments(), **{name: switch}))(True)
 
 
 def test_resets_of_a_growing_state_are_not_a_number_where_nobody_could_look():

@@ -164,6 +164,20 @@ def test_what_cannot_be_split_is_refused(axis_name, length, options, kind, error
         selective_scan(**arrays, **options, axis_name=axis_name)
 
 
+def test_a_shard_map_that_checks_what_varies_is_refused():
+    mesh = mesh_of()
+    arrays = {name: x for name, x in make_arrays(20, ()).items() if x is not None}
+    specs = {name: P(None, "sequence") if x.ndim == 3 else P() for name, x in arrays.items()}
+    scan = jax.shard_map(
+        lambda arrays: selective_scan(**arrays, axis_name="sequence"),
+        mesh=mesh,
+        in_specs=(specs,),
+        out_specs=P(None, "sequence"),
+    )
+    with pytest.raises(NotImplementedError, match="needs check_vma=False"):
+        scan(arrays)
+
+
 def test_without_a_mesh_nothing_is_split():
     with pytest.raises(ValueError, match=r"is 'sequence', but the axes .* are none"):
         selective_scan(**make_arrays(8, ()), axis_name="sequence")
