@@ -38,6 +38,8 @@ from scan_cases import Size, traffic
 from scan_code import OURS, RIVAL, Settings
 
 from sisma_jax.common import cli
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import check_output_file
 from sisma_jax.kernels.selective_scan.pallas import mosaic, triton
 from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS
 
@@ -83,9 +85,24 @@ def parse() -> argparse.Namespace:
         args.plans = args.plans and [_plan(text) for text in args.plans]
         args.assume = _assumptions(args.assume)
         args.python = _interpreters(args.python)
-    except ValueError as error:
+        _check_plans(args)
+        check_output_file("--out", args.out)
+    except (ValueError, InputError) as error:
         parser.error(str(error))
+    if not (args.tree / "benchmarks" / "scan_code.py").exists():
+        parser.error(f"--tree {args.tree} is no checkout: it has no benchmarks/scan_code.py")
     return args
+
+
+def _check_plans(args: argparse.Namespace) -> None:
+    counts = {one.name: len(one.plans) for one in (triton.BACKEND, mosaic.BACKEND)}
+    for implementation in args.implementations:
+        count = counts.get(implementation)
+        for plan in args.plans or []:
+            if count is not None and plan is not None and plan >= count:
+                raise ValueError(
+                    f"--plans {plan}: {implementation} has plans 0 to {count - 1}, and auto"
+                )
 
 
 def _plan(text: str) -> int | None:
@@ -136,6 +153,12 @@ def main() -> None:
     ]  # fmt: skip
     rows = [row(case, args, f"{i}/{len(cases)}") for i, case in enumerate(cases, 1)]
     print(summary(rows))
+    if all(row["status"] != "modelled" for row in rows):
+        raise SystemExit(
+            "scan_model.py: nothing was modelled, so nothing is written; the first reason is: "
+            f"{rows[0]['reason']}\nIt needs the extra gpu-check and a version of jax that compiles "
+            "the implementation; name such an interpreter with --python NAME=PATH"
+        )
     assumptions = dataclasses.asdict(args.assume)
     content = {"kind": HEAD, "assumptions": assumptions, "mamba_ssm": PEER, "rows": rounded(rows)}
     report.write(args.out, (), content, command(sys.argv[1:]))
