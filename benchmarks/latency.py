@@ -38,7 +38,7 @@ class Assumptions:
     bulk: int = 170
     """What a bulk copy (TMA) takes longer than a load from device memory."""
     bulk_store: int = 200
-    """Until a bulk store has read its shared memory."""
+    """Cycles until a bulk store has read its shared memory."""
     lds: int = 26
     shuffle: int = 24
     mufu: int = 18
@@ -54,7 +54,7 @@ class Assumptions:
     other: int = 12
     """Any other operation that sets a scoreboard."""
     operands_read: int = 12
-    """From issue until the operands of a memory operation have been read."""
+    """Cycles between the issue of a memory operation and the time its operands have been read."""
     mufu_interval: int = 8
     """Cycles of a scheduler's special function unit for a warp: 16 per cycle and multiprocessor."""
     memory_interval: int = 4
@@ -72,7 +72,7 @@ class Assumptions:
     """Cycles between the starts of a scheduler's warps."""
 
     def of_chip(self, capability: tuple[int, int]) -> "Assumptions":
-        """With what differs by compute capability."""
+        """These assumptions, adapted to a compute capability."""
         return dataclasses.replace(self, float_interval=2) if capability == (8, 0) else self
 
 
@@ -152,7 +152,7 @@ def _first_addresses(trace: Trace, names: Sequence[str]) -> dict[int, int | None
 @dataclasses.dataclass(frozen=True)
 class Result:
     cycles: int
-    """Until the last warp has finished."""
+    """The time at which the last warp has finished."""
     waits: dict[str, int]
     """Cycles of the first warp by what it waits for; "stalls" are those in the control codes."""
 
@@ -183,12 +183,13 @@ class _Timing:
     label: str
     access: bool
     board: int
-    """Of DEPBAR: scoreboard, and how many operations may be unfinished."""
+    """The scoreboard that a DEPBAR waits for."""
     left: int
+    """The operations that may be unfinished when a DEPBAR lets the warp go on."""
 
 
 def _timings(work: Work, assumed: Assumptions) -> list[_Timing]:
-    """Of each instruction of the program."""
+    """The timing of each instruction of the program."""
     instructions = work.trace.program.instructions
     return [_timing(x, place in work.uniform, assumed) for place, x in enumerate(instructions)]
 

@@ -20,7 +20,7 @@ class Instruction:
     guard: str
     """The predicate that it needs, such as "!P0"; "" for none."""
     opcode: str
-    """With its modifiers, such as "LDG.E.U16"."""
+    """The operation and its modifiers, such as "LDG.E.U16"."""
     operands: tuple[str, ...]
     stall: int
     """Cycles before the warp's next instruction, without waits."""
@@ -223,11 +223,11 @@ def loads_in_flight(
 def cycles_to_first_wait(
     body: Sequence[Instruction], chosen: Callable[[Instruction], bool]
 ) -> list[int]:
-    """For each chosen load of a loop's body: cycles without waits from the load to the first
-    instruction, of this round or the next, that waits for the load's scoreboard.
+    """The cycles from each chosen load of a loop's body to the first wait on its scoreboard.
 
-    A scoreboard counts; who waits for it waits for all that share it. So the distance may be far
-    shorter than that to the first use of the loaded value.
+    The wait may be in the next round of the loop. Cycles of other waits are not counted. Loads that
+    share a scoreboard are waited for together, so the first wait may come long before the loaded
+    value is used.
     """
     found = []
     twice = [*body, *body]

@@ -46,8 +46,8 @@ class Trace:
     steps: list[int]
     """Places of the executed instructions; ~place for one that its guard switches off."""
     addresses: list[int | None]
-    """Of each executed instruction of ACCESSES in turn; None where it depends on data. For a bulk
-    copy to shared memory, of the barrier that it reports to."""
+    """The address of each executed instruction of ACCESSES in turn; None if it depends on data. A
+    bulk copy to shared memory has that of the barrier that it reports to."""
     undecided: frozenset[int]
     """Places of branches and exits that depend on data, and were not taken."""
 

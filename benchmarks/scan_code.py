@@ -31,15 +31,15 @@ class Settings:
     chip: str
     gradient: bool
     full: bool
-    """With z, D, delta_bias and softplus."""
+    """Whether z, D, delta_bias and softplus are used."""
     ordered: bool
-    """With a scan order."""
+    """Whether there is a scan order."""
     plan: int | None
     """The number of the plan among the backend's; None for the launch plan's choice."""
     size: tuple[int, int, int, int]
     """Batch, length, channels, states."""
     dtype: str
-    """Of u, delta, B, C and z."""
+    """The dtype of u, delta, B, C and z."""
 
 
 def compile_scan(settings: Settings, folder: Path) -> dict:

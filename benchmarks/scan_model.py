@@ -176,7 +176,7 @@ def command(arguments: list[str]) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """With numbers as the report states them."""
+    """The value with its numbers rounded to the three decimals of the report."""
     if isinstance(value, dict):
         return {name: rounded(x) for name, x in value.items()}
     if isinstance(value, (list, tuple)):
@@ -240,7 +240,10 @@ def compile_case(settings: Settings, args: argparse.Namespace, folder: str) -> d
 
 
 def microseconds(settings: Settings, kernels: list[dict]) -> dict[str, float]:
-    """Of "forward" and, in a gradient, "backward": the sum over kernels, or what memory takes."""
+    """Microseconds of "forward" and, in a gradient, of "backward".
+
+    They are the sum over the kernels, or what moving the bytes takes if that is more.
+    """
     size = Size(*settings.size)
     least = traffic(size, settings.dtype, settings.full)
     sums: dict[str, float] = {}

@@ -74,18 +74,17 @@ class Promise(NamedTuple):
     """
 
     instructions: float
-    """At most, per step and state, without options."""
+    """The most instructions per step and state, without options."""
     plain: float
-    """Cycles, at most, without options."""
+    """The most cycles of a lone warp per step, without options."""
     full: float
-    """Cycles, at most, with every option but an order."""
+    """The most cycles of a lone warp per step, with every option but an order."""
     memory: float
-    """Cycles, at most, of the wait for the device's memory and its caches, without options."""
+    """The most cycles of waiting for the device's memory and its caches, without options."""
     in_flight: int = 0
-    """At least so many loads from global memory are in flight when one of them is waited for."""
+    """The fewest loads from global memory in flight when one of them is waited for."""
     distance: int = 0
-    """At least so many cycles lie between the load of a row and the first wait on its scoreboard,
-    whatever for."""
+    """The fewest cycles between the load of a row and the first wait on its scoreboard."""
 
 
 # For Mosaic, other versions of the compiler may need 3 % more cycles than these products state.

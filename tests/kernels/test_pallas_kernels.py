@@ -116,8 +116,7 @@ def test_mosaic_gives_the_same_with_less_shared_memory(implementation, fields, m
     layouts = pallas_mosaic.BACKEND.layouts
 
     def smaller(*arguments, **options):
-        changed = fields | ({"together": 2} if "chunk" in fields else {})
-        return tuple(dataclasses.replace(one, **changed) for one in layouts(*arguments, **options))
+        return tuple(dataclasses.replace(one, **fields) for one in layouts(*arguments, **options))
 
     backend = dataclasses.replace(pallas_mosaic.BACKEND, layouts=smaller)
     monkeypatch.setattr(pallas_mosaic, "BACKEND", backend)

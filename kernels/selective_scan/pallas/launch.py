@@ -280,6 +280,12 @@ ARGUMENTS = {
 }
 """Axes of the inputs of a kernel, unless it is launched with others."""
 
+RESULTS = {"y": SEQUENCE, "last_state": STATE, "checkpoints": ARGUMENTS["checkpoints"]}
+"""Axes of the outputs of a forward kernel, unless it divides them among more programs."""
+
+GRADIENTS = {name: ARGUMENTS[name] for name in ("u", "delta", "z", "h0")}
+"""Axes of the outputs of a backward kernel that are no sums over programs."""
+
 
 def launched(
     implementation: str,

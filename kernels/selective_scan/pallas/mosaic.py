@@ -21,8 +21,8 @@ from . import device, launch, mosaic_backward, mosaic_forward, mosaic_plan
 from .instances import Instances
 from .launch import (
     ARGUMENTS,
-    SEQUENCE,
-    STATE,
+    GRADIENTS,
+    RESULTS,
     Arrays,
     Axes,
     Backend,
@@ -66,24 +66,17 @@ def scan(u, delta, A, *arguments, **options):
 _OF_SEGMENT = ("batch", "segments", "state", "channels")
 _OF_CHUNK = ("batch", "chunks", "steps of states")
 _INPUTS = ARGUMENTS | {"h0": _OF_SEGMENT, "last_state_bar": _OF_SEGMENT}
-_RESULTS = {
-    "y": SEQUENCE,
-    "last_state": _OF_SEGMENT,
-    "checkpoints": ("batch", "chunks", "state", "channels"),
-}
-_GRADIENTS = {
-    "u": SEQUENCE,
-    "delta": SEQUENCE,
+_RESULTS = RESULTS | {"last_state": _OF_SEGMENT}
+_GRADIENTS = GRADIENTS | {
     "A": _OF_SEGMENT,
     "B": ("batch", "blocks", "all steps of states"),
     "C": ("batch", "blocks", "all steps of states"),
     "D": ("batch", "segments", "channels"),
-    "z": SEQUENCE,
     "delta_bias": ("batch", "segments", "channels"),
-    "h0": STATE,
 }
 _ENDS = {"ends": _OF_SEGMENT, "steps": ("batch", "segments", "channels")}
-"""Of all segments but that at the end, which passes nothing on: backwards the first."""
+"""Results of the kernels of segment ends. The segment that passes nothing on is left out: the last
+one forwards, the first one backwards."""
 
 
 def _forward(

@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from .arithmetic import LN_2
+from .chunk_values import Rows, Sums, copied
 from .layout import Refs
 from .mosaic_layout import Staged
 from .mosaic_ring import Ring, Stored, Tile
@@ -49,26 +50,6 @@ def backward(inputs: Refs, outputs: Refs, *, layout: Staged, machine) -> None:
     program.end()
 
 
-class _Rows(NamedTuple):
-    """Row values of a chunk by step, shared by all states."""
-
-    delta: list
-    x: list
-    """delta u."""
-    ybar: list
-    """The cotangent of y before the gate."""
-
-
-class _Sums(NamedTuple):
-    """Sums over states by step."""
-
-    q: list
-    wA: list
-    """The sum in (7), without the factor ln 2."""
-    y: list
-    """(2) without the skip; empty where there is no gate."""
-
-
 class _States(NamedTuple):
     """Values of the states that are visited at once, by state."""
 
@@ -78,10 +59,6 @@ class _States(NamedTuple):
     g: list
     """The second term of (3), and (10) after the first step of a sequence."""
     A_bar: list
-
-    def copy(self) -> "_States":
-        """A copy whose lists can be changed."""
-        return _States(*(list(values) for values in self))
 
 
 class _Program:
@@ -147,7 +124,7 @@ class _Program:
 
         def visit(j, carry):
             sums, states, pending = carry
-            sums = _Sums(*(list(values) for values in sums))
+            sums = copied(sums)
             n = j * together
             after = None
             if ahead:
@@ -156,11 +133,11 @@ class _Program:
                 )
             else:
                 states = self.read_states(tile, n)
-            self.visit(tile, n, rows, states.copy(), sums, pending)
+            self.visit(tile, n, rows, copied(states), sums, pending)
             return sums, after, self.place(tile.k, n)
 
         zeros = [self.machine.zeros()] * self.layout.chunk
-        sums = _Sums(q=zeros, wA=zeros, y=[] if ahead else zeros)
+        sums = Sums(q=zeros, wA=zeros, y=[] if ahead else zeros)
         first = self.read_states(tile, jnp.int32(0)) if ahead else None
         # Ahead of the first visit of all there are none: what is stored then is overwritten later.
         before = jnp.minimum(tile.k + 1, self.ring.tile(0))
@@ -169,7 +146,7 @@ class _Program:
         sums, _, _ = lax.fori_loop(0, self.layout.state // together, visit, carry)
         self.store_rows(tile, rows, sums)
 
-    def read_rows(self, tile: Tile) -> _Rows:
+    def read_rows(self, tile: Tile) -> Rows:
         delta, x, ybar = [], [], []
         bias = self.of_channels["delta_bias"][...] if "delta_bias" in self.inputs else None
         for t in self.steps:
@@ -182,7 +159,7 @@ class _Program:
             delta.append(step)
             x.append(step * u)
             ybar.append(gradient)
-        return _Rows(delta, x, ybar)
+        return Rows(delta, x, ybar)
 
     def _if_it_exists(self, tile: Tile, t, value):
         """`value`, or 0 in a step past the end of the sequence, which then changes nothing."""
@@ -195,7 +172,7 @@ class _Program:
         h = [tile.before("checkpoints", n) for n in numbers]
         return _States(A=kept("A"), h=h, g=kept("g"), A_bar=kept("A_bar"))
 
-    def visit(self, tile: Tile, n, rows: _Rows, states: _States, sums: _Sums, pending) -> None:
+    def visit(self, tile: Tile, n, rows: Rows, states: _States, sums: Sums, pending) -> None:
         """Process the states from n on: add to `sums`, and store what belongs to the states.
 
         Args:
@@ -215,7 +192,7 @@ class _Program:
             self.kept["A_bar"][number, :] = states.A_bar[j]
         self.machine.barrier()
 
-    def _recompute(self, rows: _Rows, states: _States, B, C, sums: _Sums):
+    def _recompute(self, rows: Rows, states: _States, B, C, sums: Sums):
         """(1), (2) and (4), from the states before the chunk.
 
         Returns:
@@ -234,7 +211,7 @@ class _Program:
                 self._put_product("C", j, t, h[j] * rows.ybar[t])
         return decay, decayed
 
-    def _run_adjoint(self, rows: _Rows, states: _States, B, C, decay, decayed, sums: _Sums) -> None:
+    def _run_adjoint(self, rows: Rows, states: _States, B, C, decay, decayed, sums: Sums) -> None:
         """(3), (5), (8) and the sums of (6) and (7), from the last step to the first."""
         fma = self.machine.fma
         A, _, g, A_bar = states
@@ -264,7 +241,7 @@ class _Program:
         sums = self.outputs[name].at[pl.ds(place, self.layout.together * self.layout.chunk)]
         self.machine.store_sums(self.machine.scratch[f"products_{name}"], sums)
 
-    def store_rows(self, tile: Tile, rows: _Rows, sums: _Sums) -> None:
+    def store_rows(self, tile: Tile, rows: Rows, sums: Sums) -> None:
         """(6), (7), (9) and the gate's gradient."""
         machine, fma = self.machine, self.machine.fma
         D = self.of_channels["D"][...] if "D" in self.inputs else None

@@ -17,10 +17,16 @@ class Staged(Layout):
     """Tiles in shared memory. With 2, one is copied while the other is in use."""
     segments: int = 1
     """Parts of the sequence that run at the same time, whole tiles."""
-    together: int = 2
-    """States that the backward kernel visits at once."""
     capability: tuple[int, int] = (9, 0)
     """Compute capability of the GPU."""
+
+    @property
+    def together(self) -> int:
+        """States that the backward kernel visits at once: two, or more if a chunk is short.
+
+        `mosaic_machine.store_sums` takes at least 16 sums, one for each state and step.
+        """
+        return max(2, 16 // self.chunk)
 
     @property
     def asynchronous(self) -> bool:

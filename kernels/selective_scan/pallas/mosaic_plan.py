@@ -40,7 +40,7 @@ class Cycles:
 
     kernel: tuple[int, ...]
     ends: tuple[int, ...]
-    """Of the kernel that computes the ends of segments."""
+    """The same for the kernel that computes the ends of segments."""
 
 
 CYCLES = {
@@ -53,8 +53,8 @@ CYCLES = {
         Cycles(kernel=(791, 1405), ends=(209, 365)),
     ),
 }
-"""Of the forward and of the backward kernels, by the least compute capability: those of an H200 and
-of an A100, in bfloat16 with 16 states and every option."""
+"""Cycles of the forward and of the backward kernels by the least compute capability, modelled for
+an H200 and an A100, in bfloat16 with 16 states and every option."""
 
 COSTS = (
     Cost(per_state={1: 5.3}, per_row=44.0),
@@ -183,7 +183,7 @@ def layouts(arrays: Arrays, *, softplus: bool, reverse: bool, chunk: int | None)
 
     backward = first_that_fits(
         [
-            {"chunk": chunk, "tile": tile, "stages": stages, "together": max(2, 16 // chunk)}
+            {"chunk": chunk, "tile": tile, "stages": stages}
             for chunk in chunks
             for stages, tile in ((2, 32), (1, 32), (1, 16))
             if chunk <= max(longest, chunks[-1])

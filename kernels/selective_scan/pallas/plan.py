@@ -69,7 +69,7 @@ def plan(
     Args:
       cost: instruction counts of the kernel.
       plans: plans of its backend.
-      batch: number of sequences, without the orders that `jax.vmap` adds after planning.
+      batch: number of sequences, times the number of scans that `jax.vmap` maps.
       channels, state: sizes of the scan; `state` is one of STATES.
       multiprocessors: SMs of the GPU.
     """

@@ -14,7 +14,8 @@ from jax.experimental import pallas as pl
 from . import device, launch, sharding, triton_backward, triton_forward
 from .instances import Instances
 from .launch import (
-    SEQUENCE,
+    GRADIENTS,
+    RESULTS,
     STATE,
     Arrays,
     Axes,
@@ -72,24 +73,15 @@ COSTS = (
     Cost(per_state={1: 7.1, 2: 6.1}, per_row=44.0),
     Cost(per_state={1: 28.0, 2: 23.0}, per_row=90.0),
 )
-"""Of the forward and of the backward kernel."""
+"""Instructions of the forward and of the backward kernel."""
 
 GRID = ("batch", "blocks")
-_RESULTS = {
-    "y": SEQUENCE,
-    "last_state": STATE,
-    "checkpoints": ("batch", "chunks", "state", "channels"),
-}
-_GRADIENTS = {
-    "u": SEQUENCE,
-    "delta": SEQUENCE,
+_GRADIENTS = GRADIENTS | {
     "A": STATE,
     "B": ("batch", "blocks", "steps", "state"),
     "C": ("batch", "blocks", "steps", "state"),
     "D": ("batch", "channels"),
-    "z": SEQUENCE,
     "delta_bias": ("batch", "channels"),
-    "h0": STATE,
 }
 
 
@@ -143,7 +135,7 @@ def _forward(
     instances: Instances,
 ) -> Arrays:
     """See `launch.Backend`."""
-    wanted = [result for result in _RESULTS if with_checkpoints or result != "checkpoints"]
+    wanted = [result for result in RESULTS if with_checkpoints or result != "checkpoints"]
     return launched(
         BACKEND.name,
         "selective_scan",
@@ -151,7 +143,7 @@ def _forward(
         _run,
         _replanned(COSTS[0], PLANS, layouts[0], inputs, instances),
         inputs,
-        {result: _RESULTS[result] for result in wanted},
+        {result: RESULTS[result] for result in wanted},
         {"y": inputs["u"].dtype},
         sizes={},
         grid=GRID,

@@ -3,12 +3,11 @@
 The equations and their numbers are those of `chunked`.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import lax
 
 from .arithmetic import LN_2
+from .chunk_values import Rows, Sums, copied
 from .layout import Chunk, Layout, Machine, Refs
 
 
@@ -37,30 +36,6 @@ def backward(inputs: Refs, outputs: Refs, *, layout: Layout, machine: Machine) -
             totals,
         )
     program.store_totals(totals)
-
-
-class _Rows(NamedTuple):
-    """Row values of a chunk, by vector and step, shared by all states."""
-
-    delta: list
-    x: list
-    """delta u."""
-    ybar: list
-    """The cotangent of y before the gate."""
-
-
-class _Sums(NamedTuple):
-    """Sums over states, by vector and step."""
-
-    q: list
-    wA: list
-    """The sum in (7), without the factor ln 2."""
-    y: list
-    """(2) without the skip; empty where there is no gate."""
-
-    def copy(self) -> "_Sums":
-        """A copy whose lists can be changed."""
-        return _Sums(*([list(values) for values in part] for part in self))
 
 
 class _Program:
@@ -105,7 +80,7 @@ class _Program:
 
         def one_state(n, carry):
             sums, loaded = carry
-            sums = sums.copy()
+            sums = copied(sums)
             # Prefetch the next state, as in the forward kernel.
             loaded_after = self.load_state(jnp.minimum(n + 1, self.layout.states - 1), index)
             self.state(chunk, n, rows, loaded, sums)
@@ -113,7 +88,7 @@ class _Program:
 
         zeros = [[self.machine.zeros()] * length for _ in self.layout.vectors]
         y = zeros if "z" in self.inputs else [[] for _ in self.layout.vectors]
-        carry = _Sums(q=zeros, wA=zeros, y=y), self.load_state(jnp.int32(0), index)
+        carry = Sums(q=zeros, wA=zeros, y=y), self.load_state(jnp.int32(0), index)
         sums, _ = lax.fori_loop(0, self.layout.states, one_state, carry)
         # Recomputed, so that the loop above need not keep their addresses in registers.
         places = self._places(self.machine.obscured(start), length)
@@ -127,7 +102,7 @@ class _Program:
     def _load_row(self, name: str, row, v: int):
         return self.machine.load(self.inputs[name], row, self.channels[v]).astype(jnp.float32)
 
-    def load_rows(self, places: list) -> _Rows:
+    def load_rows(self, places: list) -> Rows:
         delta, x, ybar = ([[] for _ in self.layout.vectors] for _ in range(3))
         for v in self.layout.vectors:
             for row in places:
@@ -139,7 +114,7 @@ class _Program:
                     z = self._load_row("z", row, v)
                     gradient *= z * self.machine.sigmoid(z)
                 ybar[v].append(gradient)
-        return _Rows(delta, x, ybar)
+        return Rows(delta, x, ybar)
 
     def load_state(self, n, index) -> list:
         """A, checkpoint, adjoint and partial gradient of A for state n, by vector."""
@@ -150,7 +125,7 @@ class _Program:
             for ref, place in zip(refs, before, strict=True)
         ]
 
-    def state(self, chunk: Chunk, n, rows: _Rows, loaded: list, sums: _Sums) -> None:
+    def state(self, chunk: Chunk, n, rows: Rows, loaded: list, sums: Sums) -> None:
         """Process one state: add to `sums`, and store the gradients of the state."""
         A, h, g, A_bar = (list(values) for values in loaded)
         decay, decayed = self._recompute(chunk, n, rows, A, h, sums)
@@ -161,7 +136,7 @@ class _Program:
                 self.machine.store(self.outputs[name], place, value)
         chunk.B_done(n)
 
-    def _recompute(self, chunk: Chunk, n, rows: _Rows, A: list, h: list, sums: _Sums):
+    def _recompute(self, chunk: Chunk, n, rows: Rows, A: list, h: list, sums: Sums):
         """(1), (2) and (4), from the state `h` before the chunk, updated to the one after it.
 
         Returns:
@@ -188,13 +163,13 @@ class _Program:
         self,
         chunk: Chunk,
         n,
-        rows: _Rows,
+        rows: Rows,
         A: list,
         decay: list,
         decayed: list,
         g: list,
         A_bar: list,
-        sums: _Sums,
+        sums: Sums,
     ) -> None:
         """(3), (5), (8) and the sums of (6) and (7), from the last step to the first.
 
@@ -216,7 +191,7 @@ class _Program:
                 g[v] = decay[v][t] * h_bar
             chunk.put_B(t, n, B_bar)
 
-    def store_rows(self, places: list, rows: _Rows, sums: _Sums, totals):
+    def store_rows(self, places: list, rows: Rows, sums: Sums, totals):
         """(6), (7), (9) and the gate's gradient; return `totals` including this chunk."""
         machine, fma = self.machine, self.machine.fma
         D_bar, bias_bar = (list(part) for part in totals)

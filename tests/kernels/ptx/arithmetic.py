@@ -221,7 +221,7 @@ _COMBINATIONS = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_x
 
 
 def _comparison(name: str, is_float: bool) -> Callable:
-    """By the name of a comparison; those that end in `u` hold for NaN too."""
+    """The comparison of this name; those that end in `u` hold for NaN too."""
     if not is_float:
         return _COMPARISONS[name]
     nan = lambda x, y: np.isnan(x) | np.isnan(y)

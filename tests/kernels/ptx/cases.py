@@ -17,8 +17,8 @@ from .programs import EXACT, Execution, Program
 MOSAIC = mosaic.BACKEND.name
 BACKENDS = {module.BACKEND.name: (module.BACKEND, module.scan) for module in (triton, mosaic)}
 TOLERANCE, APPROXIMATE, PER_STEP = 1e-6, 8e-6, 2.0**-22
-"""Of the largest number of a result, beside one rounding to its dtype: with approximate
-instructions that are correctly rounded, and with the errors that PTX allows them. Those of the
+"""Allowed errors as shares of a result's largest number, beside one rounding to its dtype: if
+approximate instructions are correctly rounded, and if they err as PTX allows. The errors of
 exponentials add up where a state does not decay, so it is PER_STEP times the steps if that is more.
 """
 MAPPED = ("delta", "A", "B", "C", "D", "delta_bias")
@@ -34,7 +34,7 @@ class Case:
     plan: int = 0
     """Which of Triton's plans."""
     segments: int = 1
-    """Of Mosaic's kernels; fewer where there are fewer tiles."""
+    """Segments of a sequence in Mosaic's kernels; fewer if there are fewer tiles."""
     chunk: int | None = 4
     options: str = ""
     """Letters: D, z, b (delta_bias), h (h0), s (softplus), o (order), r (reverse), x (extreme)."""

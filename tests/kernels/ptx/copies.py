@@ -49,7 +49,7 @@ _COPIES = (
     (r"wait_group", _wait),
     (r"c[ag]\.shared\.global", _copy_piece),
 )
-"""By what follows `cp.async.` in the name of an instruction."""
+"""What an instruction does, by the pattern of its name after `cp.async.`."""
 
 
 def _copy(m, i: Instruction):

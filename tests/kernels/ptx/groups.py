@@ -26,7 +26,7 @@ class Groups:
         self.committed.setdefault(thread, []).append(self.uncommitted.pop(thread, None))
 
     def wait(self, thread: int, remaining: int) -> None:
-        """Until at most so many of the thread's groups are running."""
+        """Wait until at most `remaining` of the thread's groups are running."""
         groups = self.committed.get(thread, [])
         over = groups[: max(0, len(groups) - remaining)]
         self.committed[thread] = groups[len(over) :]
@@ -36,7 +36,7 @@ class Groups:
             self.order.acquire(np.array([thread]), row)
 
     def check_all_waited_for(self, report: Report) -> None:
-        """At the end of a kernel no copy may be running."""
+        """Report copies that are still running at the end of a kernel."""
         for thread, time in self.last_copies.items():
             if time >= self.order.known[thread, self.order.group_column(thread)]:
                 report.fault("copies that no thread waited for")

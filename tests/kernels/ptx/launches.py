@@ -12,11 +12,11 @@ class Launch:
     shared: int
     """Bytes of dynamic shared memory."""
     parameters: tuple[int, ...]
-    """For each parameter of the kernel which of the inputs and outputs it is."""
+    """The place of each of the kernel's parameters among the inputs and outputs."""
 
 
 def of_triton(thunks: str, entry: str, arrays: int) -> Launch:
-    """From XLA's list of thunks; a kernel gets its inputs and outputs in order."""
+    """The launch in XLA's list of thunks, where a kernel gets its inputs and outputs in order."""
     pattern = r" grid: \[(\d+), (\d+), (\d+)\] threads: \[(\d+), 1, 1\]\s+shared_memory: (\d+)"
     (found,) = re.findall(rf"\b{entry}{pattern}", thunks)
     x, y, z, threads, shared = map(int, found)
@@ -24,7 +24,7 @@ def of_triton(thunks: str, entry: str, arrays: int) -> Launch:
 
 
 def of_mosaic(passes: str) -> Launch:
-    """From the printed passes: evaluates the program that prepares the launch on the host."""
+    """The launch in the printed passes, by evaluating the host's program that prepares it."""
     begin = passes.index("IR Dump Before SCFToControlFlowPass")
     text = passes[begin : passes.index("gpu.module", begin)]
     values = _evaluated(text)

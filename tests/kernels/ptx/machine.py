@@ -158,7 +158,7 @@ class Machine:
         place = np.zeros(self.count, np.int64)
         self.done = np.zeros(self.count, bool)
         self.waiting = np.zeros(self.count, int)
-        """At which barrier of the program a thread waits, counted from 1; 0 stands for none."""
+        """The barrier at which each thread waits, counted from 1; 0 stands for none."""
         at, mask = 0, None
         while True:
             self.order.now += 1

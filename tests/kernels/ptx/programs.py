@@ -25,7 +25,7 @@ class Execution:
     """What the compiler and the GPU are free to do, within PTX."""
 
     seed: int | None = None
-    """Of the errors of approximate instructions; None means correctly rounded."""
+    """The seed of the errors of approximate instructions; None for correctly rounded results."""
     contract: bool = False
     """Whether products and sums are fused, see `contraction`."""
 

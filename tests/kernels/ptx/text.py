@@ -8,7 +8,7 @@ from functools import cached_property
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     name: str
-    """With all suffixes."""
+    """The instruction and all its suffixes."""
     operands: tuple[str, ...]
     """As written: a vector is `{a,b}`, a place in memory `[a+4]`."""
     predicate: str | None
@@ -26,7 +26,7 @@ class Instruction:
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """The line and its text, as messages state them."""
         return f"line {self.line}: {self.text}"
 
     @property
