@@ -117,6 +117,7 @@ def parser() -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.dice_weight = 1.0  # of the Dice loss beside the cross-entropy
+    config.loss.class_balance = 0.0  # above 0, small classes weigh more than their area
     return config
 
 

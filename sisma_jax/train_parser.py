@@ -13,11 +13,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import check_least, section
+from sisma_jax.common.config import check_least, check_shares, section
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch
@@ -42,6 +42,7 @@ from sisma_jax.training.auxiliary import (
     test_batches,
     train_and_report,
 )
+from sisma_jax.training.class_balance import class_weights
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task
 from sisma_jax.training.program import Trainable
@@ -51,7 +52,7 @@ from sisma_jax.training.setup import (
     check_image_size,
     parse_training_command,
 )
-from sisma_jax.training.state import kernel_axes, make_optimizer
+from sisma_jax.training.state import Batch, Metrics, kernel_axes, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,14 @@ class LossConfig:
     """The config's section `loss`."""
 
     dice_weight: float
+    """Weight of the Dice term beside the cross-entropy."""
+    class_balance: float = 0.0
+    """In [0, 1]: 0 weighs classes by their area in the cross-entropy, 1 all alike
+    (`class_weights`)."""
 
     def __post_init__(self) -> None:
         check_least(self, "loss", 0, "dice_weight")
+        check_shares(self, "loss", "class_balance")
 
 
 def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
@@ -96,11 +102,7 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
                 init_params=lambda: module.init(jax.random.key(config.seed), images)["params"],
                 optimizer=make_optimizer(settings, kernel_axes),
                 draw=lambda key, batch: {},
-                loss_fn=lambda params, batch: parser_loss(
-                    module.apply({"params": replicate(params)}, to_float(batch["image"])),
-                    batch["labels"],
-                    loss.dice_weight,
-                ),
+                loss_fn=lambda params, batch: batch_loss(module, loss, replicate(params), batch),
             ),
             feed=sections.feed(train_source, config.seed),
             sample_grid=lambda ema: sheet(parser(ema), test_source),
@@ -122,6 +124,18 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
         show=partial(show, run),
         watch=watch,
     )
+
+
+def batch_loss(
+    module: FaceParserUNet, loss: LossConfig, params: Params, batch: Batch
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of a batch of "image" and "labels", and its parts."""
+    labels, weight = batch["labels"], None
+    if loss.class_balance:
+        classes = module.config.num_classes
+        weight = class_weights(labels, labels.shape[1], classes, loss.class_balance)
+    logits = module.apply({"params": params}, to_float(batch["image"]))
+    return parser_loss(logits, labels, loss.dice_weight, weight)
 
 
 def sheet(parser: FaceParser, source: Source) -> UInt8[np.ndarray, "h w 3"]:

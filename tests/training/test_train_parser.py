@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.metrics import confusion_matrix, mean_iou
 from sisma_jax.models.face_parser import load_parser
 from sisma_jax.models.face_parser.training import parser_loss
+from sisma_jax.training.class_balance import class_weights
 from tests.tiny_runs import CONFIGS, SIZE, call
 
 
@@ -77,6 +79,7 @@ def test_a_finished_run_continues_to_more_steps(inputs_folder, tmp_path, capsys)
     [
         ({"data__size": 31}, "data.size 31 is not a multiple of 2, which 2 entries"),
         ({"parser__num_classes": 5}, r"has 19 classes: set --config.parser.num_classes=19"),
+        ({"loss__class_balance": 1.5}, "loss.class_balance is 1.5"),
         ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
     ],
 )
@@ -93,11 +96,12 @@ def test_a_negative_weight_of_the_loss_is_refused():
         train_parser.LossConfig(dice_weight=-1.0)
 
 
-def loss_by_definition(logits, labels, weight):
+def loss_by_definition(logits, labels, weight, pixel_weights=None):
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     labelled = labels < logits.shape[-1]
     chosen = np.take_along_axis(shares, np.where(labelled, labels, 0)[..., None], -1)[..., 0]
-    cross_entropy = -np.log(chosen[labelled]).mean()
+    weights = np.ones(labels.shape) if pixel_weights is None else pixel_weights[..., 0]
+    cross_entropy = -(weights * np.log(chosen))[labelled].mean()
     parts = []
     for label in np.unique(labels[labelled]):
         truth = labels == label
@@ -123,6 +127,22 @@ def test_the_loss_is_by_definition_and_leaves_unlabelled_pixels_out():
     right = (logits.argmax(-1) == labels)[labels < 4].mean()
     np.testing.assert_allclose(metrics["accuracy"], right, rtol=1e-6)
     assert not np.asarray(gradient)[0, :2].any() and np.asarray(gradient)[1].all()
+
+
+def test_pixel_weights_change_the_cross_entropy_only():
+    random = np.random.default_rng(1)
+    logits = jnp.asarray(random.normal(0, 2, (2, 8, 8, 4)), jnp.float32)
+    labels = np.zeros((2, 8, 8), np.uint8)
+    labels[0, :2, :2], labels[1, 0, 0], labels[1, 4:] = 1, 2, 255
+    weights = class_weights(jnp.asarray(labels), 8, 4, 0.5)
+    assert weights[1, 0, 0, 0] > weights[0, 0, 0, 0] > weights[0, 4, 4, 0]
+    loss, metrics = parser_loss(logits, jnp.asarray(labels), 0.7, weights)
+    doubles = np.asarray(logits, np.float64)
+    expected = loss_by_definition(doubles, labels, 0.7, np.asarray(weights, np.float64))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert abs(loss - loss_by_definition(doubles, labels, 0.7)) > 0.01
+    unweighted = parser_loss(logits, jnp.asarray(labels), 0.7)[1]
+    np.testing.assert_allclose(metrics["cross_entropy"], unweighted["cross_entropy"], rtol=1e-6)
 
 
 def test_nothing_labelled_is_no_loss():
