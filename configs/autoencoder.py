@@ -2,23 +2,30 @@
 
     python -m sisma_jax.train_autoencoder --config configs/autoencoder.py --workdir runs/autoencoder
 
-Variants: "" (factor 4 for synthetic faces of 64 pixels, about a minute on two CPU cores), "long"
-(the same in eight minutes, for `configs/synthetic.py:long`), "parts" (as "long", but more accurate
-in eyes, brows and lips and less elsewhere, for styles), "vq" (as "" with 3 channels and a codebook
-of 512 entries, equally good after four minutes) and, on CelebAMask-HQ at 256 pixels from scratch,
-"celeba" (Stable Diffusion's architecture, factor 8) and "vq-f4" (latent diffusion's with a
-codebook, the first stage of SCA-DM). The last two have not been trained yet and are alternatives to
-the published weights.
+    variant      for
+    (none)       synthetic faces of 64 pixels, factor 4: about a minute on two CPU cores
+    long         the same in eight minutes, for configs/synthetic.py:long
+    parts        as "long", more accurate in eyes, brows and lips and less elsewhere, for styles
+    vq           as (none), with 3 channels and a codebook of 512 entries: four minutes
+    celeba-64    CelebAMask-HQ at 64 pixels, factor 4 with 8 channels, for two CPU cores
+    celeba-128   the same at 128 pixels
+    celeba       CelebAMask-HQ at 256 pixels, Stable Diffusion's architecture, factor 8
+    vq-f4        the same with latent diffusion's codebook, factor 4, the first stage of SCA-DM
+
+The last two are trained from scratch, as alternatives to the published weights. That has not been
+done yet.
 """
 
 from ml_collections import ConfigDict
 
 from sisma_jax.configs import common
 
+VARIANTS = ("", "long", "parts", "vq", "celeba-64", "celeba-128", "celeba", "vq-f4")
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "long", "parts", "vq", "celeba", "vq-f4"):
-        raise ValueError("choose 'long', 'parts', 'vq', 'celeba' or 'vq-f4', or no variant")
+    if variant not in VARIANTS:
+        raise ValueError(f"choose one of {', '.join(VARIANTS[1:])}, or no variant")
     config = common.autoencoder()
     config.train.steps = 360
     config.train.warmup = 25
@@ -40,6 +47,14 @@ def get_config(variant: str = "") -> ConfigDict:
         config.train.steps = 1000
         config.train.sample_every = 1000
         config.checkpoint.every = 500
+
+    if variant in ("celeba-64", "celeba-128"):
+        common.on_small_photographs(config, int(variant.removeprefix("celeba-")))
+        config.autoencoder.latent_channels = 8
+        config.train.steps = 14_000
+        config.train.log_every = 100
+        config.train.sample_every = 7000
+        config.checkpoint.every = 1000
 
     if variant in ("celeba", "vq-f4"):
         common.on_celebamask_hq(config)

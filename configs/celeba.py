@@ -44,13 +44,21 @@ ACCUMULATE = {
     "512": {"H200": 2, "A100-80": 4, "RTX 4090": 16},
     "1024": {"H200": 8, "A100-80": 16, "RTX 4090": 64},
 }
-VARIANTS = (*ACCUMULATE, "debug")
+FOR_TWO_CORES = ("64", "128")
+VARIANTS = (*ACCUMULATE, *FOR_TWO_CORES, "debug")
 
 
 def get_config(variant: str = "large") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"choose one of {', '.join(VARIANTS)}")
     config = common.sisma()
+    if variant in FOR_TWO_CORES:
+        common.generator_on_small_photographs(config, int(variant))
+        config.model.depth = 6
+        config.model.remat = "names"
+        config.train.steps = 12_000
+        config.train.ema_decay = 0.998
+        return config
     common.generator_on_celebamask_hq(config)
 
     # Autoencoder with factor 8: 256 x 256 pixels <-> 32 x 32 x 4 latents
@@ -86,13 +94,11 @@ def get_config(variant: str = "large") -> ConfigDict:
         config.model.depth = 24
 
     if variant == "512":
-        config.data.path = "data/celeba-512"
-        config.data.size = 512
+        config.data = common.celebamask_hq(512)
         config.model.latent_size = 64
 
     if variant == "1024":
-        config.data.path = "data/celeba-1024"
-        config.data.size = 1024
+        config.data = common.celebamask_hq(1024)
         config.model.latent_size = 128
 
     if variant == "debug":

@@ -7,9 +7,10 @@
     config.model.width = 768        # what differs
 
 The defaults describe short trainings on synthetic faces of 64 pixels, which take minutes on two CPU
-cores; `on_celebamask_hq` and `generator_on_celebamask_hq` change what all long trainings on
-photographs change. A config file states what differs from them, and last, in `if` blocks, what its
-variants change.
+cores. `on_celebamask_hq` and `generator_on_celebamask_hq` apply the changes that all long trainings
+on photographs share, `on_small_photographs` and `generator_on_small_photographs` those of trainings
+on photographs of 64 or 128 pixels. A config file states what differs from them, and last, in `if`
+blocks, what its variants change.
 """
 
 from ml_collections import ConfigDict
@@ -79,6 +80,29 @@ def generator_on_celebamask_hq(config: ConfigDict) -> None:
     config.checkpoint.keep_every = 50_000
 
 
+def on_small_photographs(config: ConfigDict, size: int) -> None:
+    """Change a config to CelebAMask-HQ at 64 or 128 pixels, for two CPU cores."""
+    config.data = celebamask_hq(size)
+    config.data.threads = 1
+
+
+def generator_on_small_photographs(config: ConfigDict, size: int) -> None:
+    """Change a config of SISMA or SCA-DM to CelebAMask-HQ at 64 or 128 pixels, and to a training of
+    two hours on two CPU cores."""
+    on_small_photographs(config, size)
+    config.autoencoder.path = f"runs/autoencoder-celeba-{size}"
+    config.model.latent_size = size // 4
+    config.model.latent_channels = 8
+    config.train.warmup = 100
+    config.train.log_every = 50
+    config.train.sample_every = 2000
+    config.evaluation.every = 1000
+    config.evaluation.items = 256
+    config.checkpoint.every = 500
+    config.samples.steps = 12
+    config.samples.guidance = 1.5
+
+
 def autoencoder() -> ConfigDict:
     """Defaults of the first-stage autoencoder."""
     config = _training()
@@ -142,11 +166,11 @@ def long_synthetic_faces() -> ConfigDict:
     return data
 
 
-def celebamask_hq() -> ConfigDict:
-    """The section `data` of CelebAMask-HQ at 256 pixels."""
+def celebamask_hq(size: int = 256) -> ConfigDict:
+    """The section `data` of CelebAMask-HQ, prepared at `size` pixels."""
     data = synthetic_faces()
-    data.path = "data/celeba-256"
-    data.size = 256
+    data.path = f"data/celeba-{size}"
+    data.size = size
     data.synthetic_count = 0
     data.test_from = 28000
     data.threads = 16

@@ -4,8 +4,9 @@
 
 The U-Net of CelebAMask-HQ's repository, with group instead of batch normalisation. Variants: ""
 (synthetic faces of 64 pixels, for the demo, two and a half minutes on two CPU cores), "long" (for
-`configs/synthetic.py:long`) and "celeba" (the repository's sizes on CelebAMask-HQ at 256 pixels;
-not trained yet, an alternative to the published weights).
+`configs/synthetic.py:long`), "celeba-64" and "celeba-128" (CelebAMask-HQ at 64 and 128 pixels, for
+two CPU cores; small classes weigh more than their area) and "celeba" (the repository's sizes on
+CelebAMask-HQ at 256 pixels; not trained yet, an alternative to the published weights).
 """
 
 from ml_collections import ConfigDict
@@ -14,8 +15,8 @@ from sisma_jax.configs import common
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "long", "celeba"):
-        raise ValueError("choose 'long' or 'celeba', or no variant")
+    if variant not in ("", "long", "celeba-64", "celeba-128", "celeba"):
+        raise ValueError("choose 'long', 'celeba-64', 'celeba-128' or 'celeba', or no variant")
     config = common.parser()
     config.train.steps = 600
     config.train.batch_size = 16
@@ -26,6 +27,13 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data = common.long_synthetic_faces()
         config.train.steps = 2000
         config.train.sample_every = 1000
+        config.checkpoint.every = 500
+
+    if variant in ("celeba-64", "celeba-128"):
+        common.on_small_photographs(config, int(variant.removeprefix("celeba-")))
+        config.loss.class_balance = 0.5
+        config.train.steps = 6000
+        config.train.sample_every = 3000
         config.checkpoint.every = 500
 
     if variant == "celeba":

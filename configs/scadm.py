@@ -21,6 +21,8 @@ The first stage is latent diffusion's VQ-f4, as safetensors in CompVis' or diffu
     synthetic        6.1 M   synthetic faces of 64 pixels, for two CPU cores, after
         python -m sisma_jax.train_autoencoder --config configs/autoencoder.py:vq \
             --workdir runs/autoencoder-vq
+    64              6.1 M   CelebAMask-HQ at 64 pixels, for two CPU cores (docs/photographs.md),
+        with the first stage of configs/celeba.py:64
 
 It has not been trained at the published size or run on a GPU, so hours, memory and scores are
 unknown.
@@ -32,8 +34,8 @@ from sisma_jax.configs import common
 
 
 def get_config(variant: str = "published") -> ConfigDict:
-    if variant not in ("published", "synthetic"):
-        raise ValueError("choose 'published' or 'synthetic'")
+    if variant not in ("published", "synthetic", "64"):
+        raise ValueError("choose 'published', 'synthetic' or '64'")
     config = common.scadm()
     config.model.latent_channels = 3
     config.flow.sampling = "uniform"
@@ -72,4 +74,11 @@ def get_config(variant: str = "published") -> ConfigDict:
         config.train.learning_rate = 2e-3
         config.train.ema_decay = 0.95
         config.train.log_every = 20
+
+    if variant == "64":
+        common.generator_on_small_photographs(config, 64)
+        config.train.optimizer = "adamw"
+        config.train.learning_rate = 2e-3
+        config.train.ema_decay = 0.998
+        config.train.steps = 12_000
     return config

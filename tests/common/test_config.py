@@ -21,6 +21,8 @@ from sisma_jax.common.config import (
 from sisma_jax.common.errors import InputError
 from sisma_jax.configs import common
 from sisma_jax.models import SISMAConfig
+from sisma_jax.models.autoencoder.config import AutoencoderConfig
+from sisma_jax.models.generators import model_config
 from sisma_jax.runs.folder import RunFolder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -165,6 +167,25 @@ def test_celeba_at_more_pixels_is_large_on_more_tokens(size):
     assert (config.data.size, config.data.path) == (size, f"data/celeba-{size}")
 
 
+@pytest.mark.parametrize(
+    ("spec", "size"),
+    [("celeba:64", 64), ("celeba:128", 128), ("celeba_style:64", 64), ("celeba_style:128", 128),
+     ("scadm:64", 64)],
+)  # fmt: skip
+def test_generators_of_small_photographs_fit_their_autoencoder_and_data(spec, size):
+    config = load_config(spec)
+    trained = f"celeba-{size}"
+    autoencoder = load_config(f"autoencoder:{trained}")
+    parser = load_config(f"parser:{trained}")
+    assert config.autoencoder.path == f"runs/autoencoder-{trained}"
+    assert config.data == autoencoder.data == parser.data
+    assert (config.data.size, config.data.path) == (size, f"data/{trained}")
+    first_stage = section(AutoencoderConfig, autoencoder, "autoencoder")
+    model = model_config(config)
+    assert model.latent_channels == first_stage.latent_channels
+    assert model.factor == first_stage.factor and model.latent_size * model.factor == size
+
+
 def test_a_config_survives_the_run_folder(tmp_path):
     config = load_config(str(CONFIGS / "autoencoder.py"))
     run = RunFolder(tmp_path / "run")
@@ -272,7 +293,8 @@ def test_every_default_has_a_comment():
     lines = (CONFIGS / "common.py").read_text("utf-8").splitlines()
     found = functions("common")
     for other_values in (
-        "long_synthetic_faces", "celebamask_hq", "on_celebamask_hq", "generator_on_celebamask_hq"
+        "long_synthetic_faces", "celebamask_hq", "on_celebamask_hq", "generator_on_celebamask_hq",
+        "on_small_photographs", "generator_on_small_photographs",
     ):  # fmt: skip
         del found[other_values]  # of keys that other functions explain
     for function in found.values():
