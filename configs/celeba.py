@@ -17,7 +17,12 @@ and U-Shape Mamba. GMAC are those of a forward pass of one image, including the 
     xlarge         456 M    336     768       24   32 x 32
     512            236 M    677     768       12   64 x 64   512 pixels: prepare with --size 512
     1024           255 M  2,707     768       12   128 x 128 1024 pixels: prepare with --size 1024
+    64             2.0 M   0.38      96        6   16 x 16   64 pixels, for two CPU cores
+    128            2.2 M   1.50      96        6   32 x 32   128 pixels, for two CPU cores
     debug                                                    a minute on a laptop, same data format
+
+The variants 64 and 128 have a first stage of their own (configs/autoencoder.py:celeba-64 and
+celeba-128; docs/photographs.md).
 
 Planned, not measured (benchmarks/plan_bench.py, docs/results.md): a step of 64 images of `large`
 needs 36 GB, among them 3.7 GB of state, and takes an H200 at least 0.21 s. So 400,000 steps take at

@@ -17,6 +17,8 @@ cached latents come with them (`--images`). Without a cache every step encodes i
     large          308 M    77 M
     xlarge         593 M   136 M
     512            313 M    77 M
+    64             3.5 M   1.5 M   a small style encoder, for two CPU cores (docs/photographs.md)
+    128            3.6 M   1.5 M
 
 It has not been trained or run on a GPU, so hours, memory and scores are unknown.
 """
@@ -29,6 +31,7 @@ from sisma_jax.configs import celeba, common
 def get_config(variant: str = "large") -> ConfigDict:
     config = celeba.get_config(variant)
     common.add_style(config)
-    config.model.style_levels = 5
-    config.model.style_features = 256
+    if variant not in celeba.FOR_TWO_CORES:
+        config.model.style_levels = 5
+        config.model.style_features = 256
     return config

@@ -31,9 +31,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
     if variant in ("celeba-64", "celeba-128"):
         common.on_small_photographs(config, int(variant.removeprefix("celeba-")))
-        config.loss.class_balance = 0.5
-        config.train.steps = 6000
-        config.train.sample_every = 3000
+        config.parser.channels = (24, 48, 96, 192, 384)
+        config.loss.class_balance = 0.6
+        config.train.steps = 4000
+        config.train.log_every = 100
+        config.train.sample_every = 2000
         config.checkpoint.every = 500
 
     if variant == "celeba":
