@@ -1,9 +1,12 @@
 """Show what a data set holds: `python -m sisma_jax.inspect_data --data DIR`.
 
-Writes a sheet of images, label maps and overlays, and prints counts and class frequencies.
+Writes a sheet of images, label maps and overlays, and prints counts and class frequencies. With
+`--odd FILE`, also lists the items that look wrong.
 """
 
 import argparse
+import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,8 @@ from PIL import Image
 
 from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError
-from sisma_jax.common.files import check_output_file
-from sisma_jax.data import prepared
+from sisma_jax.common.files import check_output_file, write_text
+from sisma_jax.data import odd_items, prepared
 from sisma_jax.data.contact_sheet import tile, with_legend
 from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import Source, open_dataset
@@ -38,6 +41,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--out", type=cli.path, default=Path("data_sheet.png"), help="the sheet, a PNG file")
     add("--split", default="train", help="split to show")
     add("--count", type=int, default=16, help="items on the sheet, evenly spread")
+    add("--ids", nargs="+", metavar="ID", help="show these items of the split instead")
+    add(
+        "--odd",
+        type=cli.path,
+        metavar="FILE",
+        help="examine every item of all splits, print what looks wrong, and write its ids as JSON",
+    )
     add("--size", type=int, help="side in pixels; raw folders only (default: 256)")
     add("--test-from", type=int, default=TEST_FROM, help="first test id; raw folders only")
     add("--verify", action="store_true", help="compare the shards with their checksums")
@@ -55,6 +65,27 @@ def sheet(source: Source, indices: list[int]) -> UInt8[np.ndarray, "H W 3"]:
             rows.append([])
         rows[-1] += [item["image"], colours, overlay.astype(np.uint8)]
     return with_legend(tile(rows), source.classes)
+
+
+def places(source: Source, ids: list[str]) -> list[int]:
+    """Where the items of these ids are in the source."""
+    by_id = {str(id): index for index, id in enumerate(source.ids)}
+    for id in ids:
+        if id not in by_id:
+            raise InputError(f"--ids {id} is not in {source}: its first item is {source.ids[0]}")
+    return [by_id[id] for id in ids]
+
+
+def list_odd(sources: dict[str, Source], file: Path) -> None:
+    """Print what looks wrong in these splits, and write it."""
+    found = odd_items.examine(sources)
+    counts = ", ".join(f"{split} {count}" for split, count in found["items"].items())
+    print(f"items that look wrong, of {counts}:")
+    for line in odd_items.summary(found):
+        print(line)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(found, indent=1) + "\n")
+    print(f"wrote {file}")
 
 
 def frequencies(source: Source) -> tuple[dict[str, float], float, int]:
@@ -87,6 +118,8 @@ def main() -> None:
     if args.size is not None and args.size < 1:
         raise InputError(f"--size is {args.size}: give at least 1")
     check_output_file("--out", args.out)
+    if args.odd is not None:
+        check_output_file("--odd", args.odd)
     size = 256 if args.size is None else args.size
     if is_prepared(args.data):
         description = read_description(args.data)
@@ -100,30 +133,37 @@ def main() -> None:
             print(f"note: {sentence}")
         if args.verify:
             verify(args.data, description)
-        source = open_dataset(args.data, size, split=args.split)
+        splits = [name for name, count in counts.items() if count]
+        open_split = partial(open_dataset, args.data, size)
+        source = open_split(split=args.split)
         chosen = description["splits"][args.split]
         shares, unlabelled = chosen["class_frequency"], chosen["unlabelled"]
         counted = len(source)
     else:
         if args.verify:
             raise InputError(f"{args.data} has no checksums to --verify: it is not prepared")
-        source = open_dataset(
+        splits = ["all"]
+        open_split = partial(
+            open_dataset,
             args.data,
             size,
-            split=args.split,
             test_from=args.test_from,
             test_from_option="--test-from ",
         )
+        source = open_split(split=args.split)
         print(f"{args.data}: raw, shown at {size} px, {args.split} {len(source)}")
         shares, unlabelled, counted = frequencies(source)
         for sentence in oddities_of(args.split, shares, unlabelled):
             print(f"note: {sentence} (over {counted} items)")
+    spread = np.linspace(0, len(source) - 1, min(args.count, len(source))).astype(int).tolist()
+    chosen_items = spread if args.ids is None else places(source, args.ids)
     print(f"share of pixels over {counted} items of split {args.split!r}:")
     for label, (name, share) in enumerate(shares.items()):
         print(f"  {label:3d} {name:20s} {share:8.3%}")
     print(f"      {'(unlabelled)':20s} {unlabelled:8.3%}")
-    count = min(args.count, len(source))
-    picture = sheet(source, np.linspace(0, len(source) - 1, count).astype(int).tolist())
+    if args.odd is not None:
+        list_odd({split: open_split(split=split) for split in splits}, args.odd)
+    picture = sheet(source, chosen_items)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_png(Image.fromarray(picture), args.out)
     print(f"wrote {args.out}")

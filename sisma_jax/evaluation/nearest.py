@@ -1,22 +1,21 @@
 """The training pictures nearest to samples, which show whether a model reproduces training faces.
 
-The distance is the root mean square over the pixels of pictures box-averaged to `SIDE` x `SIDE`, as
-a share of the full range. It needs no network, and is close to 0 for near-copies. Training also
-uses mirror images, so these are compared as well. If samples are nearer to training pictures than
-unseen real pictures are, the model may have memorised faces.
+The distance is the root mean square over the pixels of `data.thumbnails`, as a share of the full
+range. It needs no network, and is close to 0 for near-copies. Training also uses mirror images, so
+these are compared as well. If samples are nearer to training pictures than unseen real pictures
+are, the model may have memorised faces.
 """
 
 import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 
 from sisma_jax.common.progress import bar
+from sisma_jax.data.thumbnails import SIDE, shrunk
 from sisma_jax.evaluation.pictures import Pictures, batches
 from sisma_jax.evaluation.tables import Table
-
-SIDE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +27,6 @@ class Nearest:
     mirrored: Bool[np.ndarray, " n"]
     """Whether it is that picture's mirror image."""
     distance: Float64[np.ndarray, " n"]
-
-
-def shrunk(images: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n d"]:
-    """Pictures box-averaged to at most `SIDE` x `SIDE`, flattened, in [0, 1]."""
-    n, height, width, channels = images.shape
-    rows, columns = max(1, height // SIDE), max(1, width // SIDE)
-    kept = images[:, : height // rows * rows, : width // columns * columns].astype(np.float32)
-    boxes = kept.reshape(n, height // rows, rows, width // columns, columns, channels)
-    return boxes.mean((2, 4)).reshape(n, -1) / 255
 
 
 def nearest(asked: UInt8[np.ndarray, "n h w 3"], pictures: Pictures) -> Nearest:

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.evaluation.nearest import nearest, shrunk
+from sisma_jax.data.thumbnails import shrunk
+from sisma_jax.evaluation.nearest import nearest
 from sisma_jax.evaluation.pictures import PictureFolder, Selection, batches
 
 
