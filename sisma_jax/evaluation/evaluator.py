@@ -12,6 +12,7 @@ from sisma_jax.common.files import NO_ROOM
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.contact_sheet import mask_sheet, tile
 from sisma_jax.data.input_pipeline import Source
+from sisma_jax.data.thumbnails import shrunk
 from sisma_jax.evaluation.generation import GeneratedFaces, Sampling
 from sisma_jax.evaluation.judges import (
     inception_features,
@@ -227,6 +228,12 @@ def _explain_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def weights_key(synthesizer: Synthesizer) -> str:
+    """Digest of a model's and its autoencoder's configurations and weights."""
+    sizes = synthesizer.config, synthesizer.autoencoder.config
+    return digest(*sizes, tree_checksum(synthesizer.params), synthesizer.autoencoder.checksum())
+
+
 def evaluate_run(
     evaluation: Evaluation,
     synthesizer: Synthesizer,
@@ -255,8 +262,7 @@ def evaluate_run(
       style_guidance: style guidance of faces with references.
     """
     report = evaluation.report
-    sizes = synthesizer.config, synthesizer.autoencoder.config
-    weights = digest(*sizes, tree_checksum(synthesizer.params), synthesizer.autoencoder.checksum())
+    weights = weights_key(synthesizer)
     with evaluation.scoring() as scorer:
         if evaluation.scores:
             score_bounds(evaluation, scorer, synthesizer, train, name)
@@ -407,7 +413,7 @@ def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source
     if report.finding("memorisation", name, key) is not None:
         return
     made, real = faces.read(asked), reference.read(asked)
-    neighbours = nearest(np.concatenate([made, real]), pictures)
+    neighbours = nearest(shrunk(np.concatenate([made, real])), pictures)
     count = len(asked)
     summary = memorisation(neighbours.distance[:count], neighbours.distance[count:], len(pictures))
     near = lambda start: pictures_of(neighbours, pictures, range(start, start + len(shown)))

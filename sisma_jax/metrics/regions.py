@@ -1,15 +1,30 @@
 """How well pictures follow their masks, measured without a trained network.
 
-Two metrics apply to all mask-conditioned models: `explained_variance` (whether parts are where the
-mask places them) and `spread` (whether samples of one mask differ). Both are meaningful only in
-comparison with their values for real pictures. Further functions measure styles and edits: the
-mean colours of regions, and the change outside an edited region.
+Three metrics apply to all mask-conditioned models: `explained_variance` (whether parts are where
+the mask places them), `spread` (whether samples of one mask differ) and `colour_coherence` (whether
+parts that belong together have similar colours). All are meaningful only in comparison with their
+values for real pictures. Further functions measure styles and edits: the mean colours of regions,
+and the change outside an edited region.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from sisma_jax.data.classes import CLASSES
+
+COHERENT_PAIRS: tuple[tuple[str, str], ...] = (
+    ("l_eye", "r_eye"),
+    ("l_brow", "r_brow"),
+    ("l_ear", "r_ear"),
+    ("u_lip", "l_lip"),
+    ("skin", "nose"),
+    ("skin", "neck"),
+    ("skin", "l_ear"),
+    ("skin", "r_ear"),
+)
+"""Names of classes (`data.class_names`) whose colours belong together in a face: our choice."""
 
 
 def explained_variance(
@@ -66,6 +81,32 @@ def colour_errors(
     seen = ~np.isnan(error)
     total = np.where(seen, error, 0).sum(0)
     return np.where(seen.any(0), total / np.maximum(seen.sum(0), 1), np.nan)
+
+
+def colour_coherence(
+    images: UInt8[np.ndarray, "n h w 3"], labels: UInt8[np.ndarray, "n h w"], names: Sequence[str]
+) -> dict[tuple[str, str], float]:
+    """Return how far apart the mean colours of two regions are, in grey levels, for COHERENT_PAIRS.
+
+    It is the root mean square difference over channels, averaged over the pictures that have both
+    regions. Light from one side separates the colours in real pictures, too, so a value is
+    meaningful only beside that of real pictures, from which it may deviate in both directions.
+
+    Args:
+      images: the pictures.
+      labels: their masks, ids that index `names`.
+      names: names of the classes.
+
+    Returns:
+      Grey levels, 0 to 255, by pair. A pair is missing if one of its classes is not in `names`, or
+      if no picture has both of its regions.
+    """
+    colours = class_colours(images, labels, len(names))
+    place = {name: label for label, name in enumerate(names)}
+    pairs = [pair for pair in COHERENT_PAIRS if place.keys() >= set(pair)]
+    one, other = (colours[:, [place[pair[side]] for pair in pairs]] for side in (0, 1))
+    apart = zip(pairs, colour_errors(one, other).tolist(), strict=True)
+    return {pair: levels for pair, levels in apart if not np.isnan(levels)}
 
 
 def far_from(changed: Bool[np.ndarray, "n h w"], margin: int) -> Bool[np.ndarray, "n h w"]:

@@ -13,6 +13,7 @@ from sisma_jax import evaluate
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.data.label_maps import write_label_map
+from sisma_jax.data.thumbnails import shrunk
 from sisma_jax.evaluation import evaluator
 from sisma_jax.evaluation.generation import Sampling
 from sisma_jax.evaluation.nearest import nearest, pictures_of
@@ -195,7 +196,7 @@ def test_one_image_that_changes_makes_other_faces_of_a_raw_folder():
 def test_a_mirror_image_is_near():
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
     asked = np.stack([images[4, :, ::-1], images[1]])
-    found = nearest(asked, Arrays(images))
+    found = nearest(shrunk(asked), Arrays(images))
     assert found.index.tolist() == [4, 1] and found.mirrored.tolist() == [True, False]
     np.testing.assert_array_equal(found.distance, 0)
     np.testing.assert_array_equal(pictures_of(found, Arrays(images), range(2)), asked)

@@ -93,7 +93,7 @@ def test_no_folder_is_refused(tmp_path):
 def test_a_copy_is_its_own_nearest_picture(folder, images):
     pictures = PictureFolder(folder)
     asked = np.stack([images[4], 255 - images[0]])
-    found = nearest(asked, pictures)
+    found = nearest(shrunk(asked), pictures)
     assert found.index[0] == pictures.names.index("d") and found.distance[0] == 0
     by_hand = [
         np.sqrt(np.mean((shrunk(asked[1:]) - shrunk(image[None])) ** 2))
