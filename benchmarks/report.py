@@ -5,8 +5,11 @@ import datetime
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sisma_jax.common.files import write_json
 from sisma_jax.common.install import nvidia_gpus, versions
@@ -30,6 +33,19 @@ def check_positive(parser: argparse.ArgumentParser, args: argparse.Namespace, *n
         values = getattr(args, name)
         if any(not value > 0 for value in (values if isinstance(values, list) else [values])):
             parser.error(f"--{name.replace('_', '-')} {values}: give numbers above 0")
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, float]:
+    """The "mean" over trainings with several seeds, and the standard "deviation" if there are
+    several."""
+    summary = {"mean": float(np.mean(values))}
+    return summary | ({"deviation": float(np.std(values, ddof=1))} if len(values) > 1 else {})
+
+
+def with_deviation(summary: dict[str, float], digits: int = 3) -> str:
+    """The result of `over_seeds` as a cell of a table."""
+    mean = f"{summary['mean']:.{digits}f}"
+    return mean + (f" ± {summary['deviation']:.{digits}f}" if "deviation" in summary else "")
 
 
 def write(

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from report import RESULTS, parser, write
+from report import RESULTS, over_seeds, parser, with_deviation, write
 
 from sisma_jax import Synthesizer
 from sisma_jax.common import cli
@@ -71,12 +70,6 @@ def test_loss(folder: Path) -> float:
     return [row["test_loss"] for row in rows if "test_loss" in row][-1]
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean over seeds, and their standard deviation if there are several."""
-    summary = {"mean": float(np.mean(values))}
-    return summary | ({"deviation": float(np.std(values, ddof=1))} if len(values) > 1 else {})
-
-
 def measured(folders: Sequence[Path], out: Path, steps: int) -> dict[str, Any]:
     """Figures of one variant, from its runs with different seeds."""
     rows = ReportFolder(out).table()
@@ -86,13 +79,13 @@ def measured(folders: Sequence[Path], out: Path, steps: int) -> dict[str, Any]:
     )
     (case,) = speed["cases"]
     scores = {
-        key: spread([_row(rows, folder, "euler", steps).scores[key] for folder in folders])
+        key: over_seeds([_row(rows, folder, "euler", steps).scores[key] for folder in folders])
         for key in SCORES
     }
     return {
         "parameters": speed["parameters"]["model"],
         "gmacs_per_face": case["gmacs_per_image"],
-        "test_loss": spread([test_loss(folder) for folder in folders]),
+        "test_loss": over_seeds([test_loss(folder) for folder in folders]),
         **scores,
         "faces_per_second": case["images_per_second"],
     }
@@ -105,17 +98,12 @@ def _row(rows: list[Row], folder: Path, solver: str, steps: int) -> Row:
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """Tables of the variants, and of solvers and steps."""
-
-    def value(cell: dict[str, float], digits: int = 3) -> str:
-        mean = f"{cell['mean']:.{digits}f}"
-        return mean + (f" ± {cell['deviation']:.{digits}f}" if "deviation" in cell else "")
-
     lines = [
         [
             name,
             f"{one['parameters']:,}",
             f"{one['gmacs_per_face']:.2f}",
-            *(value(one[key]) for key in ("test_loss", *SCORES)),
+            *(with_deviation(one[key]) for key in ("test_loss", *SCORES)),
             f"{one['faces_per_second']:.1f}",
         ]
         for name, one in results["variants"].items()
@@ -123,7 +111,12 @@ def tables(results: dict[str, Any]) -> list[Table]:
     columns = ["", "parameters", "GMAC per face", "test loss ↓", "mIoU ↑", "accuracy ↑"]
     variants = Table("Variants", [*columns, "FD-parser ↓", "faces/s ↑"], lines)
     sweep = [
-        [one["solver"], one["steps"], one["velocities"], *(value(one[key]) for key in SCORES)]
+        [
+            one["solver"],
+            one["steps"],
+            one["velocities"],
+            *(with_deviation(one[key]) for key in SCORES),
+        ]
         for one in results["solvers"]
     ]
     columns = ["solver", "steps", "velocities", "mIoU ↑", "accuracy ↑", "FD-parser ↓"]
@@ -164,7 +157,7 @@ def main() -> None:
                 "velocities": steps * rectified.VELOCITIES[solver],
             }
             | {
-                key: spread([_row(rows, x, solver, steps).scores[key] for x in folders["base"]])
+                key: over_seeds([_row(rows, x, solver, steps).scores[key] for x in folders["base"]])
                 for key in SCORES
             }
             for solver, counts in SOLVERS.items()
