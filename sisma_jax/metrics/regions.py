@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from sisma_jax.data.classes import CLASSES
-
 COHERENT_PAIRS: tuple[tuple[str, str], ...] = (
     ("l_eye", "r_eye"),
     ("l_brow", "r_brow"),
@@ -34,17 +32,14 @@ def explained_variance(
 
     It is 1 - (squared deviations from the mean colour of the pixel's region) / (squared deviations
     from the mean colour of the picture), each summed over pixels and channels: 1 for flat regions,
-    about 0 for an unrelated mask.
+    about 0 for an unrelated mask. Unlabelled pixels are a region of their own.
     """
     shares = []
     for image, mask in zip(images.astype(np.float64), labels, strict=True):
         total = np.sum((image - image.mean((0, 1))) ** 2)
-        within = sum(
-            np.sum((region - region.mean(0)) ** 2)
-            for label in range(len(CLASSES))
-            if len(region := image[mask == label])
-        )
-        shares.append(1 - within / total)
+        regions = (image[mask == label] for label in np.unique(mask))
+        within = sum(np.sum((region - region.mean(0)) ** 2) for region in regions)
+        shares.append(1 - within / total if total else 1.0)
     return np.array(shares)
 
 

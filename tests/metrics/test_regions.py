@@ -3,7 +3,7 @@
 import numpy as np
 
 from sisma_jax.data.class_names import CANONICAL
-from sisma_jax.metrics.regions import COHERENT_PAIRS, colour_coherence
+from sisma_jax.metrics.regions import COHERENT_PAIRS, colour_coherence, explained_variance
 
 EYES = ("l_eye", "r_eye")
 
@@ -41,3 +41,15 @@ def test_colour_coherence_knows_the_pairs_by_their_names():
     labels[:4] = 1
     assert colour_coherence(image[None], labels[None], ("nose", "skin")) == {("skin", "nose"): 78}
     assert colour_coherence(image[None], labels[None], ("sky", "skin")) == {}
+
+
+def test_explained_variance_counts_every_class_and_unlabelled_pixels_and_is_1_without_variance():
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 255, (1, 8, 8, 3), np.uint8)
+    mask = np.full((1, 8, 8), 40, np.uint8)  # a class that CelebAMask-HQ does not have
+    mask[:, :4] = 255
+    by_halves = [noise[0, :4].astype(float), noise[0, 4:].astype(float)]
+    within = sum(np.sum((half - half.mean((0, 1))) ** 2) for half in by_halves)
+    total = np.sum((noise[0] - noise[0].mean((0, 1))) ** 2)
+    np.testing.assert_allclose(explained_variance(noise, mask), [1 - within / total])
+    assert explained_variance(np.full_like(noise, 7), mask) == 1
