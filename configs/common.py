@@ -125,6 +125,10 @@ def autoencoder() -> ConfigDict:
     config.loss.kl_weight = 5e-3  # of the posterior's KL divergence; without a codebook
     config.loss.commitment = 0.25  # weight of the distance to codebook entries; with a codebook
     config.loss.class_balance = 0.0  # above 0, small classes weigh more than their area
+    config.loss.perceptual_weight = 0.0  # of the distance of VGG-16's features; 0: not computed
+    config.loss.perceptual_network = ""  # torchvision's VGG-16 as safetensors
+    config.loss.perceptual_linear = ""  # LPIPS' weights of the channels; "": all weigh alike
+    config.loss.perceptual_levels = 5  # number of VGG-16's levels that are compared, finest first
     return config
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from sisma_jax.common import cli
 from sisma_jax.common.config import check_least, check_shares, section
 from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import local_path
 from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.devices.hosts import together
@@ -36,6 +37,8 @@ from sisma_jax.models.autoencoder.training import (
     patch_pca_init,
     posterior_noise,
 )
+from sisma_jax.models.judges.lpips import VGG16, Lpips, load_lpips
+from sisma_jax.models.weights import tree_checksum
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
 from sisma_jax.training.auxiliary import (
@@ -65,10 +68,64 @@ class LossConfig:
     class_balance: float = 0.0
     """In [0, 1]: 0 weighs classes by their area in the reconstruction error, 1 all alike
     (`class_weights`); above 0 faces need their masks."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual distance of images and reconstructions; 0 for none."""
+    perceptual_network: str = ""
+    """Path of torchvision's VGG-16 as safetensors."""
+    perceptual_linear: str = ""
+    """Path of LPIPS' weights of the channels as safetensors; "" for 1 everywhere (`lpips`)."""
+    perceptual_levels: int = len(VGG16.levels)
+    """Number of VGG-16's levels that are compared, the finest first."""
 
     def __post_init__(self) -> None:
-        check_least(self, "loss", 0, "kl_weight", "commitment")
+        check_least(self, "loss", 0, "kl_weight", "commitment", "perceptual_weight")
         check_shares(self, "loss", "class_balance")
+        if not 1 <= self.perceptual_levels <= len(VGG16.levels):
+            raise InputError(
+                f"loss.perceptual_levels is {self.perceptual_levels}: {VGG16.name} has "
+                f"{len(VGG16.levels)} levels, so choose 1 to {len(VGG16.levels)}"
+            )
+        if self.perceptual_weight and not self.perceptual_network:
+            raise InputError(
+                f"loss.perceptual_weight is {self.perceptual_weight}, but loss.perceptual_network "
+                f"is empty: give the path of torchvision's {VGG16.file}, converted to safetensors, "
+                "or set the weight to 0"
+            )
+        for key in () if self.perceptual_weight else ("perceptual_network", "perceptual_linear"):
+            if path := getattr(self, key):
+                raise InputError(
+                    f"loss.{key} is {path!r}, which loss.perceptual_weight 0 does not use: set a "
+                    "weight above 0, or leave the path empty"
+                )
+
+    def network(self, size: int) -> Lpips | None:
+        """Read the network of the perceptual distance; None if there is none.
+
+        Args:
+          size: side of the images in pixels.
+
+        Raises:
+          InputError: if its files cannot be used, or its levels need larger images.
+        """
+        if not self.perceptual_weight:
+            return None
+        smallest = VGG16.first(self.perceptual_levels).smallest
+        if size < smallest:
+            raise InputError(
+                f"data.size is {size}, but loss.perceptual_levels {self.perceptual_levels} needs "
+                f"{smallest} pixels: choose a larger size, or fewer levels"
+            )
+        keys = "loss.perceptual_network"
+        linear = None
+        if self.perceptual_linear:
+            keys, linear = f"{keys} or loss.perceptual_linear", local_path(self.perceptual_linear)
+        try:
+            return load_lpips(
+                local_path(self.perceptual_network), linear,
+                backbones=(VGG16,), levels=self.perceptual_levels,
+            )  # fmt: skip
+        except InputError as error:
+            raise InputError(f"{keys}: {error}") from error
 
 
 def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
@@ -89,6 +146,7 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
             raise InputError(
                 f"data.size is {data.size}, but SSIM needs {WINDOW} pixels: choose a larger size"
             )
+        network = loss.network(data.size)
     train_source, test_source = open_splits(
         run,
         config,
@@ -111,10 +169,11 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
                 init_params=first_params(module, config.seed, statistics()),
                 optimizer=make_optimizer(settings, kernel_axes),
                 draw=partial(draw, model),
-                loss_fn=lambda params, batch: batch_loss(
-                    module, loss, len(train_source.classes), replicate(params), batch
+                loss_fn=lambda params, batch, *constants: batch_loss(
+                    module, loss, len(train_source.classes), replicate(params), batch, *constants
                 ),
             ),
+            constants=() if network is None else (network,),
             feed=sections.feed(train_source, config.seed),
             sample_grid=sample_grid(reconstruct, test_source),
         )
@@ -134,6 +193,7 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
         config,
         sections,
         data=train_source.checksum,
+        perceptual=None if network is None else tree_checksum(network.params),
         task=task,
         export=export,
         show=partial(show, run),
@@ -147,19 +207,25 @@ def draw(config: AutoencoderConfig, key: PRNGKeyArray, batch: Batch) -> Batch:
 
 
 def batch_loss(
-    module: AutoencoderKL, loss: LossConfig, classes: int, params: Params, batch: Batch
+    module: AutoencoderKL,
+    loss: LossConfig,
+    classes: int,
+    params: Params,
+    batch: Batch,
+    network: Lpips | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of a batch, and its parts.
 
     The batch holds "image" and what `draw` gives; with a class balance also "labels" of `classes`
-    classes.
+    classes. The network is `loss.network`.
     """
     images, weight = to_float(batch["image"]), None
     if loss.class_balance:
         weight = class_weights(batch["labels"], images.shape[1], classes, loss.class_balance)
+    further = weight, network, loss.perceptual_weight
     if module.config.codebook:
-        return codebook_loss(module, params, images, loss.commitment, weight)
-    return autoencoder_loss(module, params, batch["noise"], images, loss.kl_weight, weight)
+        return codebook_loss(module, params, images, loss.commitment, *further)
+    return autoencoder_loss(module, params, batch["noise"], images, loss.kl_weight, *further)
 
 
 def first_params(

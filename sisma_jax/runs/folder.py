@@ -3,6 +3,7 @@
 config.json     the resolved config
 classes.json    the classes of its label maps
 data.json       the checksum of the data set, or of the file listing of a raw one
+perceptual.json the checksum of the weights that the perceptual loss uses
 checkpoints/    Orbax steps: state, ema and position
 damaged/        steps that could not be restored
 autoencoder/    a copy of the autoencoder, so that the run folder can be moved
@@ -57,6 +58,8 @@ CHANGEABLE = (
     "data.path",
     "data.threads",
     "evaluation.",
+    "loss.perceptual_linear",
+    "loss.perceptual_network",
     "mesh.",
     "model.remat",
     "model.scan",
@@ -79,6 +82,8 @@ ADDED = {
     "flow.class_balance": 0.0,
     "loss.class_balance": 0.0,
     "loss.commitment": None,
+    "loss.perceptual_levels": None,
+    "loss.perceptual_weight": 0.0,
     "model.attention_head": None,
     "model.mixer": "mamba",
     "model.modulation": "gate",
@@ -111,6 +116,10 @@ class RunFolder:
     @property
     def data_file(self) -> Path:
         return self.path / "data.json"
+
+    @property
+    def perceptual_file(self) -> Path:
+        return self.path / "perceptual.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -203,7 +212,7 @@ class RunFolder:
         return max((int(name) for name in names if name.isdecimal()), default=None)
 
     def check(self, config: ConfigDict) -> None:
-        """Check in advance, without writing, what `claim` checks, except for the data.
+        """Check in advance, without writing, what `claim` checks, except for checksums and classes.
 
         Raises:
           InputError: as `claim`.
@@ -274,7 +283,12 @@ class RunFolder:
 
     @contextmanager
     def claim(
-        self, config: ConfigDict, *, data: str | None = None, classes: ClassSet | None = None
+        self,
+        config: ConfigDict,
+        *,
+        data: str | None = None,
+        classes: ClassSet | None = None,
+        perceptual: str | None = None,
     ) -> Iterator[None]:
         """Make this the folder of a new run, or continue its run; hold its lock inside the context.
 
@@ -282,14 +296,16 @@ class RunFolder:
           config: the resolved config.
           data: checksum of the data set, if it has one (`data.checksums`).
           classes: classes of the label maps, if they are used.
+          perceptual: checksum of the weights of the perceptual loss, if there is one.
 
         Raises:
-          InputError: if the folder holds a run of another config, data set or classes, an export
-            or other files, cannot be written, or is in use by another process.
+          InputError: if the folder holds a run of another config, data set, classes or perceptual
+            loss, an export or other files, cannot be written, or is in use by another process.
         """
         self.check(config)
         if self.config_file.exists():
             self._refuse_other_data(data, classes)
+            self._refuse_other_loss(perceptual)
             config = self._as_read(config)
         with ExitStack() as held:
             try:
@@ -300,6 +316,8 @@ class RunFolder:
                     self.write_classes(classes)
                 if data is not None:
                     write_json(self.data_file, {"checksum": data})
+                if perceptual is not None:
+                    write_json(self.perceptual_file, {"checksum": perceptual})
             except OSError as error:
                 raise self._unwritable(error.strerror) from error
             yield
@@ -325,6 +343,16 @@ class RunFolder:
                 f"{self.path} was trained on other data ({begun['checksum'][:8]}) than data.path "
                 f"and autoencoder.cache now have ({data[:8]}): continue with the original data, "
                 "or give --workdir a new folder"
+            )
+
+    def _refuse_other_loss(self, perceptual: str | None) -> None:
+        begun = read_json(self.perceptual_file)
+        if begun and begun["checksum"] != perceptual:
+            raise InputError(
+                f"{self.path} was trained with other weights of the perceptual loss "
+                f"({begun['checksum'][:8]}) than loss.perceptual_network and "
+                f"loss.perceptual_linear now have ({(perceptual or 'none')[:8]}): continue with "
+                "the original files, or give --workdir a new folder"
             )
 
 

@@ -64,6 +64,7 @@ def train_and_report(
     *,
     data: str | None,
     classes: ClassSet | None = None,
+    perceptual: str | None = None,
     task: Callable[[], Task],
     export: Callable[[Params], dict],
     show: Callable[[dict], None],
@@ -74,7 +75,7 @@ def train_and_report(
     Args:
       run: the run folder.
       config: the resolved config, and its `sections`.
-      data, classes: see `RunFolder.claim`.
+      data, classes, perceptual: see `RunFolder.claim`.
       task: returns what is trained; not called for a finished run.
       export: averaged weights -> scores by name; writes the export. Called in the first process.
       show: prints a report, the scores with "step".
@@ -83,7 +84,7 @@ def train_and_report(
     Raises:
       InputError, RunError: as `run_claimed` and `loop.train`.
     """
-    with run_claimed(run, config, data=data, classes=classes) as record:
+    with run_claimed(run, config, data=data, classes=classes, perceptual=perceptual) as record:
         report = run.report()
         if report is not None and report["step"] >= sections.train.steps:
             if is_first():

@@ -35,7 +35,7 @@ def keep_diverged(
     if is_first():
         shutil.rmtree(folder.path, ignore_errors=True)
         folder.path.mkdir(parents=True)
-        for file in (run.config_file, run.classes_file, run.data_file):
+        for file in (run.config_file, run.classes_file, run.data_file, run.perceptual_file):
             if file.exists():
                 shutil.copy(file, folder.path)
         if run.autoencoder.exists():

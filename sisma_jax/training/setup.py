@@ -95,6 +95,7 @@ def run_claimed(
     *,
     data: str | None = None,
     classes: ClassSet | None = None,
+    perceptual: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Claim the folder in the first process (`RunFolder.claim`) for the body of the context.
 
@@ -105,7 +106,9 @@ def run_claimed(
         with together():
             begun = run.config() if run.config_file.exists() else config
             if is_first():
-                held.enter_context(run.claim(config, data=data, classes=classes))
+                held.enter_context(
+                    run.claim(config, data=data, classes=classes, perceptual=perceptual)
+                )
         for key, before, after in changes(begun, config):
             ignored = run.not_read(key, after)
             note = f"; {ignored}" if ignored else ""

@@ -2,9 +2,11 @@
 
 The loss without a codebook is the mean absolute error of the reconstruction + kl_weight * the KL
 divergence per latent element, both at one posterior sample, as in latent diffusion without its
-perceptual and adversarial parts. The divergence draws the latents towards N(0, 1) and makes the
-decoder robust to the posterior's noise, and so to the errors of a generative model. With either
-loss the reconstruction error may weight pixels differently.
+adversarial part. The divergence draws the latents towards N(0, 1) and makes the decoder robust to
+the posterior's noise, and so to the errors of a generative model. With either loss the
+reconstruction error may weight pixels differently, and a weighted perceptual distance of images and
+their reconstructions may be added: LPIPS, which latent diffusion adds with weight 1, or its VGG-16
+without learned weights.
 
 The loss with a codebook, for latents z with nearest entries e and stop-gradient sg, is
 
@@ -31,6 +33,7 @@ from sisma_jax.models.autoencoder import (
     sample_latent,
 )
 from sisma_jax.models.autoencoder.layers import fold_pixels, nearest
+from sisma_jax.models.judges.lpips import Lpips, squared_distance
 
 PEAK_TO_PEAK = 2.0
 """Range of images in [-1, 1]."""
@@ -56,6 +59,8 @@ def autoencoder_loss(
     images: Float[Array, "b h w c"],
     kl_weight: float,
     weight: Float[Array, "b h w 1"] | None = None,
+    network: Lpips | None = None,
+    perceptual_weight: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return the training loss of a batch and its parts.
 
@@ -66,17 +71,18 @@ def autoencoder_loss(
       images: images in [-1, 1].
       kl_weight: weight of the KL divergence per latent element.
       weight: weights of the pixels, 1 on average; None for 1 everywhere.
+      network: adds its perceptual distance of images and reconstructions; None for none.
+      perceptual_weight: weight of this distance.
 
     Returns:
-      The loss, and `reconstruction` (unweighted mean absolute error), `kl` (per element) and `psnr`
-      (dB, from the batch's mean squared error).
+      The loss, `kl` (per element) and the metrics of `reconstruction_loss`.
     """
     mean, logvar = module.apply({"params": params}, images, method="encode")
     z = sample_latent(noise, mean, logvar, scaling_factor=1.0)
     decoded = module.apply({"params": params}, z, method="decode")
     kl = posterior_kl(mean, logvar)
-    metrics = {"kl": kl} | errors(decoded, images)
-    return _reconstruction(decoded, images, weight) + kl_weight * kl, metrics
+    loss, metrics = reconstruction_loss(decoded, images, weight, network, perceptual_weight)
+    return loss + kl_weight * kl, {"kl": kl} | metrics
 
 
 def patch_pca_init(params: Any, images: Float[Array, "b h w c"]) -> Any:
@@ -157,6 +163,8 @@ def codebook_loss(
     images: Float[Array, "b h w c"],
     commitment: float,
     weight: Float[Array, "b h w 1"] | None = None,
+    network: Lpips | None = None,
+    perceptual_weight: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return the training loss of a batch for an autoencoder with a codebook, and its parts.
 
@@ -165,12 +173,11 @@ def codebook_loss(
       params: its parameters.
       images: images in [-1, 1].
       commitment: weight of the third term of the loss; that of the second is 1.
-      weight: weights of the pixels, 1 on average; None for 1 everywhere.
+      weight, network, perceptual_weight: as in `autoencoder_loss`.
 
     Returns:
-      The loss, and `reconstruction` (unweighted mean absolute error), `quantisation` (mean squared
-      distance of latents from their entries, per element) and `psnr` (dB, from the batch's mean
-      squared error).
+      The loss, `quantisation` (mean squared distance of latents from their entries, per element)
+      and the metrics of `reconstruction_loss`.
     """
     z, _ = module.apply({"params": params}, images, method="encode")
     entries, _ = module.apply({"params": params}, z, method="quantise")
@@ -178,8 +185,45 @@ def codebook_loss(
     decoded = module.apply({"params": params}, straight_through, method="decode_entries")
     to_entries = jnp.mean(jnp.square(jax.lax.stop_gradient(entries) - z))
     to_latents = jnp.mean(jnp.square(entries - jax.lax.stop_gradient(z)))
-    metrics = {"quantisation": to_latents} | errors(decoded, images)
-    return _reconstruction(decoded, images, weight) + to_latents + commitment * to_entries, metrics
+    loss, metrics = reconstruction_loss(decoded, images, weight, network, perceptual_weight)
+    return loss + to_latents + commitment * to_entries, {"quantisation": to_latents} | metrics
+
+
+def reconstruction_loss(
+    decoded: Float[Array, "b h w c"],
+    images: Float[Array, "b h w c"],
+    weight: Float[Array, "b h w 1"] | None,
+    network: Lpips | None,
+    perceptual_weight: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Return the part of the loss that compares reconstructions with images, and its metrics.
+
+    Args:
+      decoded, images: reconstructions and images in [-1, 1].
+      weight, network, perceptual_weight: as in `autoencoder_loss`; `weight` does not weight the
+        perceptual distance.
+
+    Returns:
+      The loss, and the metrics `reconstruction` and `psnr` (`errors`) and, with a network,
+      `perceptual` (`perceptual_distance`).
+    """
+    loss, metrics = _reconstruction(decoded, images, weight), errors(decoded, images)
+    if network is not None:
+        metrics["perceptual"] = perceptual_distance(network, decoded, images)
+        loss = loss + perceptual_weight * metrics["perceptual"]
+    return loss, metrics
+
+
+def perceptual_distance(
+    network: Lpips, decoded: Float[Array, "b h w 3"], images: Float[Array, "b h w 3"]
+) -> Float[Array, ""]:
+    """Return the mean of `Lpips.distance` over a batch in [-1, 1], with a gradient to `decoded`.
+
+    The features of the images are computed apart, because no activations of theirs need to be kept
+    for the backward pass.
+    """
+    wanted = jax.lax.stop_gradient(network.features(images))
+    return jnp.mean(squared_distance(network.features(decoded), wanted))
 
 
 def errors(decoded: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> dict[str, Array]:

@@ -7,11 +7,15 @@ channels at each pixel, and w_l >= 0 a learned weight per channel,
 
 So d is the squared Euclidean distance of the features sqrt(w_l / pixels) y_l, which are computed
 once per image, however many images it is compared with.
+
+With w_l = 1, d is the sum over levels of the mean over pixels of 2 - 2 cos, where cos is that of
+the angle between both images' activations at a pixel. Zhang et al. also report this distance, as
+that of the network without learned weights.
 """
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -55,6 +59,18 @@ class Backbone:
     linear_file: str
     """File of the weights w of equation (1) in the Python package lpips."""
     levels: tuple[Level, ...]
+
+    def first(self, levels: int) -> "Backbone":
+        """The part of this network that ends with its finest `levels` levels.
+
+        Raises:
+          InputError: if the network does not have as many, or `levels` is not positive.
+        """
+        if not 1 <= levels <= len(self.levels):
+            raise InputError(
+                f"{levels} levels of {self.name} cannot be compared: choose 1 to {len(self.levels)}"
+            )
+        return dataclasses.replace(self, levels=self.levels[:levels])
 
     @property
     def smallest(self) -> int:
@@ -125,7 +141,9 @@ class LpipsNet(nn.Module):
                 x = nn.relu(conv(x))
                 index += 2
             weight = self.param(f"lin{number}", nn.initializers.ones, (1, 1, level.channels, 1))
-            norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
+            square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+            # Where all channels are 0, the gradient of the root would be infinite times 0.
+            norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
             pixels = x.shape[1] * x.shape[2]
             scale = jnp.sqrt(weight / pixels).reshape(1, 1, 1, -1)
             features.append(scale * (x / (norm + NORM_EPSILON)))
@@ -230,23 +248,52 @@ def squared_distance(a: Iterable[Array], b: Iterable[Array]) -> Float[Array, " n
     return sum(jnp.sum(jnp.square(level), axis=(1, 2, 3)) for level in levels)
 
 
-def load_lpips(backbone_path: str | os.PathLike, linear_path: str | os.PathLike) -> Lpips:
+def load_lpips(
+    backbone_path: str | os.PathLike,
+    linear_path: str | os.PathLike | None,
+    *,
+    backbones: Sequence[Backbone] = BACKBONES,
+    levels: int | None = None,
+) -> Lpips:
     """Read LPIPS; the backbone is recognised by its tensors.
 
     Args:
       backbone_path: torchvision's AlexNet or VGG-16, `Backbone.file`, converted to safetensors
         (`weights.RECIPE`). Its classifier is not read.
       linear_path: `Backbone.linear_file` of the Python package lpips, converted likewise. Beware of
-        its v0.0 files, which have the same names and shapes but other weights.
+        its v0.0 files, which have the same names and shapes but other weights. None for w = 1.
+      backbones: the networks that are accepted.
+      levels: number of levels that are compared, the finest first; None for all.
 
     Raises:
       InputError: if a file is missing, pickled, damaged or of another network, the two do not
-        belong together, or a weight w is negative.
+        belong together, a weight w is negative, or the network has fewer levels.
     """
     tensors = read_tensors(backbone_path, without_classifier)
+    backbone = recognised(backbone_path, tensors, backbones, linear=False)
+    if linear_path is None:
+        shapes = published_shapes(backbone).items()
+        tensors |= {name: np.ones(shape, np.float32) for name, shape in shapes if is_linear(name)}
+    else:
+        tensors |= read_linear(linear_path, backbone, backbone_path, backbones)
+    if levels is not None:
+        backbone = backbone.first(levels)
+    params = {
+        name: jnp.asarray(to_flax_layout(tensors[pytorch_name(name)]))
+        for name in parameter_shapes(backbone)
+    }
+    return Lpips(backbone, unflatten_dict(params, sep="/"))
+
+
+def read_linear(
+    linear_path: str | os.PathLike,
+    backbone: Backbone,
+    backbone_path: str | os.PathLike,
+    backbones: Sequence[Backbone],
+) -> dict[str, np.ndarray]:
+    """Read the weights w for `backbone`; arguments and errors are those of `load_lpips`."""
     linear = read_tensors(linear_path)
-    backbone = recognised(backbone_path, tensors, linear=False)
-    linear_of = recognised(linear_path, linear, linear=True)
+    linear_of = recognised(linear_path, linear, backbones, linear=True)
     if linear_of != backbone:
         raise InputError(
             f"{linear_path} holds LPIPS' weights for {linear_of.name}, but {backbone_path} holds "
@@ -258,41 +305,44 @@ def load_lpips(backbone_path: str | os.PathLike, linear_path: str | os.PathLike)
             f"{linear_path} holds negative weights, which LPIPS does not allow: convert "
             f"{backbone.linear_file} of the Python package lpips again"
         )
-    tensors |= linear
-    params = {
-        name: jnp.asarray(to_flax_layout(tensors[pytorch_name(name)]))
-        for name in parameter_shapes(backbone)
-    }
-    return Lpips(backbone, unflatten_dict(params, sep="/"))
+    return linear
 
 
 def without_classifier(names: list[str]) -> list[str]:
     return [name for name in names if not name.startswith("classifier.")]
 
 
+def is_linear(name: str) -> bool:
+    """Whether this published tensor holds weights w of equation (1)."""
+    return name.startswith("lin")
+
+
 def recognised(
-    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], *, linear: bool
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    backbones: Sequence[Backbone],
+    *,
+    linear: bool,
 ) -> Backbone:
-    """Return the backbone with exactly these tensors, or with these weights w if `linear`.
+    """Return that of the backbones with exactly these tensors, or weights w if `linear`.
 
     Raises:
       InputError: if there is no such backbone.
     """
     present = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    for backbone in BACKBONES:
+    for backbone in backbones:
         shapes = published_shapes(backbone)
         if present == {
-            name: (shape, np.float32)
-            for name, shape in shapes.items()
-            if name.startswith("lin") == linear
+            name: (shape, np.float32) for name, shape in shapes.items() if is_linear(name) == linear
         }:
             return backbone
+    names = " or ".join(each.name for each in backbones)
     if linear:
-        what, package = "LPIPS' weights for AlexNet or VGG-16", "the Python package lpips"
-        files = (each.linear_file for each in BACKBONES)
+        what, package = f"LPIPS' weights for {names}", "the Python package lpips"
+        files = (each.linear_file for each in backbones)
     else:
-        what, package = "torchvision's AlexNet or VGG-16 in float32", "torchvision"
-        files = (each.file for each in BACKBONES)
+        what, package = f"torchvision's {names} in float32", "torchvision"
+        files = (each.file for each in backbones)
     raise InputError(
         f"{path} does not hold {what} but {listed(present) or 'nothing'}: convert "
         f"{' or '.join(files)} of {package} to safetensors"
@@ -316,6 +366,6 @@ def parameter_shapes(backbone: Backbone) -> dict[str, jax.ShapeDtypeStruct]:
 
 def pytorch_name(name: str) -> str:
     layer, _, leaf = name.partition("/")
-    if layer.startswith("lin"):
+    if is_linear(layer):
         return f"{layer}.model.1.weight"
     return f"{layer.replace('_', '.')}.{'bias' if leaf == 'bias' else 'weight'}"

@@ -11,7 +11,16 @@ from safetensors.numpy import save_file
 from sisma_jax.common.errors import InputError
 from sisma_jax.metrics.perceptual import diversity, lpips
 from sisma_jax.models.autoencoder import to_float
-from sisma_jax.models.judges.lpips import ALEXNET, VGG16, load_lpips, published_shapes
+from sisma_jax.models.judges.lpips import (
+    ALEXNET,
+    SCALE,
+    SHIFT,
+    VGG16,
+    Lpips,
+    is_linear,
+    load_lpips,
+    published_shapes,
+)
 from tests.golden import judges_recipe as recipe
 from tests.golden.files import golden_arrays, golden_tensors
 
@@ -21,10 +30,6 @@ NAMES = {"alexnet": ALEXNET, "vgg16": VGG16}
 @pytest.fixture(scope="module")
 def golden():
     return golden_arrays("lpips")
-
-
-def is_linear(name):
-    return name.startswith("lin")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,54 @@ class TestExactness:
         a, b = recipe.pairs("alexnet")
         floats = alexnet.distance(to_float(a), np.asarray(to_float(b)))
         np.testing.assert_allclose(floats, alexnet.distance(a, b), rtol=1e-6)
+
+
+def convolved(x, kernel, bias):
+    """3 x 3 convolution with a ReLU of (n, h, w, c), by a PyTorch kernel (out, in, 3, 3)."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    return np.maximum(np.einsum("nhwcij,ocij->nhwo", windows, kernel) + bias, 0)
+
+
+class TestEqualWeights:
+    def test_two_levels_are_the_angles_between_activations(self, tensors, tmp_path):
+        path, _ = files_of(tensors["vgg16"], tmp_path)
+        network = load_lpips(path, None, levels=2)
+        images = [recipe.pictures(name, (6, 4)) for name in "ab"]
+        x = (np.concatenate(images) / 127.5 - 1 - SHIFT) / SCALE
+        expected = 0
+        for level, layers in enumerate([(0, 2), (5, 7)]):
+            if level:
+                n, h, w, c = x.shape
+                x = x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+            for index in layers:
+                names = (f"features.{index}.{leaf}" for leaf in ("weight", "bias"))
+                x = convolved(x, *(tensors["vgg16"][name] for name in names))
+            a, b = np.split(x, 2)
+            norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+            expected += np.mean(2 - 2 * np.sum(a * b, -1) / norms, (1, 2))
+        np.testing.assert_allclose(network.distance(*images), expected, rtol=1e-5)
+
+    def test_the_first_levels_are_those_of_the_whole_network(self, networks):
+        whole = networks["vgg16"]
+        images = recipe.pictures("a", (37, 48))
+        cut = Lpips(VGG16.first(3), whole.params).features(images)
+        assert len(cut) == 3
+        for one, other in zip(cut, whole.features(images), strict=False):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+        for levels in (0, 6):
+            with pytest.raises(InputError, match=f"{levels} levels of VGG-16 .* choose 1 to 5"):
+                VGG16.first(levels)
+
+    def test_pixels_without_an_activation_have_a_gradient(self, networks):
+        network = networks["alexnet"]
+        params = dict(network.params)
+        params["features_10"] = jax.tree.map(lambda x: x - 1e3, params["features_10"])
+        silent = Lpips(ALEXNET, params)
+        a, b = map(to_float, recipe.pairs("alexnet"))
+        assert not np.any(silent.features(a)[-1]) and np.any(silent.features(a)[-2])
+        gradient = jax.grad(lambda a: jnp.sum(silent.distance(a, b)))(a)
+        assert np.isfinite(gradient).all() and np.any(gradient)
 
 
 def three_pictures():
