@@ -68,7 +68,7 @@ def lpips(weights):
     return load_lpips(*files, backbones=(VGG16,), levels=LEVELS)
 
 
-@pytest.mark.parametrize("codebook", [0, 8])
+@pytest.mark.parametrize("codebook", [0, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_loss_has_the_weighted_distance_of_the_reconstructions(codebook, lpips, key):
     config = AutoencoderConfig.tiny(block_channels=(8,), norm_groups=4, codebook=codebook)
     module, random = AutoencoderKL(config), np.random.default_rng(0)

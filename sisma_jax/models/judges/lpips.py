@@ -9,8 +9,9 @@ So d is the squared Euclidean distance of the features sqrt(w_l / pixels) y_l, w
 once per image, however many images it is compared with.
 
 With w_l = 1, d is the sum over levels of the mean over pixels of 2 - 2 cos, where cos is that of
-the angle between both images' activations at a pixel. Zhang et al. also report this distance, as
-that of the network without learned weights.
+the angle between both images' activations at a pixel (where all activations of an image are 0, its
+y is 0, too). Zhang et al. also report this distance, as that of the network without learned
+weights.
 """
 
 import dataclasses
@@ -141,9 +142,8 @@ class LpipsNet(nn.Module):
                 x = nn.relu(conv(x))
                 index += 2
             weight = self.param(f"lin{number}", nn.initializers.ones, (1, 1, level.channels, 1))
-            square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-            # Where all channels are 0, the gradient of the root would be infinite times 0.
-            norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+            # Where all channels are 0 the root has no gradient, but `nn.relu` then selects zeros.
+            norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
             pixels = x.shape[1] * x.shape[2]
             scale = jnp.sqrt(weight / pixels).reshape(1, 1, 1, -1)
             features.append(scale * (x / (norm + NORM_EPSILON)))
