@@ -555,6 +555,7 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: give 0..{2**32 - 1}")
     if args.at_steps is None:
         args.at_steps = args.steps[:2][-1]
+    report.check_positive(parser, args, "at_steps")
     args.at_guidance = args.at_guidance or args.guidance[:2]
     return args
 

@@ -120,6 +120,8 @@ def main() -> None:
     check_output_file("--out", args.out)
     if args.odd is not None:
         check_output_file("--odd", args.odd)
+        if args.odd.resolve() == args.out.resolve():
+            raise InputError(f"--odd and --out are both {args.odd}: name two files")
     size = 256 if args.size is None else args.size
     if is_prepared(args.data):
         description = read_description(args.data)

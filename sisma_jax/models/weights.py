@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from sisma_jax.common.config import trained_by
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import refuse_lfs_pointer, write_atomically
 
@@ -59,13 +60,20 @@ def read_config_file(path: Path, remedy: str) -> Any:
     """Read the JSON file that describes the weights beside it.
 
     Raises:
-      InputError: if it is a git-lfs pointer or not JSON; the message ends with `remedy`.
+      InputError: if it is a git-lfs pointer or not JSON, in which case the message ends with
+        `remedy`, or the config of a run, which has no weights beside it.
     """
     try:
-        return json.loads(path.read_bytes())
+        fields = json.loads(path.read_bytes())
     except ValueError as error:
         refuse_lfs_pointer(path)
         raise InputError(f"{path} is not JSON ({error}): {remedy}") from error
+    if isinstance(fields, dict) and (command := trained_by(fields)):
+        raise InputError(
+            f"{path.parent} is a run of {command} that holds no such network, or none yet: let its "
+            "training finish (the same command continues it), or give the folder of another run"
+        )
+    return fields
 
 
 def check_entries(path: Path, fields: Mapping[str, Any], known: Iterable[str], remedy: str) -> None:

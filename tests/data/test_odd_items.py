@@ -172,6 +172,9 @@ def test_the_command_lists_faces_of_all_splits(raw, tmp_path, monkeypatch, inspe
             line[: len(name.split()) + 1] for line in lines
         ]
     assert not found["kinds"]["exchanged"]["train"]
+    monkeypatch.setattr(sys, "argv", ["inspect", "--data", "x", "--odd", "a", "--out", "a"])
+    with pytest.raises(InputError, match="--odd and --out are both a: name two files"):
+        inspect_data.main()
     with pytest.raises(InputError, match="--ids 99 is not in split 'train'"):
         inspect(tmp_path / "out", "--ids", 99)
 

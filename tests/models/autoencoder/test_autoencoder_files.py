@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from sisma_jax.common.config import load_config, to_json
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder import load_autoencoder, save_autoencoder
 from sisma_jax.models.weights import load_tree, save_tree
@@ -140,6 +141,15 @@ class TestFiles:
             load_autoencoder(tmp_path / "lone.safetensors")
         with pytest.raises(InputError, match="no weight file"):
             load_autoencoder(folder)
+
+    @pytest.mark.parametrize(
+        ("config", "command"),
+        [("autoencoder", r"sisma_jax\.train_autoencoder"), ("parser", r"sisma_jax\.train_parser")],
+    )
+    def test_a_run_without_an_autoencoder_is_named(self, config, command, tmp_path):
+        (tmp_path / "config.json").write_text(to_json(load_config(config)))
+        with pytest.raises(InputError, match=f"is a run of {command} that holds no such network"):
+            load_autoencoder(tmp_path)
 
     def test_its_weight_file_stands_for_the_folder(self, folder):
         assert load_autoencoder(folder / "weights.safetensors", dtype=None).config == SMALL_TINY

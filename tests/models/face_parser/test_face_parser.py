@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from sisma_jax.common.config import load_config, to_json
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder import to_float
 from sisma_jax.models.face_parser import (
@@ -315,6 +316,11 @@ class TestFiles:
         (folder / "weights.safetensors").unlink()
         with pytest.raises(InputError, match="there is no weight file"):
             load_parser(folder)
+
+    def test_an_unfinished_run(self, tmp_path):
+        (tmp_path / "config.json").write_text(to_json(load_config("parser")))
+        with pytest.raises(InputError, match=r"train_parser that holds no such network.*finish"):
+            load_parser(tmp_path)
 
     @pytest.mark.parametrize("name", ["nothing", "."])
     def test_nothing_there(self, name, tmp_path):
