@@ -4,6 +4,7 @@ import argparse
 import datetime
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,14 +49,20 @@ def with_deviation(summary: dict[str, float], digits: int = 3) -> str:
     return mean + (f" ± {summary['deviation']:.{digits}f}" if "deviation" in summary else "")
 
 
-def write(
-    path: Path, packages: tuple[str, ...], content: dict[str, Any], command: str | None = None
-) -> None:
-    """Write `content` after the command (by default the running benchmark's), the date, the
-    hardware and the versions of `packages`."""
-    running = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+def portable(words: Sequence[str]) -> str:
+    """A command line whose absolute paths, alone or after "=", are reduced to their names."""
+    shown = []
+    for word in words:
+        before, equals, value = word.rpartition("=")
+        shown.append(before + equals + (Path(value).name if Path(value).is_absolute() else value))
+    return shlex.join(shown)
+
+
+def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> None:
+    """Write `content` after the running command (`portable`), the date, the hardware and the
+    versions of `packages`."""
     report = {
-        "command": command or " ".join(running),
+        "command": portable(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **versions(packages)},

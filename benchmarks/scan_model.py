@@ -23,7 +23,6 @@ import dataclasses
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -161,18 +160,7 @@ def main() -> None:
         )
     assumptions = dataclasses.asdict(args.assume)
     content = {"kind": HEAD, "assumptions": assumptions, "mamba_ssm": PEER, "rows": rounded(rows)}
-    report.write(args.out, (), content, command(sys.argv[1:]))
-
-
-def command(arguments: list[str]) -> str:
-    """The command without the options that name places of this machine."""
-    kept, local = [], False
-    for word in arguments:
-        if word.startswith("--"):
-            local = word.partition("=")[0] in ("--tree", "--python", "--out")
-        if not local:
-            kept.append(word)
-    return shlex.join(["python", "benchmarks/scan_model.py", *kept])
+    report.write(args.out, (), content)
 
 
 def rounded(value: Any) -> Any:

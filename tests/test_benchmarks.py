@@ -1,5 +1,6 @@
 """The benchmarks that have no test file of their own, at sizes that say nothing of speed."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -19,6 +20,21 @@ def run(name, *arguments):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
+
+
+def test_commands_are_recorded_without_absolute_paths(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    portable = importlib.import_module("report").portable
+    words = [
+        "python",
+        "--data",
+        "/data/faces",
+        "--out=/results/o.json",
+        "a=/b/c",
+        "--n=4,12",
+        "d/e",
+    ]
+    assert portable(words) == "python --data faces --out=o.json a=c --n=4,12 d/e"
 
 
 @pytest.mark.slow

@@ -31,10 +31,20 @@ def bench(monkeypatch):
     return importlib.import_module("photo_bench")
 
 
-def trained(bench, name, autoencoder="a", step=9, **changes):
+@pytest.fixture
+def measuring(bench):
+    return importlib.import_module("photo_scores")
+
+
+@pytest.fixture
+def sheets(bench):
+    return importlib.import_module("photo_sheet")
+
+
+def trained(measuring, name, autoencoder="a", step=9, **changes):
     config = {"seed": 0, "data": {"path": "here"}, "train": {"steps": 9, "log_every": 5}}
     config["train"] |= changes.pop("train", {})
-    return bench.Trained(
+    return measuring.Trained(
         name=name,
         run=SimpleNamespace(path=name),
         config=ConfigDict(config | changes),
@@ -44,8 +54,8 @@ def trained(bench, name, autoencoder="a", step=9, **changes):
     )
 
 
-def test_guidance_is_swept_at_one_number_of_steps_and_steps_at_some_guidances(bench):
-    pairs = bench.combinations([4, 12, 25], [1, 1.5, 2], 12, [1, 1.5])
+def test_guidance_is_swept_at_one_number_of_steps_and_steps_at_some_guidances(measuring):
+    pairs = measuring.combinations([4, 12, 25], [1, 1.5, 2], 12, [1, 1.5])
     assert pairs == [
         (12, 1), (12, 1.5), (12, 2), (4, 1), (25, 1), (4, 1.5), (25, 1.5),
     ]  # fmt: skip
@@ -65,39 +75,46 @@ def test_the_sweeps_of_a_command_line(bench, monkeypatch, words, at_steps, at_gu
     assert (args.at_steps, args.at_guidance) == (at_steps, at_guidance)
 
 
-def test_trainings_of_one_model_are_averaged(bench):
-    first, second = trained(bench, "a"), trained(bench, "b", seed=1, data={"path": "there"})
+def test_steps_of_the_sweep_of_guidance_are_refused_by_their_own_name(bench, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["photo_bench.py", "--workdirs", "run", "--at-steps=0"])
+    with pytest.raises(SystemExit):
+        bench.parse_arguments()
+    assert "--at-steps 0: give numbers above 0" in capsys.readouterr().err
+
+
+def test_trainings_of_one_model_are_averaged(measuring):
+    first, second = trained(measuring, "a"), trained(measuring, "b", seed=1, data={"path": "there"})
     others = [
-        trained(bench, "c", seed=2, train={"steps": 10}),
-        trained(bench, "d", seed=3, autoencoder="b"),
-        trained(bench, "e", seed=4, step=8),
+        trained(measuring, "c", seed=2, train={"steps": 10}),
+        trained(measuring, "d", seed=3, autoencoder="b"),
+        trained(measuring, "e", seed=4, step=8),
     ]
-    models = bench.models_of([first, others[0], second, *others[1:]])
+    models = measuring.models_of([first, others[0], second, *others[1:]])
     assert models == [[first, second], *([one] for one in others)]
     with pytest.raises(InputError, match=r"a and f are one model with the same seed 0: give one"):
-        bench.models_of([first, trained(bench, "f")])
+        measuring.models_of([first, trained(measuring, "f")])
 
     found = [{"miou": 0.5, "nearest": {"least": 1.0}, "seconds": 2.0}, {"miou": 0.7}]
     found[1]["nearest"] = {"least": 3.0}
-    together = bench.combined(found)
+    together = measuring.combined(found)
     assert together["miou"] == pytest.approx({"mean": 0.6, "deviation": np.sqrt(0.02)})
     assert together["nearest"]["least"] == pytest.approx({"mean": 2, "deviation": np.sqrt(2)})
     assert together["seconds"] == {"mean": 2.0}
 
 
-def test_hours_are_those_of_the_logged_speeds(bench, tmp_path):
+def test_hours_are_those_of_the_logged_speeds(measuring, tmp_path):
     metrics = tmp_path / "metrics.jsonl"
-    assert bench.training_hours(metrics, 8) is None
+    assert measuring.training_hours(metrics, 8) is None
     rows = [
         {"step": 100, "images_per_second": 4.0},
         {"step": 100, "test_loss": 1.0},
         {"step": 400, "images_per_second": 2.0},
     ]
     metrics.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    assert bench.training_hours(metrics, 8) == pytest.approx((100 * 8 / 4 + 300 * 8 / 2) / 3600)
+    assert measuring.training_hours(metrics, 8) == pytest.approx((100 * 8 / 4 + 300 * 8 / 2) / 3600)
 
 
-def test_seconds_are_those_of_the_same_program(bench):
+def test_seconds_are_those_of_the_same_program(measuring):
     case = {"solver": "euler", "steps": 4, "guidance": 1.5, "batch": 1, "seconds_per_image": 3.0}
     cases = [
         case | {"batch": 16, "seconds_per_image": 2.0},
@@ -105,20 +122,20 @@ def test_seconds_are_those_of_the_same_program(bench):
         case | {"guidance": 1.0, "seconds_per_image": 1.0},
         case | {"steps": 8},
     ]
-    of = lambda **options: bench.seconds_per_image(cases, SamplingOptions(**options))
+    of = lambda **options: measuring.seconds_per_image(cases, SamplingOptions(**options))
     assert of(steps=4, guidance=2)["seconds_per_image"] == {"batch 16": 2.0, "batch 1": 3.0}
     assert of(steps=4)["seconds_per_image"] == {"batch 1": 1.0}
     assert of(steps=4, solver="heun") == of(steps=5) == {}
 
 
-def test_a_sheet_with_a_face_near_a_training_face_is_refused(bench):
+def test_a_sheet_with_a_face_near_a_training_face_is_refused(sheets):
     unseen = np.array([0.2, 0.1, 0.3])
-    bench.refuse_near_faces(np.array([[0.1, 0.5], [0.15, 0.2]]), unseen)
+    sheets.refuse_near_faces(np.array([[0.1, 0.5], [0.15, 0.2]]), unseen)
     near = np.array([[0.11, 0.5], [0.4, 0.0999]])
     with pytest.raises(InputError, match=r"not written: face 2 of mask 2 .* 0\.0999 .* 0\.1000"):
-        bench.refuse_near_faces(near, unseen)
+        sheets.refuse_near_faces(near, unseen)
     with pytest.raises(InputError, match="a test face is the same as a training face"):
-        bench.refuse_near_faces(near, np.array([0.2, 0.0]))
+        sheets.refuse_near_faces(near, np.array([0.2, 0.0]))
 
 
 class Split(list):
@@ -126,18 +143,13 @@ class Split(list):
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_masks_of_the_data_set_are_refused_for_the_sheet(bench, mirrored):
+def test_masks_of_the_data_set_are_refused_for_the_sheet(sheets, mirrored):
     masks = np.random.default_rng(0).integers(0, 19, (4, 8, 8), np.uint8)
     split = Split({"labels": mask} for mask in masks[:3])
-    bench.refuse_masks_of_data(masks[3:], [split], CELEBAMASK)
+    sheets.refuse_masks_of_data(masks[3:], [split], CELEBAMASK)
     theirs = flip(masks[1], CELEBAMASK) if mirrored else masks[1]
     with pytest.raises(InputError, match=r"mask 2 of --sheet-masks is that of face 11"):
-        bench.refuse_masks_of_data(np.stack([masks[3], theirs]), [split], CELEBAMASK)
-
-
-def test_commands_are_written_without_absolute_paths(bench):
-    words = ["python", "--data", "/home/me/data64", "--out=/tmp/x/o.json", "--steps=4,12", "runs/a"]
-    assert bench.portable(words) == "python --data data64 --out=o.json --steps=4,12 runs/a"
+        sheets.refuse_masks_of_data(np.stack([masks[3], theirs]), [split], CELEBAMASK)
 
 
 def figures_of(out):
