@@ -175,6 +175,9 @@ def test_the_command_lists_faces_of_all_splits(raw, tmp_path, monkeypatch, inspe
     monkeypatch.setattr(sys, "argv", ["inspect", "--data", "x", "--odd", "a", "--out", "a"])
     with pytest.raises(InputError, match="--odd and --out are both a: name two files"):
         inspect_data.main()
+    monkeypatch.setattr(sys, "argv", ["inspect", "--data", "x", "--odd", str(tmp_path)])
+    with pytest.raises(InputError, match=r"--odd .* cannot be written \(it is a folder\)"):
+        inspect_data.main()
     with pytest.raises(InputError, match="--ids 99 is not in split 'train'"):
         inspect(tmp_path / "out", "--ids", 99)
 

@@ -11,7 +11,8 @@ from sisma_jax import train_parser
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.metrics import confusion_matrix, mean_iou
-from sisma_jax.models.face_parser import load_parser
+from sisma_jax.models.autoencoder import to_float
+from sisma_jax.models.face_parser import FaceParserConfig, FaceParserUNet, load_parser
 from sisma_jax.models.face_parser.training import parser_loss
 from sisma_jax.training.class_balance import class_weights
 from tests.tiny_runs import CONFIGS, SIZE, call
@@ -143,6 +144,23 @@ def test_pixel_weights_change_the_cross_entropy_only():
     assert abs(loss - loss_by_definition(doubles, labels, 0.7)) > 0.01
     unweighted = parser_loss(logits, jnp.asarray(labels), 0.7)[1]
     np.testing.assert_allclose(metrics["cross_entropy"], unweighted["cross_entropy"], rtol=1e-6)
+
+
+def test_the_class_balance_weights_the_loss_of_a_training_batch():
+    module = FaceParserUNet(FaceParserConfig(num_classes=4, channels=(8,), norm_groups=2))
+    random = np.random.default_rng(2)
+    images = random.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    labels = np.zeros((2, 8, 8), np.uint8)
+    labels[:, :2, :2] = 1
+    batch = {"image": jnp.asarray(images), "labels": jnp.asarray(labels)}
+    params = module.init(jax.random.key(0), to_float(images))["params"]
+    logits = module.apply({"params": params}, to_float(images))
+    for balance in 0.0, 0.5:
+        settings = train_parser.LossConfig(dice_weight=0.7, class_balance=balance)
+        loss, _ = train_parser.batch_loss(module, settings, params, batch)
+        weights = class_weights(batch["labels"], 8, 4, 0.5) if balance else None
+        expected, _ = parser_loss(logits, batch["labels"], 0.7, weights)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 def test_nothing_labelled_is_no_loss():
