@@ -87,8 +87,8 @@ def on_small_photographs(config: ConfigDict, size: int) -> None:
 
 
 def generator_on_small_photographs(config: ConfigDict, size: int) -> None:
-    """Change a config of SISMA or SCA-DM to CelebAMask-HQ at 64 or 128 pixels, and to a training of
-    two hours on two CPU cores."""
+    """Change a config of SISMA or SCA-DM to CelebAMask-HQ at 64 or 128 pixels, and to the intervals
+    of a training of hours on two CPU cores."""
     on_small_photographs(config, size)
     config.autoencoder.path = f"runs/autoencoder-celeba-{size}"
     config.model.latent_size = size // 4

@@ -5,7 +5,6 @@ Writes a sheet of images, label maps and overlays, and prints counts and class f
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from PIL import Image
 
 from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError
-from sisma_jax.common.files import check_output_file, write_text
+from sisma_jax.common.files import check_output_file, write_json
 from sisma_jax.data import odd_items, prepared
 from sisma_jax.data.contact_sheet import tile, with_legend
 from sisma_jax.data.image_files import save_png
@@ -84,7 +83,7 @@ def list_odd(sources: dict[str, Source], file: Path) -> None:
     for line in odd_items.summary(found):
         print(line)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(found, indent=1) + "\n")
+    write_json(file, found)
     print(f"wrote {file}")
 
 

@@ -48,6 +48,8 @@ NEAR = 0.05
 """Root mean square difference of thumbnails; the subset has 14 pairs within 0.047, copies where
 looked at, and the next pair is 0.069 apart."""
 
+_SHOWN = 6
+"""Ids that a line of `summary` names."""
 _ROWS = 512
 """Thumbnails that are compared with all others at a time, which bounds the memory."""
 _CHUNK = 64
@@ -330,10 +332,6 @@ def _chunks(count: int) -> Iterator[range]:
         yield range(start, min(start + _CHUNK, count))
 
 
-SHOWN = 6
-"""Ids that a line of `summary` names."""
-
-
 def summary(found: dict[str, Any]) -> list[str]:
     """Lines of text on the result of `examine`: counts and the first ids of each kind."""
     lines = []
@@ -353,6 +351,6 @@ def summary(found: dict[str, Any]) -> list[str]:
 
 
 def _line(name: str, named: list[str], meaning: str) -> str:
-    more = ", ..." if len(named) > SHOWN else ""
-    first = f": {', '.join(named[:SHOWN])}{more}" if named else ""
+    more = ", ..." if len(named) > _SHOWN else ""
+    first = f": {', '.join(named[:_SHOWN])}{more}" if named else ""
     return f"  {name:16s} {len(named):6d}  {meaning}{first}"

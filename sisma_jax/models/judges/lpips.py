@@ -142,7 +142,8 @@ class LpipsNet(nn.Module):
                 x = nn.relu(conv(x))
                 index += 2
             weight = self.param(f"lin{number}", nn.initializers.ones, (1, 1, level.channels, 1))
-            # Where all channels are 0 the root has no gradient, but `nn.relu` then selects zeros.
+            # The gradient of the root is not finite where all channels are 0; that of `nn.relu`,
+            # which it passes next, is a selection that replaces it by 0 there.
             norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
             pixels = x.shape[1] * x.shape[2]
             scale = jnp.sqrt(weight / pixels).reshape(1, 1, 1, -1)
