@@ -70,8 +70,9 @@ def read_config_file(path: Path, remedy: str) -> Any:
         raise InputError(f"{path} is not JSON ({error}): {remedy}") from error
     if isinstance(fields, dict) and (command := trained_by(fields)):
         raise InputError(
-            f"{path.parent} is a run of {command} that holds no such network, or none yet: let its "
-            "training finish (the same command continues it), or give the folder of another run"
+            f"{path.parent} is a run of {command}, which does not hold the weights that are asked "
+            "for: if its training is not finished, finish it with the same command; otherwise give "
+            "the folder of another run"
         )
     return fields
 

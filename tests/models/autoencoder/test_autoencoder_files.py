@@ -148,7 +148,9 @@ class TestFiles:
     )
     def test_a_run_without_an_autoencoder_is_named(self, config, command, tmp_path):
         (tmp_path / "config.json").write_text(to_json(load_config(config)))
-        with pytest.raises(InputError, match=f"is a run of {command} that holds no such network"):
+        with pytest.raises(
+            InputError, match=f"is a run of {command}, which does not hold the weights"
+        ):
             load_autoencoder(tmp_path)
 
     def test_its_weight_file_stands_for_the_folder(self, folder):
