@@ -58,11 +58,14 @@ def portable(words: Sequence[str]) -> str:
     return shlex.join(shown)
 
 
-def write(path: Path, packages: tuple[str, ...], content: dict[str, Any]) -> None:
-    """Write `content` after the running command (`portable`), the date, the hardware and the
-    versions of `packages`."""
+def write(
+    path: Path, packages: tuple[str, ...], content: dict[str, Any], command: str | None = None
+) -> None:
+    """Write `content` after the command (by default the running benchmark's, `portable`), the date,
+    the hardware and the versions of `packages`."""
+    running = portable(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     report = {
-        "command": portable(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command or running,
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), **versions(packages)},
