@@ -195,7 +195,9 @@ def _training() -> ConfigDict:
     config.train.optimizer = "muon"  # or "adamw"
     config.train.learning_rate = 1e-2  # after the warm-up
     config.train.warmup = 50  # steps in which the learning rate grows from 0
-    config.train.schedule = "cosine"  # after the warm-up, to 5 % at the last step; or "constant"
+    # After the warm-up, "cosine" decays to 5 % at the last step, "linear" to 0 in the second half
+    config.train.schedule = "cosine"  # or "constant"
+    config.train.betas = (0.9, 0.999)  # AdamW's, of the averages of gradients and their squares
     config.train.weight_decay = 0.0  # of matrices only
     config.train.clip = 1.0  # global norm to which larger gradients are clipped
     config.train.ema_decay = 0.9  # of the running average of the weights

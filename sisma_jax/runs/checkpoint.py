@@ -2,7 +2,7 @@
 
 A step has three items, so that synthesis can restore the averaged weights alone:
 
-    state   step, weights and optimizer state
+    state   step, weights and optimizer state, also those of opponents if there are any
     ema     averaged weights
     run     JSON: number of the next global batch, and the run's record (seed, config, data)
 
@@ -304,8 +304,13 @@ def _reason(error: BaseException) -> str:
 
 
 def _without_ema(state: TrainState) -> dict[str, Any]:
+    """The fields of the item "state". A training without opponents has no such field."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: value for name, value in fields.items() if name != "ema"}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name != "ema" and (name != "opponents" or value)
+    }
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:

@@ -9,6 +9,16 @@ Params = dict[str, Any]
 
 
 @flax.struct.dataclass
+class OpponentState:
+    """What a step changes of a network that is trained against the run's own one."""
+
+    params: Params
+    variables: Any
+    """Arrays that follow the weights without a gradient, such as those of spectral norms."""
+    opt_state: optax.OptState
+
+
+@flax.struct.dataclass
 class TrainState:
     """Everything that a step changes. Leaves may also be shapes or shardings, hence the types."""
 
@@ -21,3 +31,6 @@ class TrainState:
     params: Params
     ema: Params
     opt_state: optax.OptState
+    opponents: dict[str, OpponentState] = flax.struct.field(default_factory=dict)
+    """Networks by name that are trained against the run's own one, as a GAN's discriminator; they
+    are not averaged."""

@@ -21,6 +21,7 @@ from sisma_jax.training.state import (
     Draw,
     LossFn,
     Metrics,
+    Opponents,
     TrainConfig,
     init_state,
     make_step,
@@ -37,6 +38,8 @@ class Trainable:
     """Result of `make_optimizer`."""
     draw: Draw
     loss_fn: LossFn
+    opponents: Opponents = dataclasses.field(default_factory=dict)
+    """Networks that are trained against the model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,17 +77,24 @@ def assemble(
       seed: determines the random numbers of all steps.
       mesh: all devices of all processes.
     """
-    optimizer = trainable.optimizer
-    init = lambda: init_state(trainable.init_params(), optimizer)
+    init_from = lambda params: init_state(params, trainable.optimizer, trainable.opponents)
+    init = lambda: init_from(trainable.init_params())
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, mesh)
     return TrainingProgram(
         mesh=mesh,
         abstract=abstract_like(shapes, shardings),
         init=jax.jit(init, out_shardings=shardings),
-        init_from=jax.jit(lambda params: init_state(params, optimizer), out_shardings=shardings),
+        init_from=jax.jit(init_from, out_shardings=shardings),
         jitted_step=jax.jit(
-            make_step(trainable.loss_fn, trainable.draw, optimizer, config, seed),
+            make_step(
+                trainable.loss_fn,
+                trainable.draw,
+                trainable.optimizer,
+                config,
+                seed,
+                trainable.opponents,
+            ),
             donate_argnums=0,
             out_shardings=(shardings, replicated(mesh)),
         ),
