@@ -87,6 +87,7 @@ ADDED = {
     "model.attention_head": None,
     "model.mixer": "mamba",
     "model.modulation": "gate",
+    "train.betas": [0.9, 0.999],
 }
 """Keys that configs of older runs lack, and the value they need to continue such a run; None if any
 value will do because the run does not use it."""

@@ -229,11 +229,11 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         for name, opponent in opponents.items():
-            others[name], of_opponent = _opponent_step(
+            others[name], its_loss, its_norm, its_metrics = _opponent_step(
                 opponent, config.accumulate, others[name], batch, params, *constants
             )
-            finite &= jnp.isfinite(of_opponent["loss"]) & jnp.isfinite(of_opponent["gradient_norm"])
-            metrics |= {f"{name}_{metric}": value for metric, value in of_opponent.items()}
+            finite &= jnp.isfinite(its_loss) & jnp.isfinite(its_norm)
+            metrics |= its_metrics | {f"{name}_loss": its_loss, f"{name}_gradient_norm": its_norm}
         # After skip_limit skipped steps in a row nothing changes any more, so that the loop, which
         # reads metrics later, still finds the state before the first of them.
         good = finite & (state.skipped_in_a_row < config.skip_limit)
@@ -268,17 +268,20 @@ def _opponent_step(
     batch: Batch,
     against: Params,
     *constants: Any,
-) -> tuple[OpponentState, Metrics]:
-    """One step of an opponent of a network with the weights `against`."""
+) -> tuple[OpponentState, Array, Array, Metrics]:
+    """One step of an opponent of a network with the weights `against`.
+
+    Returns:
+      The new state, the loss, the norm of its gradient, and further metrics.
+    """
     state = opponent.advanced(state)
     (loss, metrics), grads = _mean_gradient(opponent.loss_fn, accumulate)(
         state.params, batch, state.variables, against, *constants
     )
     updates, opt_state = opponent.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    norm = optax.tree.norm(grads)
     new = state.replace(params=params, opt_state=opt_state)
-    return new, metrics | {"loss": loss, "gradient_norm": norm}
+    return new, loss, optax.tree.norm(grads), metrics
 
 
 def _mean_gradient(loss_fn: Callable, accumulate: int) -> Callable[..., tuple]:

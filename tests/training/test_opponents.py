@@ -21,7 +21,7 @@ def loss_fn(params, batch, opponents):
 
 def opponent_loss(params, batch, variables, against):
     score = batch["x"] @ against["w"] * params["a"] * variables["scale"]
-    return -jnp.mean(score), {"seen": variables["scale"]}
+    return -jnp.mean(score), {"scale_seen": variables["scale"]}
 
 
 def opponent(**changes):
@@ -58,7 +58,7 @@ def test_an_opponent_sees_the_new_weights_and_its_variables_advance_for_each_los
     np.testing.assert_allclose(new.params["w"], w, rtol=1e-5)
     np.testing.assert_allclose(new.opponents["judge"].params["a"], a, rtol=1e-5)
     assert new.opponents["judge"].variables["scale"] == 4.0
-    assert metrics["judge_seen"] == 4.0
+    assert metrics["scale_seen"] == 4.0
     np.testing.assert_allclose(metrics["judge_loss"], -np.mean(x @ w * 4.0), rtol=1e-4)
     assert metrics["judge_gradient_norm"] > 0
 
