@@ -37,7 +37,8 @@ from sisma_jax.models.autoencoder.training import (
     patch_pca_init,
     posterior_noise,
 )
-from sisma_jax.models.judges.lpips import VGG16, Lpips, load_lpips
+from sisma_jax.models.judges.backbones import VGG16
+from sisma_jax.models.judges.lpips import Lpips, load_lpips
 from sisma_jax.models.weights import tree_checksum
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.face_parser import FaceParser, load_parser
+from sisma_jax.models.judges.backbones import ALEXNET, VGG16
 from sisma_jax.models.judges.inception import PUBLISHED_FILE, InceptionV3, load_inception
-from sisma_jax.models.judges.lpips import ALEXNET, VGG16, Lpips, load_lpips
+from sisma_jax.models.judges.lpips import Lpips, load_lpips
 
 
 @dataclasses.dataclass(frozen=True)

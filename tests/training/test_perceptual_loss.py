@@ -28,7 +28,8 @@ from sisma_jax.models.autoencoder.training import (
     perceptual_distance,
     posterior_noise,
 )
-from sisma_jax.models.judges.lpips import ALEXNET, VGG16, is_linear, load_lpips, published_shapes
+from sisma_jax.models.judges.backbones import ALEXNET, VGG16
+from sisma_jax.models.judges.lpips import is_linear, load_lpips, published_shapes
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.train_autoencoder import LossConfig
 from sisma_jax.training import auxiliary

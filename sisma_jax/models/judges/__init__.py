@@ -1,1 +1,1 @@
-"""Networks that measure pictures: Inception-v3 and LPIPS."""
+"""Networks that measure pictures: Inception-v3, LPIPS, and VGG-19's features."""

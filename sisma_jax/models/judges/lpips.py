@@ -16,20 +16,30 @@ weights.
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Num
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder import to_float
-from sisma_jax.models.autoencoder.published import to_flax_layout, to_pytorch_layout
-from sisma_jax.models.weights import listed, read_tensors
+from sisma_jax.models.autoencoder.published import to_flax_layout
+from sisma_jax.models.judges.backbones import (
+    ALEXNET,
+    VGG16,
+    Backbone,
+    activations,
+    are_exactly,
+    convolution_parameters,
+    convolution_shapes,
+    described,
+    read_convolutions,
+)
+from sisma_jax.models.weights import read_tensors
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
@@ -37,86 +47,14 @@ SCALE = (0.458, 0.448, 0.450)
 NORM_EPSILON = 1e-10
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Level:
-    """Convolutions with a ReLU each; LPIPS compares the last activations."""
-
-    channels: int
-    convs: int = 1
-    size: int = 3
-    stride: int = 1
-    padding: int = 1
-    pool: int | None = None
-    """Window of the stride-2 max pooling before the convolutions; None for no pooling."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """The part of a torchvision network that LPIPS uses."""
-
-    name: str
-    file: str
-    """File name of torchvision's weights."""
-    linear_file: str
-    """File of the weights w of equation (1) in the Python package lpips."""
-    levels: tuple[Level, ...]
-
-    def first(self, levels: int) -> "Backbone":
-        """The part of this network that ends with its finest `levels` levels.
-
-        Raises:
-          InputError: if the network does not have as many, or `levels` is not positive.
-        """
-        if not 1 <= levels <= len(self.levels):
-            raise InputError(
-                f"{levels} levels of {self.name} cannot be compared: choose 1 to {len(self.levels)}"
-            )
-        return dataclasses.replace(self, levels=self.levels[:levels])
-
-    @property
-    def smallest(self) -> int:
-        """Smallest side of an image in pixels; it leaves one pixel at the last level."""
-        side = 1
-        for level in reversed(self.levels):
-            for _ in range(level.convs):
-                side = (side - 1) * level.stride + level.size - 2 * level.padding
-            if level.pool:
-                side = (side - 1) * 2 + level.pool
-        return side
-
-
-ALEXNET = Backbone(
-    name="AlexNet",
-    file="alexnet-owt-7be5be79.pth",
-    linear_file="weights/v0.1/alex.pth",
-    levels=(
-        Level(channels=64, size=11, stride=4, padding=2),
-        Level(channels=192, size=5, padding=2, pool=3),
-        Level(channels=384, pool=3),
-        Level(channels=256),
-        Level(channels=256),
-    ),
-)
-VGG16 = Backbone(
-    name="VGG-16",
-    file="vgg16-397923af.pth",
-    linear_file="weights/v0.1/vgg.pth",
-    levels=(
-        Level(channels=64, convs=2),
-        Level(channels=128, convs=2, pool=2),
-        Level(channels=256, convs=3, pool=2),
-        Level(channels=512, convs=3, pool=2),
-        Level(channels=512, convs=3, pool=2),
-    ),
-)
 BACKBONES = (ALEXNET, VGG16)
 
 
 class LpipsNet(nn.Module):
     """Maps images to the weighted features of every level.
 
-    Parameters have the published names, with "_" for the "." before an index. In the published
-    files w of equation (1) is the kernel of a 1x1 convolution.
+    It compares the last activations of a level. In the published files w of equation (1) is the
+    kernel of a 1x1 convolution.
     """
 
     backbone: Backbone
@@ -125,29 +63,16 @@ class LpipsNet(nn.Module):
     def __call__(self, images: Float[Array, "n h w 3"]) -> tuple[Float[Array, "n _ _ _"], ...]:
         shift, deviation = (jnp.array(colour).reshape(1, 1, 1, 3) for colour in (SHIFT, SCALE))
         x = (images - shift) / deviation
-        index, features = 0, []  # torchvision also counts ReLUs and pools
-        for number, level in enumerate(self.backbone.levels):
-            if level.pool:
-                x = nn.max_pool(x, (level.pool, level.pool), strides=(2, 2))
-                index += 1
-            for _ in range(level.convs):
-                conv = nn.Conv(
-                    level.channels,
-                    (level.size, level.size),
-                    strides=level.stride,
-                    padding=level.padding,
-                    precision=jax.lax.Precision.HIGHEST,
-                    name=f"features_{index}",
-                )
-                x = nn.relu(conv(x))
-                index += 2
-            weight = self.param(f"lin{number}", nn.initializers.ones, (1, 1, level.channels, 1))
+        features = []
+        levels = activations(self.backbone, x, jax.lax.Precision.HIGHEST)
+        for number, (*_, last) in enumerate(levels):
+            weight = self.param(f"lin{number}", nn.initializers.ones, (1, 1, last.shape[-1], 1))
             # The gradient of the root is not finite where all channels are 0; that of `nn.relu`,
             # which it passes next, is a selection that replaces it by 0 there.
-            norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
-            pixels = x.shape[1] * x.shape[2]
+            norm = jnp.sqrt(jnp.sum(jnp.square(last), axis=-1, keepdims=True))
+            pixels = last.shape[1] * last.shape[2]
             scale = jnp.sqrt(weight / pixels).reshape(1, 1, 1, -1)
-            features.append(scale * (x / (norm + NORM_EPSILON)))
+            features.append(scale * (last / (norm + NORM_EPSILON)))
         return tuple(features)
 
 
@@ -270,20 +195,20 @@ def load_lpips(
       InputError: if a file is missing, pickled, damaged or of another network, the two do not
         belong together, a weight w is negative, or the network has fewer levels.
     """
-    tensors = read_tensors(backbone_path, without_classifier)
-    backbone = recognised(backbone_path, tensors, backbones, linear=False)
+    backbone, tensors = read_convolutions(backbone_path, backbones)
     if linear_path is None:
-        shapes = published_shapes(backbone).items()
-        tensors |= {name: np.ones(shape, np.float32) for name, shape in shapes if is_linear(name)}
+        linear = {
+            name: np.ones(shape, np.float32) for name, shape in linear_shapes(backbone).items()
+        }
     else:
-        tensors |= read_linear(linear_path, backbone, backbone_path, backbones)
+        linear = read_linear(linear_path, backbone, backbone_path, backbones)
     if levels is not None:
         backbone = backbone.first(levels)
-    params = {
-        name: jnp.asarray(to_flax_layout(tensors[pytorch_name(name)]))
-        for name in parameter_shapes(backbone)
+    weights = {
+        f"lin{number}": jnp.asarray(to_flax_layout(linear[linear_name(number)]))
+        for number in range(len(backbone.levels))
     }
-    return Lpips(backbone, unflatten_dict(params, sep="/"))
+    return Lpips(backbone, convolution_parameters(backbone, tensors) | weights)
 
 
 def read_linear(
@@ -294,7 +219,14 @@ def read_linear(
 ) -> dict[str, np.ndarray]:
     """Read the weights w for `backbone`; arguments and errors are those of `load_lpips`."""
     linear = read_tensors(linear_path)
-    linear_of = recognised(linear_path, linear, backbones, linear=True)
+    linear_of = next((one for one in backbones if are_exactly(linear, linear_shapes(one))), None)
+    if linear_of is None:
+        raise InputError(
+            f"{linear_path} does not hold LPIPS' weights for "
+            f"{' or '.join(each.name for each in backbones)} but {described(linear)}: convert "
+            f"{' or '.join(each.linear_file for each in backbones)} of the Python package lpips to "
+            "safetensors"
+        )
     if linear_of != backbone:
         raise InputError(
             f"{linear_path} holds LPIPS' weights for {linear_of.name}, but {backbone_path} holds "
@@ -309,8 +241,16 @@ def read_linear(
     return linear
 
 
-def without_classifier(names: list[str]) -> list[str]:
-    return [name for name in names if not name.startswith("classifier.")]
+def linear_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the published weights w by name."""
+    return {
+        linear_name(number): (1, level.channels, 1, 1)
+        for number, level in enumerate(backbone.levels)
+    }
+
+
+def linear_name(level: int) -> str:
+    return f"lin{level}.model.1.weight"
 
 
 def is_linear(name: str) -> bool:
@@ -318,55 +258,6 @@ def is_linear(name: str) -> bool:
     return name.startswith("lin")
 
 
-def recognised(
-    path: str | os.PathLike,
-    tensors: Mapping[str, np.ndarray],
-    backbones: Sequence[Backbone],
-    *,
-    linear: bool,
-) -> Backbone:
-    """Return that of the backbones with exactly these tensors, or weights w if `linear`.
-
-    Raises:
-      InputError: if there is no such backbone.
-    """
-    present = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    for backbone in backbones:
-        shapes = published_shapes(backbone)
-        if present == {
-            name: (shape, np.float32) for name, shape in shapes.items() if is_linear(name) == linear
-        }:
-            return backbone
-    names = " or ".join(each.name for each in backbones)
-    if linear:
-        what, package = f"LPIPS' weights for {names}", "the Python package lpips"
-        files = (each.linear_file for each in backbones)
-    else:
-        what, package = f"torchvision's {names} in float32", "torchvision"
-        files = (each.file for each in backbones)
-    raise InputError(
-        f"{path} does not hold {what} but {listed(present) or 'nothing'}: convert "
-        f"{' or '.join(files)} of {package} to safetensors"
-    )
-
-
 def published_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors of both published files by name, without the classifier."""
-    return {
-        pytorch_name(name): jax.eval_shape(to_pytorch_layout, leaf).shape
-        for name, leaf in parameter_shapes(backbone).items()
-    }
-
-
-def parameter_shapes(backbone: Backbone) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shape and dtype of each parameter by its path, without computing it."""
-    images = jnp.zeros((1, backbone.smallest, backbone.smallest, 3))
-    tree = jax.eval_shape(LpipsNet(backbone).init, jax.random.key(0), images)
-    return flatten_dict(tree["params"], sep="/")
-
-
-def pytorch_name(name: str) -> str:
-    layer, _, leaf = name.partition("/")
-    if is_linear(layer):
-        return f"{layer}.model.1.weight"
-    return f"{layer.replace('_', '.')}.{'bias' if leaf == 'bias' else 'weight'}"
+    return convolution_shapes(backbone) | linear_shapes(backbone)

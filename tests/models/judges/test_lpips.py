@@ -11,11 +11,10 @@ from safetensors.numpy import save_file
 from sisma_jax.common.errors import InputError
 from sisma_jax.metrics.perceptual import diversity, lpips
 from sisma_jax.models.autoencoder import to_float
+from sisma_jax.models.judges.backbones import ALEXNET, VGG16
 from sisma_jax.models.judges.lpips import (
-    ALEXNET,
     SCALE,
     SHIFT,
-    VGG16,
     Lpips,
     is_linear,
     load_lpips,
