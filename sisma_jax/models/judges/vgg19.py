@@ -11,7 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from sisma_jax.common.errors import InputError
@@ -66,7 +66,7 @@ class Vgg19:
                 f"images of {height} x {width} pixels are too small for the features of "
                 f"{self.backbone.name}: give at least {smallest} along each side"
             )
-        images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+        images = images.astype(np.promote_types(images.dtype, np.float32))
         return Vgg19Net(self.backbone).apply({"params": self.params}, images)
 
 
