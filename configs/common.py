@@ -59,6 +59,65 @@ def scadm() -> ConfigDict:
     return config
 
 
+def ca2sis() -> ConfigDict:
+    """Defaults of CA2-SIS, those published for 256 pixels."""
+    config = _training()
+    config.train.optimizer = "adamw"
+    config.train.betas = (0.0, 0.9)
+    config.train.learning_rate = 1e-4
+    config.train.warmup = 0
+    config.train.schedule = "linear"
+    config.train.clip = float("inf")  # no limit, as published
+
+    config.model = ConfigDict()
+    config.model.kind = "ca2sis"
+    config.model.num_classes = 19  # of the label maps
+    config.model.draw_background = False  # whether class 0 has a mask code, too
+    config.model.mask_size = 128  # side to which masks are reduced
+    config.model.grid = 16  # side of the first stage's image; each further stage doubles it
+    config.model.stem_width = 512  # channels to which the mask codes of all classes are mapped
+    config.model.widths = (256, 128, 64, 32, 32)  # channels of the stages, coarsest first
+    config.model.heads = 8  # of the attentions of all stages but the last
+    config.model.head_width = 64  # channels per head
+    config.model.last_heads = 4  # of the last stage's attention
+    config.model.last_head_width = 32
+    config.model.attention_sizes = (16, 32, 64)  # sides of the stages with self-attention
+    config.model.norm_groups = 32  # groups of the normalisations
+    config.model.style_channels = 4  # channels per class of the style encoder's first convolution
+    config.model.style_levels = 5  # number of resolutions from which it takes features
+    config.model.style_features = 256  # features per class and level
+    config.model.style_colours = False  # it also reads mean colours; ours, for short trainings
+    config.model.style_grouping = "separate"  # "published" mixes classes as the authors' code does
+    config.model.noise_width = 16  # numbers from which random styles are made
+    config.model.mapping_width = 512  # channels of the network that makes them
+    config.model.remat = "block"  # "none" recomputes nothing and keeps more
+    config.model.dtype = "float32"  # of convolutions and attention; or "bfloat16"
+
+    config.discriminator = ConfigDict()
+    config.discriminator.learning_rate = 4e-4  # with the optimizer and schedule of `train`
+    config.discriminator.channels = 64  # of the first layer; each further one doubles them
+    config.discriminator.layers = 3  # that halve the picture, at each scale
+    config.discriminator.scales = 2  # number of scales, each at half the size of the one before
+
+    config.loss = ConfigDict()
+    config.loss.styles = "own"  # "random" is the second stage, which trains the mapping network
+    config.loss.adversarial = 1.0  # weights of the terms (sisma_jax/training/adversarial.py)
+    config.loss.feature_matching = 10.0
+    config.loss.perceptual = 10.0
+    config.loss.attention = 1.0
+    config.loss.reconstruction = 0.0  # ours, for short trainings
+    config.loss.diversity = 0.0  # of the second stage: draws faces of one mask apart
+    config.loss.perceptual_network = ""  # torchvision's VGG-19 as safetensors; "": no such term
+
+    config.samples = ConfigDict()
+    config.samples.masks = 8  # of the test split
+
+    config.evaluation = ConfigDict()
+    config.evaluation.every = 500  # steps between two evaluations; 0 for none
+    config.evaluation.items = 64  # of the test split
+    return config
+
+
 def on_celebamask_hq(config: ConfigDict) -> None:
     """Change a config to CelebAMask-HQ at 256 pixels and to the intervals of a long training."""
     config.data = celebamask_hq()

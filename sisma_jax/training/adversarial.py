@@ -9,6 +9,7 @@ those of VGG-19, sg the stop-gradient, and "mean" over rows, positions and chann
         + f mean_s sum_l mean |D_sl(fake) - sg D_sl(real)|                                       (3)
         + p sum_l w_l mean |F_l(fake) - F_l(real)|                                               (4)
         + t mean over stages of mean BCE(logits of the cross-attention, own class)               (5)
+        + r mean |fake - real|                                                                   (6)
 
 (1) and (2) are the hinge losses of Lim and Ye (arXiv 1705.02894); (3) and (4) are feature matching
 and the perceptual loss of pix2pixHD (Wang et al., arXiv 1711.11585), whose w_l are `VGG_WEIGHTS`.
@@ -50,6 +51,8 @@ class AdversarialWeights:
     """p in (4)."""
     attention: float = 1.0
     """t in (5)."""
+    reconstruction: float = 0.0
+    """r in (6), which is ours: short trainings learn colours by it."""
 
     def __post_init__(self) -> None:
         check_least(self, "loss", 0, *(field.name for field in dataclasses.fields(self)))
@@ -82,6 +85,7 @@ def generator_loss(
     *,
     perceptual: Float[Array, ""] | None = None,
     attention: Float[Array, ""] | None = None,
+    reconstruction: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Return the generator's loss and its parts.
 
@@ -91,16 +95,18 @@ def generator_loss(
       weights: weights of the terms.
       perceptual: `vgg_distance`; None leaves (4) out.
       attention: `attention_loss`; None leaves (5) out.
+      reconstruction: `distance` of the pictures; None leaves (6) out.
 
     Returns:
       The loss, and the terms that it has without their weights: `adversarial`, `feature_matching`,
-      `perceptual` and `attention`.
+      `perceptual`, `attention` and `reconstruction`.
     """
     terms = {
         "adversarial": mean_of(lambda x: -jnp.mean(x), fake.predictions),
         "feature_matching": feature_matching(fake, real),
         "perceptual": perceptual,
         "attention": attention,
+        "reconstruction": reconstruction,
     }
     metrics = {name: term for name, term in terms.items() if term is not None}
     return sum(getattr(weights, name) * term for name, term in metrics.items()), metrics

@@ -1,0 +1,313 @@
+"""The training objective of CA2-SIS: its generator against a discriminator of patches.
+
+In the first stage the generator draws each face from its mask in its own style, and learns by the
+losses of `adversarial`. In the second one styles are random: the mapping network alone is trained,
+to make styles from noise with which the finished generator's faces pass for real. There the
+generator's loss has no terms that compare with the mask's own face, and with a `diversity` weight d
+
+    - d mean |G(noise) - sg G(other noise)|
+
+in addition, which draws the faces of one mask apart, as in the authors' code.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from sisma_jax.common.config import check_choice, check_least
+from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import local_path
+from sisma_jax.models.autoencoder import to_float
+from sisma_jax.models.ca2sis import model as ca2sis
+from sisma_jax.models.ca2sis.config import CA2SISConfig
+from sisma_jax.models.judges.backbones import VGG19
+from sisma_jax.models.judges.vgg19 import Vgg19, load_vgg19
+from sisma_jax.models.layers.patch_discriminator import (
+    DiscriminatorConfig,
+    Judgement,
+    PatchDiscriminator,
+    advanced,
+)
+from sisma_jax.runs.state import OpponentState, Params
+from sisma_jax.training.adversarial import (
+    AdversarialWeights,
+    attention_loss,
+    discriminator_loss,
+    distance,
+    generator_loss,
+    nearest,
+    vgg_distance,
+)
+from sisma_jax.training.program import Trainable
+from sisma_jax.training.state import (
+    Batch,
+    Metrics,
+    Opponent,
+    TrainConfig,
+    kernel_axes,
+    make_optimizer,
+)
+
+STYLES = ("own", "random")
+MAPPING = "mapping"
+"""The part of the parameters that makes random styles."""
+DISCRIMINATOR = "discriminator"
+
+Logits = tuple[Float[Array, "b _ _ k"], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscriminatorSection:
+    """The config's section `discriminator`; the defaults are the published values."""
+
+    learning_rate: float = 4e-4
+    """Its own, with the schedule and the optimizer of `train`."""
+    channels: int = DiscriminatorConfig.channels
+    layers: int = DiscriminatorConfig.layers
+    scales: int = DiscriminatorConfig.scales
+    """These three as in `DiscriminatorConfig`."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise InputError(
+                f"discriminator.learning_rate is {self.learning_rate}: it must be positive"
+            )
+        self.network(1)  # raises if a size is out of range
+
+    def network(self, num_classes: int) -> DiscriminatorConfig:
+        """The sizes of the network that reads label maps of `num_classes` classes."""
+        return DiscriminatorConfig(
+            num_classes=num_classes,
+            channels=self.channels,
+            layers=self.layers,
+            scales=self.scales,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossSection:
+    """The config's section `loss`; the defaults are the published values."""
+
+    adversarial: float = AdversarialWeights.adversarial
+    feature_matching: float = AdversarialWeights.feature_matching
+    perceptual: float = AdversarialWeights.perceptual
+    attention: float = AdversarialWeights.attention
+    reconstruction: float = AdversarialWeights.reconstruction
+    """These five as in `AdversarialWeights`."""
+    perceptual_network: str = ""
+    """Path of torchvision's VGG-19 as safetensors; "" leaves the perceptual term out."""
+    styles: str = "own"
+    """The styles of the faces that are drawn: "own" (the first stage), or "random"."""
+    diversity: float = 0.0
+    """d of the module docstring, for random styles."""
+
+    def __post_init__(self) -> None:
+        check_choice(self, "loss", "styles", STYLES)
+        check_least(self, "loss", 0, "diversity")
+        self.weights  # noqa: B018  raises if a weight is negative
+        if self.diversity and self.styles != "random":
+            raise InputError(
+                f"loss.diversity is {self.diversity}, but faces are drawn in their own styles, "
+                "one for each mask: set it to 0, or loss.styles to 'random'"
+            )
+
+    @property
+    def weights(self) -> AdversarialWeights:
+        names = [field.name for field in dataclasses.fields(AdversarialWeights)]
+        return AdversarialWeights(**{name: getattr(self, name) for name in names})
+
+    @property
+    def compares(self) -> bool:
+        """Whether what is drawn is to equal the mask's own face."""
+        return self.styles == "own"
+
+    def network(self, size: int) -> Vgg19 | None:
+        """Read VGG-19; None if the loss has no perceptual term.
+
+        Args:
+          size: side of the images in pixels.
+
+        Raises:
+          InputError: if the file cannot be used, or the images are too small.
+        """
+        if not (self.perceptual and self.perceptual_network and self.compares):
+            return None
+        if size < VGG19.smallest:
+            raise InputError(
+                f"data.size is {size}, but the perceptual term needs {VGG19.smallest} pixels: "
+                "choose a larger size, or set loss.perceptual to 0"
+            )
+        try:
+            return load_vgg19(local_path(self.perceptual_network))
+        except InputError as error:
+            raise InputError(f"loss.perceptual_network: {error}") from error
+
+
+def trainable_ca2sis(
+    config: CA2SISConfig,
+    discriminator: DiscriminatorSection,
+    loss: LossSection,
+    settings: TrainConfig,
+    seed: int,
+) -> Trainable:
+    """Return a new generator with its discriminator, both objectives and both optimizers.
+
+    The constant of the losses is `loss.network`, unless that is None. Batches hold "image" uint8
+    (b, H, W, 3) and "labels" uint8 (b, H, W).
+
+    Args:
+      config: sizes of the generator.
+      discriminator, loss, settings: the config's sections `discriminator`, `loss` and `train`.
+      seed: determines the weights.
+    """
+    against = _Discriminator(
+        PatchDiscriminator(discriminator.network(config.num_classes)), config, seed
+    )
+    faces = partial(_faces, config, loss)
+    optimizer = make_optimizer(settings, ca2sis.matrix_axes)
+    return Trainable(
+        init_params=lambda: ca2sis.init_params(config, jax.random.key(seed)),
+        optimizer=optimizer if loss.compares else only_mapping(optimizer),
+        draw=partial(draw, config, loss),
+        loss_fn=partial(_generator_loss, faces, against, loss),
+        opponents={
+            DISCRIMINATOR: Opponent(
+                init_params=against.init_params,
+                init_variables=against.init_spectral,
+                advance=advanced,
+                optimizer=make_optimizer(
+                    dataclasses.replace(settings, learning_rate=discriminator.learning_rate),
+                    kernel_axes,
+                ),
+                loss_fn=partial(_discriminator_loss, faces, against),
+            )
+        },
+    )
+
+
+def draw(config: CA2SISConfig, loss: LossSection, key: PRNGKeyArray, batch: Batch) -> Batch:
+    """Draw "noise" and "other_noise" (b, noise_width) of random styles; nothing for own styles."""
+    if loss.compares:
+        return {}
+    noise = jax.random.normal(key, (2, len(batch["labels"]), config.noise_width))
+    return {"noise": noise[0], "other_noise": noise[1]}
+
+
+def only_mapping(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer that changes the mapping network alone."""
+
+    def parts(params: Params) -> Params:
+        part = lambda name: MAPPING if name == MAPPING else "frozen"
+        return {name: jax.tree.map(lambda _, n=name: part(n), x) for name, x in params.items()}
+
+    return optax.multi_transform({MAPPING: optimizer, "frozen": optax.set_to_zero()}, parts)
+
+
+def own_attention(logits: Logits, labels: UInt8[Array, "b H W"]) -> Float[Array, ""]:
+    """The share that a pixel's own class has in the attention to all classes, on average.
+
+    Args:
+      logits: by stage, those of the attention averaged over heads, as `attention_loss` takes them.
+      labels: class ids of the pixels; those of no class are left out.
+    """
+
+    def of_stage(x: Array) -> Array:
+        ids = nearest(labels, *x.shape[1:3])
+        own = jax.nn.one_hot(ids, x.shape[-1], dtype=x.dtype)
+        return jnp.sum(own * jax.nn.softmax(x, axis=-1)) / jnp.maximum(jnp.sum(own), 1.0)
+
+    return sum(map(of_stage, logits)) / len(logits)
+
+
+def _faces(
+    config: CA2SISConfig, loss: LossSection, params: Params, batch: Batch, noise: str = "noise"
+) -> tuple[Float[Array, "b H W 3"], Logits]:
+    """The drawn faces of a batch in [-1, 1], and the logits of their attention."""
+    apply = partial(ca2sis.CA2SIS(config).apply, {"params": params})
+    if loss.compares:
+        styles = apply(to_float(batch["image"]), batch["labels"], method="styles")
+    else:
+        styles = apply(batch[noise], batch["labels"], method="random_styles")
+    return apply(apply(batch["labels"], method="mask_codes"), styles, method="draw_with_attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Discriminator:
+    """A discriminator of faces with their masks."""
+
+    module: PatchDiscriminator
+    config: CA2SISConfig
+    seed: int
+
+    def init_params(self) -> Params:
+        return self._init()["params"]
+
+    def init_spectral(self, params: Params) -> Params:
+        return self._init()["spectral"]
+
+    def _init(self) -> dict[str, Params]:
+        side = self.config.image_size
+        images, labels = jnp.zeros((1, side, side, 3)), jnp.zeros((1, side, side), jnp.uint8)
+        key = jax.random.fold_in(jax.random.key(self.seed), 1)  # not the generator's numbers
+        return self.module.init(key, [images], labels)
+
+    def judge(
+        self, params: Params, spectral: Params, fake: Array, batch: Batch
+    ) -> tuple[Judgement, Judgement]:
+        """Judge drawn faces and those of a batch."""
+        faces = [fake, to_float(batch["image"]).astype(fake.dtype)]
+        variables = {"params": params, "spectral": spectral}
+        return tuple(self.module.apply(variables, faces, batch["labels"]))
+
+
+def _generator_loss(
+    faces: Callable,
+    against: _Discriminator,
+    loss: LossSection,
+    params: Params,
+    batch: Batch,
+    opponents: dict[str, OpponentState],
+    network: Vgg19 | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    if not loss.compares:
+        params = {name: x if name == MAPPING else jax.lax.stop_gradient(x)
+            for name, x in params.items()}  # fmt: skip
+    fake, logits = faces(params, batch)
+    real, weights = to_float(batch["image"]).astype(fake.dtype), loss.weights
+    state, terms = opponents[DISCRIMINATOR], {}
+    if network is not None:
+        wanted = jax.lax.stop_gradient(network.features(real))
+        terms["perceptual"] = vgg_distance(network.features(fake), wanted)
+    if weights.attention:
+        terms["attention"] = attention_loss(logits, batch["labels"])
+    if weights.reconstruction and loss.compares:
+        terms["reconstruction"] = distance(fake, real)
+    of_fake, of_real = against.judge(state.params, state.variables, fake, batch)
+    if not loss.compares:
+        weights = dataclasses.replace(weights, feature_matching=0.0)
+    total, metrics = generator_loss(of_fake, of_real, weights, **terms)
+    metrics["own_attention"] = own_attention(logits, batch["labels"])
+    if loss.diversity:
+        other, _ = faces(params, batch, "other_noise")
+        metrics["diversity"] = distance(fake, other)
+        total = total - loss.diversity * metrics["diversity"]
+    return total, metrics
+
+
+def _discriminator_loss(
+    faces: Callable,
+    against: _Discriminator,
+    params: Params,
+    batch: Batch,
+    spectral: Params,
+    generator: Params,
+    *unused: Vgg19,
+) -> tuple[Float[Array, ""], Metrics]:
+    fake = jax.lax.stop_gradient(faces(generator, batch)[0])
+    return discriminator_loss(*against.judge(params, spectral, fake, batch))
