@@ -4,6 +4,7 @@ PyTorch keeps v of spectral normalisation in the order (in, height, width) of it
 has the order (height, width, in) of ours.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,14 +37,15 @@ def variable_shapes(config: DiscriminatorConfig) -> dict[str, Any]:
 def from_torch(
     tensors: Mapping[str, np.ndarray],
     config: DiscriminatorConfig,
-    source: str = "the discriminator's state dict",
+    *,
+    source: str | os.PathLike = "the state dict",
 ) -> dict[str, Any]:
     """Return the variables of a discriminator, its "params" and "spectral".
 
     Args:
       tensors: float32 tensors of the authors' `latest_net_D` by name, all of them.
       config: the sizes.
-      source: path of their file, for messages.
+      source: the file, for messages.
 
     Raises:
       InputError: if these are not a discriminator's tensors, one is missing, left over, or of

@@ -74,14 +74,15 @@ class DiscriminatorConfig:
     layers: int = 3
     """Convolutions of a scale before the last one, each of which halves the picture."""
     scales: int = 2
-    dtype: str = "float32"
-    """Compute type of the convolutions; with "float32" pictures in float64 are computed in
-    float64. Norms and parameters are float32."""
+    dtype: str | None = None
+    """Compute type of the convolutions: "float32", "bfloat16", or None for that of the pictures,
+    float32 at the least. Norms and new parameters are float32."""
 
     def __post_init__(self) -> None:
         check_least(self, "discriminator", 0, "num_classes")
         check_least(self, "discriminator", 1, "image_channels", "channels", "layers", "scales")
-        check_choice(self, "discriminator", "dtype", ("float32", "bfloat16"))
+        if self.dtype is not None:
+            check_choice(self, "discriminator", "dtype", ("float32", "bfloat16"))
 
 
 class Judgement(NamedTuple):
@@ -123,7 +124,7 @@ class PatchDiscriminator(nn.Module):
         c = self.config
         check_labels(c, batches[0], labels)
         least = np.promote_types(batches[0].dtype, np.float32)
-        dtype = least if c.dtype == "float32" else jnp.dtype(c.dtype)
+        dtype = least if c.dtype is None else jnp.dtype(c.dtype)
         images, classes = [batch.astype(least) for batch in batches], None
         if labels is not None:
             classes = jax.nn.one_hot(labels, c.num_classes, dtype=dtype)

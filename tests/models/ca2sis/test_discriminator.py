@@ -12,19 +12,20 @@ from sisma_jax.models.layers.patch_discriminator import (
     PatchDiscriminator,
     advanced,
 )
-from tests.golden import ca2sis as recipe
+from tests.golden import ca2sis_recipe as recipe
+from tests.golden.files import golden_arrays
 
 TINY = DiscriminatorConfig(num_classes=5, channels=8)
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return recipe.golden()
+    return golden_arrays("ca2sis_tiny")
 
 
 @pytest.fixture(scope="module")
 def tensors(golden):
-    return recipe.tensors(golden, "netD")
+    return recipe.tensors(golden, "netD.")
 
 
 def nhwc(x, dtype):
@@ -35,10 +36,10 @@ def judged(golden, tensors, config, dtype):
     """The judgements of fake and real in one forward pass in training, and "spectral" after it."""
     variables = jax.tree.map(lambda x: x.astype(dtype), from_torch(tensors, config))
     spectral = advanced(variables["params"], variables["spectral"])
-    batches = [nhwc(x, dtype) for x in (golden["out"], recipe.image())]
+    batches = [nhwc(golden["tiny/out"], dtype), jnp.asarray(recipe.images(), dtype)]
     judge = jax.jit(PatchDiscriminator(config).apply)
     return judge(
-        {**variables, "spectral": spectral}, batches, jnp.asarray(golden["label"])
+        {**variables, "spectral": spectral}, batches, jnp.asarray(golden["tiny/label"])
     ), spectral
 
 
@@ -50,7 +51,7 @@ def errors(golden, judgements, spectral):
         for i, (features, predictions) in enumerate(scales):
             for j, x in enumerate([*features, predictions]):
                 found[f"{name}_s{i}_l{j}"] = x.transpose(0, 3, 1, 2)
-    expected = {k.removeprefix("D/"): x for k, x in golden.items() if k.startswith("D/")}
+    expected = {k.removeprefix("tiny/D/"): x for k, x in golden.items() if k.startswith("tiny/D/")}
     assert found.keys() == expected.keys() and len(expected) == 17
     relative = {}
     for name, wanted in expected.items():
@@ -146,11 +147,11 @@ def test_pictures_alone_are_judged_by_themselves(key):
 class TestRefusals:
     def test_tensors_that_are_not_a_discriminators(self, golden, tensors):
         with pytest.raises(InputError, match=r"no discriminator .*cross2\.norm\.bias, .*net_D"):
-            from_torch(recipe.tensors(golden, "netG"), TINY)
+            from_torch(recipe.tensors(golden, "netG."), TINY)
         with pytest.raises(
             InputError, match=r"D\.safetensors do not fit.*of another shape: .*0\.0"
         ):
-            from_torch(tensors, DiscriminatorConfig(channels=8), "D.safetensors")
+            from_torch(tensors, DiscriminatorConfig(channels=8), source="D.safetensors")
         less = {k: v for k, v in tensors.items() if k != "discriminator_1.model2.0.0.weight_u"}
         with pytest.raises(InputError, match=r"missing: discriminator_1\.model2\.0\.0\.weight_u;"):
             from_torch(less, TINY)
@@ -158,6 +159,10 @@ class TestRefusals:
     def test_sizes_and_label_maps_that_do_not_fit(self, golden):
         with pytest.raises(InputError, match=r"discriminator\.scales is 0: set 1 or more"):
             DiscriminatorConfig(scales=0)
+        with pytest.raises(
+            InputError, match=r"dtype is 'float16': choose one of float32, bfloat16"
+        ):
+            DiscriminatorConfig(dtype="float16")
         images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
         labels = jax.ShapeDtypeStruct((2, 8, 4), jnp.uint8)
         for classes, given, phrase in (

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.judges.backbones import VGG16, VGG19, convolution_shapes
 from sisma_jax.models.judges.vgg19 import Vgg19, load_vgg19
-from tests.golden.ca2sis import fill
+from tests.golden import ca2sis_recipe as recipe
 
 SMALL = dataclasses.replace(
     VGG19, levels=tuple(dataclasses.replace(x, channels=x.channels // 16) for x in VGG19.levels)
@@ -20,7 +20,10 @@ SMALL = dataclasses.replace(
 
 @pytest.fixture
 def tensors():
-    return {name: fill(f"vgg.{name}", shape) for name, shape in convolution_shapes(SMALL).items()}
+    return {
+        name: recipe.tensor(f"vgg.{name}", shape)
+        for name, shape in convolution_shapes(SMALL).items()
+    }
 
 
 def test_the_part_has_the_published_size():
