@@ -51,9 +51,10 @@ UNIT_EPSILON = 1e-12
 """Least norm that the power iteration divides by; both are PyTorch's defaults."""
 GAIN = 0.02
 
-product = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
+"""Gain of the Xavier initialisation (Glorot and Bengio, 2010), as in pix2pixHD and SPADE."""
 
 xavier = nn.initializers.variance_scaling(GAIN**2, "fan_avg", "normal")
+product = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,8 @@ class PatchDiscriminator(nn.Module):
     ) -> list[Judgement]:
         """Judge batches of pictures with the same kernels.
 
-        Every picture is judged by itself, so a batch that needs no gradient costs none beside
-        another that does.
+        Each batch is convolved by itself, so those that need no gradient take no part in the
+        backward pass. The label maps are convolved once for all batches.
 
         Args:
           batches: pictures in [-1, 1], such as [generated ones, those of the data].
