@@ -56,6 +56,7 @@ def scadm() -> ConfigDict:
     config.model.norm_groups = 16  # groups of the normalisations
     config.model.mask_attention = True  # False: the paper's ablation, attention to all classes
     _add_style_encoder(config)
+    config.model.style_grouping = "separate"  # "published": mix classes as the published code does
     return config
 
 

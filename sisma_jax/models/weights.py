@@ -201,6 +201,18 @@ def check_tensors(
         )
 
 
+def check_published_grouping(source: str | os.PathLike, grouping: str) -> None:
+    """Raise InputError unless a style encoder groups its channels as published weights need it.
+
+    Their tensors have the same shapes for every grouping.
+    """
+    if grouping != "published":
+        raise InputError(
+            f"{source} holds published weights, whose style encoder mixes classes, but "
+            f"model.style_grouping is {grouping!r}: set it to 'published'"
+        )
+
+
 def tree_checksum(tree: Mapping[str, Any]) -> str:
     """SHA-256 of the names, dtypes, shapes and bytes of a tree of arrays."""
     digest = hashlib.sha256()

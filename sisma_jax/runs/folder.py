@@ -87,6 +87,7 @@ ADDED = {
     "model.attention_head": None,
     "model.mixer": "mamba",
     "model.modulation": "gate",
+    "model.style_grouping": "separate",
     "train.betas": [0.9, 0.999],
 }
 """Keys that configs of older runs lack, and the value they need to continue such a run; None if any

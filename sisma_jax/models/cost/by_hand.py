@@ -20,10 +20,9 @@ a style has T numbers for each of S classes.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sisma_jax.models.layers.embeddings import TIME_FREQUENCIES
-from sisma_jax.models.scadm.config import SCADMConfig
 from sisma_jax.models.sisma.config import SISMAConfig
 
 
@@ -178,9 +177,10 @@ def mask_encoder(c: SISMAConfig) -> int:
     return total + side**2 * 9 * inputs * c.width
 
 
-def style_encoder(c: SISMAConfig | SCADMConfig) -> int:
+def style_encoder(c: Any) -> int:
     """`StyleEncoder` on one image: 3x3 convolutions of each class's channels, sums over its pixels,
-    and a linear map per level. Resizing is not counted."""
+    and a linear map per level. Resizing is not counted. `c` is the configuration of any model that
+    has one."""
     size, classes = c.image_size, c.num_classes
     levels, features = c.style_levels, c.style_features
     width = [c.style_channels * 2**halvings for halvings in range(levels + 2)]

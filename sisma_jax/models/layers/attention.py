@@ -2,8 +2,8 @@
 
 On every device it is XLA's matrix products with a float32 softmax in between, like the default of
 `jax.nn.dot_product_attention`, which has no backward pass for bfloat16 under strict dtype
-promotion. cuDNN's fused attention, which does not write the softmax to memory and is faster on
-GPUs, supports neither float32 nor CPUs.
+promotion. Only for float64 is the softmax float64, too. cuDNN's fused attention, which does not
+write the softmax to memory and is faster on GPUs, supports neither float32 nor CPUs.
 
 Memory is linear in the number of tokens: the backward pass keeps q, k and v and recomputes the
 softmax, and `blocked_attention` processes long sequences of queries in blocks. XLA would undo the
@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
+
+from sisma_jax.models.layers.wide import wide
 
 LONGEST_WHOLE = 2048
 """The most queries that are processed at once."""
@@ -48,8 +50,7 @@ def attention(
 
     @partial(jax.checkpoint, prevent_cse=prevent_cse)
     def attend(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
-        logits = product("blnh,bsnh->bnls", q, k, preferred_element_type=jnp.float32)
-        logits = logits * q.shape[-1] ** -0.5
+        logits = _logits(q, k, precision)
         if bias is None:
             weights = jax.nn.softmax(logits)
         else:
@@ -59,6 +60,30 @@ def attention(
         return product("bnls,bsnh->blnh", weights.astype(v.dtype), v)
 
     return attend(q, k, v, bias)
+
+
+@jax.checkpoint
+def attention_with_logits(
+    q: Float[Array, "b l n h"], k: Float[Array, "b s n h"], v: Float[Array, "b s n h"]
+) -> tuple[Float[Array, "b l n h"], Float[Array, "b l s"]]:
+    """`attention` without a bias, and q k^T / sqrt(h), its logits, averaged over the heads.
+
+    Both come from one product of queries and keys. The logits have the softmax's type.
+    """
+    logits = _logits(q, k)
+    weights = jax.nn.softmax(logits).astype(v.dtype)
+    return jnp.einsum("bnls,bsnh->blnh", weights, v), logits.mean(1)
+
+
+def _logits(
+    q: Float[Array, "b l n h"],
+    k: Float[Array, "b s n h"],
+    precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, "b n l s"]:
+    logits = jnp.einsum(
+        "blnh,bsnh->bnls", q, k, precision=precision, preferred_element_type=wide(q.dtype)
+    )
+    return logits * q.shape[-1] ** -0.5
 
 
 def blocked_attention(

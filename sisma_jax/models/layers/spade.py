@@ -6,8 +6,8 @@ SDM (arXiv 2207.00050) and SCA-DM (arXiv 2403.12743) use the residual block of D
     SPADE(x, map) = GroupNorm(x) (1 + gamma(map)) + beta(map)
 
 where convolutions compute gamma and beta from the map for every position. Arrays are NHWC. All
-activations, residual sums included, have the compute type `dtype`; norms, the softmax, time and
-parameters are float32.
+activations, residual sums included, have the compute type `dtype` (None: that of inputs and
+parameters); norms, the softmax, time and parameters are float32, or float64 for inputs of float64.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,20 @@ from einops import rearrange, reduce
 from jaxtyping import Array, Float, Float32
 
 from sisma_jax.models.layers.attention import attention
+from sisma_jax.models.layers.wide import wide
 
 NORM_EPSILON = 1e-5
 """PyTorch's default."""
 
 
 def conv(
-    channels: int, dtype: str, name: str, *, size: int = 3, stride: int = 1, zero: bool = False
+    channels: int,
+    dtype: str | None,
+    name: str,
+    *,
+    size: int = 3,
+    stride: int = 1,
+    zero: bool = False,
 ) -> nn.Conv:
     """A convolution that divides the image's size by `stride`; `zero` initialises it to zero."""
     return nn.Conv(
@@ -49,7 +56,7 @@ def normalise(
     epsilon: float = NORM_EPSILON,
     rounded: bool = True,
 ) -> Float[Array, "b h w c"]:
-    """Group normalisation in float32, rounded to the type of x, or not.
+    """Group normalisation in float32 (float64 for x of float64), rounded to the type of x, or not.
 
     The variance is that of centred values.
 
@@ -61,10 +68,10 @@ def normalise(
         use_fast_variance=False,
         use_bias=affine,
         use_scale=affine,
-        dtype=jnp.float32,
+        dtype=wide(x.dtype),
         name=name,
     )
-    y = layer(x.astype(jnp.float32))
+    y = layer(x.astype(wide(x.dtype)))
     return y.astype(x.dtype) if rounded else y
 
 
@@ -159,13 +166,13 @@ class SPADEOfMask(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with time at the second norm; SPADE with a map.
+    """x + conv(silu(norm(conv(silu(norm(x)))))); time acts at the second norm, a map by SPADE.
 
     Attributes:
       channels: channels of the output; if the input has others, a 1 x 1 convolution maps it.
       groups: groups of the norms.
-      hidden: channels between the map and SPADE's gamma and beta.
       dtype: compute type.
+      hidden: channels between the map and SPADE's gamma and beta; 0 for a block without a map.
       scale_shift: time scales and shifts the output of the second norm; otherwise it is added to
         the norm's input.
       resample: `halve` or `double`, applied to both branches before the first convolution. With
@@ -175,8 +182,8 @@ class ResBlock(nn.Module):
 
     channels: int
     groups: int
-    hidden: int
-    dtype: str
+    dtype: str | None
+    hidden: int = 0
     scale_shift: bool = True
     resample: Callable[[Array], Array] | None = None
     zero: bool = False
@@ -185,10 +192,13 @@ class ResBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        time: Float[Array, "b width"],
+        time: Float[Array, "b width"] | None = None,
         mask: Float[Array, "b H W k"] | dict[str, Modulation] | None = None,
     ) -> Float[Array, "b _ _ channels"]:
-        """Apply the block; `mask` is the label map, or the modulations of norm1 and norm2."""
+        """Apply the block; `mask` is the label map, or the modulations of norm1 and norm2.
+
+        A block that is initialised without `time` has no layer for it.
+        """
 
         def norm(h: Array, name: str, *, rounded: bool = True) -> Array:
             if mask is None:
@@ -201,9 +211,12 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(self.channels, self.dtype, "conv1")(h)
-        features = (1 + self.scale_shift) * self.channels
-        time = nn.Dense(features, dtype=jnp.float32, name="time")(nn.silu(time))[:, None, None]
-        if self.scale_shift:
+        if time is not None:
+            features = (1 + self.scale_shift) * self.channels
+            time = nn.Dense(features, dtype=jnp.float32, name="time")(nn.silu(time))[:, None, None]
+        if time is None:
+            h = norm(h, "norm2")
+        elif self.scale_shift:
             shifted = modulated(norm(h, "norm2", rounded=False), *jnp.split(time, 2, axis=-1))
             h = shifted.astype(h.dtype)
         else:

@@ -8,6 +8,9 @@ The five steps (arXiv 2112.10752) are
     h = h + feed-forward(LayerNorm(h))
     x + linear(h)
 
+CA2-SIS (arXiv 2308.16071) has them at another width than the image's, and at fine resolutions
+without the second.
+
 SCA-DM (arXiv 2403.12743, equation 8) conditions the second attention on the mask. There is one
 token per class, and a pixel attends only to that of its own class: the logits of the others are
 replaced by one large negative number before the softmax. So the pixel reads its class's value
@@ -20,13 +23,18 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from sisma_jax.models.layers.attention import attention
+from sisma_jax.models.layers.attention import (
+    attention,
+    attention_with_logits,
+    blocked_attention,
+)
 from sisma_jax.models.layers.spade import at_size, conv, normalise
+from sisma_jax.models.layers.wide import wide
 
 GROUP_NORM_EPSILON = 1e-6
 LAYER_NORM_EPSILON = 1e-5
 FEED_FORWARD = 4
-"""Ratio of the feed-forward network's hidden channels to the image's."""
+"""Ratio of the feed-forward network's hidden channels to the transformer's."""
 
 
 class Attention(nn.Module):
@@ -34,10 +42,17 @@ class Attention(nn.Module):
 
     Tokens for which `seen` is False contribute nothing to the output and receive no gradient. If a
     row is False everywhere, it reads the mean of all tokens: see the module docstring.
+
+    Attributes:
+      head_width: channels per head.
+      dtype: compute type.
+      logits: also return the scaled logits before the softmax, averaged over the heads; only
+        without `seen`.
     """
 
     head_width: int
-    dtype: str
+    dtype: str | None
+    logits: bool = False
 
     @nn.compact
     def __call__(
@@ -45,7 +60,7 @@ class Attention(nn.Module):
         x: Float[Array, "b l c"],
         others: Float[Array, "b s _"],
         seen: Bool[Array, "b l s"] | None = None,
-    ) -> Float[Array, "b l c"]:
+    ) -> Float[Array, "b l c"] | tuple[Float[Array, "b l c"], Float[Array, "b l s"]]:
         channels = x.shape[-1]
 
         def heads(tokens: Array, name: str) -> Array:
@@ -53,13 +68,18 @@ class Attention(nn.Module):
             return rearrange(h, "b l (heads d) -> b l heads d", d=self.head_width)
 
         query, key, value = heads(x, "query"), heads(others, "key"), heads(others, "value")
-        if seen is None:
-            mixed = attention(query, key, value)
+        if self.logits:
+            if seen is not None:
+                raise ValueError("logits are returned without `seen` only")
+            mixed, logits = attention_with_logits(query, key, value)
+        elif seen is None:
+            mixed = blocked_attention(query, key, value)
         else:
             some = seen.any(-1)[..., None, None]
             mixed = attention(query, key, value, jnp.where(seen, 0.0, -jnp.inf))
             mixed = jnp.where(some, mixed, value.mean(1, keepdims=True))
-        return nn.Dense(channels, dtype=self.dtype, name="out")(mixed.reshape(x.shape))
+        read = nn.Dense(channels, dtype=self.dtype, name="out")(mixed.reshape(x.shape))
+        return (read, logits) if self.logits else read
 
 
 class SpatialTransformer(nn.Module):
@@ -69,11 +89,18 @@ class SpatialTransformer(nn.Module):
       head_width: channels per head of both attentions.
       groups: groups of the first norm.
       dtype: compute type.
+      width: channels between the first and the last linear map; None for the image's.
+      self_attention: have the second step.
+      logits: also return the logits of the attention to tokens, before the softmax and averaged
+        over the heads; only without `semantics`.
     """
 
     head_width: int
     groups: int
-    dtype: str
+    dtype: str | None
+    width: int | None = None
+    self_attention: bool = True
+    logits: bool = False
 
     @nn.compact
     def __call__(
@@ -81,19 +108,20 @@ class SpatialTransformer(nn.Module):
         x: Float[Array, "b h w c"],
         tokens: Float[Array, "b k token"],
         semantics: Float[Array, "b H W k"] | None = None,
-    ) -> Float[Array, "b h w c"]:
-        """Return x plus what its pixels read.
+    ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b h w c"], Float[Array, "b h w k"]]:
+        """Return x plus what its pixels read, and with `logits` these.
 
         Args:
           x: features.
           tokens: one token per class.
           semantics: one channel per class, 1 at its pixels; None to attend to all tokens.
         """
-        channels = x.shape[-1]
+        channels = x.shape[-1] if self.width is None else self.width
 
         def norm(h: Array, name: str) -> Array:
-            layer = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, name=name)
-            return layer(h.astype(jnp.float32)).astype(h.dtype)
+            kind = wide(h.dtype)
+            layer = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=kind, name=name)
+            return layer(h.astype(kind)).astype(h.dtype)
 
         seen = None
         if semantics is not None:
@@ -101,19 +129,36 @@ class SpatialTransformer(nn.Module):
         h = normalise(x, self.groups, "norm", epsilon=GROUP_NORM_EPSILON)
         h = conv(channels, self.dtype, "in", size=1)(h)
         h = rearrange(h, "b h w c -> b (h w) c")
-        own = norm(h, "norm1")
-        h = h + Attention(self.head_width, self.dtype, name="self_attention")(own, own)
-        cross = Attention(self.head_width, self.dtype, name="cross_attention")
-        h = h + cross(norm(h, "norm2"), tokens, seen)
-        wide = nn.Dense(2 * FEED_FORWARD * channels, dtype=self.dtype, name="feed_in")
-        value, gate = jnp.split(wide(norm(h, "norm3")), 2, axis=-1)
+        if self.self_attention:
+            own = norm(h, "norm1")
+            h = h + Attention(self.head_width, self.dtype, name="self_attention")(own, own)
+        cross = Attention(self.head_width, self.dtype, self.logits, name="cross_attention")
+        read = cross(norm(h, "norm2"), tokens, seen)
+        read, logits = read if self.logits else (read, None)
+        h = h + read
+        widen = nn.Dense(2 * FEED_FORWARD * channels, dtype=self.dtype, name="feed_in")
+        value, gate = jnp.split(widen(norm(h, "norm3")), 2, axis=-1)
         gated = value * nn.gelu(gate, approximate=False)
         h = h + nn.Dense(channels, dtype=self.dtype, name="feed_out")(gated)
-        return x + conv(channels, self.dtype, "out", size=1, zero=True)(h.reshape(x.shape))
+        h = h.reshape(*x.shape[:-1], channels)
+        out = x + conv(x.shape[-1], self.dtype, "out", size=1, zero=True)(h)
+        if logits is None:
+            return out
+        return out, logits.reshape(*x.shape[:-1], tokens.shape[1])
 
 
-def transformer_macs(length: int, channels: int, tokens: int, token_width: int) -> int:
+def transformer_macs(
+    length: int,
+    channels: int,
+    tokens: int,
+    token_width: int,
+    *,
+    width: int | None = None,
+    self_attention: bool = True,
+) -> int:
     """Return the multiply-accumulates of a `SpatialTransformer` on one image of `length` pixels."""
-    maps = (2 + 4 + 2 + 3 * FEED_FORWARD) * length * channels**2
-    keys_and_values = 2 * tokens * token_width * channels
-    return maps + keys_and_values + 2 * length * (length + tokens) * channels
+    inner = channels if width is None else width
+    maps = 2 * channels * inner + (4 * self_attention + 2 + 3 * FEED_FORWARD) * inner**2
+    keys_and_values = 2 * tokens * token_width * inner
+    read = tokens + self_attention * length
+    return length * maps + keys_and_values + 2 * length * read * inner

@@ -1,4 +1,4 @@
-"""SCA-DM's multi-resolution style encoder: one style token per class of a reference face.
+"""The multi-resolution style encoder of SCA-DM and CA2-SIS: a style token per class of a face.
 
     image -> convolution -> grouped convolutions, down -> grouped convolutions, up, with skips
                                                           |  at each of L levels:
@@ -8,6 +8,13 @@ Groups are classes: each class has a small network of its own that sees the whol
 features are averaged over the class's pixels at every level. The concatenated L x D features of a
 class are its token (arXiv 2403.12743, section 3; arXiv 2308.16071 has the same encoder with fewer
 levels; layers and sizes as published).
+
+`grouping` says how the way up joins its features with the skips of the way down. "separate" joins
+them class by class. "published" is what the code of both papers does and what published weights
+need: all classes' features stand ahead of all classes' skips, and the next convolution's group g
+reads numbers 2g and 2g + 1 of this list of 2k. So the first group after a skip reads classes 0 and
+1, and a class's token depends on what the networks of other classes have read. Parameters are the
+same for both.
 
 The token of a class without pixels is tanh of the last maps' biases, whatever the image shows: a
 learned token for "no style". So removing a label from the reference's map (255, unlabelled) leaves
@@ -31,12 +38,16 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.models.layers.wide import wide
 
 EPSILON = 1e-5
 """Epsilon of the norms and of the mean over a class's pixels, as published (PyTorch's default)."""
 
 OF_ALL_CLASSES = ("conv_in", "colour")
 """Linear maps that all classes share; the kernels of the others have a leading axis of classes."""
+
+GROUPINGS = ("separate", "published")
+"""See the module docstring."""
 
 per_class = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
 
@@ -50,6 +61,14 @@ def check_levels(levels: int, image_size: int) -> None:
         )
 
 
+def check_grouping(grouping: str) -> None:
+    """Raise InputError unless the grouping is known."""
+    if grouping not in GROUPINGS:
+        raise InputError(
+            f"model.style_grouping is {grouping!r}: choose one of {', '.join(GROUPINGS)}"
+        )
+
+
 class ClassConv3x3(nn.Module):
     """A 3x3 convolution of each class's channels, with zero padding.
 
@@ -59,14 +78,15 @@ class ClassConv3x3(nn.Module):
 
     channels: int
     stride: int
-    dtype: str
+    dtype: str | None
 
     @nn.compact
     def __call__(self, x: Float[Array, "k b h w c"]) -> Float[Array, "k b _ _ channels"]:
         classes, _, height, width, inputs = x.shape
+        dtype = self.dtype or x.dtype
         kernel = self.param("kernel", per_class, (classes, 3, 3, inputs, self.channels))
         bias = self.param("bias", nn.initializers.zeros, (classes, self.channels))
-        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+        kernel, bias = kernel.astype(dtype), bias.astype(dtype)
         x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
         columns = [x[:, :, :, j : j + width : self.stride] for j in range(3)]
         rows = jnp.concatenate(columns, axis=-1)
@@ -79,14 +99,15 @@ class ClassConv3x3(nn.Module):
 
 
 class ClassNorm(nn.Module):
-    """Normalises each class's features over positions and channels in float32; then ReLU."""
+    """Normalises each class's features over positions and channels, in float32 (float64 for these);
+    then ReLU."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "k b h w c"]) -> Float[Array, "k b h w c"]:
         shape = (x.shape[0], x.shape[-1])
         scale = self.param("scale", nn.initializers.ones, shape)[:, None, None, None]
         bias = self.param("bias", nn.initializers.zeros, shape)[:, None, None, None]
-        h = x.astype(jnp.float32)
+        h = x.astype(wide(x.dtype))
         mean = jnp.mean(h, (2, 3, 4), keepdims=True)
         variance = jnp.mean(jnp.square(h - mean), (2, 3, 4), keepdims=True)
         h = (h - mean) * jax.lax.rsqrt(variance + EPSILON)
@@ -94,7 +115,7 @@ class ClassNorm(nn.Module):
 
 
 class ClassDense(nn.Module):
-    """A linear map of each class's features, in float32."""
+    """A linear map of each class's features, in their type."""
 
     features: int
 
@@ -115,22 +136,26 @@ class StyleEncoder(nn.Module):
         them.
       levels: L; the image is halved L + 1 times and doubled L times.
       features: D, features per class and level.
-      dtype: compute type of the convolutions.
+      dtype: compute type of the convolutions; None for that of images and parameters.
       colours: also encode mean colours.
+      grouping: "separate" or "published"; see the module docstring.
     """
 
     num_classes: int
     channels: int
     levels: int
     features: int
-    dtype: str
+    dtype: str | None
     colours: bool = False
+    grouping: str = "separate"
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"]
     ) -> Float[Array, "b k token"]:
-        """Return float32 tokens in (-1, 1), L x D features per class, coarsest level first.
+        """Return tokens in (-1, 1), L x D features per class, coarsest level first.
+
+        They are float32, or float64 for images and parameters of float64 without a `dtype`.
 
         Args:
           images: images in [-1, 1]; sides are multiples of 2 ** (levels + 1).
@@ -155,12 +180,12 @@ class StyleEncoder(nn.Module):
                 add = nn.Dense(self.features, use_bias=False, name="colour")
                 token = token + add(class_colours(images, labels, classes))
             tokens.append(jnp.tanh(token))
-            x = jnp.concatenate([x, coarser.pop()], axis=-1)
+            x = joined(x, coarser.pop(), self.grouping)
         return jnp.concatenate(tokens, axis=-1)
 
 
-def make_style_encoder(config: Any) -> StyleEncoder:
-    """The style encoder of a model with the configuration `config` (SISMA's or SCA-DM's)."""
+def make_style_encoder(config: Any, grouping: str = "separate") -> StyleEncoder:
+    """The style encoder of a model with the configuration `config`."""
     return StyleEncoder(
         num_classes=config.num_classes,
         channels=config.style_channels,
@@ -168,7 +193,18 @@ def make_style_encoder(config: Any) -> StyleEncoder:
         features=config.style_features,
         dtype=config.dtype,
         colours=config.style_colours,
+        grouping=grouping,
     )
+
+
+def joined(
+    x: Float[Array, "k b h w c"], skip: Float[Array, "k b h w c"], grouping: str
+) -> Float[Array, "k b h w 2*c"]:
+    """The input of each class's next convolution: see the module docstring."""
+    if grouping == "separate":
+        return jnp.concatenate([x, skip], axis=-1)
+    units = jnp.concatenate([x, skip])
+    return rearrange(units, "(k two) b h w c -> k b h w (two c)", two=2)
 
 
 def doubled(x: Float[Array, "k b h w c"]) -> Float[Array, "k b 2*h 2*w c"]:
@@ -189,13 +225,15 @@ def no_style(encoder: StyleEncoder, size: int) -> Float[Array, "1 k token"]:
 def class_means(
     x: Float[Array, "k b h w c"], labels: UInt8[Array, "b H W"]
 ) -> Float[Array, "k b c"]:
-    """The mean of each class's features over its pixels, float32; 0 for a class without pixels.
+    """The mean of each class's features over its pixels; 0 for a class without pixels.
 
+    It is float32, or float64 for features of float64.
     Each position of `x` takes the first of the labels that it covers.
     """
     rows, columns = labels.shape[1] // x.shape[2], labels.shape[2] // x.shape[3]
-    own = jax.nn.one_hot(labels[:, ::rows, ::columns], len(x), axis=0, dtype=jnp.float32)
-    total = jnp.einsum("kbhwc,kbhw->kbc", x.astype(jnp.float32), own)
+    kind = wide(x.dtype)
+    own = jax.nn.one_hot(labels[:, ::rows, ::columns], len(x), axis=0, dtype=kind)
+    total = jnp.einsum("kbhwc,kbhw->kbc", x.astype(kind), own)
     return total / (jnp.sum(own, (2, 3)) + EPSILON)[..., None]
 
 
@@ -203,7 +241,7 @@ def class_colours(
     images: Float[Array, "b H W 3"], labels: UInt8[Array, "b H W"], num_classes: int
 ) -> Float[Array, "b k 4"]:
     """The mean colour of each class's pixels, followed by 1; zeros for a class without pixels."""
-    own = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    own = jax.nn.one_hot(labels, num_classes, dtype=images.dtype)
     count = jnp.sum(own, (1, 2))[..., None]
     mean = jnp.einsum("bhwc,bhwk->bkc", images, own) / jnp.maximum(count, 1.0)
     return jnp.concatenate([mean, jnp.minimum(count, 1.0)], axis=-1)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.models.layers.style_encoder import check_levels
+from sisma_jax.models.layers.style_encoder import check_grouping, check_levels
 from sisma_jax.models.layers.unet import check_sizes
 
 
@@ -42,6 +42,9 @@ class SCADMConfig:
     """Channels per class in the style encoder's first convolution."""
     style_colours: bool = False
     """Also give the style encoder the classes' mean colours; unpublished, for short trainings."""
+    style_grouping: str = "separate"
+    """"separate" keeps the classes apart in the style encoder; "published" mixes them as the
+    published code does, and is needed for its weights (`style_encoder`)."""
     mask_attention: bool = True
     """A pixel attends to the style of its own class only; False, the paper's ablation, lets it
     attend to all classes."""
@@ -58,6 +61,7 @@ class SCADMConfig:
                     f"choose among {', '.join(map(str, sides))}"
                 )
         check_levels(self.style_levels, self.image_size)
+        check_grouping(self.style_grouping)
         if type(self.mask_attention) is not bool:
             raise InputError(
                 f"model.mask_attention is {self.mask_attention!r}: choose True or False"

@@ -99,7 +99,7 @@ class SCADM(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.unet = UNet(c)
-        self.style_encoder = make_style_encoder(c)
+        self.style_encoder = make_style_encoder(c, c.style_grouping)
 
     def __call__(
         self,

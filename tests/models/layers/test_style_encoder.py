@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sisma_jax.models.layers.style_encoder import (
+    GROUPINGS,
     ClassConv3x3,
     ClassNorm,
     StyleEncoder,
@@ -14,6 +15,7 @@ from sisma_jax.models.layers.style_encoder import (
     class_means,
     class_shares,
     doubled,
+    joined,
     without,
 )
 
@@ -46,6 +48,17 @@ def test_the_published_size_has_the_published_number_of_parameters():
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 18_069_304
     tokens = jax.eval_shape(module.apply, shapes, images, labels)
     assert tokens.shape == (1, 19, 1280) and tokens.dtype == jnp.float32
+
+
+def test_groupings_join_skips_class_by_class_or_in_the_published_order():
+    x = jnp.arange(2.0 * K).reshape(K, 1, 1, 1, 2)  # class k has 2k and 2k + 1
+    separate, published = (joined(x, 10 + x, grouping) for grouping in GROUPINGS)
+    np.testing.assert_array_equal(
+        separate[:, 0, 0, 0], [[0, 1, 10, 11], [2, 3, 12, 13], [4, 5, 14, 15]]
+    )
+    np.testing.assert_array_equal(
+        published[:, 0, 0, 0], [[0, 1, 2, 3], [4, 5, 10, 11], [12, 13, 14, 15]]
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -22,11 +22,14 @@ from sisma_jax.models.scadm.model import (
     scadm_macs,
     style_macs,
 )
+from sisma_jax.models.scadm.published import from_torch, load_published
+from sisma_jax.models.weights import save_tensors
 from tests.golden import scadm_recipe as recipe
 from tests.models.cost.test_cost import contractions
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "scadm.npz")
 SMALL = SCADMConfig(**recipe.SIZES, dtype="float32")
+PUBLISHED = dataclasses.replace(SMALL, style_grouping="published")
 FREE = dataclasses.replace(SMALL, mask_attention=False)
 PUBLISHED_PARAMETERS = {"unet": 486_895_363, "style_encoder": 18_069_304}
 
@@ -36,114 +39,19 @@ def shapes_of(config):
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
-# PyTorch's names, by the module of ours that each is.
-
-
-def residual(theirs, ours, steered):
-    yield f"{theirs}.emb_layers.1", f"{ours}/time"
-    yield f"{theirs}.skip_connection", f"{ours}/skip"
-    if not steered:
-        for place, name in {"in_layers.0": "norm1", "in_layers.2": "conv1"}.items():
-            yield f"{theirs}.{place}", f"{ours}/{name}"
-        for place, name in {"out_layers.0": "norm2", "out_layers.3": "conv2"}.items():
-            yield f"{theirs}.{place}", f"{ours}/{name}"
-        return
-    yield f"{theirs}.in_layers.1", f"{ours}/conv1"
-    yield f"{theirs}.out_layers.2", f"{ours}/conv2"
-    for norm, name in {"in_norm": "norm1", "out_norm": "norm2"}.items():
-        for part, layer in {"shared.0": "shared", "gamma": "gamma", "beta": "beta"}.items():
-            yield f"{theirs}.{norm}.mlp_{part}", f"{ours}/{name}/{layer}"
-
-
-def transformer(theirs, ours):
-    for place, name in {"norm": "norm", "proj_in": "in", "proj_out": "out"}.items():
-        yield f"{theirs}.{place}", f"{ours}/{name}"
-    inner = f"{theirs}.transformer_blocks.0"
-    for i in (1, 2, 3):
-        yield f"{inner}.norm{i}", f"{ours}/norm{i}"
-    yield f"{inner}.ff.net.0.proj", f"{ours}/feed_in"
-    yield f"{inner}.ff.net.2", f"{ours}/feed_out"
-    for attention, name in {"attn1": "self_attention", "attn2": "cross_attention"}.items():
-        for place, layer in dict(to_q="query", to_k="key", to_v="value").items():
-            yield f"{inner}.{attention}.{place}", f"{ours}/{name}/{layer}"
-        yield f"{inner}.{attention}.to_out.0", f"{ours}/{name}/out"
-
-
-def unet(c):
-    yield from {"time_embed.0": "time/in", "time_embed.2": "time/out"}.items()
-    yield from {"out.0": "norm_out", "out.2": "conv_out", "input_blocks.0.0": "conv_in"}.items()
-    attends = lambda level: c.latent_size >> level in c.attention_sizes
-    levels, place = range(len(c.multipliers)), 1
-    for level in levels:
-        if level:
-            yield f"input_blocks.{place}.0.op", f"halve_{level - 1}"
-            place += 1
-        for i in range(c.blocks):
-            yield from residual(f"input_blocks.{place}.0", f"down_{level}_{i}", False)
-            if attends(level):
-                yield from transformer(f"input_blocks.{place}.1", f"down_{level}_{i}_attention")
-            place += 1
-    yield from residual("middle_block.0", "middle_0", True)
-    yield from transformer("middle_block.1", "middle_attention")
-    yield from residual("middle_block.2", "middle_1", True)
-    place = 0
-    for level in reversed(levels):
-        for i in range(c.blocks + 1):
-            yield from residual(f"output_blocks.{place}.0", f"up_{level}_{i}", True)
-            if attends(level):
-                yield from transformer(f"output_blocks.{place}.1", f"up_{level}_{i}_attention")
-            if level and i == c.blocks:
-                yield f"output_blocks.{place}.{1 + attends(level)}.conv", f"double_{level}"
-            place += 1
-
-
-def of_style(c):
-    yield from {"Encoder.first_layer.0": "conv_in", "Encoder.first_layer.1": "norm_in"}.items()
-    for i in range(c.style_levels + 1):
-        for place, name in enumerate(("conv", "norm")):
-            yield f"Encoder.enc_layer_{i}.{place}", f"down_{i + 1}_{name}"
-    for i in range(c.style_levels):
-        level = c.style_levels - i
-        for place, name in enumerate(("conv", "norm"), start=1):
-            yield f"Decoder.dec_layer_{i}.{place}", f"up_{level}_{name}"
-        yield f"out.out_{i}.0", f"out_{level}"
-
-
-def our_leaf(path, values, classes):
-    """PyTorch's parameter as ours at `path`; of the style encoder, classes first."""
-    if path.startswith("style_encoder") and "conv_in" not in path:
-        values = values.reshape(classes, -1, *values.shape[1:])
-        if values.ndim == 4:  # a convolution over one position
-            values = values[..., 0]
-        return values.transpose(0, *range(3, values.ndim), 2, 1) if values.ndim > 2 else values
-    return values.transpose(*range(2, values.ndim), 1, 0) if values.ndim > 1 else values
+def golden_tensors():
+    """The recipe's weights by their names in a published checkpoint."""
+    parts = {"unet": "model.diffusion_model", "style_encoder": "cond_stage_model"}
+    tensors = {}
+    for name, shape in json.loads(str(GOLDEN["shapes"])).items():
+        part, _, rest = name.partition(".")
+        tensors[f"{parts[part]}.{rest}"] = recipe.tensor(name, tuple(shape))
+    return tensors
 
 
 @cache
 def golden_params():
-    """The recipe's weights in our tree: every one of theirs in its place, and none missing."""
-    shapes = json.loads(str(GOLDEN["shapes"]))
-    assert shapes.pop("unet.label_emb.weight")
-    modules = {f"unet.{theirs}": f"unet/{ours}" for theirs, ours in unet(SMALL)}
-    modules |= {f"style_encoder.{a}": f"style_encoder/{b}" for a, b in of_style(SMALL)}
-    expected = {
-        "/".join(part.key for part in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes_of(SMALL))
-    }
-    tree = {}
-    for name, shape in shapes.items():
-        module, _, kind = name.rpartition(".")
-        norm = kind == "weight" and "norm" in modules[module].split("/")[-1]
-        path = f"{modules[module]}/{dict(weight='scale' if norm else 'kernel', bias='bias')[kind]}"
-        leaf = our_leaf(path, recipe.tensor(name, tuple(shape)), SMALL.num_classes)
-        assert leaf.shape == expected.pop(path), path
-        *folders, last = path.split("/")
-        folder = tree
-        for part in folders:
-            folder = folder.setdefault(part, {})
-        folder[last] = jnp.asarray(leaf)
-    assert not expected
-    return tree
+    return from_torch(golden_tensors(), PUBLISHED)
 
 
 @cache
@@ -157,6 +65,45 @@ def predict(config, style, *, params=None, labels=None):
     labels = recipe.labels() if labels is None else labels
     t = jnp.asarray(recipe.STEPS)
     return model(config)({"params": params}, recipe.latents(), t, labels, style)
+
+
+def test_a_published_checkpoint_gives_the_averaged_unet_and_nothing_else(tmp_path):
+    tensors = golden_tensors()
+    assert "model.diffusion_model.label_emb.weight" in tensors
+    averages = {
+        "model_ema." + name.removeprefix("model.").replace(".", ""): 2 * tensor
+        for name, tensor in tensors.items()
+        if name.startswith("model.")
+    }
+    others = {
+        "first_stage_model.quantize.embedding.weight": np.ones((2, 2), np.float32),
+        "betas": np.ones(3, np.float32),
+        "model_ema.decay": np.float32(0.9999).reshape(()),
+    }
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, tensors | averages | others, {})
+    loaded = load_published(path, PUBLISHED)
+    expected = golden_params() | {"unet": jax.tree.map(lambda x: 2 * x, golden_params()["unet"])}
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (SMALL, {}, r"style_grouping is 'separate': set it to 'published'"),
+        (
+            dataclasses.replace(PUBLISHED, num_classes=7),
+            {},
+            r"weights for 5 classes, but model\.num_classes is 7: set it to 5",
+        ),
+        (PUBLISHED, {"cond_stage_model.extra.weight": np.ones(1, np.float32)}, "left over: cond"),
+        (PUBLISHED, {"model.diffusion_model.out.2.bias": None}, r"missing: .*out\.2\.bias"),
+    ],
+)
+def test_other_weights_are_refused(config, change, message):
+    tensors = {k: v for k, v in (golden_tensors() | change).items() if v is not None}
+    with pytest.raises(InputError, match=message):
+        from_torch(tensors, config)
 
 
 def test_style_tokens_are_pytorch_s():
