@@ -1,8 +1,8 @@
 """Published weights of SCA-DM: a checkpoint of its latent diffusion, as safetensors.
 
 The names are those of the authors' code, which extends latent diffusion's: the U-Net, its running
-average and the style encoder are "model.diffusion_model", "model_ema" and "cond_stage_model". No
-published file has been read; where the names come from is in `tests/golden/make_scadm.py`.
+average and the style encoder are "model.diffusion_model", "model_ema" and "cond_stage_model". They
+were taken from that code; no published file has been read.
 """
 
 import os
