@@ -1,6 +1,7 @@
-"""Train SISMA or SCA-DM: `python -m sisma_jax.train --config configs/synthetic.py`.
+"""Train SISMA, SCA-DM or CA2-SIS: `python -m sisma_jax.train --config configs/synthetic.py`.
 
-`model.kind` chooses SCA-DM with "scadm", as configs/scadm.py does.
+`model.kind` chooses SCA-DM with "scadm" and CA2-SIS with "ca2sis", as configs/scadm.py and
+configs/ca2sis.py do.
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ from sisma_jax.runs.state import Params
 from sisma_jax.synthesis.checks import check_autoencoder, check_sampling
 from sisma_jax.synthesis.options import SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
+from sisma_jax.train_ca2sis import train_ca2sis
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
@@ -200,7 +202,7 @@ def explaining_scan(model: Config) -> Iterator[None]:
 
 
 def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:
-    """Train SISMA as `config` says, in the run folder `workdir`, or continue the run there.
+    """Train a model as `config` says, in the run folder `workdir`, or continue the run there.
 
     Args:
       config: what get_config() of a file in `configs/` returns.
@@ -211,6 +213,9 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
       InputError: if the config, the data or the folder cannot be used.
       RunError: if the run cannot go on.
     """
+    if config.get("model", {}).get("kind") == "ca2sis":
+        train_ca2sis(config, workdir, watch)
+        return
     run = RunFolder(Path(workdir))
 
     # Check everything before the first file is written.

@@ -2,7 +2,8 @@
 
 A generator is identified by its configuration, a static argument of compiled programs; `generator`
 returns its functions. Whatever the model predicts, the interface is a velocity in `rectified`'s
-convention, which any solver can integrate.
+convention, which any solver can integrate. A model that draws in one pass is one step of Euler's
+method from zeros; its latents are the pixels.
 
 Conditions are a label map (255 everywhere is the null mask) and a style: one token per class, or
 None for no reference.
@@ -24,13 +25,15 @@ from sisma_jax.common.config import section
 from sisma_jax.common.errors import InputError
 from sisma_jax.flows import diffusion, rectified
 from sisma_jax.models import SISMAConfig
+from sisma_jax.models.ca2sis import model as ca2sis
+from sisma_jax.models.ca2sis.config import CA2SISConfig
 from sisma_jax.models.cost.by_hand import mask_macs, style_macs, velocity_macs
 from sisma_jax.models.layers.unet import in_compute_type
 from sisma_jax.models.scadm import model as scadm
 from sisma_jax.models.scadm.config import SCADMConfig
 from sisma_jax.models.sisma import model as sisma
 
-Config = SISMAConfig | SCADMConfig
+Config = SISMAConfig | SCADMConfig | CA2SISConfig
 """The configuration of a generator."""
 Params = dict[str, Any]
 Tokens = Float[Array, "b k token"]
@@ -126,8 +129,49 @@ class _FlaxGenerator:
     def matrix_axes(self, path: tuple, leaf: Array) -> Any:
         return self.source.matrix_axes(path, leaf)
 
+    def _given_or_none(self, params: Params, count: int, style: Tokens | None) -> Tokens:
+        return jnp.repeat(self.no_style(params), count, axis=0) if style is None else style
+
     def _apply(self, params: Params, *arguments: Any, **options: Any) -> Any:
         return self.network(self.config).apply({"params": params}, *arguments, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class CA2SISGenerator(_FlaxGenerator):
+    """CA2-SIS: draws the image itself, in one pass and without noise."""
+
+    config: CA2SISConfig
+    network, source = ca2sis.CA2SIS, ca2sis
+    name = "CA2-SIS"
+    has_style = True
+    most_steps = 1
+    any_times = False
+
+    def in_compute_type(self, params: Params) -> Params:
+        return params
+
+    def encode_style(self, params: Params, images: Array, labels: Array) -> Tokens:
+        return self._apply(params, images, labels, method="styles")
+
+    def encode(self, params: Params, labels: Array, style: Tokens | None) -> tuple[Array, Tokens]:
+        codes = self._apply(params, labels, method="mask_codes")
+        return codes, self._given_or_none(params, len(labels), style)
+
+    def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
+        return self._apply(params, *encoded, method="draw") - z
+
+    def times(self, steps: int) -> None:
+        return None
+
+    def start(self, noise: Array, steps: int) -> Array:
+        return jnp.zeros_like(noise)
+
+    def losses(self, *arguments: Any) -> Array:
+        raise NotImplementedError("CA2-SIS is trained against a discriminator")
+
+    def macs(self) -> Macs:
+        counts = ca2sis.draw_macs, ca2sis.mask_code_macs, ca2sis.style_macs
+        return Macs(*(count(self.config) for count in counts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,9 +234,6 @@ class SCADMGenerator(_FlaxGenerator):
         mask = scadm.encode_mask(self.config, params, labels)
         return mask, self._given_or_none(params, len(labels), style)
 
-    def _given_or_none(self, params: Params, count: int, style: Tokens | None) -> Tokens:
-        return jnp.repeat(self.no_style(params), count, axis=0) if style is None else style
-
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
         predict = lambda x, step: self._apply(params, x, step, *encoded, method="with_mask")
         return diffusion.velocity(predict, z, t)
@@ -216,11 +257,16 @@ class SCADMGenerator(_FlaxGenerator):
         return Macs(scadm.scadm_macs(self.config) - mask, mask, scadm.style_macs(self.config))
 
 
-KINDS: dict[str, type] = {"sisma": SISMAConfig, "scadm": SCADMConfig}
+KINDS: dict[str, type] = {
+    "sisma": SISMAConfig,
+    "scadm": SCADMConfig,
+    "ca2sis": CA2SISConfig,
+}
 """Configurations by `model.kind` of the config; the default is "sisma"."""
 GENERATORS: dict[type, Callable[[Any], Generator]] = {
     SISMAConfig: SISMAGenerator,
     SCADMConfig: SCADMGenerator,
+    CA2SISConfig: CA2SISGenerator,
 }
 
 
