@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax.common.config import check_least, section
@@ -161,7 +162,7 @@ def reconstruction_scores(
         for start in range(0, len(rows), ROWS):
             batch = items(source, rows[start : start + ROWS])
             real, labels = (fill_up(batch[name], ROWS) for name in ("image", "labels"))
-            drawn = draw(params, real, labels)
+            drawn = draw(params, jnp.asarray(real), jnp.asarray(labels))
             for name, metric in (("test_psnr_db", psnr), ("test_ssim", ssim)):
                 values = np.asarray(metric(real, drawn, 255))
                 scores[name].append(values[: len(batch["image"])])
@@ -179,31 +180,28 @@ def sample_grid(
     second one in two random styles.
     """
     fixed = fixed_batch(source, min(count, len(source)))
-    images, labels = fixed["image"], fixed["labels"]
+    images, labels = jnp.asarray(fixed["image"]), jnp.asarray(fixed["labels"])
 
-    def styled(params: Params) -> list[np.ndarray]:
-        module = CA2SIS(config)
+    @jax.jit
+    def drawn(params: Params) -> list[Array]:
+        apply = partial(CA2SIS(config).apply, {"params": params})
         if loss.compares:
-            own = module.apply({"params": params}, to_float(images), labels, method="styles")
-            return [own, np.roll(own, -1, axis=0)]
-        noise = jax.random.normal(jax.random.key(0), (2, len(labels), config.noise_width))
-        return [
-            module.apply({"params": params}, one, labels, method="random_styles") for one in noise
-        ]
-
-    draw = jax.jit(partial(_draw, config))
+            own = apply(to_float(images), labels, method="styles")
+            styles = [own, jnp.roll(own, -1, axis=0)]
+        else:
+            noise = jax.random.normal(jax.random.key(0), (2, len(labels), config.noise_width))
+            styles = [apply(one, labels, method="random_styles") for one in noise]
+        codes = apply(labels, method="mask_codes")
+        return [to_uint8(apply(codes, style, method="draw")) for style in styles]
 
     def grid(params: Params) -> np.ndarray:
-        drawn = [np.asarray(draw(params, labels, style)) for style in styled(params)]
-        return mask_sheet(labels, np.stack(drawn, axis=1), images, source.classes)
+        faces = np.stack([np.asarray(x) for x in drawn(params)], axis=1)
+        return mask_sheet(fixed["labels"], faces, fixed["image"], source.classes)
 
     return grid
 
 
-def _reconstruct(config: CA2SISConfig, params: Params, images: jax.Array, labels: jax.Array):
+def _reconstruct(
+    config: CA2SISConfig, params: Params, images: UInt8[Array, "b H W 3"], labels: Array
+) -> UInt8[Array, "b H W 3"]:
     return to_uint8(CA2SIS(config).apply({"params": params}, to_float(images), labels))
-
-
-def _draw(config: CA2SISConfig, params: Params, labels: jax.Array, styles: jax.Array):
-    apply = partial(CA2SIS(config).apply, {"params": params})
-    return to_uint8(apply(apply(labels, method="mask_codes"), styles, method="draw"))

@@ -11,7 +11,7 @@ in addition, which draws the faces of one mask apart, as in the authors' code.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -208,7 +208,9 @@ def only_mapping(optimizer: optax.GradientTransformation) -> optax.GradientTrans
     return optax.multi_transform({MAPPING: optimizer, "frozen": optax.set_to_zero()}, parts)
 
 
-def own_attention(logits: Logits, labels: UInt8[Array, "b H W"]) -> Float[Array, ""]:
+def own_attention(
+    logits: Sequence[Float[Array, "b _ _ k"]], labels: UInt8[Array, "b H W"]
+) -> Float[Array, ""]:
     """The share that a pixel's own class has in the attention to all classes, on average.
 
     Args:

@@ -1,0 +1,233 @@
+"""CA2-SIS's training: the authors' losses, both stages, parts of a batch, runs and their errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sisma_jax.common.errors import InputError
+from sisma_jax.models.ca2sis import CA2SISConfig, from_torch
+from sisma_jax.models.ca2sis import discriminator as published
+from sisma_jax.models.generators import model_config, parameter_shapes
+from sisma_jax.runs.checkpoint import abstract_like, averaged_weights
+from sisma_jax.runs.folder import RunFolder
+from sisma_jax.runs.state import OpponentState
+from sisma_jax.training.ca2sis import (
+    DiscriminatorSection,
+    LossSection,
+    own_attention,
+    trainable_ca2sis,
+)
+from sisma_jax.training.state import init_state, make_step
+from tests import tiny_runs
+from tests.golden import ca2sis_recipe as recipe
+from tests.training import toy
+from tests.training.test_adversarial import golden, network  # noqa: F401  fixtures
+
+SMALLEST = {
+    "mask_size": 16,
+    "grid": 4,
+    "stem_width": 4,
+    "widths": (4, 4, 4),
+    "attention_sizes": (4,),
+    "heads": 1,
+    "head_width": 4,
+    "last_heads": 1,
+    "last_head_width": 4,
+    "norm_groups": 2,
+    "style_channels": 1,
+    "style_levels": 1,
+    "style_features": 3,
+    "noise_width": 2,
+    "mapping_width": 4,
+    "remat": "none",
+}
+"""Pictures of 16 pixels."""
+CONFIG = CA2SISConfig(**SMALLEST)
+DISCRIMINATOR = DiscriminatorSection(channels=4, layers=2)
+SETTINGS = {"schedule": "linear", "betas": (0.0, 0.9), "steps": 4}
+
+
+def batch(count=4):
+    random = np.random.default_rng(0)
+    return {
+        "image": jnp.asarray(random.integers(0, 256, (count, 16, 16, 3)), jnp.uint8),
+        "labels": jnp.asarray(random.integers(0, 19, (count, 16, 16)), jnp.uint8),
+    }
+
+
+def stepper(loss=LossSection(perceptual=0.0), **changes):  # noqa: B008  a constant
+    config = toy.settings(**SETTINGS | changes)
+    one = trainable_ca2sis(CONFIG, DISCRIMINATOR, loss, config, seed=0)
+    step = make_step(one.loss_fn, one.draw, one.optimizer, config, 0, one.opponents)
+    step = jax.jit(step)
+
+    def call(*arguments):
+        with jax.numpy_dtype_promotion("standard"):
+            return step(*arguments)
+
+    return call, init_state(one.init_params(), one.optimizer, one.opponents)
+
+
+def test_the_losses_of_a_step_are_those_of_the_authors_code(golden, network, monkeypatch):  # noqa: F811
+    # The authors' pictures are not whole numbers of grey levels.
+    monkeypatch.setattr("sisma_jax.training.ca2sis.to_float", lambda images: images)
+    config = CA2SISConfig.tiny()
+    one = trainable_ca2sis(
+        config, DiscriminatorSection(channels=8), LossSection(), toy.settings(), seed=0
+    )
+    params = from_torch(recipe.tensors(golden, "netG."), config)
+    of = published.from_torch(
+        recipe.tensors(golden, "netD."), DiscriminatorSection(channels=8).network(5)
+    )
+    batch = {"image": jnp.asarray(recipe.images()), "labels": jnp.asarray(golden["tiny/label"])}
+    opponent = one.opponents["discriminator"]
+    state = opponent.advanced(OpponentState(of["params"], of["spectral"], None))
+    with jax.numpy_dtype_promotion("standard"):
+        total, terms = jax.jit(one.loss_fn)(params, batch, {"discriminator": state}, network)
+        against, parts = jax.jit(opponent.loss_fn)(state.params, batch, state.variables, params)
+    expected = {name: golden[f"tiny/loss/{name}"] for name in ("G_total", "D_Fake", "D_real")}
+    np.testing.assert_allclose(total, expected["G_total"], rtol=5e-6)
+    np.testing.assert_allclose(terms["attention"], golden["tiny/att_loss"], rtol=5e-6)
+    np.testing.assert_allclose(parts["discriminator_fake"], expected["D_Fake"], rtol=5e-6)
+    np.testing.assert_allclose(against, expected["D_Fake"] + expected["D_real"], rtol=5e-6)
+
+
+def test_a_step_in_parts_is_that_of_the_whole_batch():
+    (whole, state), (parts, _) = stepper(), stepper(accumulate=2)
+    (one, metrics), (other, of_parts) = whole(state, batch()), parts(state, batch())
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], of_parts[name], rtol=2e-4, err_msg=name)
+    # Adam's first step is the sign of the gradient, so its averages are compared.
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-2)
+    norms = "gradient_norm", "discriminator_gradient_norm"
+    assert all(metrics[name] > 0 for name in norms)
+
+
+def test_random_styles_train_the_mapping_network_alone():
+    loss = LossSection(perceptual=0.0, styles="random", diversity=1.0)
+    step, state = stepper(loss)
+    # New transformers end in zeros, so that styles would have no effect.
+    state = state.replace(params=jax.tree.map(lambda x: x + 0.1, state.params))
+    new, metrics = step(state, batch())
+    for part, before in state.params.items():
+        same = all(
+            np.array_equal(a, b)
+            for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(new.params[part]), strict=True)
+        )
+        assert same == (part != "mapping"), part
+    assert metrics["diversity"] > 0
+    assert "reconstruction" not in metrics
+    np.testing.assert_allclose(
+        metrics["loss"],
+        metrics["adversarial"] + metrics["attention"] - metrics["diversity"],
+        rtol=1e-5,
+    )
+
+
+def test_terms_of_weight_zero_are_not_computed():
+    step, state = stepper(LossSection(perceptual=0.0, attention=0.0, reconstruction=2.0))
+    _, metrics = step(state, batch())
+    assert "attention" not in metrics and "perceptual" not in metrics
+    np.testing.assert_allclose(
+        metrics["loss"],
+        metrics["adversarial"] + 10 * metrics["feature_matching"] + 2 * metrics["reconstruction"],
+        rtol=1e-5,
+    )
+
+
+def test_own_attention_is_the_mean_share_of_a_pixels_own_class():
+    labels = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [255, 255, 2, 2], [255, 255, 2, 2]], np.uint8)
+    logits = jnp.log(jnp.asarray([0.5, 0.25, 0.25]))  # at all pixels, those of no class left out
+    logits = jnp.broadcast_to(logits, (1, 2, 2, 3))
+    np.testing.assert_allclose(
+        own_attention([logits], jnp.asarray(labels)[None]), (0.5 + 0.25 + 0.25) / 3, rtol=1e-6
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ca2sis")
+    tiny_runs.write_inputs(folder)
+    return folder
+
+
+def run(inputs, workdir, **overrides):
+    """Train through the command; `write_inputs` writes faces of 32 pixels."""
+    settings = {f"model.{name}": value for name, value in SMALLEST.items()}
+    settings |= {
+        "model.grid": 8,
+        "model.mask_size": 32,
+        "model.attention_sizes": (8,),
+        "data.path": inputs / "data",
+        "data.size": tiny_runs.SIZE,
+        "data.test_from": 12,
+        "data.synthetic_count": 0,
+        "discriminator.channels": 4,
+        "discriminator.layers": 2,
+        "train.steps": 4,
+        "train.batch_size": 4,
+        "train.log_every": 1,
+        "train.sample_every": 100,
+        "samples.masks": 2,
+        "evaluation.every": 2,
+        "evaluation.items": 3,
+        "checkpoint.every": 2,
+    } | {name.replace("__", "."): value for name, value in overrides.items()}
+    tiny_runs.call(
+        tiny_runs.train.main,
+        f"--config={tiny_runs.CONFIGS / 'ca2sis.py'}:synthetic",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    )
+
+
+def averaged(workdir):
+    folder = RunFolder(workdir)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = parameter_shapes(model_config(folder.config()))
+    return averaged_weights(folder, abstract_like(shapes, jax.tree.map(lambda _: here, shapes)))
+
+
+def test_a_run_continues_to_the_bit_and_random_styles_follow(inputs, tmp_path, capsys):
+    constant = {"train.schedule": "constant"}
+    run(inputs, tmp_path / "whole", **constant)
+    assert "no perceptual term" in capsys.readouterr().out
+    rows = (tmp_path / "whole" / "metrics.jsonl").read_text()
+    for name in ("discriminator_loss", "discriminator_gradient_norm", "saturated", "test_ssim"):
+        assert name in rows, name
+
+    run(inputs, tmp_path / "stopped", **constant, train__steps=2)
+    run(inputs, tmp_path / "stopped", **constant)
+    (step, one), (_, other) = averaged(tmp_path / "whole"), averaged(tmp_path / "stopped")
+    assert step == 4
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    second = {"loss.styles": "random", "train.init_from": tmp_path / "whole"}
+    run(inputs, tmp_path / "random", **second, train__steps=1, evaluation__every=0)
+    _, random = averaged(tmp_path / "random")
+    np.testing.assert_array_equal(
+        random["decoder"]["conv_in"]["kernel"], one["decoder"]["conv_in"]["kernel"]
+    )
+    assert list((tmp_path / "random" / "samples").glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.size": 64}, "draw 32 pixels"),
+        ({"loss.styles": "random"}, "--config.train.init_from"),
+        ({"loss.styles": "all"}, "loss.styles"),
+        ({"loss.diversity": 1.0}, "loss.diversity is 1.0"),
+        ({"loss.attention": -1.0}, "loss.attention"),
+        ({"discriminator.learning_rate": 0.0}, "discriminator.learning_rate is 0.0"),
+        ({"loss.perceptual_network": "vgg19.pth"}, "loss.perceptual_network"),
+        ({"flow.drop": 0.1}, "flow"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(inputs, tmp_path, overrides, message):
+    with pytest.raises(InputError, match=message):
+        run(inputs, tmp_path / "run", **overrides)
+    assert not (tmp_path / "run").exists()
