@@ -178,7 +178,7 @@ class CA2SISConfig:
             stem_width=256,
             widths=(128, 64, 32, 32),
             heads=4,
-            head_width=32,
+            head_width=16,
             last_heads=2,
             last_head_width=16,
             attention_sizes=(8, 16),

@@ -17,6 +17,7 @@ text was not available. `CA2SISConfig` names what departs from it.
 Labels outside 0..num_classes-1 (255: unlabelled) have no class: no mask code and no style.
 """
 
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -276,6 +277,7 @@ def _starts_at_zero(module: tuple) -> bool:
     return names[-1] == "conv2" or (len(names) == 3 and names[-1] == "out")
 
 
+@cache  # tracing takes half a second
 def parameter_shapes(config: CA2SISConfig) -> dict:
     """Return the shapes and dtypes of the parameters, without computing them."""
     c = config
