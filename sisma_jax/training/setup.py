@@ -141,18 +141,25 @@ def check_classes(section: str, count: int, sources: Sequence[Source]) -> None:
 
 def check_folder(run: RunFolder, config: ConfigDict) -> None:
     """Raise InputError if no run of this config can begin or continue in the folder, or if it is to
-    start from a run without weights."""
+    start from a run without weights or with a style encoder of the other grouping."""
     if is_first():  # checking the lock takes it for a moment
         run.check(config)
     init_from = config.train.init_from
     if not init_from or run.newest_step() is not None:  # not read when a run continues
         return
     other = RunFolder(Path(init_from))
-    other.config(*filter(None, [trained_by(config)]))
+    theirs = other.config(*filter(None, [trained_by(config)]))
     if not other.weights_file.exists() and other.newest_step() is None:
         raise InputError(
             f"train.init_from is {init_from}, which holds no finished checkpoint: give a run or an "
             "export that has weights"
+        )
+    # The parameters have the same names and shapes for both groupings.
+    groupings = [one.get("model", {}).get("style_grouping", "separate") for one in (theirs, config)]
+    if groupings[0] != groupings[1]:
+        raise InputError(
+            f"train.init_from is {init_from}, whose model.style_grouping is {groupings[0]!r}, but "
+            f"this run's is {groupings[1]!r}: set --config.model.style_grouping={groupings[0]}"
         )
 
 

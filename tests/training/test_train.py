@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from sisma_jax import train
@@ -180,6 +181,23 @@ def test_wrong_input_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         train_tiny(inputs_folder, tmp_path / "run", **overrides)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("separate", "published"), ("published", None)])
+def test_weights_of_another_grouping_are_not_started_from(theirs, ours, tmp_path):
+    def config(grouping, init_from=""):
+        keys = {"style_grouping": grouping} if grouping else {}
+        return ConfigDict({"model": {"kind": "scadm"} | keys, "train": {"init_from": init_from}})
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(to_json(config(theirs)))
+    (other / "model.safetensors").touch()
+    check_folder(RunFolder(tmp_path / "run"), config(theirs, str(other)))
+    with pytest.raises(
+        InputError, match=f"is '{theirs}', but this run's is .* --config.*={theirs}"
+    ):
+        check_folder(RunFolder(tmp_path / "run"), config(ours, str(other)))
 
 
 CHECKS = {
