@@ -92,7 +92,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = cached_faces(Path(folder))
         data = DataConfig(
-            path="", size=SIZE, test_from=0, flip=True, threads=args.threads, synthetic_count=0
+            path="",
+            size=SIZE,
+            test_from=0,
+            flip="exchange",
+            threads=args.threads,
+            synthetic_count=0,
         )
         task = loop.Task(
             trainable=Trainable(

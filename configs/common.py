@@ -216,7 +216,9 @@ def synthetic_faces() -> ConfigDict:
     data.size = 64  # side of images and label maps in pixels
     data.synthetic_count = 4096  # faces to write if there are none at `path`; 0: never write any
     data.test_from = 3584  # in a raw folder, ids from here on are test data
-    data.flip = True  # mirror half of the training images
+    # "exchange": half of the training images are mirrored, with left and right labels exchanged;
+    # "plain": mirrored, with these labels left as they are; "none": not mirrored.
+    data.flip = "exchange"
     data.threads = 1  # number of threads that read ahead
     return data
 

@@ -169,8 +169,9 @@ class TestCache:
 
 
 class TestStream:
-    def test_it_is_the_stream_of_images_encoded(self, folder, autoencoder):
-        options = dict(batch_size=4, seed=5, threads=0)
+    @pytest.mark.parametrize("flip", ["exchange", "plain"])
+    def test_it_is_the_stream_of_images_encoded(self, flip, folder, autoencoder):
+        options = dict(batch_size=4, seed=5, threads=0, flip=flip)
         images = training_stream(PreparedDataset(folder / "data", SIZE), **options)
         latents = training_stream(LatentCache(folder / "latents"), **options)
         for _ in range(8):
@@ -204,7 +205,7 @@ class TestStream:
 
     def test_without_flips_no_mirror_image_is_seen(self, folder, autoencoder):
         stream = training_stream(
-            LatentCache(folder / "latents"), batch_size=16, seed=0, flip=False, threads=0
+            LatentCache(folder / "latents"), batch_size=16, seed=0, flip="none", threads=0
         )
         images = PreparedDataset(folder / "data", SIZE)
         every = {item["labels"].tobytes(): item["image"] for item in images}

@@ -6,11 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from sisma_jax.common.config import check_least
+from sisma_jax.common.config import check_choice, check_least
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import LOCK_FILES, is_new_or_empty, local_path
 from sisma_jax.data import synthetic
-from sisma_jax.data.input_pipeline import Source, batch_ids, open_dataset, training_stream
+from sisma_jax.data.input_pipeline import (
+    FLIPS,
+    Source,
+    batch_ids,
+    open_dataset,
+    training_stream,
+)
 from sisma_jax.data.prepared import is_prepared
 from sisma_jax.devices.hosts import is_first, together
 from sisma_jax.devices.sharding import row_share
@@ -28,8 +34,8 @@ class DataConfig:
     """Side of images and label maps in pixels."""
     test_from: int
     """First id of the test split."""
-    flip: bool
-    """Mirror half of the training images, with left and right labels swapped."""
+    flip: str
+    """How training images are mirrored, one of `input_pipeline.FLIPS`."""
     threads: int
     """Number of threads that read ahead."""
     synthetic_count: int
@@ -37,6 +43,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_least(self, "data", 0, "threads", "synthetic_count")
+        check_choice(self, "data", "flip", FLIPS)
 
     def open(self, split: str, fields: Sequence[str]) -> Source:
         """Open a split; raises InputError if there is no such data."""

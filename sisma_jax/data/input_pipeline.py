@@ -9,6 +9,7 @@ and may change its process count.
 Batches are NumPy arrays on the host; the caller places them on devices.
 """
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +29,14 @@ from sisma_jax.data.prepared import PreparedDataset, is_prepared
 from sisma_jax.data.raw import FIELDS, TEST_FROM, RawFaces
 from sisma_jax.data.raw_layout import COUNT_TO_MAKE
 from sisma_jax.data.shards import is_unfinished
+
+FLIPS = ("exchange", "plain", "none")
+"""How training images are mirrored, as `data.flip` in a config.
+
+"exchange" mirrors half of them and exchanges the left and right classes of their label maps.
+"plain" mirrors half of them without this exchange, so that the left eye of a mirrored face is
+labelled as a right eye; the published code of CA2-SIS (arXiv 2308.16071) does so. "none" mirrors
+no image."""
 
 
 @runtime_checkable
@@ -107,7 +116,7 @@ def training_stream(
     *,
     batch_size: int,
     seed: int,
-    flip: bool = True,
+    flip: str = "exchange",
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -121,7 +130,7 @@ def training_stream(
       source: the items; if there are fewer than `batch_size`, a batch contains some more than once.
       batch_size: records of a global batch, over all processes.
       seed: seed of the order and of the flips, 0 <= seed < 2**32.
-      flip: mirror half of the records, labels with left and right classes exchanged.
+      flip: one of FLIPS.
       start: number of the first global batch.
       process_index: this process, 0 <= process_index < process_count.
       process_count: processes that share a global batch, each getting as many rows.
@@ -133,18 +142,23 @@ def training_stream(
       uint8, moments float16 (..., h, w, 2 channels).
 
     Raises:
-      InputError: `batch_size` is not a positive multiple of `process_count`. While iterating:
-        whatever the source raises.
+      InputError: `batch_size` is not a positive multiple of `process_count`, or `flip` is not one
+        of FLIPS. While iterating: whatever the source raises.
     """
+    if flip not in FLIPS:
+        raise InputError(f"flip is {flip!r}: choose one of {', '.join(FLIPS)}")
     if batch_size < 1 or batch_size % process_count:
         raise InputError(
             f"batch size {batch_size} cannot be shared by {process_count} processes: choose a "
             f"positive multiple of {process_count}"
         )
     stream = _global_order(source, seed)
-    stream = (
-        stream.random_map(partial(_flip_half, source.classes)) if flip else stream.map(_as_seen)
-    )
+    if flip == "none":
+        stream = stream.map(_as_seen)
+    else:
+        pairs = source.classes.flip_pairs if flip == "exchange" else ()
+        classes = dataclasses.replace(source.classes, flip_pairs=pairs)
+        stream = stream.random_map(partial(_flip_half, classes))
     rows = _ProcessRows(stream, batch_size, process_index, process_count)
     # Without `drop_remainder` the length of the endless stream overflows at one row a batch.
     batches = rows.batch(batch_size // process_count, drop_remainder=True)

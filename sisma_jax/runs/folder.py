@@ -93,6 +93,9 @@ ADDED = {
 """Keys that configs of older runs lack, and the value they need to continue such a run; None if any
 value will do because the run does not use it."""
 
+SPELLED = {"data.flip": {True: "exchange", False: "none"}}
+"""Today's spelling of values in configs of older runs, by key."""
+
 OF_ITS_COPY = ("autoencoder.dtype", "")
 """A key, and the value in configs of older runs that leaves it to the run's copy of the first
 stage."""
@@ -189,7 +192,7 @@ class RunFolder:
         write_json(self.classes_file, classes.to_json())
 
     def config(self, *commands: str) -> ConfigDict:
-        """Read the resolved config.
+        """Read the resolved config, with values of older runs in today's spelling.
 
         Args:
           *commands: training commands (modules) of which the run must be one; none for any.
@@ -198,6 +201,12 @@ class RunFolder:
           InputError: there is no config, or it is one of another command.
         """
         config = from_json(self.config_file)
+        for key, spelled in SPELLED.items():
+            section, name = key.split(".")
+            value = flatten(config).get(key)
+            if isinstance(value, bool):
+                with config.ignore_type():
+                    config[section][name] = spelled[value]
         kind = trained_by(config)
         if commands and kind not in commands:
             what = f"is a run of {kind}" if kind else f"is no run, by its {self.config_file.name}"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.data import label_maps
-from sisma_jax.data.classes import CELEBAMASK
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import (
     batch_ids,
     fixed_batch,
@@ -131,13 +131,51 @@ def test_labels_are_mirrored_with_their_image_and_change_sides():
             np.testing.assert_array_equal(labels, label_maps.flip(plain) if flip else plain)
 
 
+@pytest.mark.parametrize(("flip", "wrong"), [("exchange", False), ("plain", True)])
+def test_only_a_plain_flip_puts_the_left_eye_on_the_wrong_side(flip, wrong, inputs_folder):
+    faces = open_dataset(inputs_folder / "data", 32, test_from=16)
+    eyes = [CELEBAMASK.names.index(name) for name in ("l_eye", "r_eye")]
+    upright = {face["image"].tobytes() for face in faces}
+    of_one_side = []
+    for batch in take(2, faces, batch_size=16, flip=flip):
+        for image, labels in zip(batch["image"], batch["labels"], strict=True):
+            left, right = (np.nonzero(labels == eye)[1] for eye in eyes)
+            if len(left) and len(right):
+                # The subject's left eye is to the viewer's right.
+                of_one_side.append((image.tobytes() in upright, left.mean() > right.mean()))
+    assert {is_upright for is_upright, _ in of_one_side} == {True, False}
+    assert all(right_way == (is_upright or not wrong) for is_upright, right_way in of_one_side)
+
+
+def test_the_pairs_exchanged_are_those_of_the_data_set():
+    class Doors(Numbered):
+        classes = ClassSet(
+            ("sky", "door", "left", "right", "x", "y"),
+            tuple((k, k, k) for k in range(6)),
+            flip_pairs=((4, 1),),
+        )
+
+    plain, exchanged = (take(3, Doors(), flip=flip) for flip in ("plain", "exchange"))
+    for a, b in zip(plain, exchanged, strict=True):
+        flipped = mirrored(a)
+        assert flipped.any() and not flipped.all()
+        assert (a["labels"][flipped] == [13, 4]).all() and (b["labels"][flipped] == [13, 1]).all()
+        np.testing.assert_array_equal(a["labels"][~flipped], b["labels"][~flipped])
+        np.testing.assert_array_equal(a["image"], b["image"])
+
+
+def test_another_flip_is_refused():
+    with pytest.raises(InputError, match="flip is 'both': choose one of exchange, plain, none"):
+        training_stream(Numbered(), batch_size=4, seed=0, flip="both")
+
+
 def test_images_alone_come_in_the_same_order_with_the_same_flips():
     alone = take(6, Numbered(fields=("image",)))
     assert_same(alone, [{"image": batch["image"]} for batch in take(6)])
 
 
 def test_without_flips_the_order_stays():
-    plain = take(6, flip=False)
+    plain = take(6, flip="none")
     assert [numbers(batch) for batch in plain] == [numbers(batch) for batch in take(6)]
     assert not any(mirrored(batch).any() for batch in plain)
 

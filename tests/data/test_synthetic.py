@@ -387,7 +387,7 @@ def test_the_set_is_on_the_disk_before_it_is_called_finished(tmp_path, monkeypat
 def test_a_config_that_asks_for_the_set_completes_it(tmp_path, capsys):
     folder = interrupted(tmp_path / "set", count=3, size=32, seed=0)
     data = DataConfig(
-        path=str(folder), size=32, test_from=2, flip=False, threads=0, synthetic_count=3
+        path=str(folder), size=32, test_from=2, flip="none", threads=0, synthetic_count=3
     )
     data.make_if_synthetic()
     assert "is incomplete: continuing to 3 synthetic faces" in capsys.readouterr().out
@@ -397,7 +397,7 @@ def test_a_config_that_asks_for_the_set_completes_it(tmp_path, capsys):
 def test_a_config_that_asks_for_another_set_completes_none(tmp_path):
     folder = interrupted(tmp_path / "set", count=3, size=32, seed=0)
     data = DataConfig(
-        path=str(folder), size=32, test_from=2, flip=False, threads=0, synthetic_count=4
+        path=str(folder), size=32, test_from=2, flip="none", threads=0, synthetic_count=4
     )
     data.make_if_synthetic()
     with pytest.raises(InputError, match="--count 3 --size 32 --mask-size 32 --seed 0`"):

@@ -250,6 +250,7 @@ CHECKS = {
         ("sections", {"train__profile_at": -1}, "train.profile_at is -1"),
         ("sections", {"mesh__data": 3}, "mesh.data 3 x mesh.fsdp 1 does not cover the 4 devices"),
         ("sections", {"data__threads": -1}, "data.threads is -1: set 0 or more"),
+        ("sections", {"data__flip": "false"}, "data.flip is 'false': choose one of exchange, pl"),
         ("sections", {"data__synthetic_count": -1}, "synthetic_count is -1: set 0 or more"),
         ("sections", {"checkpoint__every": 0}, "checkpoint.every is 0"),
         ("sections", {"checkpoint__keep_every": 3}, "keep_every is 3: choose a multiple of"),
@@ -285,6 +286,20 @@ def test_a_run_from_before_auto_continues_in_the_type_of_its_copy(tiny_run, tiny
         refused = [key for key, _, _ in fixed_changes(begun, config)]
         assert ("autoencoder.dtype" in refused) != allowed
         assert ("its own copy" in run.not_read("autoencoder.dtype", "auto")) == allowed
+
+
+def test_a_run_from_before_flips_had_names_continues_with_the_same_flips(
+    tiny_run, tiny_config, tmp_path
+):
+    run = RunFolder(shutil.copytree(tiny_run, tmp_path / "run"))
+    for before, name in ((True, "exchange"), (False, "none")):
+        begun = json.loads(run.config_file.read_text())
+        begun["data"]["flip"] = before
+        run.config_file.write_text(json.dumps(begun))
+        assert run.config().data.flip == name
+        assert not fixed_changes(run.config(), tiny_config(data__flip=name))
+        with pytest.raises(InputError, match=f"has data.flip = '{name}', but this run has 'plain'"):
+            run.check(tiny_config(data__flip="plain"))
 
 
 def test_two_runs_in_one_folder_are_refused_and_a_crash_leaves_no_lock(
