@@ -46,12 +46,13 @@ from sisma_jax.data.image_files import save_png
 from sisma_jax.data.input_pipeline import Source
 from sisma_jax.data.thumbnails import SIDE, shrunk
 from sisma_jax.devices.compilation_cache import keep_compiled_programs
-from sisma_jax.evaluate import DEFAULT_RESIZE, comma_list, first_of, open_split
+from sisma_jax.evaluate import DEFAULT_RESIZE, comma_list
 from sisma_jax.evaluation.evaluator import Evaluation
 from sisma_jax.evaluation.generation import MOST_MASKS, MOST_SAMPLES, Sampling
 from sisma_jax.evaluation.nearest import quantiles
 from sisma_jax.evaluation.networks import DEFAULT_PARSER, OF_PARSER, load_networks
 from sisma_jax.evaluation.report import ReportFolder
+from sisma_jax.evaluation.splits import first_of, open_split
 from sisma_jax.flows import rectified
 from sisma_jax.models.generators import model_config
 from sisma_jax.runs.folder import RunFolder

@@ -10,7 +10,7 @@ finished faces and measurements are kept.
 """
 
 import argparse
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,10 +21,10 @@ from sisma_jax.common.commands import STYLES_PAGE
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import check_output_file, why_unwritable
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
-from sisma_jax.data.input_pipeline import Source, open_dataset
+from sisma_jax.data.input_pipeline import Source
 from sisma_jax.data.label_values import Reading
 from sisma_jax.data.mask_options import add_mask_options
-from sisma_jax.data.raw import FIELDS, TEST_FROM
+from sisma_jax.data.raw import TEST_FROM
 from sisma_jax.devices.compilation_cache import keep_compiled_programs
 from sisma_jax.evaluation.evaluator import (
     Diversity,
@@ -40,8 +40,9 @@ from sisma_jax.evaluation.networks import (
     check_weight_folder,
     load_networks,
 )
-from sisma_jax.evaluation.pictures import PictureFolder, SplitPictures
+from sisma_jax.evaluation.pictures import PictureFolder
 from sisma_jax.evaluation.report import ReportFolder
+from sisma_jax.evaluation.splits import first_of, open_split
 from sisma_jax.flows import rectified
 from sisma_jax.metrics.frechet import Statistics, load_statistics
 from sisma_jax.models.face_parser import load_parser
@@ -253,36 +254,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--out {args.out} cannot be written ({reason}): name another folder")
 
 
-def open_split(
-    path: str,
-    size: int,
-    split: str,
-    test_from: int,
-    *,
-    classes: ClassSet | None = None,
-    fields: Sequence[str] = FIELDS,
-) -> Source:
-    """Open a split of a data set.
-
-    Raises:
-      InputError: if there is none, or its classes are not `classes`.
-    """
-    source = open_dataset(
-        path,
-        size,
-        split=split,
-        test_from=test_from,
-        fields=fields,
-        test_from_option="--test-from ",
-    )
-    if classes is not None and source.classes != classes:
-        raise InputError(
-            f"{path} has the classes {', '.join(source.classes.names)}, but the model was trained "
-            f"on {', '.join(classes.names)}: give --data a set of the model's classes"
-        )
-    return source
-
-
 def training_faces(data: ConfigDict, size: int, classes: ClassSet) -> Source | None:
     """The images that a run was trained on (whatever --data is), or None if they are gone."""
     try:
@@ -292,19 +263,6 @@ def training_faces(data: ConfigDict, size: int, classes: ClassSet) -> Source | N
     except InputError as error:
         print(f"note: no comparison with the run's training faces, which cannot be read ({error})")
         return None
-
-
-def first_of(source: Source, count: int) -> SplitPictures:
-    """The first `count` items of a split, or all if there are fewer.
-
-    Raises:
-      InputError: if there are fewer than two.
-    """
-    if len(source) < 2:
-        raise InputError(f"{source} has {len(source)} faces: scores of a set need at least 2")
-    if len(source) < count:
-        print(f"{source} has {len(source)} faces, fewer than --count {count}: all are used")
-    return SplitPictures(source, min(count, len(source)))
 
 
 def main() -> None:

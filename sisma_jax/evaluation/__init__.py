@@ -1,5 +1,6 @@
 """Evaluation of trained models: make pictures, score and report them (`sisma_jax.evaluate`).
 
+splits        the splits of a data set, opened
 pictures      sets of pictures: a split, reconstructions, a folder
 generation    faces for every mask, one file each, resumed file by file
 judges        networks that measure pictures, and a cache of their measurements
