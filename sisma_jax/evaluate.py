@@ -23,6 +23,7 @@ from sisma_jax.common.files import check_output_file, why_unwritable
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.input_pipeline import Source
 from sisma_jax.data.label_values import Reading
+from sisma_jax.data.mask_noise import KINDS
 from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.data.raw import TEST_FROM
 from sisma_jax.devices.compilation_cache import keep_compiled_programs
@@ -37,9 +38,11 @@ from sisma_jax.evaluation.networks import (
     BACKBONES,
     DEFAULT_PARSER,
     DEFAULT_WEIGHTS,
+    OF_PARSER,
     check_weight_folder,
     load_networks,
 )
+from sisma_jax.evaluation.noisy_masks import STRENGTHS, noises_of
 from sisma_jax.evaluation.pictures import PictureFolder
 from sisma_jax.evaluation.report import ReportFolder
 from sisma_jax.evaluation.splits import first_of, open_split
@@ -72,7 +75,7 @@ DEFAULT_RESIZE = "tf1"
 STATISTICS = ".npz"
 OF_RUNS = (
     "steps", "guidance", "style_guidance", "solver", *TIME_OPTIONS, "seed", "diversity_masks",
-    "diversity_samples", "batch_size", "lpips_network",
+    "diversity_samples", "batch_size", "lpips_network", "mask_noise", "noise_strengths",
 )  # fmt: skip
 """Options that do not apply to existing pictures."""
 OF_DATA = ("count", "test_from")
@@ -142,6 +145,16 @@ def parse_arguments() -> argparse.Namespace:
         help=f"one or several of {', '.join(rectified.SOLVERS)}",
     )
     arguments.add_arguments(parser)
+    add(
+        "--mask-noise",
+        type=comma_list(str),
+        metavar="NOISE",
+        help=f"also score faces of noisy masks against the clean ones: {', '.join(KINDS)}, one or "
+        "several; + joins those that act together (jitter,salt,jitter+salt)",
+    )
+    add("--noise-strengths", type=comma_list(float),
+        help="with --mask-noise: strengths from 0 to 1, besides 0 (default: "
+        f"{','.join(f'{x:g}' for x in STRENGTHS)})")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the noise")
     add("--diversity-masks", type=int, default=200, help="masks for LPIPS diversity")
     add("--diversity-samples", type=int, default=10, help="samples per mask for LPIPS diversity")
@@ -210,6 +223,14 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.diversity_masks < 1:
         raise InputError(f"--diversity-masks is {args.diversity_masks}: use at least 1")
     samplings_of(args)
+    if (
+        noises_of(args.mask_noise, args.noise_strengths)
+        and not wanted_scores(args.metrics) & OF_PARSER
+    ):
+        raise InputError(
+            "--mask-noise is scored by a face parser, but --metrics has none of its scores: add "
+            "miou, acc or fd, or leave --mask-noise out"
+        )
     with name_fields("--"):
         SamplingOptions(style_guidance=args.style_guidance)
     arguments.check_interval(args, [*args.guidance, args.style_guidance])
@@ -279,6 +300,11 @@ def main() -> None:
         networks.check_asked(asked)
         fitting = networks.fitting(classes.names, size)
         fitting.check_asked(asked)
+        if args.mask_noise and fitting.parser is None:
+            raise InputError(
+                f"--mask-noise needs a face parser. {fitting.missing['miou']}; or leave "
+                "--mask-noise out"
+            )
         return Evaluation(
             report=ReportFolder(args.out),
             networks=fitting,
@@ -330,6 +356,7 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
         peers="peers" in args.metrics,
         style="style" in args.metrics,
         style_guidance=args.style_guidance,
+        noises=noises_of(args.mask_noise, args.noise_strengths),
     )
 
 

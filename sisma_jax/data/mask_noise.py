@@ -1,21 +1,20 @@
 """Noise in label maps: what careless or automatic segmentation does to a mask.
 
-Four kinds of noise, each with a strength from 0 to 1. Lengths are shares of the shorter side of the
-map, so that one strength spoils maps of all sizes alike; at strength 1:
+Four kinds of noise, each with a strength from 0 to 1:
 
-  jitter      boundaries follow a smooth random flow field, whose displacements have a standard
-              deviation of 2.2 % of the side in either direction
-  morphology  every class is dilated or eroded by a disc, at even odds; its radius is drawn evenly
-              from 0 to 4 % of the side
+  jitter      boundaries follow a smooth random flow field
+  morphology  every class is dilated or eroded by a disc, at even odds
   polygons    the outline of every connected region becomes a polygon with few corners (algorithm of
-              Douglas and Peucker), at most 4 % of the side away from it, and in small regions at
-              most a quarter of the root of their area
-  salt        of the square cells of a grid, 64 on the shorter side, 20 % get wrong labels
+              Douglas and Peucker)
+  salt        cells of a grid get wrong labels
 
-Strengths below 1 scale these lengths, and salt's 20 %. Random numbers depend on the seed and the
-kind only: another strength scales the same noise, and several kinds are the same as one after the
-other. All of this is our choice; how CA2-SIS (arXiv 2308.16071), which is said to be
-robust to noise in masks, was tested for it is not known.
+ABOUT has their lengths and shares at strength 1, which smaller strengths scale. Lengths are shares
+of the shorter side of the map, so that one strength spoils maps of all sizes alike. Random numbers
+depend on the seed and the kind only: another strength scales the same noise, and several kinds are
+the same as one after the other.
+
+All of this is our choice. CA2-SIS (arXiv 2308.16071) is said to be robust to noise in masks; which
+noise its authors used is not known here, and their published code has none.
 """
 
 import dataclasses
@@ -32,6 +31,9 @@ from sisma_jax.data.classes import UNLABELLED
 
 FARTHEST = 0.08
 """Displacement that no pixel exceeds in either direction, as a share of the side."""
+DEVIATION = 151 / 315 / 3**0.5
+"""Standard deviation of the displacements as a share of FARTHEST: that of even draws in [-1, 1],
+times the mean sum of the squared weights of a cubic B-spline, 151 / 315."""
 KNOTS = 8
 """Knots of the flow field on a side; between them it is a cubic B-spline."""
 RADIUS = 0.04
@@ -60,7 +62,7 @@ class MaskNoise:
     """
 
     kinds: tuple[str, ...]
-    """Names in KINDS, whatever their order; they act in the order of KINDS."""
+    """Names in KINDS, which act and are kept in its order."""
     strength: float | int
     """From 0, which leaves a map as it is, to 1."""
 
@@ -68,6 +70,8 @@ class MaskNoise:
         check_kinds(self.kinds)
         if not 0 <= self.strength <= 1:  # also NaN
             raise InputError(f"the strength of mask noise is {self.strength:g}: use 0 to 1")
+        in_order = tuple(kind for kind in KINDS if kind in self.kinds)
+        object.__setattr__(self, "kinds", in_order)
 
     def __call__(self, labels: Labels, *, classes: int, seed: int | Sequence[int]) -> Labels:
         """Return the label map with noise.
@@ -241,3 +245,20 @@ KINDS: dict[str, Callable[[Labels, float, np.random.Generator, int], Labels]] = 
     "salt": salt,
 }
 """Kinds of noise by name, in the order in which they act."""
+
+ABOUT = {
+    "jitter": (
+        "boundaries are displaced by a smooth random flow field, in either direction by "
+        f"{100 * FARTHEST * DEVIATION:.1f} % of the shorter side (standard deviation)"
+    ),
+    "morphology": (
+        "classes are dilated or eroded by discs with radii drawn evenly up to "
+        f"{RADIUS:.0%} of the shorter side"
+    ),
+    "polygons": (
+        f"outlines of regions become polygons at most {TOLERANCE:.0%} of the shorter side, and "
+        f"{OF_ROOT_AREA:.0%} of the root of the region's area, away from them"
+    ),
+    "salt": (f"of the cells of a grid, {CELLS} on the shorter side, {SALTED:.0%} get wrong labels"),
+}
+"""What each kind of noise is at strength 1."""

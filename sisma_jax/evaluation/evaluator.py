@@ -12,6 +12,7 @@ from sisma_jax.common.files import NO_ROOM
 from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.contact_sheet import mask_sheet, tile
 from sisma_jax.data.input_pipeline import Source
+from sisma_jax.data.mask_noise import MaskNoise
 from sisma_jax.data.thumbnails import shrunk
 from sisma_jax.evaluation.generation import GeneratedFaces, Sampling
 from sisma_jax.evaluation.judges import (
@@ -37,6 +38,7 @@ from sisma_jax.evaluation.pictures import (
 )
 from sisma_jax.evaluation.protocol import in_words
 from sisma_jax.evaluation.report import ReportFolder, write_report
+from sisma_jax.evaluation.robustness import score_noise
 from sisma_jax.evaluation.scoring import Row, Scorer, lpips_key
 from sisma_jax.evaluation.speed import circumstances, measure_speed, speed_tables
 from sisma_jax.evaluation.styles import FACES, measure_styles, style_tables
@@ -246,6 +248,7 @@ def evaluate_run(
     peers: bool,
     style: bool = True,
     style_guidance: float = 1.0,
+    noises: Sequence[MaskNoise] = (),
 ) -> None:
     """Score a trained model's faces for the reference's masks, with the bounds of these scores.
 
@@ -260,8 +263,14 @@ def evaluate_run(
       style: whether to measure styles of references, with the first sampling, if the model has
         style conditioning.
       style_guidance: style guidance of faces with references.
+      noises: noises in masks with which every sampling is scored, too, and, with `style`, faces in
+        their own style; they need a face parser.
     """
     report = evaluation.report
+    in_style = None
+    if style and synthesizer.has_style:
+        options = dataclasses.replace(samplings[0].options, style_guidance=style_guidance)
+        in_style = dataclasses.replace(samplings[0], options=options, own_style=True)
     weights = weights_key(synthesizer)
     with evaluation.scoring() as scorer:
         if evaluation.scores:
@@ -273,10 +282,20 @@ def evaluate_run(
                 score_faces(evaluation, scorer, faces, name, diversity)
                 if sampling == samplings[0]:
                     show(evaluation, name, faces, train)
-        if style and synthesizer.has_style:
-            options = dataclasses.replace(samplings[0].options, style_guidance=style_guidance)
-            sampling = dataclasses.replace(samplings[0], options=options)
-            score_styles(evaluation, scorer, synthesizer, name, weights, sampling)
+        if in_style is not None:
+            score_styles(evaluation, scorer, synthesizer, name, weights, in_style)
+        if noises:
+            score_noise(
+                evaluation.put,
+                scorer,
+                report.images,
+                synthesizer,
+                weights,
+                evaluation.reference,
+                name=name,
+                samplings=[*samplings, *([in_style] if in_style else [])],
+                noises=noises,
+            )
         if speed:
             time_synthesis(report, synthesizer, name, weights, samplings)
         if peers:
@@ -343,12 +362,11 @@ def score_styles(
     synthesizer: Synthesizer,
     name: str,
     weights: str,
-    sampling: Sampling,
+    own: Sampling,
 ) -> None:
     """Score faces in their own style against the real faces, and measure other styles."""
     report, reference = evaluation.report, evaluation.reference
     if evaluation.scores:
-        own = dataclasses.replace(sampling, own_style=True)
         faces = GeneratedFaces(report.images, synthesizer, weights, reference, own)
         faces.make(range(len(faces)))
         evaluation.put(
@@ -361,6 +379,7 @@ def score_styles(
                 settings={"model": name, "step": synthesizer.step} | own.settings,
             )
         )
+    sampling = dataclasses.replace(own, own_style=False)
     count = min(FACES, len(reference))
     key = digest(weights, reference.key, *sampling.settings.items(), count)
     if report.finding("styles", name, key) is not None:

@@ -18,6 +18,7 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import write_json
 from sisma_jax.common.progress import bar
 from sisma_jax.data.image_files import read_picture, save_png
+from sisma_jax.evaluation.noisy_masks import NoisyMasks
 from sisma_jax.evaluation.pictures import SplitPictures, digest
 from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.styles import Style
@@ -108,6 +109,7 @@ class GeneratedFaces:
         weights: str,
         reference: SplitPictures,
         sampling: Sampling,
+        noisy: NoisyMasks | None = None,
     ):
         """
         Args:
@@ -116,17 +118,22 @@ class GeneratedFaces:
           weights: checksum of its weights and its autoencoder.
           reference: source of masks and file names.
           sampling: options of the sampling.
+          noisy: masks to draw in place of the reference's; styles are read by the reference's.
         """
         self.synthesizer, self.sampling = synthesizer, sampling
-        self.masks, self.names, self.reference = reference.labels, reference.names, reference
+        self.names, self.reference = reference.names, reference
+        self.noisy = noisy if noisy is not None and noisy.noise.strength else None
         self.settings: dict[str, Any] = {
             "weights": weights,
             "masks": reference.key,
             **sampling.settings,
+            **(self.noisy.settings if self.noisy else {}),
         }
         own = digest(*self.settings.items())
         self.key = digest("generated", own)
-        self.folder = root / f"{sampling.name}-{own[:8]}"
+        noise = f"-{self.noisy.in_words.replace(' ', '-')}" if self.noisy else ""
+        self.name = f"{sampling.name}{noise}"
+        self.folder = root / f"{self.name}-{own[:8]}"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -154,8 +161,9 @@ class GeneratedFaces:
             each = "" if samples == 1 else f", {samples} of each of {len(masks)} masks"
             masks = [mask for mask, _ in missing]
             own, options = self.sampling.own_style, self.sampling.options
+            drawn = self.noisy or self.reference
             images = self.synthesizer.batches(
-                self.masks[masks],
+                drawn.labels[masks],
                 options if own else options.without_style(),
                 seed=[self.sampling.seed_of(*one) for one in missing],
                 style=self._style(masks) if own else None,
@@ -163,7 +171,7 @@ class GeneratedFaces:
             done = 0
             already = len(wanted) - len(missing)
             with bar(
-                total=len(wanted), initial=already, unit="face", desc=f"{self.sampling.name}{each}"
+                total=len(wanted), initial=already, unit="face", desc=f"{self.name}{each}"
             ) as progress:
                 for batch in images:
                     files = [self.file(*one) for one in missing[done : done + len(batch)]]
@@ -175,7 +183,8 @@ class GeneratedFaces:
     def _style(self, masks: Sequence[int]) -> Style:
         """Style of the faces that these masks belong to; each is read once."""
         place = {mask: row for row, mask in enumerate(dict.fromkeys(masks))}
-        style = self.synthesizer.style(self.reference.read(list(place)), self.masks[list(place)])
+        faces = list(place)
+        style = self.synthesizer.style(self.reference.read(faces), self.reference.labels[faces])
         return style[[place[mask] for mask in masks]]
 
     def _is_intact(self, mask: int, sample: int) -> bool:

@@ -32,13 +32,14 @@ from sisma_jax.common.files import (
 )
 from sisma_jax.data.image_files import save_png
 from sisma_jax.evaluation.pictures import digest
-from sisma_jax.evaluation.plots import quality_plots
-from sisma_jax.evaluation.scoring import Row
+from sisma_jax.evaluation.plots import noise_plots, quality_plots
+from sisma_jax.evaluation.robustness import noise_tables
+from sisma_jax.evaluation.scoring import NOISE, Row
 from sisma_jax.evaluation.tables import Table, class_table, score_table
 
 FINDINGS = ("memorisation", "styles", "speed", "peers")
 """Kinds of findings, as keys of `report.json`."""
-KINDS = ("real", "reconstruction", "synthesis", "pictures")
+KINDS = ("real", "reconstruction", "synthesis", "pictures", NOISE)
 """Kinds of rows, in the order of the table."""
 
 SMALLEST_WIDTH = 800
@@ -171,6 +172,7 @@ class ReportFolder:
             row.settings.get("solver", ""),
             row.settings.get("guidance", 0),
             row.settings.get("steps", 0),
+            row.settings.get("noise_strength", 0),
             row.name,
         )
         return sorted(rows, key=order)
@@ -244,10 +246,11 @@ def write_report(
     write_json(
         folder.about_file, {"about": about, "missing": missing, "parser_quality": parser_quality}
     )
-    by_class = class_table(rows, dict(parser_quality) if parser_quality else None)
-    scores = [score_table(rows)] if rows else []
-    shown = [*scores, *([by_class] if by_class else []), *tables]
-    plots = quality_plots(rows)
+    clean = [row for row in rows if row.kind != NOISE]
+    by_class = class_table(clean, dict(parser_quality) if parser_quality else None)
+    scores = [score_table(clean)] if clean else []
+    shown = [*scores, *([by_class] if by_class else []), *noise_tables(rows), *tables]
+    plots = quality_plots(rows) | noise_plots(rows)
     pictures = [Picture(**picture) for picture in folder.findings("picture").values()]
     pictures = [one for one in pictures if (folder.pictures / one.file).exists()]
     write_json(

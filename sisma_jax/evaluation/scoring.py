@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from sisma_jax.common.files import read_json, write_json
 from sisma_jax.common.progress import over
 from sisma_jax.evaluation.generation import GeneratedFaces
-from sisma_jax.evaluation.judges import Judge, Measurement, measure
+from sisma_jax.evaluation.judges import Judge, measure
 from sisma_jax.evaluation.networks import OF_PARSER
 from sisma_jax.evaluation.pictures import Pictures, batches, digest
 from sisma_jax.metrics import class_iou, frechet_distance, mean_iou, pixel_accuracy, psnr, ssim
@@ -44,6 +44,8 @@ SCORES = {
 }
 """Headings by name, in the order of the table's columns."""
 LOWER_IS_BETTER = ("fid", "fd_parser")
+NOISE = "noise"
+"""Kind of rows of noisy masks, which have tables of their own (`robustness`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Row:
 
     name: str
     kind: str
-    """"real", "reconstruction", "synthesis" or "pictures"."""
+    """"real", "reconstruction", "synthesis", "pictures" or NOISE."""
     count: int
     key: str
     """Digest of the pictures."""
@@ -134,12 +136,14 @@ class Scorer:
                 self._frechet(
                     "fd_parser", measured.statistics, self._of_reference(self.parser), scores, notes
                 )
-            by_class = self._agreement(measured, scores)
+            if measured.confusion is not None:
+                agreement, by_class = self.agreement(measured.confusion)
+                scores |= agreement
             if scores.keys() & OF_PARSER:
                 notes.append(f"the face parser is {self.parser.convention}")
         if pairs is not None and self.metrics & {"ssim", "psnr_db"}:
             key = digest("closeness", pictures.key, pairs.key)
-            scores |= self._once(key, lambda: _closeness(pictures, pairs))
+            scores |= self.once(key, lambda: _closeness(pictures, pairs))
             if scores["psnr_db"] is None:
                 del scores["psnr_db"]
                 notes.append(f"PSNR of {name} is infinite: pictures equal their reference")
@@ -164,7 +168,7 @@ class Scorer:
             return {"lpips_diversity": float(np.mean(of_mask))}
 
         key = digest("diversity", faces.key, masks, samples, lpips_key(self.lpips))
-        scores = row.scores | self._once(key, measure_diversity)
+        scores = row.scores | self.once(key, measure_diversity)
         return dataclasses.replace(
             row,
             scores={key: scores[key] for key in SCORES if key in scores},
@@ -178,7 +182,7 @@ class Scorer:
         labels = getattr(self.reference, "labels", None)  # as in its own row, if it has masks
         return measure(self.folder, judge, self.reference, labels).statistics
 
-    def _once(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The numbers that `compute` returns, cached under `key`."""
         file = self.folder / f"{key[:32]}.json"
         numbers = read_json(file)
@@ -205,15 +209,16 @@ class Scorer:
             note += f"; under {ENOUGH:,} pictures it is biased upwards"
         notes.append(note)
 
-    def _agreement(self, result: Measurement, scores: dict[str, float]) -> dict[str, float | None]:
-        if result.confusion is None or not self.metrics & {"miou", "accuracy"}:
-            return {}
-        if "miou" in self.metrics:
-            scores["miou"] = mean_iou(result.confusion)
-        if "accuracy" in self.metrics:
-            scores["accuracy"] = pixel_accuracy(result.confusion)
-        iou = class_iou(result.confusion)
-        return {
+    def agreement(
+        self, confusion: Int64[np.ndarray, "classes classes"]
+    ) -> tuple[dict[str, float], dict[str, float | None]]:
+        """Return the requested scores of a confusion matrix and, with any of them, IoU by class."""
+        found = {"miou": mean_iou(confusion), "accuracy": pixel_accuracy(confusion)}
+        scores = {key: value for key, value in found.items() if key in self.metrics}
+        if not scores:
+            return {}, {}
+        iou = class_iou(confusion)
+        return scores, {
             name: None if math.isnan(value) else float(value)
             for name, value in zip(self.classes, iou, strict=True)
         }
