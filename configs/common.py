@@ -55,6 +55,8 @@ def scadm() -> ConfigDict:
     config.model.spade_hidden = 32  # hidden channels of a SPADE layer
     config.model.norm_groups = 16  # groups of the normalisations
     config.model.mask_attention = True  # False: the paper's ablation, attention to all classes
+    config.flow.prediction = "noise"  # or "velocity", that of Salimans and Ho (arXiv 2202.00512)
+    config.flow.zero_terminal_snr = False  # True: the last step is noise alone (arXiv 2305.08891)
     _add_style_encoder(config)
     config.model.style_grouping = "separate"  # "published": mix classes as the published code does
     return config

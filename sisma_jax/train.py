@@ -26,7 +26,7 @@ from sisma_jax.data.contact_sheet import mask_sheet
 from sisma_jax.data.input_pipeline import Source, fixed_batch
 from sisma_jax.data.latents import LatentCache
 from sisma_jax.data.raw import FIELDS
-from sisma_jax.devices.hosts import is_first, together
+from sisma_jax.devices.hosts import is_first, print_once, together
 from sisma_jax.devices.sharding import (
     local_copy,
     replicated,
@@ -41,6 +41,7 @@ from sisma_jax.models.autoencoder import (
 )
 from sisma_jax.models.autoencoder.config import DTYPES
 from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
+from sisma_jax.models.scadm.config import SCADMConfig
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
 from sisma_jax.synthesis.checks import check_autoencoder, check_sampling
@@ -182,6 +183,23 @@ def check_sections(model: Config, data: DataConfig) -> None:
         )
 
 
+def say_other_prediction(run: RunFolder, config: ConfigDict, model: Config) -> None:
+    """Print a note if the run starts from weights that predict something else."""
+    start = config.train.init_from
+    if not start or run.newest_step() is not None:  # not read when a run continues
+        return
+    before = model_config(RunFolder(Path(start)).config())
+    if not isinstance(before, SCADMConfig) or not isinstance(model, SCADMConfig):
+        return
+    predicted, wanted = before.diffusion.prediction, model.diffusion.prediction
+    if predicted != wanted:
+        print_once(
+            f"note: the weights of train.init_from {start} predict the {predicted}, and this run "
+            f"trains them to predict the {wanted}: set flow.prediction to {predicted!r} to keep "
+            "what they have learnt"
+        )
+
+
 def check_scan(model: Config) -> None:
     """Raises InputError if the implementation of the scan cannot run here."""
     with explaining_scan(model):
@@ -225,13 +243,14 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         model = model_config(config)
         samples = section(SamplesConfig, config, "samples")
         evaluation = section(EvaluationConfig, config, "evaluation")
-        flow_config = section(FlowConfig, config, "flow")
+        flow_config = FlowConfig.of(config)
         first_stage = section(FirstStageConfig, config, "autoencoder")
         check_sections(model, data)
         with name_fields("samples."):
             check_sampling(model, samples.options)
         hook = load_hook(evaluation)
         check_folder(run, config)
+        say_other_prediction(run, config, model)
         with explaining_scan(model):  # traced if the devices report their memory
             check_memory(model, flow_config, settings, mesh)
         # Local data first: the autoencoder may be a download.

@@ -11,7 +11,7 @@ import pytest
 from sisma_jax import Synthesizer, demo, export, train
 from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
-from sisma_jax.flows.diffusion import ddim_times, to_flow
+from sisma_jax.flows.diffusion import PUBLISHED, to_flow
 from sisma_jax.models.scadm.config import SCADMConfig
 from tests.tiny_runs import SIZE, arguments, call
 
@@ -82,7 +82,7 @@ def test_faces_take_the_style_they_are_given(workdir, faces, tmp_path):
         with pytest.raises(InputError, match=said):
             make(**options)
     noise = np.random.default_rng(0).normal(size=(2, SIZE // 4, SIZE // 4, 4)).astype(np.float32)
-    begun = to_flow(jnp.asarray(noise), jnp.full(2, ddim_times(3)[0]))
+    begun = to_flow(jnp.asarray(noise), jnp.full(2, PUBLISHED.ddim_times(3)[0]))
     made = make(noise=noise, solver="ab2").astype(int)
     assert np.abs(made - make(latents=begun, solver="ab2")).max() <= 1
     call(export.main, "--workdir", workdir, "--out", tmp_path / "out")

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from sisma_jax.common.config import section
 from sisma_jax.common.errors import InputError
 from sisma_jax.flows import diffusion, rectified
+from sisma_jax.flows.diffusion import Diffusion
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.ca2sis import model as ca2sis
 from sisma_jax.models.ca2sis.config import CA2SISConfig
@@ -216,7 +217,7 @@ class SISMAGenerator(_FlaxGenerator):
 
 @dataclasses.dataclass(frozen=True)
 class SCADMGenerator(_FlaxGenerator):
-    """SCA-DM: predicts the noise of a diffusion; DDIM is Euler's method here (`diffusion`)."""
+    """SCA-DM: a model of a diffusion; DDIM is Euler's method here (`diffusion`)."""
 
     config: SCADMConfig
     network, source = scadm.SCADM, scadm
@@ -236,10 +237,10 @@ class SCADMGenerator(_FlaxGenerator):
 
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
         predict = lambda x, step: self._apply(params, x, step, *encoded, method="with_mask")
-        return diffusion.velocity(predict, z, t)
+        return self.config.diffusion.velocity(predict, z, t)
 
     def times(self, steps: int) -> np.ndarray:
-        return diffusion.ddim_times(steps)
+        return self.config.diffusion.ddim_times(steps)
 
     def start(self, noise: Array, steps: int) -> Array:
         return diffusion.to_flow(noise, jnp.full(len(noise), self.times(steps)[0]))
@@ -250,7 +251,7 @@ class SCADMGenerator(_FlaxGenerator):
     ) -> Array:  # fmt: skip
         style = self._given_or_none(params, len(labels), style)
         predict = lambda x, step: self._apply(params, x, step, labels, style)
-        return diffusion.noise_loss_at(predict, latents, noise, time, weight)
+        return self.config.diffusion.loss_at(predict, latents, noise, time, weight)
 
     def macs(self) -> Macs:
         mask = scadm.scadm_mask_macs(self.config)
@@ -276,7 +277,7 @@ def generator(config: Config) -> Generator:
 
 
 def model_config(config: ConfigDict) -> Config:
-    """The section `model` of a config as a configuration of its kind.
+    """The section `model` of a config, and the `flow_keys`, as a configuration of its kind.
 
     Raises:
       InputError: if it is missing, its kind is unknown, or a value is invalid.
@@ -285,7 +286,20 @@ def model_config(config: ConfigDict) -> Config:
     kind = fields.pop("kind", "sisma")
     if kind not in KINDS:
         raise InputError(f"model.kind is {kind!r}: choose one of {', '.join(KINDS)}")
-    return section(KINDS[kind], {"model": fields} if "model" in config else {}, "model")
+    model = section(KINDS[kind], {"model": fields} if "model" in config else {}, "model")
+    flow = config.get("flow", {})
+    given = {key: flow[key] for key in flow_keys(config) if key in flow}  # older runs have none
+    if not given:
+        return model
+    return dataclasses.replace(model, diffusion=section(Diffusion, {"flow": given}, "flow"))
+
+
+def flow_keys(config: ConfigDict) -> tuple[str, ...]:
+    """The keys of the section `flow` that determine what a generator is, and not only how it is
+    trained: the fields of `Diffusion` for SCA-DM, none for SISMA."""
+    if config.get("model", {}).get("kind") != "scadm":
+        return ()
+    return tuple(field.name for field in dataclasses.fields(Diffusion))
 
 
 def parameter_shapes(config: Config) -> Params:

@@ -80,6 +80,8 @@ CHANGEABLE = (
 ADDED = {
     "autoencoder.codebook": 0,
     "flow.class_balance": 0.0,
+    "flow.prediction": "noise",
+    "flow.zero_terminal_snr": False,
     "loss.class_balance": 0.0,
     "loss.commitment": None,
     "loss.perceptual_levels": None,
@@ -243,6 +245,12 @@ class RunFolder:
                     "--workdir a new folder"
                 )
             for key, before, after in fixed_changes(self.config(), config):
+                if before is None and key in ADDED:
+                    raise InputError(
+                        f"{self.config_file} is older than {key}, which was always {ADDED[key]!r}, "
+                        f"but this run has {after!r}: continue with {ADDED[key]!r}, or give "
+                        "--workdir a new folder"
+                    )
                 raise InputError(
                     f"{self.config_file} has {key} = {before!r}, but this run has {after!r}: "
                     "continue with the old value, or give --workdir a new folder"

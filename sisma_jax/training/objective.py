@@ -14,12 +14,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
 
-from sisma_jax.common.config import check_choice, check_shares
+from sisma_jax.common.config import check_choice, check_shares, section
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import Autoencoder, sample_latent, to_float
-from sisma_jax.models.generators import Config, generator
+from sisma_jax.models.generators import Config, flow_keys, generator
 from sisma_jax.models.layers.style_encoder import without
 from sisma_jax.models.sisma.model import gather_parameters
 from sisma_jax.training.class_balance import class_weights
@@ -29,7 +30,7 @@ from sisma_jax.training.state import TrainConfig, make_optimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """The config's section `flow`."""
+    """The config's section `flow`, without the `flow_keys` of the generator."""
 
     sampling: str
     """Distribution of training times: "logit_normal" or "uniform"."""
@@ -45,6 +46,14 @@ class FlowConfig:
     def __post_init__(self) -> None:
         check_choice(self, "flow", "sampling", rectified.TIME_SAMPLINGS)
         check_shares(self, "flow", "drop", "style_drop", "style_class_drop", "class_balance")
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "FlowConfig":
+        """Read it from a config; raises InputError as `section`."""
+        sections, others = dict(config), flow_keys(config)
+        if "flow" in sections:
+            sections["flow"] = {k: v for k, v in config.flow.items() if k not in others}
+        return section(cls, sections, "flow")
 
 
 def latent_noise(config: Config, key: PRNGKeyArray, count: int) -> dict[str, Array]:

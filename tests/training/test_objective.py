@@ -53,7 +53,7 @@ def test_losses_multiply_squared_errors_by_the_weights(key):
     arguments = [jnp.asarray(a) for a in (x, noise, np.full(3, 0.3, np.float32), weight)]
     found = rectified.loss_at(zero, *arguments)
     np.testing.assert_allclose(found, np.mean(weight * (x - noise) ** 2, (1, 2, 3)), rtol=1e-5)
-    found = diffusion.noise_loss_at(zero, *arguments)
+    found = diffusion.PUBLISHED.loss_at(zero, *arguments)
     np.testing.assert_allclose(found, np.mean(weight * noise**2, (1, 2, 3)), rtol=1e-5)
 
 

@@ -224,7 +224,7 @@ def test_older_runs_continue_without_it_only(tmp_path):
     run.config_file.write_text(to_json(older))
     run.check(config)
     config.loss.perceptual_weight = 0.5
-    with pytest.raises(InputError, match=r"perceptual_weight = None, but this run has 0\.5"):
+    with pytest.raises(InputError, match=r"_weight, which was always 0\.0, but this run has 0\.5"):
         run.check(config)
 
 

@@ -394,7 +394,7 @@ def test_a_run_older_than_an_option_continues_with_what_it_did(tiny_run, inputs_
     for key in ("mixer", "modulation", "attention_head"):
         del config["model"][key]
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"model.modulation = None, but this run has 'shift'"):
+    with pytest.raises(InputError, match=r"which was always 'gate', but this run has 'shift'"):
         train_tiny(inputs_folder, run, model__modulation="shift")
     train_tiny(inputs_folder, run, train__steps=7)
     assert rows(run)[-1]["step"] == 7

@@ -5,6 +5,7 @@ from typing import Any
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.layers.style_encoder import check_grouping, check_levels
+from sisma_jax.flows.diffusion import PUBLISHED, Diffusion
 from sisma_jax.models.layers.unet import check_sizes
 
 
@@ -50,6 +51,8 @@ class SCADMConfig:
     attend to all classes."""
     dtype: str = "bfloat16"
     """Compute type of convolutions, attention and residual sums."""
+    diffusion: Diffusion = PUBLISHED
+    """What the model predicts; keys of the config's section `flow`."""
 
     def __post_init__(self) -> None:
         check_sizes(self, "model", "latent_size")
@@ -62,6 +65,11 @@ class SCADMConfig:
                 )
         check_levels(self.style_levels, self.image_size)
         check_grouping(self.style_grouping)
+        if not isinstance(self.diffusion, Diffusion):
+            raise InputError(
+                f"model.diffusion is {self.diffusion!r}, which is no key: set flow.prediction and "
+                "flow.zero_terminal_snr"
+            )
         if type(self.mask_attention) is not bool:
             raise InputError(
                 f"model.mask_attention is {self.mask_attention!r}: choose True or False"
