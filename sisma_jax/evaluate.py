@@ -53,7 +53,7 @@ from sisma_jax.models.generators import generator, model_config
 from sisma_jax.models.judges.inception import SCALINGS
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis import arguments
-from sisma_jax.synthesis.arguments import TIME_OPTIONS
+from sisma_jax.synthesis.arguments import FURTHER_OPTIONS
 from sisma_jax.synthesis.checks import check_sampling
 from sisma_jax.synthesis.options import STEPS, SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
@@ -74,7 +74,7 @@ DEFAULT_METRICS = "fid,fd,lpips,miou,acc,ssim,style,speed"
 DEFAULT_RESIZE = "tf1"
 STATISTICS = ".npz"
 OF_RUNS = (
-    "steps", "guidance", "style_guidance", "solver", *TIME_OPTIONS, "seed", "diversity_masks",
+    "steps", "guidance", "style_guidance", "solver", *FURTHER_OPTIONS, "seed", "diversity_masks",
     "diversity_samples", "batch_size", "lpips_network", "mask_noise", "noise_strengths",
 )  # fmt: skip
 """Options that do not apply to existing pictures."""
@@ -233,7 +233,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     with name_fields("--"):
         SamplingOptions(style_guidance=args.style_guidance)
-    arguments.check_interval(args, [*args.guidance, args.style_guidance])
+    arguments.check_guidance(args, [*args.guidance, args.style_guidance])
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed is {args.seed}: use 0..{2**32 - 1}")
     only_of_images = {

@@ -131,7 +131,7 @@ def main() -> None:
         guidance=args.guidance,
         style_guidance=args.style_guidance,
     )
-    arguments.check_interval(args, [args.guidance, args.style_guidance])
+    arguments.check_guidance(args, [args.guidance, args.style_guidance])
     check_output(args.out)
     paths = collect_masks(args.masks)
     twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]

@@ -43,12 +43,12 @@ def test_several_faces_per_mask_whatever_the_batch_size(tiny_run, masks, tmp_pat
 def test_times_solver_and_interval_are_those_of_the_options(tiny_run, masks, tmp_path):
     made = run(
         tiny_run, masks, tmp_path / "x", "--solver", "ab2", "--shift", 3, "--guidance", 40,
-        "--guidance-interval", 0.1, 0.8, "--steps", 3,
+        "--guidance-interval", 0.1, 0.8, "--guidance-rescale", 0.5, "--steps", 3,
     )  # fmt: skip
     synthesizer = Synthesizer.load(tiny_run)
     labels = sample.read_masks([masks / "a.png", masks / "b.png"], 32)
     options = {"solver": "ab2", "steps": 3, "shift": 3, "guidance": 40}
-    faces = synthesizer(labels, **options, guidance_interval=(0.1, 0.8))
+    faces = synthesizer(labels, **options, guidance_interval=(0.1, 0.8), guidance_rescale=0.5)
     assert np.abs(np.stack([*made.values()]).astype(int) - faces).max() <= 1
     assert np.abs(faces.astype(int) - synthesizer(labels, **options)).max() > 1
 
@@ -97,6 +97,10 @@ def test_wrong_input_is_refused_and_nothing_is_written(tiny_run, masks, tmp_path
         (
             (tiny_run, masks, out, "--guidance-interval", 0.1, 0.8),
             "^--guidance-interval is 0.1 0.8, but there is no guidance: give --guidance",
+        ),
+        (
+            (tiny_run, masks, out, "--guidance-rescale", 0.7),
+            "^--guidance-rescale is 0.7, but there is no guidance: give --guidance",
         ),
         ((tiny_run, masks / "sub" / "wide.png", out), "has 32x16 pixels: crop it"),
     ]:

@@ -47,14 +47,14 @@ class Sampling:
         """The start of the name of the faces' folder."""
         options, style = self.options, "-style" if self.own_style else ""
         style += f"-s{options.style_guidance:g}" if options.style_guided else ""
-        style += "".join(f"-{name.replace('_', '-')}" for name in self._settings_of_times)
+        style += "".join(f"-{name.replace('_', '-')}" for name in self._further_settings)
         return f"{options.solver}{options.steps}-g{options.guidance:g}-seed{self.seed}{style}"
 
     @property
     def in_words(self) -> str:
         options, own = self.options, "own style, " if self.own_style else ""
         style = f", of the style {options.style_guidance:g}" if options.style_guided else ""
-        for setting, value in self._settings_of_times.items():
+        for setting, value in self._further_settings.items():
             numbers = value if isinstance(value, list) else [value]
             style += f", {setting.replace('_', ' ')} {' '.join(f'{x:g}' for x in numbers)}"
         seed = f", seed {self.seed}" if self.seed else ""
@@ -62,7 +62,8 @@ class Sampling:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings by name; without those of styles and of times if they have their defaults.
+        """Settings by name; without those of styles and the `_further_settings` if they have their
+        defaults.
 
         Reports store these settings, and digests cover them in this order. A change of the names or
         the order invalidates what earlier reports have stored.
@@ -76,18 +77,20 @@ class Sampling:
             settings["own_style"] = True
         if options.style_guided:
             settings["style_guidance"] = options.style_guidance
-        return settings | self._settings_of_times
+        return settings | self._further_settings
 
     @property
-    def _settings_of_times(self) -> dict[str, Any]:
-        """Times, shift and guidance interval where they differ from their defaults."""
+    def _further_settings(self) -> dict[str, Any]:
+        """Times and further options of guidance where they differ from their defaults."""
         options, settings = self.options, {}
         if options.times is not None:
             settings["times"] = list(options.times)
         if options.shift != 1:
             settings["shift"] = options.shift
-        if options.interval is not None and (options.guided or options.style_guided):
+        if options.any_guided and options.interval is not None:
             settings["guidance_interval"] = list(options.interval)
+        if options.any_guided and options.rescale is not None:
+            settings["guidance_rescale"] = options.rescale
         return settings
 
     def seed_of(self, mask: int, sample: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sisma_jax.evaluation.robustness import curves
 from sisma_jax.evaluation.scoring import LOWER_IS_BETTER, SCORES, Row, heading
-from sisma_jax.synthesis.arguments import TIME_OPTIONS
+from sisma_jax.synthesis.arguments import FURTHER_OPTIONS
 
 
 def quality_plots(rows: Sequence[Row]) -> dict[str, str]:
@@ -45,7 +45,7 @@ def _lines(rows: Sequence[Row], others: tuple[str, str]) -> dict[str, list[Row]]
         rest = [row.settings[others[0]], f"{others[1]} {row.settings[others[1]]:g}"]
         times = [
             f"{name.replace('_', ' ')} {row.settings[name]}"
-            for name in TIME_OPTIONS
+            for name in FURTHER_OPTIONS
             if name in row.settings
         ]
         lines[", ".join([*model, *rest, *times, *seed])].append(row)

@@ -83,6 +83,39 @@ def u_to_velocity(
     return ((2 * _column(time, z) - 1) * z - scale * u) / scale**2
 
 
+def velocity_to_u(
+    v: Float[Array, "batch ..."], z: Float[Array, "batch ..."], time: Float[Array, " batch"]
+) -> Float[Array, "batch ..."]:
+    """Return the velocity u of Salimans and Ho of v at z, equation (5)."""
+    scale = _scale(time, z)
+    return ((2 * _column(time, z) - 1) * z - scale**2 * v) / scale
+
+
+def rescale_guidance(
+    guided: Float[Array, "batch ..."],
+    plain: Float[Array, "batch ..."],
+    z: Float[Array, "batch ..."],
+    time: Float[Array, " batch"],
+    share: Float[Array, ""] | float,
+) -> Float[Array, "batch ..."]:
+    """Return a guided v at z, rescaled against over-exposure (Lin et al., section 3.4).
+
+    Guidance enlarges the prediction, and with it the contrast of the data that it implies. In each
+    sample u of `guided` is multiplied by 1 - share + share std(u of plain) / std(u of guided), as
+    Lin et al. rescale what their models predict. u is defined for every v, so this also serves
+    models that predict something else (our extension).
+
+    Args:
+      guided, plain: the guided and the conditional v.
+      z, time: where they are.
+      share: 0 for `guided` itself, 1 for the standard deviation of `plain`; Lin et al. use 0.7.
+    """
+    u, axes = velocity_to_u(guided, z, time), tuple(range(1, z.ndim))
+    deviation = lambda x: jnp.std(x, axes, keepdims=True)
+    ratio = deviation(velocity_to_u(plain, z, time)) / jnp.maximum(deviation(u), 1e-6)
+    return u_to_velocity(u * (1 - share + share * ratio), z, time)
+
+
 def _column(per_sample: Array, like: Array) -> Array:
     """One number per sample, shaped to broadcast over `like`."""
     return per_sample.reshape(per_sample.shape + (1,) * (like.ndim - 1))
@@ -132,14 +165,12 @@ class Diffusion:
         return a / (a + s)
 
     def step_to_time(self, t: Float[Array, "..."]) -> Float32[Array, "..."]:
-        """Return the times of steps `t` in [0, 999], not necessarily integers; others are clipped.
-        """
+        """Return the times of steps `t`, whole or not, which are clipped to [0, 999]."""
         steps = jnp.arange(STEPS, dtype=jnp.float32)
         return jnp.interp(t.astype(jnp.float32), steps, jnp.asarray(self.times, jnp.float32))
 
     def time_to_step(self, time: Float[Array, "..."]) -> Float32[Array, "..."]:
-        """Return the steps at `time` in [0, 1], clipped to [0, 999]; the inverse of `step_to_time`.
-        """
+        """Return the inverse of `step_to_time` at times in [0, 1], clipped to [0, 999]."""
         times = jnp.asarray(self.times[::-1], jnp.float32)
         steps = jnp.arange(STEPS - 1, -1, -1, dtype=jnp.float32)
         return _interpolate(time.astype(jnp.float32), times, steps)

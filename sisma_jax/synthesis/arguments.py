@@ -1,4 +1,4 @@
-"""Options of commands that sample: the times of the solver and of guidance."""
+"""Options of commands that sample: the times of the solver, and how guidance applies."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,13 +7,15 @@ from typing import Any
 from sisma_jax.common.errors import InputError
 from sisma_jax.synthesis.options import ALWAYS, SamplingOptions, name_fields
 
-TIME_OPTIONS = ("times", "shift", "guidance_interval")
+FURTHER_OPTIONS = ("times", "shift", "guidance_interval", "guidance_rescale")
 """Fields of `SamplingOptions` that `add_arguments` adds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a command with `--steps` and `--guidance`."""
-    group = parser.add_argument_group("times, from 0 (noise) to 1 (data) (docs/sampling.md)")
+    group = parser.add_argument_group(
+        "times, from 0 (noise) to 1 (data), and guidance (docs/sampling.md)"
+    )
     add = group.add_argument
     add(
         "--times",
@@ -36,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("FIRST", "LAST"),
         help="first and last time of guidance, which costs nothing at others",
     )
+    add(
+        "--guidance-rescale",
+        type=float,
+        default=SamplingOptions.guidance_rescale,
+        metavar="SHARE",
+        help="share, from 0 to 1, of a rescaling against the over-exposure by strong guidance",
+    )
 
 
 def options_from(args: argparse.Namespace, **values: Any) -> SamplingOptions:
@@ -49,17 +58,23 @@ def options_from(args: argparse.Namespace, **values: Any) -> SamplingOptions:
       InputError: if a value is out of range; the message names the command's option.
     """
     with name_fields("--"):
-        times = {name: getattr(args, name) for name in TIME_OPTIONS}
-        options = SamplingOptions(**times, **values)
+        further = {name: getattr(args, name) for name in FURTHER_OPTIONS}
+        options = SamplingOptions(**further, **values)
         options.check_ends()
     return options
 
 
-def check_interval(args: argparse.Namespace, guidances: Sequence[float]) -> None:
-    """Raises InputError for a guidance interval where each of the guidances is 1."""
-    if args.guidance_interval != list(ALWAYS) and all(scale == 1 for scale in guidances):
-        first, last = args.guidance_interval
-        raise InputError(
-            f"--guidance-interval is {first:g} {last:g}, but there is no guidance: give --guidance "
-            "or --style-guidance, or leave it out"
-        )
+def check_guidance(args: argparse.Namespace, guidances: Sequence[float]) -> None:
+    """Raises InputError for options of guidance where each of the guidances is 1."""
+    if any(scale != 1 for scale in guidances):
+        return
+    first, last = args.guidance_interval
+    for option, value, given in (
+        ("interval", f"{first:g} {last:g}", args.guidance_interval != list(ALWAYS)),
+        ("rescale", f"{args.guidance_rescale:g}", args.guidance_rescale != 0),
+    ):
+        if given:
+            raise InputError(
+                f"--guidance-{option} is {value}, but there is no guidance: give --guidance or "
+                "--style-guidance, or leave it out"
+            )

@@ -44,6 +44,7 @@ def edit(
     guidance_interval: tuple[float, float] = SamplingOptions.guidance_interval,
     times: Sequence[float] | None = SamplingOptions.times,
     shift: float = SamplingOptions.shift,
+    guidance_rescale: float = SamplingOptions.guidance_rescale,
 ) -> UInt8[np.ndarray, "batch H W 3"]:
     """Return the photos under edited masks. Deterministic, so it takes no seed.
 
@@ -60,7 +61,7 @@ def edit(
       style: style of the forward direction, one for all or one per photo. None takes the photos'
         own, by their own masks; a part that only the edited mask shows is then drawn from noise.
         `synthesizer.style(images, labels).take(other, ["hat"])` gives it another face's style.
-      guidance_interval: see `SamplingOptions`; of the forward direction.
+      guidance_interval, guidance_rescale: see `SamplingOptions`; of the forward direction.
       times, shift: see `SamplingOptions`; of both directions. With times that begin after 0 the
         photo is inverted up to there, and keeps more of itself.
 
@@ -69,7 +70,7 @@ def edit(
     """
     options = SamplingOptions(
         steps=steps, solver=solver, guidance=guidance, guidance_interval=guidance_interval,
-        times=times, shift=shift,
+        times=times, shift=shift, guidance_rescale=guidance_rescale,
     )  # fmt: skip
     options.check_ends(from_noise=False)
     synthesizer.check_labels(labels)

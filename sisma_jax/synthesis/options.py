@@ -60,6 +60,9 @@ class SamplingOptions:
     shift: float = 1.0
     """A shift of equal steps (`rectified`, equation 3), more than 0: finer steps near the noise if
     more than 1."""
+    guidance_rescale: float = 0.0
+    """Share, in [0, 1], of the rescaling of guided velocities against over-exposure
+    (`diffusion.rescale_guidance`); 0 for none. Without guidance it has no effect."""
 
     def __post_init__(self) -> None:
         times = None if self.times is None else _checked_times(self.times)
@@ -80,7 +83,10 @@ class SamplingOptions:
             )
         scales = {name: _checked_scale(name, getattr(self, name)) for name in _SCALES}
         interval = _checked_interval(self.guidance_interval)
-        own = {"steps": steps, "times": times, "shift": shift, "guidance_interval": interval}
+        own = {
+            "steps": steps, "times": times, "shift": shift, "guidance_interval": interval,
+            "guidance_rescale": _checked_rescale(self.guidance_rescale),
+        }  # fmt: skip
         _set(self, own | scales)
 
     @property
@@ -92,6 +98,16 @@ class SamplingOptions:
     def style_guided(self) -> bool:
         """Whether guidance by the style needs a pass of its own."""
         return not _is_one(self.style_guidance)
+
+    @property
+    def any_guided(self) -> bool:
+        """Whether there is guidance at all."""
+        return self.guided or self.style_guided
+
+    @property
+    def rescale(self) -> Any:
+        """The share of the rescaling of guided velocities; None for none."""
+        return None if _is_zero(self.guidance_rescale) else self.guidance_rescale
 
     @property
     def interval(self) -> Any:
@@ -215,6 +231,17 @@ def _checked_interval(interval: Any) -> tuple[float, float]:
 
 
 @no_type_check
+def _checked_rescale(share: Any) -> float:
+    array = _numbers(share)
+    if array is None or array.ndim or not 0 <= array <= 1:
+        raise InputError(
+            f"guidance rescale is {_shown(share)}: use a share from 0 (none) to 1 (the plain "
+            "model's standard deviation)"
+        )
+    return float(array)
+
+
+@no_type_check
 def _checked_shift(shift: Any, steps: int) -> float:
     array = _numbers(shift)
     if array is None or array.ndim or not array > 0 or not np.isfinite(array):
@@ -263,6 +290,11 @@ def _is_one(scale: Any) -> bool:
     return all(isinstance(one, float | int) and one == 1 for one in scales)
 
 
+def _is_zero(share: Any) -> bool:
+    """Whether a share is 0, and not the tracer of a program's argument."""
+    return isinstance(share, float | int) and share == 0
+
+
 def _is_always(interval: Any) -> bool:
     return isinstance(interval, tuple) and interval == ALWAYS
 
@@ -272,10 +304,10 @@ def _names(options: SamplingOptions) -> tuple[str, ...]:
     differs = {
         "guidance": options.guided,
         "style_guidance": options.style_guided,
-        "guidance_interval": (options.guided or options.style_guided)
-        and not _is_always(options.guidance_interval),
+        "guidance_interval": options.any_guided and options.interval is not None,
         "times": options.times is not None,
         "shift": not _is_one(options.shift),
+        "guidance_rescale": options.any_guided and options.rescale is not None,
     }
     return tuple(name for name, is_leaf in differs.items() if is_leaf)
 

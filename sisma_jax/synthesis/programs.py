@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Key, UInt8, UInt32
 
 from sisma_jax.data.classes import UNLABELLED
-from sisma_jax.flows import rectified
+from sisma_jax.flows import diffusion, rectified
 from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.models.generators import Config, Params, generator
 from sisma_jax.synthesis.options import CLOSEST, SamplingOptions
@@ -46,6 +46,7 @@ def velocity_under(
     style: Float[Array, "b k token"] | None = None,
     style_guidance: Scale | None = None,
     interval: Any = None,
+    rescale: Any = None,
 ) -> rectified.Velocity:
     """Return the velocity under label maps and styles, which are encoded once, here.
 
@@ -58,7 +59,8 @@ def velocity_under(
     Only terms that a guidance needs are computed (None means 1), in one pass over a batch of two or
     three times the size. At times outside of `interval`, its first and last time, v(mask, style) is
     computed alone: a conditional of the compiled program runs one of its two branches. Times within
-    CLOSEST of an end are inside.
+    CLOSEST of an end are inside. `rescale` is the share of `diffusion.rescale_guidance`; None for
+    none.
     """
     model = generator(config)
     params = model.in_compute_type(params)  # once, and not in every step of a solver
@@ -75,12 +77,17 @@ def velocity_under(
     encoded = jax.tree.map(_alternating, rows, *conditions)
 
     def guided_velocity(z: Array, t: Array) -> Array:
-        z, t = jnp.repeat(z, count, axis=0), jnp.repeat(t, count)
-        every = model.velocity(params, z, t, encoded)
+        repeated = jnp.repeat(z, count, axis=0), jnp.repeat(t, count)
+        every = model.velocity(params, *repeated, encoded)
         v, *others = rearrange(every, "(b count) ... -> count b ...", count=count)
+        conditional = v
         if style_guidance is not None:
             v = rectified.guide(v, others.pop(0), style_guidance)
-        return v if guidance is None else rectified.guide(v, others.pop(0), guidance)
+        if guidance is not None:
+            v = rectified.guide(v, others.pop(0), guidance)
+        if rescale is None:
+            return v
+        return diffusion.rescale_guidance(v, conditional, z, t, rescale)
 
     if interval is None:
         return guided_velocity
@@ -129,7 +136,8 @@ def velocity_with(
         options.guidance if options.guided else None,
         style,
         options.style_guidance if options.style_guided else None,
-        options.interval if options.guided or options.style_guided else None,
+        options.interval if options.any_guided else None,
+        options.rescale if options.any_guided else None,
     )
 
 

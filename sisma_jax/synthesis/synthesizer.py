@@ -128,6 +128,7 @@ class Synthesizer:
         guidance_interval: tuple[float, float] = SamplingOptions.guidance_interval,
         times: Sequence[float] | None = SamplingOptions.times,
         shift: float = SamplingOptions.shift,
+        guidance_rescale: float = SamplingOptions.guidance_rescale,
         noise: Float[np.ndarray, "batch h w c"] | None = None,
         latents: Float[np.ndarray, "batch h w c"] | None = None,
     ) -> UInt8[np.ndarray, "batch H W 3"]:
@@ -136,8 +137,8 @@ class Synthesizer:
         Args:
           labels: class ids, 255 where unlabelled; H = W = the model's image size.
           seed: one for all, or one per image, in [0, 2**32). Noise depends on (seed, image index).
-          steps, solver, guidance, style_guidance, guidance_interval, times, shift: see
-            `SamplingOptions`; without times there are 25 steps by default.
+          steps, solver, guidance, style_guidance, guidance_interval, times, shift,
+            guidance_rescale: see `SamplingOptions`; without times there are 25 steps by default.
           style: one for all, or one per image; None draws the style from noise, too.
           noise: what the solver starts from in place of the seed's noise, N(0, I).
           latents: what the solver starts from in place of noise, scaled latents at the first of the
@@ -149,6 +150,7 @@ class Synthesizer:
         options = SamplingOptions(
             steps=steps, solver=solver, guidance=guidance, style_guidance=style_guidance,
             guidance_interval=guidance_interval, times=times, shift=shift,
+            guidance_rescale=guidance_rescale,
         )  # fmt: skip
         start = {"seed": seed, "noise": noise, "latents": latents}
         return self.images(np.asarray(labels), options, style=style, **start)

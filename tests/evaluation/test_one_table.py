@@ -164,6 +164,10 @@ def test_times_and_the_interval_of_guidance_are_in_the_description_of_a_sampling
     assert shifted.settings["guidance_interval"] == [0.1, 0.8] and shifted.settings["shift"] == 3
     plain = Sampling(options=dataclasses.replace(options, guidance=1, shift=1), seed=0)
     assert plain.in_words == "euler 12, guidance 1", "the interval has no effect"
+    rescaled = dataclasses.replace(options, shift=1, guidance_interval=(0, 1), guidance_rescale=0.7)
+    rescaled = Sampling(options=rescaled, seed=0)
+    assert rescaled.in_words == "euler 12, guidance 2, guidance rescale 0.7"
+    assert rescaled.settings["guidance_rescale"] == 0.7
     timed = Sampling(options=SamplingOptions(times=[0, 0.25, 1]), seed=0)
     assert timed.in_words == "euler 2, guidance 1, times 0 0.25 1"
 

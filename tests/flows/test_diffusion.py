@@ -7,7 +7,16 @@ import pytest
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.flows import rectified
-from sisma_jax.flows.diffusion import PUBLISHED, STEPS, Diffusion, from_flow, to_flow
+from sisma_jax.flows.diffusion import (
+    PUBLISHED,
+    STEPS,
+    Diffusion,
+    from_flow,
+    rescale_guidance,
+    to_flow,
+    u_to_velocity,
+    velocity_to_u,
+)
 from tests.lowering import equations
 
 VELOCITY = Diffusion(prediction="velocity")
@@ -291,6 +300,31 @@ def test_guiding_the_velocity_guides_the_prediction(diffusion):
     guided = rectified.guide(of(predicted[1]), of(predicted[0]), 1.2)
     expected = of(rectified.guide(predicted[1], predicted[0], 1.2))
     np.testing.assert_allclose(guided, expected, atol=1e-3)
+
+
+def test_the_two_velocities_are_each_other_s_at_every_time():
+    z, v, time = as_jax(normal(1)), as_jax(normal(2)), jnp.asarray([0.0, 0.4, 1.0])
+    u = velocity_to_u(v, z, time)
+    np.testing.assert_allclose(u_to_velocity(u, z, time), v, atol=1e-5)
+    x, noise = z + (1 - column(time)) * v, z - column(time) * v
+    a, s = (column(level / np.hypot(time, 1 - time)) for level in (time, 1 - time))
+    np.testing.assert_allclose(u, a * noise - s * x, atol=1e-5)
+
+
+def test_rescaled_guidance_has_the_deviation_of_the_plain_prediction_in_its_share():
+    z, plain, null = (as_jax(normal(seed)) for seed in (1, 2, 3))
+    time = jnp.asarray([0.0, 0.4, 1.0])
+    guided = rectified.guide(plain, null, 3.0)
+    deviation = lambda v: np.std(velocity_to_u(v, z, time), (1, 2, 3))
+    none, half, full = (rescale_guidance(guided, plain, z, time, s) for s in (0.0, 0.5, 1.0))
+    np.testing.assert_allclose(none, guided, atol=1e-5)
+    np.testing.assert_allclose(deviation(full), deviation(plain), rtol=1e-4)
+    np.testing.assert_allclose(
+        deviation(half), (deviation(plain) + deviation(guided)) / 2, rtol=1e-4
+    )
+    assert (deviation(guided) > 1.5 * deviation(plain)).all()
+    data = np.std(full[0] + z[0])  # of noise alone, where u is minus the data
+    np.testing.assert_allclose(data, np.std(plain[0] + z[0]), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ from sisma_jax.synthesis.options import SamplingOptions, name_fields
         ({"guidance_interval": 0.5}, "^guidance interval is 0.5: give its first and its last time"),
         ({"guidance_interval": "01"}, "^guidance interval is '01': give its first"),
         ({"guidance_interval": None}, "^guidance interval is None: give its first"),
+        ({"guidance_rescale": 1.5}, "^guidance rescale is 1.5: use a share from 0"),
+        ({"guidance_rescale": [0.7]}, r"^guidance rescale is \[0.7\]: use a share from 0"),
         ({"times": [0, 0.6, 0.5, 1]}, "^times have 0.5 after 0.6: let them increase"),
         (
             {"times": [0, 0.5, 0.5 + 1e-9, 1]},
@@ -78,7 +80,7 @@ def test_numbers_of_any_kind_are_kept_as_pythons_own():
         steps=3, guidance=1.5, style_guidance=2.0, shift=2.0, guidance_interval=(0.25, 1.0)
     )
     kinds = [type(value) for value in dataclasses.asdict(options).values()]
-    assert kinds == [int, str, float, float, tuple, type(None), float]
+    assert kinds == [int, str, float, float, tuple, type(None), float, float]
     several = SamplingOptions(guidance=np.arange(3), times=jnp.array([0, 0.5, 1]))
     assert several.guidance == (0.0, 1.0, 2.0) and several.times == (0.0, 0.5, 1.0)
     assert SamplingOptions(times=(k / 2 for k in range(3))).times == several.times
@@ -110,6 +112,7 @@ def test_options_share_a_program_unless_they_differ_in_more_than_guidances_other
         ({"steps": 7, "solver": "heun"}, 0),
         ({"guidance": 1.5, "shift": 3}, 2),
         ({"guidance": 1.5, "guidance_interval": (0.1, 0.8)}, 2),
+        ({"style_guidance": 1.5, "guidance_rescale": 0.7}, 2),
         ({"guidance": [1, 2], "style_guidance": [1.0, 0.1], "times": [0, 0.1, 1]}, 3),
         ({"guidance": 1.5, "guidance_interval": (0, 1), "style_guidance": [1.0, 1.0]}, 1),
     ],
@@ -132,6 +135,9 @@ def test_times_and_intervals_share_programs_and_defaults_are_no_options():
     assert within == structure(guidance=3, guidance_interval=(0, 0.5))
     assert structure(guidance=2, guidance_interval=(0, 1)) == structure(guidance=2) != within
     assert structure(guidance_interval=(0.1, 0.8)) == structure(), "nothing is guided"
+    rescaled = structure(guidance=2, guidance_rescale=0.7)
+    assert rescaled == structure(guidance=3, guidance_rescale=0.1) != structure(guidance=2)
+    assert structure(guidance_rescale=0.7) == structure(), "nothing is guided"
     traced = jax.jit(lambda options: options.grid)(SamplingOptions(steps=4, shift=3))
     np.testing.assert_allclose(traced, [0, 1 / 10, 1 / 4, 1 / 2, 1], rtol=1e-6)
 

@@ -73,6 +73,38 @@ def test_guidance_is_that_of_times_in_its_interval(synthesizer, labels):
     assert min(largest_difference(some, other) for other in (plain, guided)) > 1
 
 
+def test_a_guided_velocity_is_rescaled_by_the_share_of_the_options(monkeypatch):
+    """By its own formula, in a velocity of two rows with guidances of their own."""
+    random = np.random.default_rng(0)
+    z, null, *given = random.normal(size=(4, 2, 3, 3, 2)).astype(np.float32)
+    given = given[0] + 1
+
+    def velocity(params, z, t, encoded):
+        is_null = encoded[:, None, None, None] == 1
+        every = jnp.where(is_null, jnp.repeat(null, 2, 0), jnp.repeat(given, 2, 0))
+        return z + every
+
+    toy = types.SimpleNamespace(
+        in_compute_type=lambda params: params,
+        encode=lambda params, labels, style: labels[:, 0, 0].astype(jnp.float32) / 255,
+        velocity=velocity,
+    )
+    monkeypatch.setattr(programs, "generator", lambda config: toy)
+    time, scales = np.float32(0.3), (2.0, 5.0)
+    options = SamplingOptions(guidance=scales, guidance_rescale=0.7)
+    labels = jnp.ones((2, 1, 1), jnp.uint8)
+    found = jax.jit(
+        lambda z, t, options: velocity_with(SISMAConfig.tiny(), {}, labels, options, None)(z, t)
+    )(z, np.full(2, time), options)
+    k = np.hypot(time, 1 - time)
+    u = lambda v: ((2 * time - 1) * z - k**2 * v) / k
+    plain, guided = z + given, z + null + np.reshape(scales, (2, 1, 1, 1)) * (given - null)
+    ratio = u(plain).std((1, 2, 3), keepdims=True) / u(guided).std((1, 2, 3), keepdims=True)
+    expected = u(guided) * (0.3 + 0.7 * ratio)
+    np.testing.assert_allclose(u(np.asarray(found)), expected, atol=1e-4)
+    assert (np.abs(ratio - 1) > 0.1).all()
+
+
 @pytest.fixture
 def rows_by_time(monkeypatch):
     """A function that solves with guidance in an interval, and returns the time and the number of

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.models.layers.style_encoder import check_grouping, check_levels
 from sisma_jax.flows.diffusion import PUBLISHED, Diffusion
+from sisma_jax.models.layers.style_encoder import check_grouping, check_levels
 from sisma_jax.models.layers.unet import check_sizes
 
 
