@@ -47,7 +47,7 @@ from sisma_jax.runs.state import Params
 from sisma_jax.synthesis.checks import check_autoencoder, check_sampling
 from sisma_jax.synthesis.options import SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
-from sisma_jax.train_ca2sis import train_ca2sis
+from sisma_jax.training.ca2sis.run import train_ca2sis
 from sisma_jax.training.held_out import EvaluationConfig, held_out_loss
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train

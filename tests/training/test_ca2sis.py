@@ -12,7 +12,7 @@ from sisma_jax.models.generators import model_config, parameter_shapes
 from sisma_jax.runs.checkpoint import abstract_like, averaged_weights
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import OpponentState
-from sisma_jax.training.ca2sis import (
+from sisma_jax.training.ca2sis.objective import (
     DiscriminatorSection,
     LossSection,
     own_attention,
@@ -71,7 +71,7 @@ def stepper(loss=LossSection(perceptual=0.0), **changes):  # noqa: B008  a const
 
 def test_the_losses_of_a_step_are_those_of_the_authors_code(golden, network, monkeypatch):  # noqa: F811
     # The authors' pictures are not whole numbers of grey levels.
-    monkeypatch.setattr("sisma_jax.training.ca2sis.to_float", lambda images: images)
+    monkeypatch.setattr("sisma_jax.training.ca2sis.objective.to_float", lambda images: images)
     config = CA2SISConfig.tiny()
     one = trainable_ca2sis(
         config, DiscriminatorSection(channels=8), LossSection(), toy.settings(), seed=0

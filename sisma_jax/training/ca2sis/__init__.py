@@ -1,0 +1,1 @@
+"""The training of CA2-SIS."""
