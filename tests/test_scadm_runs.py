@@ -7,15 +7,18 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from sisma_jax import Synthesizer, demo, export, train
 from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
-from sisma_jax.flows.diffusion import PUBLISHED, to_flow
+from sisma_jax.flows.diffusion import PUBLISHED, Diffusion, to_flow
+from sisma_jax.models.generators import model_config
 from sisma_jax.models.scadm.config import SCADMConfig
 from tests.tiny_runs import SIZE, arguments, call
 
 pytestmark = pytest.mark.slow
+ZERO = Diffusion(prediction="velocity", zero_terminal_snr=True)
 TINY = {
     "model.channels": 16,
     "model.multipliers": "(1,)",
@@ -33,12 +36,20 @@ TINY = {
 OF_SISMA = ("width", "depth", "state", "mask_channels")
 
 
+NOISE = {"flow.prediction": "noise", "flow.zero_terminal_snr": False}
+
+
+def train_scadm(inputs_folder, workdir, **overrides):
+    settings = {"train.steps": 4} | TINY | overrides
+    command = arguments(inputs_folder, workdir, "scadm.py:synthetic", **settings)
+    call(train.main, *(x for x in command if x.split("=")[0].split(".")[-1] not in OF_SISMA))
+
+
 @pytest.fixture(scope="module")
 def workdir(inputs_folder, tmp_path_factory):
     """A finished tiny run."""
     workdir = tmp_path_factory.mktemp("runs") / "scadm"
-    command = arguments(inputs_folder, workdir, "scadm.py:synthetic", train__steps=4, **TINY)
-    call(train.main, *(x for x in command if x.split("=")[0].split(".")[-1] not in OF_SISMA))
+    train_scadm(inputs_folder, workdir)
     return workdir
 
 
@@ -51,6 +62,8 @@ def faces():
 def test_a_run_says_what_it_is(workdir):
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["kind"] == "scadm"
+    assert config["flow"]["prediction"] == "velocity" and config["flow"]["zero_terminal_snr"]
+    assert model_config(ConfigDict(config)).diffusion == ZERO
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [2, 4]
     assert (workdir / "samples" / "step_0000004.png").exists()
@@ -82,12 +95,44 @@ def test_faces_take_the_style_they_are_given(workdir, faces, tmp_path):
         with pytest.raises(InputError, match=said):
             make(**options)
     noise = np.random.default_rng(0).normal(size=(2, SIZE // 4, SIZE // 4, 4)).astype(np.float32)
-    begun = to_flow(jnp.asarray(noise), jnp.full(2, PUBLISHED.ddim_times(3)[0]))
     made = make(noise=noise, solver="ab2").astype(int)
-    assert np.abs(made - make(latents=begun, solver="ab2")).max() <= 1
+    assert np.abs(made - make(latents=noise, solver="ab2")).max() <= 1, "it starts from noise alone"
     call(export.main, "--workdir", workdir, "--out", tmp_path / "out")
     exported = Synthesizer.load(tmp_path / "out")
     np.testing.assert_array_equal(exported(labels, steps=3, style=style), make(style=style))
+
+
+def test_a_run_older_than_predictions_predicts_the_noise(inputs_folder, faces, tmp_path, capsys):
+    run = tmp_path / "run"
+    train_scadm(inputs_folder, run, **NOISE)
+    _, labels = faces
+    with_keys = Synthesizer.load(run)
+    assert with_keys.config.diffusion == PUBLISHED
+    noise = np.random.default_rng(0).normal(size=(2, SIZE // 4, SIZE // 4, 4)).astype(np.float32)
+    made = with_keys(labels, steps=3, noise=noise)
+    begun = to_flow(jnp.asarray(noise), jnp.full(2, PUBLISHED.ddim_times(3)[0]))
+    assert np.abs(made.astype(int) - with_keys(labels, steps=3, latents=begun)).max() <= 1
+    config = json.loads((run / "config.json").read_text())
+    for key in NOISE:
+        del config["flow"][key.removeprefix("flow.")]
+    (run / "config.json").write_text(json.dumps(config))
+    older = Synthesizer.load(run)
+    assert older.config == with_keys.config
+    np.testing.assert_array_equal(older(labels, steps=3, noise=noise), made)
+    with pytest.raises(InputError, match=r"flow.prediction, which was always 'noise', but this"):
+        train_scadm(inputs_folder, run)
+    train_scadm(inputs_folder, run, **NOISE, **{"train.steps": 5})
+    capsys.readouterr()
+    train_scadm(inputs_folder, tmp_path / "finer", **{"train.init_from": run, "train.steps": 1})
+    assert (
+        "predict the noise, and this run trains them to predict the vel" in capsys.readouterr().out
+    )
+
+
+def test_zero_terminal_snr_needs_a_prediction_of_the_velocity(inputs_folder, tmp_path):
+    with pytest.raises(InputError, match=r"^flow.zero_terminal_snr is True with flow.prediction"):
+        train_scadm(inputs_folder, tmp_path / "run", **NOISE | {"flow.zero_terminal_snr": True})
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_kind_that_does_not_exist_is_refused(inputs_folder, tmp_path):

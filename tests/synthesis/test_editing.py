@@ -1,5 +1,6 @@
 """Edited photos: the way back to noise, what an edit leaves as it was, what is refused."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -12,6 +13,7 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.data import synthetic
 from sisma_jax.data.classes import CLASSES
 from sisma_jax.flows import rectified
+from sisma_jax.flows.diffusion import PUBLISHED, Diffusion
 from sisma_jax.models import generators
 from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.models.scadm.config import SCADMConfig
@@ -251,7 +253,13 @@ def test_the_way_back_of_scadm_is_the_inversion_of_ddim(scadm, faces):
 
 
 @pytest.mark.slow
-def test_scadm_comes_back_to_the_photo_the_nearer_the_more_steps(scadm, faces):
+@pytest.mark.parametrize(
+    "diffusion", [PUBLISHED, Diffusion(prediction="velocity", zero_terminal_snr=True)]
+)
+def test_scadm_comes_back_to_the_photo_the_nearer_the_more_steps(scadm, faces, diffusion):
+    scadm = dataclasses.replace(
+        scadm, config=dataclasses.replace(scadm.config, diffusion=diffusion)
+    )
     images, labels = faces
     goal = reconstructed(scadm, images)
 
