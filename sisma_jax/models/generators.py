@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Key, PRNGKeyArray, UInt8
 from ml_collections import ConfigDict
 
 from sisma_jax.common.config import section
@@ -52,6 +52,10 @@ class Generator(Protocol):
     """The most solver steps; None for any number."""
     any_times: bool
     """Whether a solver may step from any time to any other, and not at `times` alone."""
+    one_pass: bool
+    """Whether the model draws images, not latents, in one pass: in one step of Euler's method, from
+    whatever noise and without guidance, and in the style of a reference or in a random one
+    (`random_style`)."""
 
     def init_params(self, key: PRNGKeyArray) -> Params: ...
 
@@ -114,6 +118,7 @@ class _FlaxGenerator:
     """The functions that every generator takes from its Flax module unchanged."""
 
     config: Config
+    one_pass: ClassVar[bool] = False
     network: ClassVar[type[nn.Module]]
     source: ClassVar[ModuleType]
     """The Python module of `network`, with `init_params` and `matrix_axes`."""
@@ -144,6 +149,7 @@ class CA2SISGenerator(_FlaxGenerator):
     config: CA2SISConfig
     network, source = ca2sis.CA2SIS, ca2sis
     name = "CA2-SIS"
+    one_pass = True
     has_style = True
     most_steps = 1
     any_times = False
@@ -153,6 +159,11 @@ class CA2SISGenerator(_FlaxGenerator):
 
     def encode_style(self, params: Params, images: Array, labels: Array) -> Tokens:
         return self._apply(params, images, labels, method="styles")
+
+    def random_style(self, params: Params, keys: Key[Array, " b"], labels: Array) -> Tokens:
+        """Style tokens from noise for masks; zeros for classes that they do not have."""
+        normal = lambda key: jax.random.normal(key, (self.config.noise_width,))
+        return self._apply(params, jax.vmap(normal)(keys), labels, method="random_styles")
 
     def encode(self, params: Params, labels: Array, style: Tokens | None) -> tuple[Array, Tokens]:
         codes = self._apply(params, labels, method="mask_codes")

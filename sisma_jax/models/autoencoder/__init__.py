@@ -11,8 +11,10 @@ from sisma_jax.models.autoencoder.model import (
     to_float,
     to_uint8,
 )
+from sisma_jax.models.autoencoder.pixels import PIXELS
 
 __all__ = [
+    "PIXELS",
     "Autoencoder",
     "AutoencoderConfig",
     "AutoencoderKL",

@@ -134,6 +134,20 @@ class CA2SISConfig:
         return self.grid * 2 ** (len(self.widths) - 1)
 
     @property
+    def latent_size(self) -> int:
+        """The side of what the model draws: its images are their own latents."""
+        return self.image_size
+
+    @property
+    def latent_channels(self) -> int:
+        return 3
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along each side."""
+        return 1
+
+    @property
     def drawn_classes(self) -> int:
         """Number of classes with a mask code: all, or all but class 0."""
         return self.num_classes - (not self.draw_background)
