@@ -113,6 +113,16 @@ def test_style_tokens_are_pytorch_s():
     np.testing.assert_allclose(style, GOLDEN["style"], atol=1e-5 * np.abs(GOLDEN["style"]).max())
 
 
+def test_the_published_grouping_changes_all_levels_but_the_coarsest():
+    """Skips join after it. The values of finer levels are checked with CA2-SIS's generator."""
+    encode = jax.jit(lambda *args: SCADM(PUBLISHED).apply(*args, method="encode_style"))
+    style = encode({"params": golden_params()}, recipe.images(), recipe.labels())
+    coarsest = SMALL.style_features
+    change = np.abs(style - GOLDEN["style"])
+    assert change[..., :coarsest].max() < 1e-5
+    assert change[..., coarsest:].max() > 0.1
+
+
 @pytest.mark.parametrize(("config", "name"), [(SMALL, "noise"), (FREE, "noise_without_mask")])
 def test_noise_is_pytorch_s(config, name):
     noise = predict(config, GOLDEN["style"])
