@@ -11,8 +11,8 @@ Model, noise and optimizer are those of the paper's published code: LDM's U-Net 
 and decoder and mask-conditioned cross-attention to style tokens, 486.9 M parameters and 18.1 M in
 the style encoder; latents of VQ-f4, 64 x 64 x 3; batches of 48, learning rate 9.6e-5, EMA decay
 0.9999. Published scores in the style of the face itself: FID 16.85, SSIM 0.54, mIoU 81.78, accuracy
-94.67. Sampling is DDIM, samples.solver "euler", with 50 to 200 steps. The small variants predict the
-velocity, on a schedule with zero terminal SNR (docs/styles.md).
+94.67. Sampling is DDIM, samples.solver "euler", with 50 to 200 steps. The small variants predict
+the velocity, on a schedule with zero terminal SNR (docs/styles.md).
 
 The first stage is latent diffusion's VQ-f4, as safetensors in CompVis' or diffusers' naming
 (docs/autoencoder.md), or trained by configs/autoencoder.py:vq-f4.

@@ -54,7 +54,7 @@ from sisma_jax.models.judges.inception import SCALINGS
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis import arguments
 from sisma_jax.synthesis.arguments import FURTHER_OPTIONS
-from sisma_jax.synthesis.checks import check_sampling
+from sisma_jax.synthesis.checks import check_sampling, default_steps
 from sisma_jax.synthesis.options import STEPS, SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -324,7 +324,7 @@ def main() -> None:
 def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
     config = RunFolder(args.workdir).config("sisma_jax.train")
     model = model_config(config)
-    samplings = samplings_of(args)
+    samplings = samplings_of(args, default_steps(model))
     with name_fields("--"):
         for sampling in samplings:
             check_sampling(model, sampling.options)
@@ -401,17 +401,21 @@ def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluat
     )
 
 
-def samplings_of(args: argparse.Namespace) -> list[Sampling]:
+def samplings_of(args: argparse.Namespace, steps: int = STEPS) -> list[Sampling]:
     """Every combination of --solver, --guidance and --steps, without a style.
+
+    Args:
+      args: the options.
+      steps: the number of steps where neither it nor times are asked for.
 
     Raises:
       InputError: if a value is out of range.
     """
     options = [
-        arguments.options_from(args, steps=steps, solver=solver, guidance=guidance)
+        arguments.options_from(args, steps=number, solver=solver, guidance=guidance)
         for solver in args.solver
         for guidance in args.guidance
-        for steps in args.steps or [None]
+        for number in args.steps or [None if args.times else steps]
     ]
     return [Sampling(options=one, seed=args.seed) for one in options]
 

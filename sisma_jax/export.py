@@ -51,14 +51,17 @@ def export_sisma(run: RunFolder, out: Path) -> str:
     name, shapes = generator(model).name, parameter_shapes(model)
     shardings = jax.tree.map(lambda _: replicated(local_mesh()), shapes)
     step, params = averaged_weights(run, abstract_like(shapes, shardings))
-    load_autoencoder(run.autoencoder)  # raises before anything is written
+    has_autoencoder = not generator(model).one_pass
+    if has_autoencoder:
+        load_autoencoder(run.autoencoder)  # raises before anything is written
     with whole_folder(out) as folder:
         written = RunFolder(folder)
         written.config_file.write_text(to_json(config), "utf-8")
         written.write_classes(run.classes())
-        shutil.copytree(run.autoencoder, written.autoencoder)
+        if has_autoencoder:
+            shutil.copytree(run.autoencoder, written.autoencoder)
         save_tree(written.weights_file, params, {"model": name, "step": str(step)})
-    return f"{name} at step {step}, with its autoencoder"
+    return f"{name} at step {step}" + (", with its autoencoder" if has_autoencoder else "")
 
 
 def export_autoencoder(run: RunFolder, out: Path, format: str) -> str:

@@ -26,7 +26,10 @@ from sisma_jax.data.label_maps import collect_masks, read_with_share, resize_nea
 from sisma_jax.data.label_values import Reading
 from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.flows import rectified
+from sisma_jax.models.generators import model_config
+from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis import arguments, references
+from sisma_jax.synthesis.checks import default_steps
 from sisma_jax.synthesis.options import STEPS, SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -54,7 +57,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--per-mask", type=int, default=1, help="faces per mask")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    parser.add_argument("--steps", type=int, help=f"solver steps (default: {STEPS})")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help=f"solver steps (default: {STEPS}, or 1 for a model that draws in one pass)",
+    )
     parser.add_argument(
         "--solver", choices=rectified.SOLVERS, default=SamplingOptions.solver, help="ODE solver"
     )
@@ -119,6 +126,11 @@ def read_masks(
     return np.stack(masks)
 
 
+def default_steps_of(workdir: Path) -> int:
+    """The number of solver steps of a run's model where none is asked for."""
+    return default_steps(model_config(RunFolder(workdir).config("sisma_jax.train")))
+
+
 def main() -> None:
     args = parse_arguments()
     if args.per_mask < 1:
@@ -126,7 +138,7 @@ def main() -> None:
     reading = Reading(args.class_order, args.allow_unlabelled, args.nearest_colour)
     options = arguments.options_from(
         args,
-        steps=args.steps,
+        steps=args.steps if args.steps or args.times else default_steps_of(args.workdir),
         solver=args.solver,
         guidance=args.guidance,
         style_guidance=args.style_guidance,
@@ -147,7 +159,7 @@ def main() -> None:
     )
     masks = read(paths)
     styles = references.styles_from(args, synthesizer, lambda path: read([path])[0])
-    references.print_missing(styles[0], masks)
+    references.print_missing(synthesizer, styles[0], masks)
     repeated = np.repeat(masks, args.per_mask, axis=0)
     with name_fields("--"):
         sets = [synthesizer.batches(repeated, options, seed=args.seed, style=x) for x in styles]

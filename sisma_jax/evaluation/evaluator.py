@@ -44,6 +44,7 @@ from sisma_jax.evaluation.speed import circumstances, measure_speed, speed_table
 from sisma_jax.evaluation.styles import FACES, measure_styles, style_tables
 from sisma_jax.evaluation.tables import score_table
 from sisma_jax.metrics.frechet import Statistics, save_statistics
+from sisma_jax.models.generators import generator
 from sisma_jax.models.judges.inception import FEATURES
 from sisma_jax.models.weights import tree_checksum
 from sisma_jax.synthesis.synthesizer import Synthesizer
@@ -257,7 +258,8 @@ def evaluate_run(
       synthesizer: the model.
       train: its training data, for the nearest faces and as another set of real pictures.
       name: name of the model in the table.
-      samplings: samplings to score, one row each.
+      samplings: samplings to score, one row each, unless the model only draws in the style of
+        references.
       diversity: sizes for LPIPS diversity, if LPIPS is available.
       speed, peers: whether they are timed.
       style: whether to measure styles of references, with the first sampling, if the model has
@@ -275,7 +277,7 @@ def evaluate_run(
     with evaluation.scoring() as scorer:
         if evaluation.scores:
             score_bounds(evaluation, scorer, synthesizer, train, name)
-            for sampling in samplings:
+            for sampling in samplings if synthesizer.draws_styles else ():
                 faces = GeneratedFaces(
                     report.images, synthesizer, weights, evaluation.reference, sampling
                 )
@@ -293,7 +295,10 @@ def evaluate_run(
                 weights,
                 evaluation.reference,
                 name=name,
-                samplings=[*samplings, *([in_style] if in_style else [])],
+                samplings=[
+                    *(samplings if synthesizer.draws_styles else ()),
+                    *([in_style] if in_style else []),
+                ],
                 noises=noises,
             )
         if speed:
@@ -322,6 +327,8 @@ def score_bounds(
     if train is not None and len(train) >= 2:
         others = SourcePictures(train, min(len(train), len(reference)))
         evaluation.put(scorer.row(f"training faces of {name}", "real", others))
+    if generator(synthesizer.config).one_pass:
+        return
     evaluation.put(
         scorer.row(
             f"autoencoder of {name}",

@@ -10,6 +10,9 @@ style:
   noise          no reference
   autoencoder    the real face, encoded and decoded: a lower bound of any model's error
 
+A model that only draws in the style of references has no faces from noise, and one that draws
+pixels has no autoencoder.
+
 Locality: in faces in their own style, one class is given the style of another reference. The change
 is measured inside the class's region, within a margin around it, and beyond, in grey levels.
 """
@@ -27,6 +30,7 @@ from sisma_jax.evaluation.generation import Sampling
 from sisma_jax.evaluation.pictures import reconstructor
 from sisma_jax.evaluation.tables import Cell, Table
 from sisma_jax.metrics.regions import class_colours, colour_errors, far_from, rms_change
+from sisma_jax.models.generators import generator
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -40,7 +44,6 @@ SHOWN, PARTS = 6, 4
 """Rows of a sheet, and number of classes, the largest, that are swapped one by one."""
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of interpolations."""
-SOURCES = ("own style", "other style", "noise", "autoencoder")
 Faces = UInt8[np.ndarray, "n h w 3"]
 Sheet = UInt8[np.ndarray, "H W 3"]
 Labels = UInt8[np.ndarray, "n h w"]
@@ -87,13 +90,15 @@ def measure_styles(
     made = {
         "own style": make(everyone, style),
         "other style": make(everyone, other),
-        "noise": make(everyone, None),
-        "autoencoder": reconstructor(synthesizer.autoencoder)(images),
     }
+    if synthesizer.draws_styles:
+        made["noise"] = make(everyone, None)
+    if not generator(synthesizer.config).one_pass:
+        made["autoencoder"] = reconstructor(synthesizer.autoencoder)(images)
     colours = {source: class_colours(faces, labels, len(names)) for source, faces in made.items()}
     real = class_colours(images, labels, len(names))
-    wanted = dict.fromkeys(SOURCES, real) | {"other style": real[following]}
-    errors = {source: colour_errors(colours[source], wanted[source]) for source in SOURCES}
+    wanted = dict.fromkeys(made, real) | {"other style": real[following]}
+    errors = {source: colour_errors(colours[source], wanted[source]) for source in made}
     by_name = lambda values: dict(zip(names, map(_number, values), strict=True))
 
     locality = {}
@@ -121,7 +126,7 @@ def measure_styles(
         "faces": len(images),
         "sampling": sampling.in_words,
         "margin": MARGIN,
-        "colour_errors": {source: by_name(errors[source]) for source in SOURCES},
+        "colour_errors": {source: by_name(errors[source]) for source in made},
         "colour_faces": dict(zip(names, (~np.isnan(real[..., 0])).sum(0).tolist(), strict=True)),
         "locality": locality,
     }
@@ -151,22 +156,28 @@ class Show:
         """Sheets by caption."""
         one = "hair" if "hair" in self.style.classes.names else self.parts[0]
         parts = ", ".join(self.parts)
-        return {
-            "reconstruction: mask, reference, two faces in its style, two without a style":
-                self.reconstruction(),
+        sheets = {"reconstruction: mask, reference, a face in its style": self.reconstruction()}
+        if "noise" in self.made:
+            sheets = {
+                "reconstruction: mask, reference, two faces in its style, two without a style":
+                    self.reconstruction(),
+                f"parts of several: {self.parts[0]} of the second picture, {self.parts[1]} of the "
+                "third, the rest by noise": self.several(),
+            }  # fmt: skip
+        return sheets | {
             "total swap: masks of the left column in the styles of the top row": self.total(),
             f"partial swap: face, reference, then in the reference's style {parts}":
                 self.partial(),
-            f"parts of several: {self.parts[0]} of the second picture, {self.parts[1]} of the "
-            "third, the rest by noise": self.several(),
             "interpolation from the first face's style to the last's": self.between(None),
             f"interpolation of {one} alone": self.between([one]),
         }  # fmt: skip
 
     def reconstruction(self) -> Sheet:
         rows, own = self.rows, self.style[self.rows]
-        again, fresh = self.make(rows, own, 1), self.make(rows, None, 1)
-        made = self.made["own style"], again, self.made["noise"], fresh
+        made = [self.made["own style"]]
+        if "noise" in self.made:
+            again, fresh = self.make(rows, own, 1), self.make(rows, None, 1)
+            made += [again, self.made["noise"], fresh]
         return tile([[self.masks[i], self.images[i], *(x[i] for x in made)] for i in rows])
 
     def total(self) -> Sheet:
@@ -209,14 +220,14 @@ class Show:
 def style_tables(result: dict[str, Any]) -> list[Table]:
     """Tables of the result of `measure_styles`."""
     errors, locality = result["colour_errors"], result["locality"]
-    faces = result["colour_faces"]
+    faces, sources = result["colour_faces"], list(errors)
     how = f"{result['faces']} test faces, {result['sampling']}."
     return [
         Table(
             "Style: colour error by class, grey levels",
-            ["class", "faces", *SOURCES],
+            ["class", "faces", *sources],
             [
-                [name, count, *(_shown(errors[source][name]) for source in SOURCES)]
+                [name, count, *(_shown(errors[source][name]) for source in sources)]
                 for name, count in faces.items()
                 if count
             ],

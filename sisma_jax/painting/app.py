@@ -202,15 +202,15 @@ def _photo_tab(studio: Studio) -> SimpleNamespace:
 
 
 def _settings(handlers: Handlers) -> list[gr.Slider]:
-    """Solver steps and guidance."""
-    options = handlers.studio.options
+    """Solver steps and guidance; hidden if the model has neither."""
+    options, visible = handlers.studio.options, not handlers.one_pass
     steps = gr.Slider(
         1, handlers.most_steps, options.steps, step=1, label="Steps", info="of the solver",
-        buttons=[], min_width=160, elem_id="steps",
+        buttons=[], min_width=160, elem_id="steps", visible=visible,
     )  # fmt: skip
     guidance = gr.Slider(
         0, handlers.most_guidance, options.guidance, step=0.1, label="Guidance",
-        info="1: the plain model", buttons=[], min_width=160, elem_id="guidance",
+        info="1: the plain model", buttons=[], min_width=160, elem_id="guidance", visible=visible,
     )  # fmt: skip
     return [steps, guidance]
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import UNLABELLED
+from sisma_jax.models.generators import generator
 from sisma_jax.painting import canvas, limits, look
 from sisma_jax.painting.starts import Subject
 from sisma_jax.painting.studio import Reference, Studio, write_faces, write_photo
@@ -105,7 +106,9 @@ class Handlers:
 
     def __init__(self, studio: Studio, files: TemporaryFiles):
         self.studio, self.files = studio, files
-        self.most_steps = max(limits.MOST_STEPS, studio.options.steps)
+        self.one_pass = generator(studio.synthesizer.config).one_pass
+        """Whether the model has no solver and no guidance."""
+        self.most_steps = 1 if self.one_pass else max(limits.MOST_STEPS, studio.options.steps)
         self.most_guidance = max(limits.MOST_GUIDANCE, studio.options.guidance)
 
     def labels(self, easel: Any) -> np.ndarray:

@@ -18,6 +18,7 @@ from sisma_jax.data.label_maps import read_with_share, resize_nearest, write_lab
 from sisma_jax.data.label_values import LENIENT, Reading
 from sisma_jax.evaluation.networks import DEFAULT_PARSER, TRAIN_PARSER, check_parser
 from sisma_jax.models.face_parser import FaceParser, load_parser
+from sisma_jax.models.generators import generator
 from sisma_jax.painting.starts import Starts, Subject, find_starts
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.editing import edit
@@ -86,16 +87,19 @@ class Studio:
         size, classes = synthesizer.config.image_size, synthesizer.classes
         reading.check(classes)
         loaded, reason = _find_parser(parser, classes, size)
-        samples = run.config().samples
+        options = SamplingOptions(steps=1)
+        if not generator(synthesizer.config).one_pass:
+            samples = run.config().samples
+            options = SamplingOptions(
+                steps=samples.steps, solver=samples.solver, guidance=samples.guidance
+            )
         return cls(
             name=f"{workdir.resolve().name}, step {synthesizer.step}",
             synthesizer=synthesizer,
             starts=find_starts(run, classes, size),
             parser=loaded,
             no_parser=reason,
-            options=SamplingOptions(
-                steps=samples.steps, solver=samples.solver, guidance=samples.guidance
-            ),
+            options=options,
             reading=reading,
         )
 

@@ -1,5 +1,6 @@
 """Checks of what a synthesizer is given, before any long work starts."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, no_type_check
 
@@ -10,7 +11,7 @@ from jaxtyping import Float32
 from sisma_jax.common.errors import InputError, whole_number
 from sisma_jax.models.autoencoder import Autoencoder
 from sisma_jax.models.generators import Config, generator
-from sisma_jax.synthesis.options import SamplingOptions
+from sisma_jax.synthesis.options import STEPS, SamplingOptions
 
 
 def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
@@ -28,6 +29,8 @@ def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
 def check_sampling(config: Config, options: SamplingOptions) -> None:
     """Raises InputError if a model of this configuration cannot be sampled in this way."""
     model = generator(config)
+    if model.one_pass:
+        _check_one_pass(model.name, options)
     if model.most_steps is not None and options.steps > model.most_steps:
         raise InputError(
             f"steps is {options.steps}: {model.name} was trained on {model.most_steps + 1} "
@@ -42,6 +45,24 @@ def check_sampling(config: Config, options: SamplingOptions) -> None:
             f"shift is {options.shift:g}, but {model.name} is sampled at DDIM's times: leave it "
             "at 1"
         )
+
+
+def _check_one_pass(name: str, options: SamplingOptions) -> None:
+    plain = SamplingOptions(steps=1)
+    for field in dataclasses.fields(options):
+        value, only = getattr(options, field.name), getattr(plain, field.name)
+        if value != only:
+            default = "leave it out" if only is None else f"the only choice is {only!r}"
+            raise InputError(
+                f"{field.name.replace('_', ' ')} is {value!r}, but {name} draws in one pass: "
+                f"{default}"
+            )
+
+
+def default_steps(config: Config) -> int:
+    """The number of solver steps of a model where none is asked for."""
+    most = generator(config).most_steps
+    return STEPS if most is None else min(STEPS, most)
 
 
 @no_type_check

@@ -8,6 +8,9 @@ DDIM's times, "euler" is DDIM inversion and DDIM. The noise keeps what a mask do
 As every latent depends on the whole mask, pixels far from an edit change a little, too. With a
 margin, latents away from the edit therefore follow the inversion's trajectory, and the pixels there
 are the photo's (blended latent diffusion, arXiv 2206.02779, with inversion for fresh noise).
+
+A model that draws in one pass has no noise to invert to: it draws the edited mask in the photo's
+own style, and with a margin the pixels away from the edit are the photo's.
 """
 
 from collections.abc import Sequence
@@ -23,8 +26,15 @@ from sisma_jax.common.errors import InputError, whole_number
 from sisma_jax.devices.sharding import chunks, local_mesh, under_mesh, whole_batch
 from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import to_float, to_uint8
+from sisma_jax.models.generators import generator
+from sisma_jax.synthesis.checks import default_steps
 from sisma_jax.synthesis.options import SamplingOptions
-from sisma_jax.synthesis.programs import solver_of, velocity_under, velocity_with
+from sisma_jax.synthesis.programs import (
+    solver_of,
+    synthesize_latents,
+    velocity_under,
+    velocity_with,
+)
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -37,7 +47,7 @@ def edit(
     edited: UInt8[np.ndarray, "batch H W"],
     *,
     steps: int | None = SamplingOptions.steps,
-    solver: str = "heun",
+    solver: str | None = None,
     guidance: float | Sequence[float] = SamplingOptions.guidance,
     margin: int | None = 8,
     style: Style | None = None,
@@ -53,8 +63,10 @@ def edit(
       images: RGB photos of the model's size.
       labels: their masks, class ids, 255 where unlabelled.
       edited: the edited masks.
-      steps: number of solver steps in each direction, by default 25.
-      solver: "heun", "midpoint" or "ab2"; "euler" comes back to the photo only with many steps.
+      steps: number of solver steps in each direction, by default 25, or one for a model that draws
+        in one pass.
+      solver: "heun" (by default), "midpoint" or "ab2"; "euler" comes back to the photo only with
+        many steps.
       guidance: guidance of the forward direction, one or one per photo; 1 is the plain model.
       margin: distance in pixels from changed labels up to which the photo may change. None: all
         pixels come from the model.
@@ -68,6 +80,10 @@ def edit(
     Raises:
       InputError: if an argument is out of range or does not fit the model or another argument.
     """
+    one_pass = generator(synthesizer.config).one_pass
+    if steps is None and times is None:
+        steps = default_steps(synthesizer.config)
+    solver = solver or ("euler" if one_pass else "heun")
     options = SamplingOptions(
         steps=steps, solver=solver, guidance=guidance, guidance_interval=guidance_interval,
         times=times, shift=shift, guidance_rescale=guidance_rescale,
@@ -91,6 +107,7 @@ def edit(
     if synthesizer.has_style:
         own = synthesizer.style(images, labels)
         wanted = own if style is None else style.repeat(len(images) if len(style) == 1 else 1)
+        wanted = synthesizer.with_random_style(wanted, edited)
         styles = own.tokens, wanted.tokens
     mesh = local_mesh()
     follow = partial(
@@ -115,8 +132,12 @@ def _edit(
     config, params, autoencoder, options, images, labels, edited, own_style=None, style=None,
     *, margin,
 ):  # fmt: skip
-    solve = solver_of(config, options)
     photo = to_float(images)
+    if generator(config).one_pass:
+        drawn = synthesize_latents(config, params, None, edited, options, style, noise=photo)
+        blend = 1.0 if margin is None else _ramp(labels != edited, margin)[..., None]
+        return to_uint8(blend * drawn + (1.0 - blend) * photo)
+    solve = solver_of(config, options)
     data = autoencoder.encode(photo)[0] * autoencoder.scaling_factor
     own = velocity_under(config, params, labels, None, own_style)
     noise, trajectory = rectified.invert(own, data, **solve)

@@ -197,6 +197,12 @@ def encode_style(config, params, images, labels):
 
 
 @partial(jax.jit, static_argnames="config")
+def random_style(config, params, keys, labels):
+    """Return style tokens (b, k, token) from noise, of a model that draws in one pass."""
+    return generator(config).random_style(params, keys, labels)
+
+
+@partial(jax.jit, static_argnames="config")
 def no_style(config, params):
     """Return the style tokens (k, token) of classes without a reference."""
     return generator(config).no_style(params)[0]

@@ -79,7 +79,7 @@ def styles_from(
         face = read([local_path(word) for word in words[1:]], f"--part {words[0]}")
         for name in names:
             if name in face.missing():
-                print(f"note: {words[1]} shows no {name}, which is then drawn from noise")
+                print(f"note: {words[1]} shows no {name}, which is then {without_one(synthesizer)}")
         style = style.take(face, names)
     if args.towards is None:
         return [style]
@@ -133,7 +133,16 @@ def read_face(path: Path, size: int, option: str) -> UInt8[np.ndarray, "size siz
     return np.asarray(picture)
 
 
-def print_missing(style: Style | None, masks: UInt8[np.ndarray, "n H W"]) -> None:
+def without_one(synthesizer: Synthesizer) -> str:
+    """How a class is drawn that no reference shows."""
+    if synthesizer.draws_styles:
+        return "drawn from noise"
+    return "drawn in the one style that this model has for parts without a reference"
+
+
+def print_missing(
+    synthesizer: Synthesizer, style: Style | None, masks: UInt8[np.ndarray, "n H W"]
+) -> None:
     """Print which classes of the masks no reference gives a style for."""
     if style is None:
         return
@@ -141,4 +150,4 @@ def print_missing(style: Style | None, masks: UInt8[np.ndarray, "n H W"]) -> Non
     names = style.classes.names
     missing = [name for name in style.missing() if names.index(name) in shown]
     if missing:
-        print(f"note: no reference gives {', '.join(missing)}: drawn from noise")
+        print(f"note: no reference gives {', '.join(missing)}: {without_one(synthesizer)}")

@@ -26,7 +26,7 @@ from sisma_jax.devices.sharding import (
     under_mesh,
     whole_batch,
 )
-from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder
+from sisma_jax.models.autoencoder import PIXELS, Autoencoder, load_autoencoder
 from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
 from sisma_jax.runs.checkpoint import abstract_like, averaged_weights
 from sisma_jax.runs.folder import RunFolder
@@ -38,6 +38,7 @@ from sisma_jax.synthesis.checks import (
     check_sampling,
     check_seeds,
     checked_latents,
+    default_steps,
     start_of,
 )
 from sisma_jax.synthesis.options import SamplingOptions
@@ -46,6 +47,7 @@ from sisma_jax.synthesis.programs import (
     encode_style,
     no_style,
     noise_keys,
+    random_style,
     synthesize,
     synthesize_latents,
 )
@@ -82,6 +84,9 @@ class Synthesizer:
     """Classes that the labels index."""
     trained_with_null_mask: bool = True
     """Whether training sometimes dropped the mask, as guidance needs."""
+    draws_styles: bool = True
+    """Whether what no reference shows is drawn from noise. A model that draws in one pass
+    (`generators.Generator.one_pass`) learns this in a second stage of training."""
     _compiled: dict[tuple[int, PyTreeDef, tuple[str, ...], bool], Compiled] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -101,7 +106,8 @@ class Synthesizer:
           batch_size: images per batch, over all local devices.
 
         Raises:
-          InputError: if `workdir` is no run of SISMA or SCA-DM, or holds no finished checkpoint.
+          InputError: if `workdir` is no run of SISMA, SCA-DM or CA2-SIS, or holds no finished
+            checkpoint.
         """
         run = RunFolder(Path(workdir))
         config = model_config(run.config("sisma_jax.train"))
@@ -109,10 +115,14 @@ class Synthesizer:
         shapes = parameter_shapes(config)
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
         step, params = averaged_weights(run, abstract_like(shapes, shardings))
+        classes = run.classes()
+        if generator(config).one_pass:
+            styles = run.config().get("loss", {}).get("styles")
+            return cls(config, params, PIXELS, batch_size, step, classes, False, styles == "random")
         autoencoder = load_autoencoder(run.autoencoder, dtype=None)
         autoencoder = jax.device_put(autoencoder, replicated(mesh))
         dropped = run.config().get("flow", {}).get("drop", 0.0) > 0
-        return cls(config, params, autoencoder, batch_size, step, run.classes(), dropped)
+        return cls(config, params, autoencoder, batch_size, step, classes, dropped)
 
     @no_type_check  # wrong arguments raise InputError
     def __call__(
@@ -147,6 +157,8 @@ class Synthesizer:
         Raises:
           InputError: if an argument is out of range, or label maps or styles do not fit the model.
         """
+        if steps is None and times is None:
+            steps = default_steps(self.config)
         options = SamplingOptions(
             steps=steps, solver=solver, guidance=guidance, style_guidance=style_guidance,
             guidance_interval=guidance_interval, times=times, shift=shift,
@@ -259,6 +271,12 @@ class Synthesizer:
         start = start_of(self.config, noise, latents, len(labels))
         if style is not None and len(style) != len(labels):
             style = style.repeat(len(labels))
+        if start and generator(self.config).one_pass:
+            raise InputError(
+                f"{' and '.join(start)} is given, but {generator(self.config).name} starts from "
+                "none: leave it out"
+            )
+        style = self.with_random_style(style, labels, np.asarray(seed, np.uint32))
         return self._batches(result, labels, options, np.asarray(seed, np.uint32), style, start)
 
     def _batches(
@@ -300,6 +318,30 @@ class Synthesizer:
                 yield fetch(*dispatched.popleft())
         for made, count in dispatched:
             yield fetch(made, count)
+
+    def with_random_style(
+        self,
+        style: Style | None,
+        labels: UInt8[np.ndarray, "batch H W"],
+        seed: int | UInt32[np.ndarray, "..."] = 0,
+    ) -> Style | None:
+        """Return the style with random ones for the masks' classes that it lacks.
+
+        Only models that draw in one pass need this; others draw what is missing themselves.
+        """
+        if not (generator(self.config).one_pass and self.draws_styles and len(labels)):
+            return style
+        given = self.no_style(len(labels)) if style is None else style
+        mesh, size = local_mesh(), self._rows(len(labels))
+        draw = partial(under_mesh(mesh, random_style), self.config, self.params)
+        keys = np.asarray(jax.random.key_data(noise_keys(seed, 0, len(labels))))
+        tokens = np.concatenate([
+            np.asarray(draw(jax.random.wrap_key_data(of_rows), own))[:count]
+            for (of_rows, own), count in chunks(size, mesh, keys, labels)
+        ])  # fmt: skip
+        present = np.stack([(labels == k).any((1, 2)) for k in range(len(self.classes))], 1)
+        drawn = (present & ~given.given)[..., None]
+        return dataclasses.replace(given, tokens=np.where(drawn, tokens, given.tokens))
 
     @property
     def _latent_shape(self) -> tuple[int, int, int]:
@@ -381,6 +423,12 @@ class Synthesizer:
             raise InputError(
                 f"guidance is {options.guidance}, but no mask was dropped in the model's training "
                 "(flow.drop is 0): leave it at 1, and use style guidance where there is a style"
+            )
+        if style is None and not self.draws_styles:
+            raise InputError(
+                f"this {generator(self.config).name} draws faces in the style of a reference only: "
+                "give one, or train its second stage, which makes random styles",
+                page=STYLES_PAGE,
             )
         if style is None:
             if options.style_guided and not self.has_style:
