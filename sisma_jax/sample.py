@@ -138,7 +138,9 @@ def main() -> None:
     reading = Reading(args.class_order, args.allow_unlabelled, args.nearest_colour)
     options = arguments.options_from(
         args,
-        steps=args.steps if args.steps or args.times else default_steps_of(args.workdir),
+        steps=default_steps_of(args.workdir)
+        if args.steps is None and not args.times
+        else args.steps,
         solver=args.solver,
         guidance=args.guidance,
         style_guidance=args.style_guidance,
