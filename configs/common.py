@@ -96,11 +96,7 @@ def ca2sis() -> ConfigDict:
     config.model.remat = "block"  # "none" recomputes nothing and keeps more
     config.model.dtype = "float32"  # of convolutions and attention; or "bfloat16"
 
-    config.discriminator = ConfigDict()
-    config.discriminator.learning_rate = 4e-4  # with the optimizer and schedule of `train`
-    config.discriminator.channels = 64  # of the first layer; each further one doubles them
-    config.discriminator.layers = 3  # that halve the picture, at each scale
-    config.discriminator.scales = 2  # number of scales, each at half the size of the one before
+    config.discriminator = _discriminator()
 
     config.loss = ConfigDict()
     config.loss.styles = "own"  # "random" is the second stage, which trains the mapping network
@@ -191,6 +187,10 @@ def autoencoder() -> ConfigDict:
     config.loss.perceptual_network = ""  # torchvision's VGG-16 as safetensors
     config.loss.perceptual_linear = ""  # LPIPS' weights of the channels; "": all weigh alike
     config.loss.perceptual_levels = 5  # number of VGG-16's levels that are compared, finest first
+    config.loss.adversarial_weight = 0.0  # of a loss against a discriminator; 0: there is none
+
+    config.discriminator = _discriminator()
+    config.discriminator.scales = 1
     return config
 
 
@@ -282,6 +282,16 @@ def _training() -> ConfigDict:
     config.mesh.data = -1  # divides the batches; the parameters are replicated
     config.mesh.fsdp = 1  # divides the batches, the parameters and the optimizer's state
     return config
+
+
+def _discriminator() -> ConfigDict:
+    """The keys of a discriminator of patches, with CA2-SIS's values."""
+    section = ConfigDict()
+    section.learning_rate = 4e-4  # with the optimizer and schedule of `train`
+    section.channels = 64  # of the first layer; each further one doubles them
+    section.layers = 3  # that halve the picture, at each scale
+    section.scales = 2  # number of scales, each at half the size of the one before
+    return section
 
 
 def _generator() -> ConfigDict:

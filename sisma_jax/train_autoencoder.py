@@ -24,6 +24,7 @@ from sisma_jax.metrics.image_quality import WINDOW
 from sisma_jax.models.autoencoder import (
     Autoencoder,
     AutoencoderKL,
+    sample_latent,
     save_autoencoder,
     to_float,
     to_uint8,
@@ -35,13 +36,22 @@ from sisma_jax.models.autoencoder.training import (
     codebook_loss,
     latent_scale,
     patch_pca_init,
+    perceptual_distance,
     posterior_noise,
 )
 from sisma_jax.models.judges.backbones import VGG16
 from sisma_jax.models.judges.lpips import Lpips, load_lpips
+from sisma_jax.models.layers.patch_discriminator import Judgement, PatchDiscriminator
 from sisma_jax.models.weights import tree_checksum
 from sisma_jax.runs.folder import RunFolder
-from sisma_jax.runs.state import Params
+from sisma_jax.runs.state import OpponentState, Params
+from sisma_jax.training.adversarial import (
+    DISCRIMINATOR,
+    Discriminator,
+    DiscriminatorSection,
+    discriminator_loss,
+    hinge_of_generator,
+)
 from sisma_jax.training.auxiliary import (
     FACES_ON_SHEET,
     open_splits,
@@ -53,7 +63,7 @@ from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task
 from sisma_jax.training.program import Trainable
 from sisma_jax.training.setup import Sections, check_image_size, parse_training_command
-from sisma_jax.training.state import Batch, Metrics, kernel_axes, make_optimizer
+from sisma_jax.training.state import Batch, Metrics, TrainConfig, kernel_axes, make_optimizer
 
 FACES_FOR_STATISTICS = 512
 
@@ -77,9 +87,13 @@ class LossConfig:
     """Path of LPIPS' weights of the channels as safetensors; "" for 1 everywhere (`lpips`)."""
     perceptual_levels: int = len(VGG16.levels)
     """Number of VGG-16's levels that are compared, the finest first."""
+    adversarial_weight: float = 0.0
+    """Weight of the loss against a discriminator of patches, as in VQGAN; 0 for none."""
 
     def __post_init__(self) -> None:
-        check_least(self, "loss", 0, "kl_weight", "commitment", "perceptual_weight")
+        check_least(
+            self, "loss", 0, "kl_weight", "commitment", "perceptual_weight", "adversarial_weight"
+        )
         check_shares(self, "loss", "class_balance")
         if not 1 <= self.perceptual_levels <= len(VGG16.levels):
             raise InputError(
@@ -142,6 +156,9 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
                 "choose 'float32' or 'bfloat16' to train it"
             )
         loss = section(LossConfig, config, "loss")
+        section_of_discriminator = None
+        if loss.adversarial_weight:
+            section_of_discriminator = section(DiscriminatorSection, config, "discriminator")
         check_image_size(data, model.factor, f"the autoencoder's factor {model.factor}")
         if data.size < WINDOW:
             raise InputError(
@@ -164,16 +181,26 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
         )
     )
 
+    classes = len(train_source.classes)
+
     def task() -> Task:
-        return Task(
-            trainable=Trainable(
-                init_params=first_params(module, config.seed, statistics()),
-                optimizer=make_optimizer(settings, kernel_axes),
-                draw=partial(draw, model),
-                loss_fn=lambda params, batch, *constants: batch_loss(
-                    module, loss, len(train_source.classes), replicate(params), batch, *constants
-                ),
+        trained = Trainable(
+            init_params=first_params(module, config.seed, statistics()),
+            optimizer=make_optimizer(settings, kernel_axes),
+            draw=partial(draw, model),
+            loss_fn=lambda params, batch, *constants, **options: batch_loss(
+                module, loss, classes, replicate(params), batch, *constants, **options
             ),
+        )
+        if section_of_discriminator is not None:
+            discriminator = Discriminator(
+                PatchDiscriminator(section_of_discriminator.network(0)), data.size, config.seed
+            )
+            trained = with_discriminator(
+                trained, module, discriminator, section_of_discriminator, settings
+            )
+        return Task(
+            trainable=trained,
             constants=() if network is None else (network,),
             feed=sections.feed(train_source, config.seed),
             sample_grid=sample_grid(reconstruct, test_source),
@@ -214,19 +241,71 @@ def batch_loss(
     params: Params,
     batch: Batch,
     network: Lpips | None = None,
+    *,
+    judged: Callable[[Array, Array], Judgement] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of a batch, and its parts.
 
     The batch holds "image" and what `draw` gives; with a class balance also "labels" of `classes`
-    classes. The network is `loss.network`.
+    classes. The network is `loss.network`; `judged` returns a discriminator's judgement of
+    reconstructions, given them and the images, for an adversarial term.
     """
     images, weight = to_float(batch["image"]), None
     if loss.class_balance:
         weight = class_weights(batch["labels"], images.shape[1], classes, loss.class_balance)
-    further = weight, network, loss.perceptual_weight
+
+    def further(decoded: Array, images: Array) -> tuple[Array, Metrics]:
+        metrics, total = {}, jnp.zeros(())
+        if network is not None:
+            metrics["perceptual"] = perceptual_distance(network, decoded, images)
+            total += loss.perceptual_weight * metrics["perceptual"]
+        if judged is not None:
+            metrics["adversarial"] = hinge_of_generator(judged(decoded, images))
+            total += loss.adversarial_weight * metrics["adversarial"]
+        return total, metrics
+
     if module.config.codebook:
-        return codebook_loss(module, params, images, loss.commitment, *further)
-    return autoencoder_loss(module, params, batch["noise"], images, loss.kl_weight, *further)
+        return codebook_loss(module, params, images, loss.commitment, weight, further)
+    return autoencoder_loss(module, params, batch["noise"], images, loss.kl_weight, weight, further)
+
+
+def reconstructed(module: AutoencoderKL, params: Params, batch: Batch) -> Float[Array, "b h w c"]:
+    """The reconstructions that the loss of a batch compares with its images."""
+    apply = partial(module.apply, {"params": params})
+    mean, logvar = apply(to_float(batch["image"]), method="encode")
+    codebook = module.config.codebook
+    z = mean if codebook else sample_latent(batch["noise"], mean, logvar, scaling_factor=1.0)
+    return apply(z, method="decode")
+
+
+def with_discriminator(
+    trained: Trainable,
+    module: AutoencoderKL,
+    discriminator: Discriminator,
+    section: DiscriminatorSection,
+    settings: TrainConfig,
+) -> Trainable:
+    """Return the training of an autoencoder against a discriminator of its reconstructions."""
+
+    def loss_fn(
+        params: Params, batch: Batch, opponents: dict[str, OpponentState], *constants: Lpips
+    ) -> tuple[Array, Metrics]:
+        state = opponents[DISCRIMINATOR]
+        judged = lambda *pictures: discriminator.judge(state.params, state.variables, *pictures)[0]
+        return trained.loss_fn(params, batch, *constants, judged=judged)
+
+    def of_discriminator(
+        params: Params, batch: Batch, spectral: Params, autoencoder: Params, *unused: Lpips
+    ) -> tuple[Array, Metrics]:
+        fake = jax.lax.stop_gradient(reconstructed(module, replicate(autoencoder), batch))
+        judgements = discriminator.judge(params, spectral, fake, to_float(batch["image"]))
+        return discriminator_loss(*judgements)
+
+    return dataclasses.replace(
+        trained,
+        loss_fn=loss_fn,
+        opponents={DISCRIMINATOR: discriminator.opponent(section, settings, of_discriminator)},
+    )
 
 
 def first_params(

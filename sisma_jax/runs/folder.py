@@ -79,9 +79,14 @@ CHANGEABLE = (
 
 ADDED = {
     "autoencoder.codebook": 0,
+    "discriminator.channels": None,
+    "discriminator.layers": None,
+    "discriminator.learning_rate": None,
+    "discriminator.scales": None,
     "flow.class_balance": 0.0,
     "flow.prediction": "noise",
     "flow.zero_terminal_snr": False,
+    "loss.adversarial_weight": 0.0,
     "loss.class_balance": 0.0,
     "loss.commitment": None,
     "loss.perceptual_levels": None,

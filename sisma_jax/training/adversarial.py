@@ -31,12 +31,26 @@ from jaxtyping import Array, Float, UInt8
 
 from sisma_jax.common.config import check_least
 from sisma_jax.common.errors import InputError
-from sisma_jax.models.layers.patch_discriminator import Judgement
+from sisma_jax.models.layers.patch_discriminator import (
+    DiscriminatorConfig,
+    Judgement,
+    PatchDiscriminator,
+    advanced,
+)
+from sisma_jax.runs.state import Params
+from sisma_jax.training.state import (
+    Metrics,
+    Opponent,
+    TrainConfig,
+    kernel_axes,
+    make_optimizer,
+)
+
+DISCRIMINATOR = "discriminator"
+"""Its name among the opponents."""
 
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 """Weights in (4) of relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1."""
-
-Metrics = dict[str, Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +70,90 @@ class AdversarialWeights:
 
     def __post_init__(self) -> None:
         check_least(self, "loss", 0, *(field.name for field in dataclasses.fields(self)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscriminatorSection:
+    """The config's section `discriminator`; the defaults are CA2-SIS's."""
+
+    learning_rate: float = 4e-4
+    """Its own, with the schedule and the optimizer of `train`."""
+    channels: int = DiscriminatorConfig.channels
+    layers: int = DiscriminatorConfig.layers
+    scales: int = DiscriminatorConfig.scales
+    """These three as in `DiscriminatorConfig`."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise InputError(
+                f"discriminator.learning_rate is {self.learning_rate}: it must be positive"
+            )
+        self.network(1)  # raises if a size is out of range
+
+    def network(self, num_classes: int) -> DiscriminatorConfig:
+        """The sizes of the network that reads label maps of `num_classes` classes; 0 for none."""
+        return DiscriminatorConfig(
+            num_classes=num_classes,
+            channels=self.channels,
+            layers=self.layers,
+            scales=self.scales,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Discriminator:
+    """A discriminator in training."""
+
+    module: PatchDiscriminator
+    image_size: int
+    seed: int
+    """Determines its first weights."""
+
+    def init_params(self) -> Params:
+        return self._init()["params"]
+
+    def init_spectral(self, params: Params) -> Params:
+        """The first vectors of the spectral normalisation, which do not depend on the weights."""
+        return self._init()["spectral"]
+
+    def _init(self) -> dict[str, Params]:
+        config, side = self.module.config, self.image_size
+        images = jnp.zeros((1, side, side, config.image_channels))
+        labels = jnp.zeros((1, side, side), jnp.uint8) if config.num_classes else None
+        key = jax.random.fold_in(jax.random.key(self.seed), 1)  # not the generator's numbers
+        return self.module.init(key, [images], labels)
+
+    def judge(
+        self,
+        params: Params,
+        spectral: Params,
+        fake: Float[Array, "b h w c"],
+        real: Float[Array, "b h w c"],
+        labels: UInt8[Array, "b h w"] | None = None,
+    ) -> tuple[Judgement, Judgement]:
+        """Judge generated pictures and those of the data, both with the same label maps."""
+        variables = {"params": params, "spectral": spectral}
+        of_fake, of_real = self.module.apply(variables, [fake, real], labels)
+        return of_fake, of_real
+
+    def opponent(
+        self, section: DiscriminatorSection, settings: TrainConfig, loss_fn: Callable
+    ) -> Opponent:
+        """Return it as an opponent of the run's network.
+
+        Args:
+          section: the config's section `discriminator`.
+          settings: the config's section `train`.
+          loss_fn: see `Opponent`; its variables are the vectors of the spectral normalisation.
+        """
+        settings = dataclasses.replace(settings, learning_rate=section.learning_rate)
+        return Opponent(
+            init_params=self.init_params,
+            init_variables=self.init_spectral,
+            advance=advanced,
+            optimizer=make_optimizer(settings, kernel_axes),
+            loss_fn=loss_fn,
+        )
 
 
 def discriminator_loss(fake: Judgement, real: Judgement) -> tuple[Float[Array, ""], Metrics]:
@@ -102,7 +200,7 @@ def generator_loss(
       `perceptual`, `attention` and `reconstruction`.
     """
     terms = {
-        "adversarial": mean_of(lambda x: -jnp.mean(x), fake.predictions),
+        "adversarial": hinge_of_generator(fake),
         "feature_matching": feature_matching(fake, real),
         "perceptual": perceptual,
         "attention": attention,
@@ -110,6 +208,11 @@ def generator_loss(
     }
     metrics = {name: term for name, term in terms.items() if term is not None}
     return sum(getattr(weights, name) * term for name, term in metrics.items()), metrics
+
+
+def hinge_of_generator(fake: Judgement) -> Float[Array, ""]:
+    """Return the term (2), without its weight."""
+    return mean_of(lambda x: -jnp.mean(x), fake.predictions)
 
 
 def feature_matching(fake: Judgement, real: Judgement) -> Float[Array, ""]:

@@ -12,8 +12,8 @@ from sisma_jax.models.generators import model_config, parameter_shapes
 from sisma_jax.runs.checkpoint import abstract_like, averaged_weights
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import OpponentState
+from sisma_jax.training.adversarial import DiscriminatorSection
 from sisma_jax.training.ca2sis.objective import (
-    DiscriminatorSection,
     LossSection,
     own_attention,
     trainable_ca2sis,

@@ -22,12 +22,7 @@ from sisma_jax.models.autoencoder import (
     sample_latent,
     to_float,
 )
-from sisma_jax.models.autoencoder.training import (
-    autoencoder_loss,
-    codebook_loss,
-    perceptual_distance,
-    posterior_noise,
-)
+from sisma_jax.models.autoencoder.training import perceptual_distance, posterior_noise
 from sisma_jax.models.judges.backbones import ALEXNET, VGG16
 from sisma_jax.models.judges.lpips import is_linear, load_lpips, published_shapes
 from sisma_jax.runs.folder import RunFolder
@@ -73,16 +68,16 @@ def lpips(weights):
 def test_the_loss_has_the_weighted_distance_of_the_reconstructions(codebook, lpips, key):
     config = AutoencoderConfig.tiny(block_channels=(8,), norm_groups=4, codebook=codebook)
     module, random = AutoencoderKL(config), np.random.default_rng(0)
-    images = jnp.asarray(random.uniform(-1, 1, (2, 8, 8, 3)), jnp.float32)
+    pictures = jnp.asarray(random.integers(0, 256, (2, 8, 8, 3)), jnp.uint8)
+    images = to_float(pictures)
     noise = posterior_noise(config, key, images)
-    pixels = jnp.asarray(random.uniform(0, 2, (2, 8, 8, 1)), jnp.float32)
     params = random_params(config)
 
     def loss_of(params, weight, network):
-        settings = images, 0.1, pixels, network, weight
-        if codebook:
-            return codebook_loss(module, params, *settings)
-        return autoencoder_loss(module, params, noise, *settings)
+        settings = LossConfig(kl_weight=0.1, commitment=0.1, perceptual_weight=weight,
+            perceptual_network="of the test" if weight else "")  # fmt: skip
+        batch = {"image": pictures, "noise": noise}
+        return train_autoencoder.batch_loss(module, settings, 3, params, batch, network)
 
     def perceptual(params, network):
         loss, metrics = loss_of(params, 0.5, network)
@@ -217,8 +212,9 @@ def test_a_stopped_run_continues_to_the_same_weights(inputs_folder, weights, tmp
 def test_older_runs_continue_without_it_only(tmp_path):
     config = load_config("autoencoder")
     older = config.copy_and_resolve_references()
-    for key in [key for key in older.loss if key.startswith("perceptual")]:
+    for key in [key for key in older.loss if key.startswith(("perceptual", "adversarial"))]:
         del older.loss[key]
+    del older.discriminator
     assert len(older.loss) == 3
     run = RunFolder(tmp_path)
     run.config_file.write_text(to_json(older))

@@ -108,6 +108,32 @@ def test_the_error_of_the_reconstruction_has_the_weights_of_the_classes(codebook
     assert metrics["reconstruction"] == same["reconstruction"]
 
 
+@pytest.mark.parametrize("codebook", [0, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_discriminator_judges_the_reconstructions_and_is_trained_on_them(
+    codebook, inputs_folder, tmp_path
+):
+    settings = {
+        "autoencoder__codebook": codebook,
+        "loss__adversarial_weight": 0.5,
+        "discriminator__channels": 4,
+        "discriminator__layers": 2,
+        "train__log_every": 1,
+    }
+    run(inputs_folder, tmp_path / "run", "vq" if codebook else "", train__steps=2, **settings)
+    rows = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        total = row["reconstruction"] + 0.5 * row["adversarial"]
+        if codebook:
+            total += 1.25 * row["quantisation"]
+        else:
+            total += 0.005 * row["kl"]
+        np.testing.assert_allclose(row["loss"], total, rtol=1e-4)
+        sides = row["discriminator_fake"] + row["discriminator_real"]
+        np.testing.assert_allclose(row["discriminator_loss"], sides, rtol=1e-4)
+        assert row["discriminator_gradient_norm"] > 0
+    assert "discriminator" not in (tmp_path / "run/parameters.txt").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "codebook"), [("", 0), ("vq", 32)])
 def test_small_parts_come_closer_where_they_weigh_more(variant, codebook, inputs_folder, tmp_path):

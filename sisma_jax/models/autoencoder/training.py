@@ -4,9 +4,9 @@ The loss without a codebook is the mean absolute error of the reconstruction + k
 divergence per latent element, both at one posterior sample, as in latent diffusion without its
 adversarial part. The divergence draws the latents towards N(0, 1) and makes the decoder robust to
 the posterior's noise, and so to the errors of a generative model. With either loss the
-reconstruction error may weight pixels differently, and a weighted perceptual distance of images and
-their reconstructions may be added: LPIPS, which latent diffusion adds with weight 1, or its VGG-16
-without learned weights.
+reconstruction error may weight pixels differently, and further terms may be added that compare
+images with their reconstructions or judge these: a perceptual distance (LPIPS, which latent
+diffusion adds with weight 1, or its VGG-16 without learned weights) and an adversarial loss.
 
 The loss with a codebook, for latents z with nearest entries e and stop-gradient sg, is
 
@@ -17,6 +17,7 @@ term draws entries to their latents, the third latents to their entries, as in v
 arXiv 1711.00937. By default the code of CompVis and diffusers weights the second term instead.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,12 @@ LATENTS_PER_ENTRY = 64
 """The most latents per codebook entry that initialise a codebook."""
 KMEANS_ROUNDS = 10
 
+Terms = Callable[
+    [Float[Array, "b h w c"], Float[Array, "b h w c"]],
+    tuple[Float[Array, ""], dict[str, Float[Array, ""]]],
+]
+"""(reconstructions, images) in [-1, 1] -> (what they add to the loss, their metrics)."""
+
 
 def posterior_noise(
     config: AutoencoderConfig, key: PRNGKeyArray, images: Shaped[Array, "b h w c"]
@@ -59,8 +66,7 @@ def autoencoder_loss(
     images: Float[Array, "b h w c"],
     kl_weight: float,
     weight: Float[Array, "b h w 1"] | None = None,
-    network: Lpips | None = None,
-    perceptual_weight: float = 0.0,
+    further: Terms | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return the training loss of a batch and its parts.
 
@@ -71,8 +77,7 @@ def autoencoder_loss(
       images: images in [-1, 1].
       kl_weight: weight of the KL divergence per latent element.
       weight: weights of the pixels, 1 on average; None for 1 everywhere.
-      network: adds its perceptual distance of images and reconstructions; None for none.
-      perceptual_weight: weight of this distance.
+      further: further terms of the loss, which do not use the weights of the pixels; None for none.
 
     Returns:
       The loss, `kl` (per element) and the metrics of `reconstruction_loss`.
@@ -81,7 +86,7 @@ def autoencoder_loss(
     z = sample_latent(noise, mean, logvar, scaling_factor=1.0)
     decoded = module.apply({"params": params}, z, method="decode")
     kl = posterior_kl(mean, logvar)
-    loss, metrics = reconstruction_loss(decoded, images, weight, network, perceptual_weight)
+    loss, metrics = reconstruction_loss(decoded, images, weight, further)
     return loss + kl_weight * kl, {"kl": kl} | metrics
 
 
@@ -163,8 +168,7 @@ def codebook_loss(
     images: Float[Array, "b h w c"],
     commitment: float,
     weight: Float[Array, "b h w 1"] | None = None,
-    network: Lpips | None = None,
-    perceptual_weight: float = 0.0,
+    further: Terms | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return the training loss of a batch for an autoencoder with a codebook, and its parts.
 
@@ -173,7 +177,7 @@ def codebook_loss(
       params: its parameters.
       images: images in [-1, 1].
       commitment: weight of the third term of the loss; that of the second is 1.
-      weight, network, perceptual_weight: as in `autoencoder_loss`.
+      weight, further: as in `autoencoder_loss`.
 
     Returns:
       The loss, `quantisation` (mean squared distance of latents from their entries, per element)
@@ -185,7 +189,7 @@ def codebook_loss(
     decoded = module.apply({"params": params}, straight_through, method="decode_entries")
     to_entries = jnp.mean(jnp.square(jax.lax.stop_gradient(entries) - z))
     to_latents = jnp.mean(jnp.square(entries - jax.lax.stop_gradient(z)))
-    loss, metrics = reconstruction_loss(decoded, images, weight, network, perceptual_weight)
+    loss, metrics = reconstruction_loss(decoded, images, weight, further)
     return loss + to_latents + commitment * to_entries, {"quantisation": to_latents} | metrics
 
 
@@ -193,25 +197,22 @@ def reconstruction_loss(
     decoded: Float[Array, "b h w c"],
     images: Float[Array, "b h w c"],
     weight: Float[Array, "b h w 1"] | None,
-    network: Lpips | None,
-    perceptual_weight: float,
+    further: Terms | None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Return the part of the loss that compares reconstructions with images, and its metrics.
+    """Return the part of the loss that depends on the reconstructions alone, and its metrics.
 
     Args:
       decoded, images: reconstructions and images in [-1, 1].
-      weight, network, perceptual_weight: as in `autoencoder_loss`; `weight` does not weight the
-        perceptual distance.
+      weight, further: as in `autoencoder_loss`.
 
     Returns:
-      The loss, and the metrics `reconstruction` and `psnr` (`errors`) and, with a network,
-      `perceptual` (`perceptual_distance`).
+      The loss, and the metrics `reconstruction` and `psnr` (`errors`) and those of `further`.
     """
     loss, metrics = _reconstruction(decoded, images, weight), errors(decoded, images)
-    if network is not None:
-        metrics["perceptual"] = perceptual_distance(network, decoded, images)
-        loss = loss + perceptual_weight * metrics["perceptual"]
-    return loss, metrics
+    if further is None:
+        return loss, metrics
+    more, of_terms = further(decoded, images)
+    return loss + more, metrics | of_terms
 
 
 def perceptual_distance(

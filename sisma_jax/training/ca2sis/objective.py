@@ -27,15 +27,13 @@ from sisma_jax.models.ca2sis import model as ca2sis
 from sisma_jax.models.ca2sis.config import CA2SISConfig
 from sisma_jax.models.judges.backbones import VGG19
 from sisma_jax.models.judges.vgg19 import Vgg19, load_vgg19
-from sisma_jax.models.layers.patch_discriminator import (
-    DiscriminatorConfig,
-    Judgement,
-    PatchDiscriminator,
-    advanced,
-)
+from sisma_jax.models.layers.patch_discriminator import PatchDiscriminator
 from sisma_jax.runs.state import OpponentState, Params
 from sisma_jax.training.adversarial import (
+    DISCRIMINATOR,
     AdversarialWeights,
+    Discriminator,
+    DiscriminatorSection,
     attention_loss,
     discriminator_loss,
     distance,
@@ -47,46 +45,15 @@ from sisma_jax.training.program import Trainable
 from sisma_jax.training.state import (
     Batch,
     Metrics,
-    Opponent,
     TrainConfig,
-    kernel_axes,
     make_optimizer,
 )
 
 STYLES = ("own", "random")
 MAPPING = "mapping"
 """The part of the parameters that makes random styles."""
-DISCRIMINATOR = "discriminator"
 
 Logits = tuple[Float[Array, "b _ _ k"], ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DiscriminatorSection:
-    """The config's section `discriminator`; the defaults are the published values."""
-
-    learning_rate: float = 4e-4
-    """Its own, with the schedule and the optimizer of `train`."""
-    channels: int = DiscriminatorConfig.channels
-    layers: int = DiscriminatorConfig.layers
-    scales: int = DiscriminatorConfig.scales
-    """These three as in `DiscriminatorConfig`."""
-
-    def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise InputError(
-                f"discriminator.learning_rate is {self.learning_rate}: it must be positive"
-            )
-        self.network(1)  # raises if a size is out of range
-
-    def network(self, num_classes: int) -> DiscriminatorConfig:
-        """The sizes of the network that reads label maps of `num_classes` classes."""
-        return DiscriminatorConfig(
-            num_classes=num_classes,
-            channels=self.channels,
-            layers=self.layers,
-            scales=self.scales,
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,8 +132,8 @@ def trainable_ca2sis(
       discriminator, loss, settings: the config's sections `discriminator`, `loss` and `train`.
       seed: determines the weights.
     """
-    against = _Discriminator(
-        PatchDiscriminator(discriminator.network(config.num_classes)), config, seed
+    against = Discriminator(
+        PatchDiscriminator(discriminator.network(config.num_classes)), config.image_size, seed
     )
     faces = partial(_faces, config, loss)
     optimizer = make_optimizer(settings, ca2sis.matrix_axes)
@@ -176,15 +143,8 @@ def trainable_ca2sis(
         draw=partial(draw, config, loss),
         loss_fn=partial(_generator_loss, faces, against, loss),
         opponents={
-            DISCRIMINATOR: Opponent(
-                init_params=against.init_params,
-                init_variables=against.init_spectral,
-                advance=advanced,
-                optimizer=make_optimizer(
-                    dataclasses.replace(settings, learning_rate=discriminator.learning_rate),
-                    kernel_axes,
-                ),
-                loss_fn=partial(_discriminator_loss, faces, against),
+            DISCRIMINATOR: against.opponent(
+                discriminator, settings, partial(_discriminator_loss, faces, against)
             )
         },
     )
@@ -238,38 +198,9 @@ def _faces(
     return apply(apply(batch["labels"], method="mask_codes"), styles, method="draw_with_attention")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Discriminator:
-    """A discriminator of faces with their masks."""
-
-    module: PatchDiscriminator
-    config: CA2SISConfig
-    seed: int
-
-    def init_params(self) -> Params:
-        return self._init()["params"]
-
-    def init_spectral(self, params: Params) -> Params:
-        return self._init()["spectral"]
-
-    def _init(self) -> dict[str, Params]:
-        side = self.config.image_size
-        images, labels = jnp.zeros((1, side, side, 3)), jnp.zeros((1, side, side), jnp.uint8)
-        key = jax.random.fold_in(jax.random.key(self.seed), 1)  # not the generator's numbers
-        return self.module.init(key, [images], labels)
-
-    def judge(
-        self, params: Params, spectral: Params, fake: Array, batch: Batch
-    ) -> tuple[Judgement, Judgement]:
-        """Judge drawn faces and those of a batch."""
-        faces = [fake, to_float(batch["image"]).astype(fake.dtype)]
-        variables = {"params": params, "spectral": spectral}
-        return tuple(self.module.apply(variables, faces, batch["labels"]))
-
-
 def _generator_loss(
     faces: Callable,
-    against: _Discriminator,
+    against: Discriminator,
     loss: LossSection,
     params: Params,
     batch: Batch,
@@ -289,7 +220,7 @@ def _generator_loss(
         terms["attention"] = attention_loss(logits, batch["labels"])
     if weights.reconstruction and loss.compares:
         terms["reconstruction"] = distance(fake, real)
-    of_fake, of_real = against.judge(state.params, state.variables, fake, batch)
+    of_fake, of_real = against.judge(state.params, state.variables, fake, real, batch["labels"])
     if not loss.compares:
         weights = dataclasses.replace(weights, feature_matching=0.0)
     total, metrics = generator_loss(of_fake, of_real, weights, **terms)
@@ -303,7 +234,7 @@ def _generator_loss(
 
 def _discriminator_loss(
     faces: Callable,
-    against: _Discriminator,
+    against: Discriminator,
     params: Params,
     batch: Batch,
     spectral: Params,
@@ -311,4 +242,5 @@ def _discriminator_loss(
     *unused: Vgg19,
 ) -> tuple[Float[Array, ""], Metrics]:
     fake = jax.lax.stop_gradient(faces(generator, batch)[0])
-    return discriminator_loss(*against.judge(params, spectral, fake, batch))
+    real = to_float(batch["image"]).astype(fake.dtype)
+    return discriminator_loss(*against.judge(params, spectral, fake, real, batch["labels"]))

@@ -26,7 +26,8 @@ from sisma_jax.models.generators import generator, model_config
 from sisma_jax.models.weights import tree_checksum
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
-from sisma_jax.training.ca2sis.objective import DiscriminatorSection, LossSection, trainable_ca2sis
+from sisma_jax.training.adversarial import DiscriminatorSection
+from sisma_jax.training.ca2sis.objective import LossSection, trainable_ca2sis
 from sisma_jax.training.logging import Log
 from sisma_jax.training.loop import Task, train
 from sisma_jax.training.setup import (
