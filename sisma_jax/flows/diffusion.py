@@ -12,7 +12,7 @@ a_999 is 0 and a_0 stays, so that the last step is noise alone, as where samplin
     a_t <- (a_t - a_999) a_0 / (a_0 - a_999),    s_t = sqrt(1 - a_t^2)                         (2)
 
 A model predicts from (x_t, t, condition) the noise eps, or the velocity of Salimans and Ho (arXiv
-2202.00512, appendix D), which also determines x where a_t is 0, and eps where s_t is 0:
+2202.00512, section 4), here u, which determines x and eps without a division:
 
     u = a_t eps - s_t x,    x = a_t x_t - s_t u,    eps = s_t x_t + a_t u                      (3)
 

@@ -1,6 +1,6 @@
 """SCA-DM (arXiv 2403.12743): predicts the noise in latents from a mask and a reference's style.
 
-    x_t -> encoder -> middle -> decoder -> noise, at the latents' resolution
+    x_t -> encoder -> middle -> decoder -> prediction, at the latents' resolution
     t -> embedding -> every residual block
     labels -> one channel per class -> SPADE in every block of the middle and the decoder
     reference -> style encoder -> a token per class -> cross-attention of every transformer,
@@ -11,7 +11,8 @@ published one 17,024 more, in an unused embedding of classes), the style encoder
 model predicts zero, because the last layers of residual blocks, transformers and U-Net start at
 zero, as published.
 
-x_t and t are DDPM's: see `sisma_jax.flows.diffusion`. Labels outside 0..num_classes-1 (255:
+x_t and t are DDPM's, and the prediction is the noise, as published, or the velocity: see
+`sisma_jax.flows.diffusion`. Labels outside 0..num_classes-1 (255:
 unlabelled) have no class: their input to SPADE is zero, and cross-attention averages all tokens.
 """
 
@@ -92,7 +93,7 @@ class UNet(nn.Module):
 
 
 class SCADM(nn.Module):
-    """Predicts the noise in latents from label maps and styles. See the module docstring."""
+    """Predicts from label maps and styles. See the module docstring."""
 
     config: SCADMConfig
 
@@ -108,7 +109,7 @@ class SCADM(nn.Module):
         labels: UInt8[Array, "b H W"],
         style: Float32[Array, "b k token"],
     ) -> Float32[Array, "b h w c"]:
-        """Return the predicted noise, float32.
+        """Return the prediction, float32.
 
         Args:
           x_t: noisy latents.
@@ -130,7 +131,7 @@ class SCADM(nn.Module):
         mask: MaskFeatures,
         style: Float32[Array, "b k token"],
     ) -> Float32[Array, "b h w c"]:
-        """Return the predicted noise like `__call__`, from the features of `encode_mask`."""
+        """Return the prediction like `__call__`, from the features of `encode_mask`."""
         self._check_inputs(x_t, style)
         return self.unet(x_t, t, mask.semantics, style, mask.modulations)
 
@@ -221,7 +222,7 @@ def matrix_axes(path: tuple, leaf: Array) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def scadm_macs(config: SCADMConfig) -> int:
-    """Return the multiply-accumulates of one noise prediction for one image with given style.
+    """Return the multiply-accumulates of one prediction for one image with given style.
 
     They are counted as in `sisma_jax.models.cost` and include `scadm_mask_macs`, which synthesis
     spends once. A solver step takes one pass, or two with guidance.
