@@ -3,9 +3,9 @@
     python benchmarks/plan_bench.py
 
 Nothing is measured. The whole step (draws, loss, gradient, clip, AdamW, average) of the variants of
-configs/celeba.py, from cached latents, is compiled for an H200 as far as XLA's final program: its
-buffers are assigned, its kernels are known, and the machine code is left out, which would take four
-fifths of the time. From it are read
+configs/celeba.py, from cached latents, and of configs/ca2sis.py, with its discriminator and VGG-19,
+is compiled for an H200 as far as XLA's final program: its buffers are assigned, its kernels are
+known, and the machine code is left out, which would take four fifths of the time. From it are read
 
   temporaries, arguments   bytes of the buffers besides the state, and of the state and the batch
   flops, special, bytes    by `compiled_text`, with loops as often as they run
@@ -15,13 +15,14 @@ fifths of the time. From it are read
 XLA is told of unlimited memory, so that no program is changed to need less. Workspaces of cuBLAS
 and cuDNN are chosen on the card and are not contained.
 
-Blocks are a loop, so these figures are linear in the batch and in the tokens of an image, and what
-remains at batch 0 is proportional to the parameters. So only these are compiled: `large` at two
-batches with each `model.remat`, and `small`, `base` and `xlarge` at one batch with "dots". The
-other batches, 512 and 1024 are derived, and so are the other policies of the other variants, whose
-ratios to `large` are taken to be those with "dots". The checks compile some of the derived steps,
-the same step for the other cards, and once also the machine code, and give the differences
-(`--checks`).
+SISMA's blocks are a loop, so these figures are linear in the batch and in the tokens of an image,
+and what remains at batch 0 is proportional to the parameters. So only these are compiled: `large`
+at two batches with each `model.remat`, and `small`, `base` and `xlarge` at one batch with "dots".
+The other batches, 512 and 1024 are derived, and so are the other policies of the other variants,
+whose ratios to `large` are taken to be those with "dots". The checks compile some of the derived
+steps, the same step for the other cards, and once also the machine code, and give the differences
+(`--checks`). Of CA2-SIS nothing is derived: the variant `ca2sis` is its published batch of 16 with
+each `model.remat`, and with the policy of its config in some numbers of parts.
 
 A plan fits a card if temporaries and arguments are at most the share of its memory that JAX takes
 by default, 75 %.
@@ -47,25 +48,29 @@ from pathlib import Path
 import jax
 import report
 from compiled_text import Program
-from plan_case import model_config
-from roofline import scan_kind, seconds, with_scans
+from plan_case import CA2SIS, config_of, model_config
+from roofline import matmul_rate, scan_kind, seconds, with_scans
 
 from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import check_output_file, read_json
 from sisma_jax.configs import celeba
 from sisma_jax.kernels.selective_scan.pallas.chips import CHIPS
-from sisma_jax.models.cost.by_hand import macs
-from sisma_jax.models.sisma.config import REMAT_POLICIES, SISMAConfig
+from sisma_jax.models import SISMAConfig
+from sisma_jax.models.ca2sis.config import REMATS
+from sisma_jax.models.generators import Config, generator
+from sisma_jax.models.sisma.config import REMAT_POLICIES
 from sisma_jax.models.sisma.model import init_params
 
 CARDS = {"H200": "H200", "A100-80": "A100", "RTX 4090": "RTX 4090"}
 """Names of the cards in `CHIPS`."""
-VARIANTS = ("small", "base", "large", "xlarge", "512", "1024")
+VARIANTS = ("small", "base", "large", "xlarge", "512", "1024", CA2SIS)
 BATCHES = (16, 32, 64, 128, 256)
 LOW, HIGH = 16, 64
 """The batches of `large` that are compiled; the others are compiled at HIGH."""
 DERIVED = ("512", "1024")
+PARTS = (2, 4)
+"""Values of `train.accumulate` besides 1 with which CA2-SIS's step is compiled."""
 POLICY = "dots"
 """The policy at which `small`, `base` and `xlarge` are compiled."""
 Figure = Callable[[dict], float]
@@ -83,7 +88,8 @@ def parse():
     parser = report.parser("plan_bench.py", __doc__)
     add = parser.add_argument
     add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME",
-        help="variants of configs/celeba.py; `large` is always compiled")  # fmt: skip
+        help=f"variants of configs/celeba.py, of which `large` is always compiled, and {CA2SIS}"
+        )  # fmt: skip
     add("--remat", nargs="+", choices=REMAT_POLICIES, default=list(REMAT_POLICIES),
         metavar="POLICY")  # fmt: skip
     add("--batches", nargs="+", type=int, default=list(BATCHES), metavar="N",
@@ -124,6 +130,9 @@ def compiled(case: dict, whole: bool = False) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         dump, said = Path(folder), Path(folder, "said")
         flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_step"
+        if case["variant"] == CA2SIS:
+            # Without a card XLA gives all its Triton products one tile, which fits not all here.
+            flags += " --xla_gpu_enable_triton_gemm=false"
         process = subprocess.Popen(
             [sys.executable, str(CASE), json.dumps(case)],
             stdout=subprocess.PIPE if whole else subprocess.DEVNULL, text=True,
@@ -147,9 +156,10 @@ def compiled(case: dict, whole: bool = False) -> dict:
         map(int, re.findall(rf"^allocation \d+: size (\d+), {kind}", text, re.MULTILINE))
     )
     config = model_config(case["variant"], case["remat"])
-    # Of one scan of one pass.
-    rows = case["batch"] // case.get("accumulate", 1)
-    updates = rows * config.grid[0] * config.grid[1] * config.expand * config.width * config.state
+    updates = 0
+    if isinstance(config, SISMAConfig):  # of one scan of one pass
+        rows = case["batch"] // case.get("accumulate", 1)
+        updates = rows * prod(config.grid) * config.expand * config.width * config.state
     kernels = with_scans(Program(program).kernels, updates)
     total = lambda name: sum(kernel.runs * getattr(kernel, name) for kernel in kernels)
     scans = lambda kind: sum(kernel.runs for kernel in kernels if scan_kind(kernel) == kind)
@@ -167,7 +177,7 @@ def compiled(case: dict, whole: bool = False) -> dict:
         "bounds_ms": {
             card: {
                 name: round(1e3 * value, 3)
-                for name, value in seconds(kernels, CHIPS[chip], updates).items()
+                for name, value in seconds(kernels, CHIPS[chip], updates, config.dtype).items()
             }
             for card, chip in CARDS.items()
         },
@@ -194,10 +204,28 @@ class Plans:
     def __init__(self, rows: list[dict]) -> None:
         key = lambda row: (row["variant"], row["remat"], row["batch"])
         bases = cases(VARIANTS, REMAT_POLICIES)
-        self.rows = {key(row): row for row in rows if is_planned(row) and case_of(row) in bases}
+        planned = [row for row in rows if is_planned(row) and case_of(row) in bases]
+        self.rows = {key(row): row for row in planned if row["variant"] != CA2SIS}
+        self.of_ca2sis = [row for row in planned if row["variant"] == CA2SIS]
+
+    def exact(self) -> list[dict]:
+        """The rows of CA2-SIS, each from its own compiled step."""
+        rows = []
+        for row in self.of_ca2sis:
+            config = model_config(row["variant"], row["remat"])
+            needed = row["temporaries"] + row["arguments"]
+            exact = lambda figure, row=row: figure(row)
+            figures = {name: row[name] for name in (*LINEAR, "arguments")}
+            figures["cards"] = {
+                card: self._card(card, chip, config, row["batch"], needed, exact)
+                for card, chip in CARDS.items()
+            }
+            case = {name: value for name, value in case_of(row).items() if name != "card"}
+            rows.append(case | {"from": "compiled"} | figures)
+        return rows
 
     def at(self, variant: str, remat: str, batch: int) -> dict | None:
-        """One row of the table, or None if what it is derived from is not compiled."""
+        """One row of SISMA's, or None if what it is derived from is not compiled."""
         low, high = (self.rows.get(("large", remat, count)) for count in (LOW, HIGH))
         if low is None or high is None:
             return None
@@ -239,7 +267,7 @@ class Plans:
         return ratio
 
     @staticmethod
-    def _card(card, chip, config, batch, needed, line) -> dict:
+    def _card(card: str, chip: str, config: Config, batch: int, needed: int, line) -> dict:
         bounds = {
             name: line(lambda row, name=name: row["bounds_ms"][card][name])
             for name in ("roofline", "matmul", "exponentials", "memory", "instructions")
@@ -249,7 +277,9 @@ class Plans:
             "fits": needed <= SHARE * CHIPS[chip].memory,
             **{f"{name}_ms": round(value, 1) for name, value in bounds.items()},
             "images_per_second": round(rate, 1),
-            "mfu": round(6 * macs(config) * rate / CHIPS[chip].matmul, 3),
+            "mfu": round(
+                6 * sum(generator(config).macs()) * rate / matmul_rate(CHIPS[chip], config.dtype), 3
+            ),
         }
 
     def needed(self, variant: str, remat: str, batch: int, accumulate: int) -> int | None:
@@ -279,8 +309,10 @@ class Plans:
         found = []
         for row in rows:
             parts = row.get("accumulate", 1)
+            if row["variant"] == CA2SIS or row in self.rows.values():
+                continue
             derived = self.at(row["variant"], row["remat"], row["batch"] // parts)
-            if derived is None or row in self.rows.values():
+            if derived is None:
                 continue
             temporaries = derived["temporaries"] + 4 * parameters(row["variant"]) * (parts > 1)
             pairs = {"temporaries": (temporaries, row["temporaries"])}
@@ -311,13 +343,23 @@ def case_of(row: dict) -> dict:
 def cases(variants: Sequence[str], remat: Sequence[str]) -> list[dict]:
     """The steps that the table is made from."""
     found = [("large", policy, batch) for policy in remat for batch in (HIGH, LOW)]
-    if others := [name for name in variants if name not in ("large", *DERIVED)]:
+    if others := [name for name in variants if name not in ("large", *DERIVED, CA2SIS)]:
         found += [("large", POLICY, HIGH), ("large", POLICY, LOW)]
         found += [(name, POLICY, HIGH) for name in others]
-    return [
+    of_sisma = [
         {"variant": variant, "card": "H200", "remat": policy, "batch": batch}
         for variant, policy, batch in dict.fromkeys(found)
     ]
+    return of_sisma + (cases_of_ca2sis(remat) if CA2SIS in variants else [])
+
+
+def cases_of_ca2sis(remat: Sequence[str]) -> list[dict]:
+    config = config_of(CA2SIS)
+    step = {"variant": CA2SIS, "card": "H200", "batch": config.train.batch_size}
+    found = [step | {"remat": policy} for policy in REMATS if policy in remat]
+    default = config.model.remat
+    parts = [step | {"remat": default, "accumulate": count} for count in PARTS]
+    return found + (parts if default in remat else [])
 
 
 def checks() -> list[tuple[dict, bool]]:
@@ -340,8 +382,9 @@ def checks() -> list[tuple[dict, bool]]:
 
 def line(row: dict) -> str:
     gigabytes = (row["temporaries"] / 1e9, row["arguments"] / 1e9)
+    batch = f"{row['batch']}/{row['accumulate']}" if "accumulate" in row else row["batch"]
     start = (
-        f"{row['variant']:>7} {row['remat']:>6} {row['batch']:>5} {gigabytes[0]:>7.1f} "
+        f"{row['variant']:>7} {row['remat']:>6} {batch:>5} {gigabytes[0]:>7.1f} "
         f"{gigabytes[1]:>6.1f} {row['flops'] / 1e12:>7.1f} {row['bytes'] / 1e9:>7.0f}"
     )
     cards = (
@@ -361,8 +404,12 @@ def main() -> None:
 
     def table(variants: Sequence[str], remat: Sequence[str], batches: Sequence[int]) -> list[dict]:
         plans = Plans(rows)
-        every = itertools.product(variants, remat, batches)
-        return [row for case in every if (row := plans.at(*case)) is not None]
+        of_sisma = [name for name in variants if name != CA2SIS]
+        every = itertools.product(of_sisma, remat, batches)
+        found = [row for case in every if (row := plans.at(*case)) is not None]
+        if CA2SIS in variants:
+            found += [row for row in plans.exact() if row["remat"] in remat]
+        return found
 
     def write() -> None:
         content = {"cards": {card: vars(CHIPS[chip]) for card, chip in CARDS.items()}}
@@ -388,7 +435,7 @@ def main() -> None:
     print(f"variant  remat batch temp GB arg GB   TFLOP      GB {heads}")
     for row in table(args.variants, args.remat, args.batches):
         print(line(row))
-    print("images/s by the roofline, an upper bound; * does not fit the card")
+    print("images/s by the roofline, an upper bound; * does not fit the card; 16/2: in two parts")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Lower bounds on the time of a compiled program, kernel by kernel, from a chip's data sheet.
 
 A kernel takes at least the longest of
-  - its matrix products at the chip's rate for bfloat16,
+  - its matrix products at the chip's rate for bfloat16, or at half of it for float32 (TF32),
   - its exponentials, logarithms and the like on the special function units,
   - its bytes at the memory's bandwidth,
   - and, for the scan's kernels, its instructions on the schedulers (`hardware`).
@@ -36,18 +36,35 @@ def with_scans(kernels: Iterable[Kernel], updates: int) -> list[Kernel]:
     return [dataclasses.replace(kernel, special=special(kernel)) for kernel in kernels]
 
 
-def seconds(kernels: Iterable[Kernel], chip: Chip, updates: int) -> dict[str, float]:
+def matmul_rate(chip: Chip, dtype: str) -> float:
+    """Operations a second of matrix products with inputs of a model's compute type.
+
+    For float32 it is the rate of TF32, which JAX uses by default on these chips.
+    """
+    return chip.matmul * {"bfloat16": 1.0, "float32": 0.5}[dtype]
+
+
+def seconds(
+    kernels: Iterable[Kernel], chip: Chip, updates: int, dtype: str = "bfloat16"
+) -> dict[str, float]:
     """Return "roofline", the bound of the program, and the totals that it is composed of.
 
     The totals are "matmul", "exponentials", "memory" and "instructions" (of the scans).
+
+    Args:
+      kernels: those of the program.
+      chip: what it runs on.
+      updates: as in `with_scans`.
+      dtype: the compute type of the model.
     """
+    rate = matmul_rate(chip, dtype)
     clocks = chip.multiprocessors * chip.gigahertz * 1e9
     totals = dict.fromkeys(("roofline", "matmul", "exponentials", "memory", "instructions"), 0.0)
     for kernel in kernels:
         kind = scan_kind(kernel)
         issued = updates * _instructions(kind) if kind else 0.0
         parts = {
-            "matmul": kernel.flops / chip.matmul,
+            "matmul": kernel.flops / rate,
             "exponentials": kernel.special / (clocks * EXPONENTIALS),
             "memory": kernel.bytes / chip.bytes_per_second,
             "instructions": issued / (clocks * SCHEDULERS * LANES),
