@@ -5,8 +5,8 @@
 
 Measures the same as `python -m sisma_jax.evaluate --metrics speed,peers`: synthesis with and
 without the decoder, of a trained run or of random weights, which take the same time; with --peers
-also an attention twin over the number of tokens, and an SDM-shaped U-Net. Prints tables and writes
-JSON.
+also an attention twin over the number of tokens, and an image of SISMA `large`, SCA-DM, CA2-SIS and
+an SDM-shaped U-Net. Prints tables and writes JSON.
 """
 
 import argparse
@@ -30,6 +30,8 @@ from sisma_jax.flows import rectified
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig, parameter_shapes
 from sisma_jax.models.sisma.model import init_params
 
+SDM = "sdm"
+
 
 def parse() -> argparse.Namespace:
     on_cpu = jax.default_backend() == "cpu"
@@ -51,16 +53,18 @@ def parse() -> argparse.Namespace:
     add("--batches", nargs="+", type=int, default=[1, 16], metavar="N",
         help="masks per call (default: 1 16)")  # fmt: skip
     add("--seconds", type=float, default=2.0, help="seconds per measurement (default: 2)")
-    add("--peers", action="store_true", help="time an attention twin and an SDM-shaped U-Net, too")
-    add("--tokens", nargs="+", type=int, default=list(peers.TOKENS), metavar="N",
+    add("--peers", action="store_true", help="time an attention twin and other systems, too")
+    add("--tokens", nargs="*", type=int, default=list(peers.TOKENS), metavar="N",
         help="tokens of the twins, square numbers (default: 256 1024 4096 16384)")  # fmt: skip
-    add("--skip-sdm", action="store_true", help="leave SDM out: 653 M parameters")
-    add("--sdm-seconds", type=float, default=60.0,
-        help="limit for its steps, with and without guidance (default: 60)")  # fmt: skip
+    systems = [*peers.SYSTEMS, SDM]
+    add("--systems", nargs="*", choices=systems, default=systems, metavar="NAME",
+        help=f"systems at their full size (default: {' '.join(systems)})")  # fmt: skip
+    add("--patience", type=float, default=60.0,
+        help="limit in seconds for the steps of a system (default: 60)")  # fmt: skip
     add("--out", type=cli.path, help="JSON file (default: results/sample_<device>.json)")
     args = parser.parse_args()
     args.dtype = args.dtype or (None if args.workdir else dtype)
-    report.check_positive(parser, args, "steps", "batches", "tokens", "seconds", "sdm_seconds")
+    report.check_positive(parser, args, "steps", "batches", "tokens", "seconds", "patience")
     if not all(0 <= guidance < math.inf for guidance in args.guidance):
         parser.error(f"--guidance {args.guidance}: give 0 or more (1 is the plain model)")
     if any(math.isqrt(tokens) ** 2 != tokens for tokens in args.tokens):
@@ -119,9 +123,10 @@ def main() -> None:
         results["peers"] = peers.measure_peers(
             synthesizer.config,
             tokens=args.tokens,
-            sdm=None if args.skip_sdm else peers.PUBLISHED_SDM,
+            systems=[peers.SYSTEMS[name] for name in args.systems if name != SDM],
+            sdm=peers.PUBLISHED_SDM if SDM in args.systems else None,
             dtype=args.dtype,
-            sdm_seconds=args.sdm_seconds,
+            patience=args.patience,
         )
         show(peers.peer_tables(results["peers"]))
     out = args.out or report.RESULTS / f"sample_{report.slug(speed['device'])}.json"

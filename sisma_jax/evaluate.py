@@ -128,7 +128,8 @@ def parse_arguments() -> argparse.Namespace:
         "--metrics",
         type=comma_list(str),
         help=f"some of {', '.join(METRICS)}; style needs a model with style conditioning, peers "
-        "times an attention twin and an SDM-shaped U-Net; a named metric must be measurable "
+        "times an attention twin of SISMA, SCA-DM, CA2-SIS and an SDM-shaped U-Net; a named metric "
+        "must be measurable "
         f"(default: those of {DEFAULT_METRICS} that are)",
     )
     add("--count", type=int, default=2000, help="test faces and masks; one sample per mask")

@@ -115,7 +115,7 @@ def test_sample_bench_measures_a_run_and_random_weights_beside_their_peers(tiny_
     out = tmp_path / "sample.json"
     options = ("--steps", 1, "--batches", 1, "--seconds", 0.01, "--out", out)
     told = run("sample_bench.py", "--size", "tiny", "--guidance", 1, 2, *options,
-               "--peers", "--tokens", 4, 16, "--skip-sdm")  # fmt: skip
+               "--peers", "--tokens", 4, 16, "--systems")  # fmt: skip
     report = json.loads(out.read_text())
     assert {"command", "date", "hardware", "versions"} <= report.keys()
     assert [case["guidance"] for case in report["speed"]["cases"]] == [1, 2]

@@ -16,8 +16,8 @@ from sisma_jax.evaluation.peers import (
     measure_peers,
     peer_tables,
     random_weights,
+    time_generator,
     time_sdm,
-    time_sisma,
     twins,
 )
 from sisma_jax.evaluation.speed import (
@@ -30,7 +30,9 @@ from sisma_jax.evaluation.speed import (
 )
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from sisma_jax.models.ca2sis.config import CA2SISConfig
 from sisma_jax.models.cost.by_hand import mask_macs, velocity_macs
+from sisma_jax.models.generators import Macs, generator
 from sisma_jax.models.sdm.model import SDMConfig, sdm_macs
 from sisma_jax.models.sisma.model import init_params
 from tests.autoencoders import SMALL_TINY, random_params
@@ -40,6 +42,10 @@ TINY = SISMAConfig(
 )
 TWIN = dataclasses.replace(TINY, mixer="attention", attention_head=8)
 """It compiles faster."""
+TINY_CA2SIS = CA2SISConfig.tiny(
+    num_classes=19, widths=(8, 8, 8, 8), stem_width=8, norm_groups=2, style_channels=1,
+    remat="none", dtype="float32",
+)  # fmt: skip
 TINY_SDM = SDMConfig.tiny(image_size=8, channels=8, multipliers=(1,), norm_groups=2)
 UNITS = dict(steps=(1,), solvers=("euler",), guidances=(1.0,), batches=(2,), seconds=0.01)
 
@@ -124,7 +130,7 @@ def test_every_combination_is_a_case_and_all_guidances_but_one_share_a_program(
         return dict.fromkeys([*numbers, "arguments_bytes", "temporary_bytes"], len(timed))
 
     monkeypatch.setattr(speed, "time_synthesis", time_synthesis)
-    monkeypatch.setattr(speed, "xla_macs", lambda config: 1.5 * velocity_macs(config))
+    monkeypatch.setattr(speed, "xla_macs", lambda config: Macs(1.5 * velocity_macs(config), 0, 0))
     found = measure_speed(
         synthesizer,
         batches=(1, 16), solvers=("euler", "heun"), steps=(5, 10), guidances=(1.0, 1.5, 2.0),
@@ -146,7 +152,7 @@ def test_every_combination_is_a_case_and_all_guidances_but_one_share_a_program(
 def test_a_batch_that_does_not_fit_is_said_not_run(synthesizer, monkeypatch):
     monkeypatch.setattr(speed, "available_memory", lambda: 1000)
     monkeypatch.setattr(speed, "clock", lambda *_: pytest.fail("it ran"))
-    monkeypatch.setattr(speed, "xla_macs", velocity_macs)
+    monkeypatch.setattr(speed, "xla_macs", lambda config: Macs(0, 0, 0))
     monkeypatch.setattr(Synthesizer, "memory", lambda *_, **__: {"temporary": 2000})
     found = measure_speed(synthesizer, **UNITS)
     (case,) = found["cases"]
@@ -174,7 +180,7 @@ def test_memory_that_is_left_is_known_here():
 )
 def test_a_mask_and_a_velocity_are_timed(model, batch):
     sizes = twins(TINY, 4, "float32")[model]
-    mask, velocity, temporary = time_sisma(sizes, batch, 0.01)
+    mask, velocity, temporary = time_generator(sizes, batch, 0.01)
     assert mask.seconds > 0 and velocity.seconds > 0 and temporary > 0
     assert min(mask.calls, velocity.calls) >= speed.LEAST_CALLS
 
@@ -194,9 +200,10 @@ def test_a_step_of_an_sdm_is_timed():
 def found_peers(monkeypatch):
     """With times that are given: the mask's half a second, a velocity's grows with the tokens."""
 
-    def time_sisma(config, batch, seconds, patience=speed.PATIENCE):
+    def time_generator(config, batch, seconds, patience=speed.PATIENCE):
         assert (seconds, patience) in ((0.5, speed.PATIENCE), (0.5, 7.0))
-        velocity = batch * (2.0 if config.mixer == "mamba" else 8.0) * config.latent_size**2
+        per_token = {"mamba": 2.0, "attention": 8.0}[getattr(config, "mixer", "mamba")]
+        velocity = batch * per_token * config.latent_size**2
         return Timing(0.5 * batch, 9), Timing(velocity, 4), 1000 * config.latent_size
 
     def time_sdm(config, guidance, seconds, patience):
@@ -204,11 +211,20 @@ def found_peers(monkeypatch):
         return Timing(3.0 if guidance == 1.0 else 5.0, 2), 2000
 
     decoding = lambda config, latent_size, seconds, patience: Timing(0.25, 3)
-    monkeypatch.setattr(peers, "time_sisma", time_sisma)
+
+    def style(config, seconds, patience):
+        assert config == TINY_CA2SIS
+        return Timing(0.125, 3)
+
+    monkeypatch.setattr(peers, "time_generator", time_generator)
+    monkeypatch.setattr(peers, "time_style", style)
     monkeypatch.setattr(peers, "time_sdm", time_sdm)
     monkeypatch.setattr(peers, "time_decoding", decoding)
+    monkeypatch.setattr(peers, "_xla_macs", lambda config: Macs(3 * 10**9, 0, 10**9))
+    monkeypatch.setattr(peers, "_sdm_xla_macs", lambda config: 4 * 10**9)
+    systems = [(TINY, SMALL_TINY), (TINY_CA2SIS, None)]
     return measure_peers(
-        TINY, tokens=(4, 16), sdm=TINY_SDM, sisma=TINY, seconds=0.5, sdm_seconds=7.0
+        TINY, tokens=(4, 16), systems=systems, sdm=TINY_SDM, seconds=0.5, patience=7.0
     )
 
 
@@ -237,22 +253,41 @@ def test_the_twins_are_measured_over_tokens(found_peers):
 def test_an_image_is_extrapolated_from_the_steps_that_were_timed(found_peers):
     images = found_peers["images"]
     assert [(case["model"], case["guidance"], case["steps"]) for case in images] == [
-        ("SISMA", 1.0, 25), ("SDM", 1.0, 1000), ("SISMA", 1.5, 25), ("SDM", 1.5, 1000),
+        ("SISMA", 1.0, 25), ("CA2-SIS", 1.0, 1), ("SDM", 1.0, 1000),
+        ("SISMA", 1.5, 25), ("SDM", 1.5, 1000),
     ]  # fmt: skip
-    assert [case["calls"] for case in images] == [4, 2, 4, 2]
-    velocity = 2.0 * 64
+    assert [case["calls"] for case in images] == [4, 4, 2, 4, 2]
+    velocity, in_one_pass = 2.0 * 64, 2.0 * 32**2
     assert [case["seconds_per_image"] for case in images] == [
-        0.75 + 25 * velocity, 3000.0, 1.25 + 25 * 2 * velocity, 5000.0
+        0.75 + 25 * velocity, 0.5 + in_one_pass, 3000.0, 1.25 + 25 * 2 * velocity, 5000.0
     ]  # fmt: skip
-    assert images[1]["times_sisma"] == 3000 / (0.75 + 25 * velocity)
-    assert images[3]["times_sisma"] == 5000 / (1.25 + 50 * velocity)
-    assert images[1]["gmacs_per_step"] == sdm_macs(TINY_SDM) / 1e9
-    assert images[1]["gmacs_per_image"] == 1000 * images[1]["gmacs_per_step"]
-    for plain, guided in zip(images[:2], images[2:], strict=True):
-        for name in ("gmacs_per_step", "gmacs_per_image"):
-            assert guided[name] == 2 * plain[name]
+    assert [case["style_seconds"] for case in images] == [None, 0.125, None, None, None]
+    assert images[1]["times_sisma"] == (0.5 + in_one_pass) / (0.75 + 25 * velocity)
+    assert images[2]["times_sisma"] == 3000 / (0.75 + 25 * velocity)
+    assert images[4]["times_sisma"] == 5000 / (1.25 + 50 * velocity)
+    assert images[2]["gmacs_per_step"] == sdm_macs(TINY_SDM) / 1e9
+    assert images[2]["gmacs_per_image"] == 1000 * images[2]["gmacs_per_step"]
+    macs = generator(TINY_CA2SIS).macs()
+    assert images[1]["gmacs_per_image"] == (macs.velocity + macs.mask) / 1e9
+    assert images[1]["style_gmacs"] == macs.style / 1e9 and images[1]["style_gmacs_xla"] == 1
+    for plain, guided in zip((images[0], images[2]), images[3:], strict=True):
+        for name in ("gmacs_per_step", "gmacs_per_step_xla", "gmacs_per_image"):
+            assert guided[name] == 2 * plain[name] > 0
     table = peer_tables(found_peers)[1].markdown()
-    assert "| SDM | 8 | 1.5 |" in table and "| 5 | 2 | 5000 | 0.7811 |" in table
+    assert "| SDM | 8 | 1.5 |" in table and "| 5 | 2 | – | 5000 | 0.7811 |" in table
+
+
+def test_a_model_that_is_not_sisma_has_no_twin():
+    found = measure_peers(TINY_CA2SIS, systems=(), sdm=None)
+    assert found["over_tokens"] == found["images"] == []
+
+
+def test_an_image_of_one_pass_and_its_style_are_timed():
+    units = dict(tokens=(), sdm=None, seconds=1e-9, patience=0.0)
+    found = measure_peers(TINY, systems=[(TINY_CA2SIS, None)], **units)
+    (case,) = found["images"]
+    assert case["status"] == "measured" and case["seconds_per_image"] > 0 < case["style_seconds"]
+    assert 1 < case["gmacs_per_step_xla"] / case["gmacs_per_step"] < 1.5  # mostly norms
 
 
 def test_twins_differ_in_their_mixer_alone_and_heads_divide_the_width():
@@ -267,7 +302,7 @@ def test_networks_that_do_not_fit_are_not_run(monkeypatch):
     monkeypatch.setattr(speed, "available_memory", lambda: 1000)
     monkeypatch.setattr(peers, "random_weights", lambda *_: pytest.fail("it gets weights"))
     with pytest.raises(DoesNotFit, match="GiB are left"):
-        time_sisma(twins(TINY, 4, "float32")["SISMA"], 2, seconds=0.01)
+        time_generator(twins(TINY, 4, "float32")["SISMA"], 2, seconds=0.01)
     with pytest.raises(DoesNotFit, match="GiB are left"):
         time_sdm(TINY_SDM, 1.5, seconds=0.01, patience=0.0)
 
@@ -277,11 +312,11 @@ def does_not_fit(*_):
 
 
 def test_token_counts_that_do_not_fit_are_said_and_the_others_measured(monkeypatch):
-    def time_sisma(config, batch, seconds):
+    def time_generator(config, batch, seconds):
         return (Timing(1.0, 3), Timing(1.0, 3), 1) if config.grid == (2, 2) else does_not_fit()
 
-    monkeypatch.setattr(peers, "time_sisma", time_sisma)
-    found = measure_peers(TINY, tokens=(4, 16), sdm=None)
+    monkeypatch.setattr(peers, "time_generator", time_generator)
+    found = measure_peers(TINY, tokens=(4, 16), systems=(), sdm=None)
     status = {(case["model"], case["tokens"]): case["status"] for case in found["over_tokens"]}
     assert status == {
         (model, tokens): "measured" if tokens == 4 else "does not fit"
@@ -293,16 +328,17 @@ def test_token_counts_that_do_not_fit_are_said_and_the_others_measured(monkeypat
 
 
 def test_an_sdm_that_does_not_fit_has_no_ratio(monkeypatch):
-    monkeypatch.setattr(peers, "time_sisma", lambda *_: (Timing(1.0, 3), Timing(1.0, 3), 1))
+    monkeypatch.setattr(peers, "time_generator", lambda *_: (Timing(1.0, 3), Timing(1.0, 3), 1))
     monkeypatch.setattr(peers, "time_decoding", lambda *_: Timing(1.0, 3))
     monkeypatch.setattr(peers, "time_sdm", does_not_fit)
-    found = measure_peers(TINY, tokens=(), sdm=TINY_SDM, sisma=TINY)
+    monkeypatch.setattr(peers, "_xla_macs", lambda config: Macs(0, 0, 0))
+    found = measure_peers(TINY, tokens=(), systems=[(TINY, SMALL_TINY)], sdm=TINY_SDM)
     sdm = found["images"][1]
     assert sdm["status"] == "does not fit" and "times_sisma" not in sdm
     assert "| does not fit |" in peer_tables(found)[-1].markdown()
 
 
 def test_tokens_that_are_no_square_are_refused_before_anything_is_measured(monkeypatch):
-    monkeypatch.setattr(peers, "time_sisma", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(peers, "time_generator", lambda *_: pytest.fail("it ran"))
     with pytest.raises(InputError, match="1000 tokens are not a square"):
         measure_peers(TINY, tokens=(256, 1000))
