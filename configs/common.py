@@ -208,6 +208,15 @@ def parser() -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.dice_weight = 1.0  # of the Dice loss beside the cross-entropy
     config.loss.class_balance = 0.0  # above 0, small classes weigh more than their area
+
+    # The largest random changes of training pictures; 0 for none
+    config.augment = ConfigDict()
+    config.augment.turn = 0.0  # degrees
+    config.augment.zoom = 0.0  # 0.25: scales from 1 / 1.25 to 1.25
+    config.augment.shift = 0.0  # share of the picture's side
+    config.augment.brightness = 0.0  # share of the range from black to white
+    config.augment.contrast = 0.0
+    config.augment.saturation = 0.0
     return config
 
 

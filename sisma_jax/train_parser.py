@@ -36,6 +36,7 @@ from sisma_jax.models.face_parser import (
 from sisma_jax.models.face_parser.training import parser_loss
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
+from sisma_jax.training.augmentation import AugmentConfig, augmented, draw
 from sisma_jax.training.auxiliary import (
     FACES_ON_SHEET,
     open_splits,
@@ -78,6 +79,9 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
         data, settings = sections.data, sections.train
         model = section(FaceParserConfig, config, "parser")
         loss = section(LossConfig, config, "loss")
+        augment = AugmentConfig()
+        if "augment" in config:  # which configs of older runs lack
+            augment = section(AugmentConfig, config, "augment")
         levels = len(model.channels)
         check_image_size(
             data, model.factor, f"{model.factor}, which {levels} entries of parser.channels need"
@@ -101,7 +105,7 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
             trainable=Trainable(
                 init_params=lambda: module.init(jax.random.key(config.seed), images)["params"],
                 optimizer=make_optimizer(settings, kernel_axes),
-                draw=lambda key, batch: {},
+                draw=lambda key, batch: draw(augment, key, len(batch["labels"])),
                 loss_fn=lambda params, batch: batch_loss(module, loss, replicate(params), batch),
             ),
             feed=sections.feed(train_source, config.seed),
@@ -129,12 +133,13 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
 def batch_loss(
     module: FaceParserUNet, loss: LossConfig, params: Params, batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss of a batch of "image" and "labels", and its parts."""
-    labels, weight = batch["labels"], None
+    """The loss of a batch, and its parts; it has "image", "labels" and the draws of augmentation."""
+    images, labels = augmented(to_float(batch["image"]), batch["labels"], batch)
+    weight = None
     if loss.class_balance:
         classes = module.config.num_classes
         weight = class_weights(labels, labels.shape[1], classes, loss.class_balance)
-    logits = module.apply({"params": params}, to_float(batch["image"]))
+    logits = module.apply({"params": params}, images)
     return parser_loss(logits, labels, loss.dice_weight, weight)
 
 

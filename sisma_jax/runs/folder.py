@@ -78,6 +78,12 @@ CHANGEABLE = (
 """Config keys (or sections, with a dot) that may differ when a run is continued."""
 
 ADDED = {
+    "augment.brightness": 0.0,
+    "augment.contrast": 0.0,
+    "augment.saturation": 0.0,
+    "augment.shift": 0.0,
+    "augment.turn": 0.0,
+    "augment.zoom": 0.0,
     "autoencoder.codebook": 0,
     "discriminator.channels": None,
     "discriminator.layers": None,
