@@ -76,10 +76,12 @@ def get_config(variant: str = "published") -> ConfigDict:
 
     if variant == "synthetic":
         config.autoencoder.path = "runs/autoencoder-vq"
-        config.train.optimizer = "adamw"
-        config.train.learning_rate = 2e-3
+        config.train.steps = 3000
         config.train.ema_decay = 0.95
         config.train.log_every = 20
+        config.train.sample_every = 1000
+        config.evaluation.every = 500
+        config.checkpoint.every = 500
 
     if variant == "64":
         common.generator_on_small_photographs(config, 64)
