@@ -133,7 +133,7 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
 def batch_loss(
     module: FaceParserUNet, loss: LossConfig, params: Params, batch: Batch
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The loss of a batch, and its parts; it has "image", "labels" and the draws of augmentation."""
+    """The loss of a batch, and its parts; it has "image", "labels" and draws of augmentation."""
     images, labels = augmented(to_float(batch["image"]), batch["labels"], batch)
     weight = None
     if loss.class_balance:
