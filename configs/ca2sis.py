@@ -24,7 +24,9 @@ The second stage trains the mapping network, for faces without a reference, on a
     python -m sisma_jax.train --config configs/ca2sis.py:synthetic --workdir runs/ca2sis-random \
         --config.train.init_from=runs/ca2sis-synthetic --config.loss.styles=random
 
-It has not been trained at the published size or run on a GPU, so hours and scores are unknown.
+It has not been trained at the published size or run on a GPU, so scores are unknown. By plans of
+the compiled step (docs/results.md) a batch of 16 needs 37 GB, and 175,000 steps take at least 8.5
+hours on an H200.
 """
 
 from ml_collections import ConfigDict

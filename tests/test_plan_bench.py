@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sisma_jax.configs import celeba
+from sisma_jax.configs import ca2sis, celeba
 
 ROOT = Path(__file__).parent.parent
 PLANS = ROOT / "benchmarks" / "results" / "plan.json"
@@ -30,6 +30,20 @@ def test_every_default_of_celeba_was_planned_and_fits_its_card():
             )  # fmt: skip
             assert row["needed"] <= row["limit"], (variant, card)
     assert not planned
+
+
+def test_the_batch_of_ca2sis_was_planned_and_fits_a_card_of_80_gb():
+    config = ca2sis.get_config()
+    wanted = ("ca2sis", config.model.remat, config.train.batch_size, config.train.accumulate)
+    planned = {
+        (row["variant"], row["remat"], row["batch"], row.get("accumulate", 1)): row
+        for row in json.loads(PLANS.read_text())["planned"]
+    }[wanted]
+    assert planned["cards"]["A100-80"]["fits"] and planned["cards"]["H200"]["fits"]
+    # The state: parameters, moments and average of the generator, the first three of the others.
+    assert planned["arguments"] > 16 * 77_229_243
+    # The two passes of a generator and the gradient of one are four times its 128 GMAC.
+    assert planned["flops"] > 4 * 2 * 128e9 * config.train.batch_size
 
 
 @pytest.fixture
