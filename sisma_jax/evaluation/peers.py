@@ -207,7 +207,7 @@ def _image(
     patience: float,
 ) -> dict[str, Any]:
     model, passes = generator(config), 1 if guidance == 1.0 else 2
-    macs, by_xla = model.macs(), _xla_macs(config)
+    macs, by_xla = model.macs(), xla_macs(config)
     steps = 1 if model.one_pass else STEPS
     case = {
         "model": model.name,
@@ -279,9 +279,6 @@ def _compare(images: list[dict[str, Any]]) -> None:
         if case["model"] != OURS and case["guidance"] in ours:
             seconds = ours[case["guidance"]]["seconds_per_image"]
             case["times_sisma"] = case["seconds_per_image"] / seconds
-
-
-_xla_macs = cache(xla_macs)
 
 
 @cache

@@ -220,7 +220,7 @@ def found_peers(monkeypatch):
     monkeypatch.setattr(peers, "time_style", style)
     monkeypatch.setattr(peers, "time_sdm", time_sdm)
     monkeypatch.setattr(peers, "time_decoding", decoding)
-    monkeypatch.setattr(peers, "_xla_macs", lambda config: Macs(3 * 10**9, 0, 10**9))
+    monkeypatch.setattr(peers, "xla_macs", lambda config: Macs(3 * 10**9, 0, 10**9))
     monkeypatch.setattr(peers, "_sdm_xla_macs", lambda config: 4 * 10**9)
     systems = [(TINY, SMALL_TINY), (TINY_CA2SIS, None)]
     return measure_peers(
@@ -331,7 +331,7 @@ def test_an_sdm_that_does_not_fit_has_no_ratio(monkeypatch):
     monkeypatch.setattr(peers, "time_generator", lambda *_: (Timing(1.0, 3), Timing(1.0, 3), 1))
     monkeypatch.setattr(peers, "time_decoding", lambda *_: Timing(1.0, 3))
     monkeypatch.setattr(peers, "time_sdm", does_not_fit)
-    monkeypatch.setattr(peers, "_xla_macs", lambda config: Macs(0, 0, 0))
+    monkeypatch.setattr(peers, "xla_macs", lambda config: Macs(0, 0, 0))
     found = measure_peers(TINY, tokens=(), systems=[(TINY, SMALL_TINY)], sdm=TINY_SDM)
     sdm = found["images"][1]
     assert sdm["status"] == "does not fit" and "times_sisma" not in sdm

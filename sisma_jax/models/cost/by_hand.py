@@ -16,7 +16,7 @@ The letters are those of `mamba`: D width, d = expand x D channels, n states, r 
 tokens, K orders. Maps of tokens are counted L times, maps of the time embedding once. A model with
 a style has T numbers for each of S classes.
 
-`xla_cost` computes XLA's count of the same model.
+`by_xla` has XLA's count of the same model.
 """
 
 import dataclasses

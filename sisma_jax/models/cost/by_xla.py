@@ -13,6 +13,7 @@ implementations do more or hide their work from XLA.
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from sisma_jax.models.generators import Config, Macs, generator, parameter_shape
 from sisma_jax.models.sisma.config import SISMAConfig
 
 
+@cache  # tracing takes seconds
 def xla_macs(config: Config) -> Macs:
     """Return half of XLA's operations for one image, in the parts of `Generator.macs`."""
     if isinstance(config, SISMAConfig):
