@@ -29,7 +29,8 @@ from sisma_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from sisma_jax.models.generators import Config
 from sisma_jax.models.judges.backbones import VGG19
 from sisma_jax.models.judges.vgg19 import Vgg19, Vgg19Net
-from sisma_jax.training.ca2sis.objective import DiscriminatorSection, LossSection, trainable_ca2sis
+from sisma_jax.training.adversarial import DiscriminatorSection
+from sisma_jax.training.ca2sis.objective import LossSection, trainable_ca2sis
 from sisma_jax.training.objective import FlowConfig, trainable_generator
 from sisma_jax.training.program import Trainable, assemble
 from sisma_jax.training.state import TrainConfig

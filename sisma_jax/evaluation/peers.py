@@ -127,24 +127,30 @@ def measure_peers(
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     twinned = tokens if isinstance(config, SISMAConfig) else ()
     pairs = [(number, *pair) for number in twinned for pair in twins(config, number, dtype).items()]
-    timed = [
-        (generator(one).name, guidance, partial(_image, retyped(one, dtype), decoder))
-        for guidance in (1.0, GUIDANCE)
-        for one, decoder in ((a, b and retyped(b, dtype)) for a, b in systems)
-        if guidance == 1.0 or not generator(one).one_pass
+    alike = lambda sizes: sizes and dataclasses.replace(sizes, dtype=dtype)
+    compared = [
+        (
+            generator(one).name,
+            not generator(one).one_pass,
+            partial(_image, alike(one), alike(decoder)),
+        )
+        for one, decoder in systems
     ]
     if sdm is not None:
-        timed += [
-            (THEIRS, guidance, partial(_sdm_image, retyped(sdm, dtype)))
-            for guidance in (1.0, GUIDANCE)
-        ]
+        compared.append((THEIRS, True, partial(_sdm_image, alike(sdm))))
+    timed = [
+        (name, guidance, measure)
+        for guidance in (1.0, GUIDANCE)
+        for name, takes_guidance, measure in compared
+        if guidance == 1.0 or takes_guidance
+    ]
     over_tokens, images = [], []
     with bar(total=len(pairs) + len(timed), unit="case", desc="peers", leave=False) as progress:
         for number, model, sizes in pairs:
             progress.set_description(f"{model}, {number:,} tokens")
             over_tokens.append(_velocity_case(model, number, sizes, seconds))
             progress.update()
-        for name, guidance, measure in sorted(timed, key=lambda case: case[1]):
+        for name, guidance, measure in timed:
             progress.set_description(f"{name}, guidance {guidance:g}")
             images.append(measure(guidance, seconds, patience))
             progress.update()
@@ -153,14 +159,10 @@ def measure_peers(
         **circumstances(),
         "devices": 1,
         "dtype": dtype,
-        "sizes": dataclasses.asdict(retyped(config, dtype)),
+        "sizes": dataclasses.asdict(alike(config)),
         "over_tokens": over_tokens,
         "images": images,
     }
-
-
-def retyped(config: Any, dtype: str) -> Any:
-    return dataclasses.replace(config, dtype=dtype)
 
 
 def twins(config: SISMAConfig, tokens: int, dtype: str) -> dict[str, SISMAConfig]:

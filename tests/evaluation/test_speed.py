@@ -196,8 +196,8 @@ def test_a_step_of_an_sdm_is_timed():
     assert guided.seconds > 0 and guided.calls == 1 and temporary > 0
 
 
-@pytest.fixture
-def found_peers(monkeypatch):
+@pytest.fixture(scope="module")
+def found_peers():
     """With times that are given: the mask's half a second, a velocity's grows with the tokens."""
 
     def time_generator(config, batch, seconds, patience=speed.PATIENCE):
@@ -216,16 +216,17 @@ def found_peers(monkeypatch):
         assert config == TINY_CA2SIS
         return Timing(0.125, 3)
 
-    monkeypatch.setattr(peers, "time_generator", time_generator)
-    monkeypatch.setattr(peers, "time_style", style)
-    monkeypatch.setattr(peers, "time_sdm", time_sdm)
-    monkeypatch.setattr(peers, "time_decoding", decoding)
-    monkeypatch.setattr(peers, "xla_macs", lambda config: Macs(3 * 10**9, 0, 10**9))
-    monkeypatch.setattr(peers, "_sdm_xla_macs", lambda config: 4 * 10**9)
-    systems = [(TINY, SMALL_TINY), (TINY_CA2SIS, None)]
-    return measure_peers(
-        TINY, tokens=(4, 16), systems=systems, sdm=TINY_SDM, seconds=0.5, patience=7.0
-    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(peers, "time_generator", time_generator)
+        patched.setattr(peers, "time_style", style)
+        patched.setattr(peers, "time_sdm", time_sdm)
+        patched.setattr(peers, "time_decoding", decoding)
+        patched.setattr(peers, "xla_macs", lambda config: Macs(3 * 10**9, 0, 10**9))
+        patched.setattr(peers, "_sdm_xla_macs", lambda config: 4 * 10**9)
+        systems = [(TINY, SMALL_TINY), (TINY_CA2SIS, None)]
+        return measure_peers(
+            TINY, tokens=(4, 16), systems=systems, sdm=TINY_SDM, seconds=0.5, patience=7.0
+        )
 
 
 def test_the_twins_are_measured_over_tokens(found_peers):
@@ -332,6 +333,7 @@ def test_an_sdm_that_does_not_fit_has_no_ratio(monkeypatch):
     monkeypatch.setattr(peers, "time_decoding", lambda *_: Timing(1.0, 3))
     monkeypatch.setattr(peers, "time_sdm", does_not_fit)
     monkeypatch.setattr(peers, "xla_macs", lambda config: Macs(0, 0, 0))
+    monkeypatch.setattr(peers, "_sdm_xla_macs", lambda config: 0)
     found = measure_peers(TINY, tokens=(), systems=[(TINY, SMALL_TINY)], sdm=TINY_SDM)
     sdm = found["images"][1]
     assert sdm["status"] == "does not fit" and "times_sisma" not in sdm
