@@ -3,7 +3,8 @@
     python -m sisma_jax.sample --workdir runs/demo --masks DIR --out DIR
 
 A model with style conditioning also takes the style of reference faces, each with its mask: of one
-face, of parts of several faces, or interpolated between two.
+face, of parts of several faces, or interpolated between two. Parts can take the shapes that they
+have in other masks.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -28,7 +30,7 @@ from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.flows import rectified
 from sisma_jax.models.generators import model_config
 from sisma_jax.runs.folder import RunFolder
-from sisma_jax.synthesis import arguments, references
+from sisma_jax.synthesis import arguments, references, shape_options
 from sisma_jax.synthesis.checks import default_steps
 from sisma_jax.synthesis.options import STEPS, SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
@@ -80,6 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     arguments.add_arguments(parser)
     references.add_arguments(parser)
+    shape_options.add_arguments(parser)
     return parser.parse_args()
 
 
@@ -160,21 +163,33 @@ def main() -> None:
         reading=reading,
     )
     masks = read(paths)
-    styles = references.styles_from(args, synthesizer, lambda path: read([path])[0])
+    read_one = lambda path: read([path])[0]
+    stems = [path.stem for path in paths]
+    shapes = shape_options.masks_from(args, synthesizer, masks, stems, read_one)
+    styles = references.styles_from(args, synthesizer, read_one)
     references.print_missing(synthesizer, styles[0], masks)
-    repeated = np.repeat(masks, args.per_mask, axis=0)
+    if args.per_mask > 1 and not synthesizer.draws_styles:
+        print(f"note: nothing is drawn from noise, so the {args.per_mask} faces per mask are equal")
+    again = lambda x: np.repeat(x, args.per_mask, axis=0)
+    repeated = [jax.tree.map(again, shaped) for shaped in shapes]
     with name_fields("--"):
-        sets = [synthesizer.batches(repeated, options, seed=args.seed, style=x) for x in styles]
+        sets = [
+            synthesizer.batches(shaped, options, seed=args.seed, style=style)
+            for style in styles
+            for shaped in repeated
+        ]
     batches = itertools.chain.from_iterable(sets)
+    kinds = [
+        "".join(f"_{i}" for i, of in zip(pair, (styles, shapes), strict=True) if len(of) > 1)
+        for pair in itertools.product(range(len(styles)), range(len(shapes)))
+    ]
     names = [
-        f"{path.stem}_{k}{f'_{j}' if len(styles) > 1 else ''}.png"
-        for j in range(len(styles))
-        for path in paths
-        for k in range(args.per_mask)
+        f"{stem}_{k}{kind}.png" for kind in kinds for stem in stems for k in range(args.per_mask)
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{len(names)} faces with the weights of step {synthesizer.step} of {args.workdir}")
-    memory = synthesizer.memory(len(repeated), options, style=styles[0])
+    count = len(stems) * args.per_mask
+    memory = synthesizer.memory(count, options, style=styles[0], masks=shapes[0])
     print(
         f"batches of {memory['batch']}; on each device {memory['arguments'] / 2**20:.0f} MiB for "
         f"weights and a peak of {memory['temporary'] / 2**20:.0f} MiB while generating"

@@ -84,3 +84,13 @@ def tiny_style_run(inputs_folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny-style"
     write_tiny_style(inputs_folder, workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def tiny_ca2sis_run(inputs_folder, tmp_path_factory):
+    """A tiny CA2-SIS of the first stage, without random styles; do not write into it."""
+    from tests.tiny_runs import write_tiny_ca2sis
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny-ca2sis"
+    write_tiny_ca2sis(inputs_folder, workdir)
+    return workdir

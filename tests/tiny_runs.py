@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from sisma_jax import train
 from sisma_jax.common.config import load_config, to_json
@@ -100,16 +101,53 @@ def train_tiny_style(folder: Path, workdir: Path, **overrides: object) -> None:
 def write_tiny_style(folder: Path, workdir: Path) -> None:
     """An export of a model with a style: random weights, for nothing shows after a few steps."""
     command = arguments(folder, workdir, "synthetic_style.py", **STYLE)
+    settings = [x for x in command if x.startswith("--config.")]
+    write_export(workdir, load_config(str(CONFIGS / "synthetic_style.py"), settings), 0.25)
+    shutil.copytree(folder / "autoencoder", RunFolder(workdir).autoencoder)
+
+
+CA2SIS = {
+    "model.mask_size": SIZE,
+    "model.grid": 8,
+    "model.stem_width": 8,
+    "model.widths": "(8, 8, 8)",
+    "model.attention_sizes": "(8,)",
+    "model.heads": 1,
+    "model.head_width": 8,
+    "model.last_heads": 1,
+    "model.last_head_width": 8,
+    "model.norm_groups": 4,
+    "model.style_channels": 1,
+    "model.style_levels": 1,
+    "model.style_features": 4,
+    "model.noise_width": 4,
+    "model.mapping_width": 8,
+}
+"""Overrides of configs/ca2sis.py:synthetic for a tiny model."""
+
+
+def write_tiny_ca2sis(folder: Path, workdir: Path, styles: str = "own") -> None:
+    """An export of CA2-SIS with random weights; `styles` is that of its section `loss`."""
+    settings = CA2SIS | {"data.path": folder / "data", "data.size": SIZE, "data.test_from": 12}
+    settings["loss.styles"] = styles
     config = load_config(
-        str(CONFIGS / "synthetic_style.py"), [x for x in command if x.startswith("--config.")]
+        f"{CONFIGS / 'ca2sis.py'}:synthetic",
+        [f"--config.{key}={value}" for key, value in settings.items()],
     )
+    write_export(workdir, config, 0.3)
+
+
+def write_export(workdir: Path, config: ConfigDict, deviation: float) -> None:
+    """An export without an autoencoder: normally distributed weights."""
+    model = generators.model_config(config)
     random = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda shape: random.normal(0, 0.25, shape.shape).astype(np.float32),
-        generators.parameter_shapes(generators.model_config(config)),
+        lambda shape: random.normal(0, deviation, shape.shape).astype(np.float32),
+        generators.parameter_shapes(model),
     )
     run = RunFolder(workdir)
-    shutil.copytree(folder / "autoencoder", run.autoencoder)
+    workdir.mkdir(parents=True)
     run.config_file.write_text(to_json(config))
     run.write_classes(CELEBAMASK)
-    save_tree(run.weights_file, params, {"model": "SISMA", "step": "0"})
+    name = generators.generator(model).name
+    save_tree(run.weights_file, params, {"model": name, "step": "0"})

@@ -6,7 +6,8 @@ convention, which any solver can integrate. A model that draws in one pass is on
 method from zeros; its latents are the pixels.
 
 Conditions are a label map (255 everywhere is the null mask) and a style: one token per class, or
-None for no reference.
+None for no reference. A model with `soft_masks` also takes one channel per class in place of a
+label map.
 """
 
 import dataclasses
@@ -39,6 +40,8 @@ Config = SISMAConfig | SCADMConfig | CA2SISConfig
 Params = dict[str, Any]
 Tokens = Float[Array, "b k token"]
 """Style tokens, one per class."""
+Masks = UInt8[Array, "b H W"] | Float[Array, "b H W k"]
+"""Label maps, or one channel per class, which may be soft and may overlap."""
 
 
 @runtime_checkable
@@ -56,6 +59,9 @@ class Generator(Protocol):
     """Whether the model draws images, not latents, in one pass: in one step of Euler's method, from
     whatever noise and without guidance, and in the style of a reference or in a random one
     (`random_style`)."""
+    soft_masks: bool
+    """Whether the mask may be one channel per class, which may be soft and may overlap. Then shapes
+    of parts are exchanged without repairing the mask."""
 
     def init_params(self, key: PRNGKeyArray) -> Params: ...
 
@@ -71,7 +77,7 @@ class Generator(Protocol):
     def no_style(self, params: Params) -> Float[Array, "1 k token"]:
         """The tokens of no reference."""
 
-    def encode(self, params: Params, labels: UInt8[Array, "b H W"], style: Tokens | None) -> Any:
+    def encode(self, params: Params, labels: Masks, style: Tokens | None) -> Any:
         """Everything that can be computed before the solver starts, a tree of arrays."""
 
     def velocity(
@@ -119,6 +125,7 @@ class _FlaxGenerator:
 
     config: Config
     one_pass: ClassVar[bool] = False
+    soft_masks: ClassVar[bool] = False
     network: ClassVar[type[nn.Module]]
     source: ClassVar[ModuleType]
     """The Python module of `network`, with `init_params` and `matrix_axes`."""
@@ -150,6 +157,7 @@ class CA2SISGenerator(_FlaxGenerator):
     network, source = ca2sis.CA2SIS, ca2sis
     name = "CA2-SIS"
     one_pass = True
+    soft_masks = True
     has_style = True
     most_steps = 1
     any_times = False
@@ -160,13 +168,16 @@ class CA2SISGenerator(_FlaxGenerator):
     def encode_style(self, params: Params, images: Array, labels: Array) -> Tokens:
         return self._apply(params, images, labels, method="styles")
 
-    def random_style(self, params: Params, keys: Key[Array, " b"], labels: Array) -> Tokens:
+    def random_style(self, params: Params, keys: Key[Array, " b"], masks: Masks) -> Tokens:
         """Style tokens from noise for masks; zeros for classes that they do not have."""
         normal = lambda key: jax.random.normal(key, (self.config.noise_width,))
-        return self._apply(params, jax.vmap(normal)(keys), labels, method="random_styles")
+        return self._apply(params, jax.vmap(normal)(keys), masks, method="random_styles")
 
-    def encode(self, params: Params, labels: Array, style: Tokens | None) -> tuple[Array, Tokens]:
-        codes = self._apply(params, labels, method="mask_codes")
+    def encode(self, params: Params, labels: Masks, style: Tokens | None) -> tuple[Array, Tokens]:
+        c, masks = self.config, labels
+        if masks.ndim == 4:
+            masks = masks[..., c.num_classes - c.drawn_classes :]
+        codes = self._apply(params, masks, method="mask_codes")
         return codes, self._given_or_none(params, len(labels), style)
 
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:

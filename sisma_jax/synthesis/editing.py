@@ -35,6 +35,7 @@ from sisma_jax.synthesis.programs import (
     velocity_under,
     velocity_with,
 )
+from sisma_jax.synthesis.soft_masks import SoftMasks, differ
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -44,7 +45,7 @@ def edit(
     synthesizer: Synthesizer,
     images: UInt8[np.ndarray, "batch H W 3"],
     labels: UInt8[np.ndarray, "batch H W"],
-    edited: UInt8[np.ndarray, "batch H W"],
+    edited: UInt8[np.ndarray, "batch H W"] | SoftMasks,
     *,
     steps: int | None = SamplingOptions.steps,
     solver: str | None = None,
@@ -62,7 +63,7 @@ def edit(
       synthesizer: the trained model.
       images: RGB photos of the model's size.
       labels: their masks, class ids, 255 where unlabelled.
-      edited: the edited masks.
+      edited: the edited masks; also what `shapes.transfer` returns for `labels`.
       steps: number of solver steps in each direction, by default 25, or one for a model that draws
         in one pass.
       solver: "heun" (by default), "midpoint" or "ab2"; "euler" comes back to the photo only with
@@ -90,19 +91,20 @@ def edit(
     )  # fmt: skip
     options.check_ends(from_noise=False)
     synthesizer.check_labels(labels)
-    synthesizer.check_labels(edited)
+    synthesizer.check_masks(edited)
     if images.dtype != np.uint8 or images.shape != (*labels.shape, 3):
         raise InputError(
             f"photos are {images.dtype} of shape {images.shape}: give uint8 of shape "
             f"{(*labels.shape, 3)}, as the label maps are"
         )
-    if edited.shape != labels.shape:
+    if len(edited) != len(labels):
         raise InputError(
             f"{len(edited)} edited masks do not fit {len(labels)} photos: give one each"
         )
     if margin is not None and margin < 0:
         raise InputError(f"margin is {margin}: use 0 or more pixels, or None for the whole face")
-    synthesizer.check_options(options, style, len(images))
+    given = synthesizer.no_style() if style is None and synthesizer.has_style else style
+    synthesizer.check_options(options, given, len(images))
     styles: tuple[np.ndarray, ...] = ()
     if synthesizer.has_style:
         own = synthesizer.style(images, labels)
@@ -135,7 +137,7 @@ def _edit(
     photo = to_float(images)
     if generator(config).one_pass:
         drawn = synthesize_latents(config, params, None, edited, options, style, noise=photo)
-        blend = 1.0 if margin is None else _ramp(labels != edited, margin)[..., None]
+        blend = 1.0 if margin is None else _ramp(differ(labels, edited), margin)[..., None]
         return to_uint8(blend * drawn + (1.0 - blend) * photo)
     solve = solver_of(config, options)
     data = autoencoder.encode(photo)[0] * autoencoder.scaling_factor

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Key, UInt8, UInt32
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.flows import diffusion, rectified
 from sisma_jax.models.autoencoder import to_float, to_uint8
-from sisma_jax.models.generators import Config, Params, generator
+from sisma_jax.models.generators import Config, Masks, Params, generator
 from sisma_jax.synthesis.options import CLOSEST, SamplingOptions
+from sisma_jax.synthesis.soft_masks import SoftMasks, as_input
 
 Scale = Float[Array, " b"] | Float[Array, ""] | float
 """A guidance: one for each image, or one for all."""
@@ -41,14 +42,14 @@ def noise_keys(seed: int | UInt32[np.ndarray, "..."], start: int, count: int) ->
 def velocity_under(
     config: Config,
     params: Params,
-    labels: UInt8[Array, "b H W"],
+    labels: Masks,
     guidance: Scale | None,
     style: Float[Array, "b k token"] | None = None,
     style_guidance: Scale | None = None,
     interval: Any = None,
     rescale: Any = None,
 ) -> rectified.Velocity:
-    """Return the velocity under label maps and styles, which are encoded once, here.
+    """Return the velocity under masks and styles, which are encoded once, here.
 
     The null mask is encoded for one row.
 
@@ -124,7 +125,7 @@ def _alternating(axis: int, first: Array, *others: Array) -> Array:
 def velocity_with(
     config: Config,
     params: Params,
-    labels: UInt8[Array, "b H W"],
+    labels: Masks,
     options: SamplingOptions,
     style: Float[Array, "b k token"] | None,
 ) -> rectified.Velocity:
@@ -153,7 +154,7 @@ def synthesize_latents(
     config: Config,
     params: Params,
     keys: Key[Array, " b"] | None,
-    labels: UInt8[Array, "b H W"],
+    labels: UInt8[Array, "b H W"] | SoftMasks,
     options: SamplingOptions,
     style: Float[Array, "b k token"] | None = None,
     noise: Float[Array, "b h w c"] | None = None,
@@ -161,7 +162,7 @@ def synthesize_latents(
     *,
     trajectory: bool = False,
 ) -> Float[Array, "b h w c"] | Float[Array, "b steps_and_one h w c"]:
-    """Return scaled latents for label maps, or with `trajectory` those at all times of the solver.
+    """Return scaled latents for masks, or with `trajectory` those at all times of the solver.
 
     The solver starts from `latents`, else from `noise` ~ N(0, I), else from the noise of `keys`.
     """
@@ -170,7 +171,7 @@ def synthesize_latents(
         if noise is None:
             noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         latents = generator(config).start(noise, options.steps)
-    velocity = velocity_with(config, params, labels, options, style)
+    velocity = velocity_with(config, params, as_input(labels), options, style)
     solve = solver_of(config, options)
     if trajectory:
         return jnp.swapaxes(rectified.trajectory(velocity, latents, **solve), 0, 1)
@@ -179,7 +180,7 @@ def synthesize_latents(
 
 @partial(jax.jit, static_argnames="config")
 def synthesize(config, params, autoencoder, keys, labels, options, style, noise=None, latents=None):
-    """Return uint8 images (b, H, W, 3) for label maps; arguments as in `synthesize_latents`."""
+    """Return uint8 images (b, H, W, 3) for masks; arguments as in `synthesize_latents`."""
     latents = synthesize_latents(config, params, keys, labels, options, style, noise, latents)
     return decode(autoencoder, latents)
 
@@ -197,9 +198,9 @@ def encode_style(config, params, images, labels):
 
 
 @partial(jax.jit, static_argnames="config")
-def random_style(config, params, keys, labels):
+def random_style(config, params, keys, masks):
     """Return style tokens (b, k, token) from noise, of a model that draws in one pass."""
-    return generator(config).random_style(params, keys, labels)
+    return generator(config).random_style(params, keys, as_input(masks))
 
 
 @partial(jax.jit, static_argnames="config")

@@ -51,8 +51,11 @@ from sisma_jax.synthesis.programs import (
     synthesize,
     synthesize_latents,
 )
+from sisma_jax.synthesis.soft_masks import SoftMasks, classes_shown, shown_in
 from sisma_jax.synthesis.styles import Style
 
+Variant = tuple[int, PyTreeDef, PyTreeDef, tuple[str, ...], bool]
+"""What a compiled program depends on (`_variant`)."""
 IN_FLIGHT = 2
 """Batches that are dispatched and not yet fetched, at most; they bound the memory."""
 
@@ -87,7 +90,7 @@ class Synthesizer:
     draws_styles: bool = True
     """Whether what no reference shows is drawn from noise. A model that draws in one pass
     (`generators.Generator.one_pass`) learns this in a second stage of training."""
-    _compiled: dict[tuple[int, PyTreeDef, tuple[str, ...], bool], Compiled] = dataclasses.field(
+    _compiled: dict[Variant, Compiled] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -127,7 +130,7 @@ class Synthesizer:
     @no_type_check  # wrong arguments raise InputError
     def __call__(
         self,
-        labels: UInt8[np.ndarray, "batch H W"],
+        labels: UInt8[np.ndarray, "batch H W"] | SoftMasks,
         seed: int | Sequence[int] = 0,
         steps: int | None = SamplingOptions.steps,
         solver: str = SamplingOptions.solver,
@@ -145,7 +148,8 @@ class Synthesizer:
         """Return an RGB image for every label map.
 
         Args:
-          labels: class ids, 255 where unlabelled; H = W = the model's image size.
+          labels: class ids, 255 where unlabelled; H = W = the model's image size. Or what
+            `shapes.transfer` returns.
           seed: one for all, or one per image, in [0, 2**32). Noise depends on (seed, image index).
           steps, solver, guidance, style_guidance, guidance_interval, times, shift,
             guidance_rescale: see `SamplingOptions`; without times there are 25 steps by default.
@@ -165,12 +169,13 @@ class Synthesizer:
             guidance_rescale=guidance_rescale,
         )  # fmt: skip
         start = {"seed": seed, "noise": noise, "latents": latents}
-        return self.images(np.asarray(labels), options, style=style, **start)
+        labels = labels if isinstance(labels, SoftMasks) else np.asarray(labels)
+        return self.images(labels, options, style=style, **start)
 
     @no_type_check
     def images(
         self,
-        labels: UInt8[np.ndarray, "batch H W"],
+        labels: UInt8[np.ndarray, "batch H W"] | SoftMasks,
         options: SamplingOptions,
         *,
         seed: int | Sequence[int] = 0,
@@ -187,7 +192,7 @@ class Synthesizer:
     @no_type_check
     def latents(
         self,
-        labels: UInt8[np.ndarray, "batch H W"],
+        labels: UInt8[np.ndarray, "batch H W"] | SoftMasks,
         options: SamplingOptions,
         *,
         seed: int | Sequence[int] = 0,
@@ -209,7 +214,7 @@ class Synthesizer:
     @no_type_check
     def trajectory(
         self,
-        labels: UInt8[np.ndarray, "batch H W"],
+        labels: UInt8[np.ndarray, "batch H W"] | SoftMasks,
         options: SamplingOptions,
         *,
         seed: int | Sequence[int] = 0,
@@ -239,7 +244,7 @@ class Synthesizer:
     @no_type_check
     def batches(
         self,
-        labels: UInt8[np.ndarray, "batch H W"],
+        labels: UInt8[np.ndarray, "batch H W"] | SoftMasks,
         options: SamplingOptions,
         *,
         seed: int | Sequence[int] = 0,
@@ -260,7 +265,7 @@ class Synthesizer:
         self, result, labels, options, *, seed, style, noise, latents
     ) -> Iterator[np.ndarray]:
         """`_batches`, after checks of its arguments."""
-        self.check_labels(labels)
+        self.check_masks(labels)
         check_seeds(seed, len(labels))
         self.check_options(options, style, len(labels))
         options.check_ends(
@@ -282,7 +287,7 @@ class Synthesizer:
     def _batches(
         self,
         result: str,
-        labels: UInt8[np.ndarray, "batch H W"],
+        labels: UInt8[np.ndarray, "batch H W"] | SoftMasks,
         options: SamplingOptions,
         seed: UInt32[np.ndarray, "..."],
         style: Style | None,
@@ -293,7 +298,8 @@ class Synthesizer:
         mesh = local_mesh()
         rows, size = batch_sharding(mesh), self._rows(len(labels))
         if result == "images":
-            compiled = None if given else self._compiled.get(_variant(size, options, style))
+            variant = _variant(size, options, style, labels)
+            compiled = None if given else self._compiled.get(variant)
             run = compiled or partial(under_mesh(mesh, synthesize), self.config)
             program = partial(run, self.params, self.autoencoder)
         else:
@@ -322,7 +328,7 @@ class Synthesizer:
     def with_random_style(
         self,
         style: Style | None,
-        labels: UInt8[np.ndarray, "batch H W"],
+        labels: UInt8[np.ndarray, "batch H W"] | SoftMasks,
         seed: int | UInt32[np.ndarray, "..."] = 0,
     ) -> Style | None:
         """Return the style with random ones for the masks' classes that it lacks.
@@ -335,12 +341,13 @@ class Synthesizer:
         mesh, size = local_mesh(), self._rows(len(labels))
         draw = partial(under_mesh(mesh, random_style), self.config, self.params)
         keys = np.asarray(jax.random.key_data(noise_keys(seed, 0, len(labels))))
-        tokens = np.concatenate([
-            np.asarray(draw(jax.random.wrap_key_data(of_rows), own))[:count]
-            for (of_rows, own), count in chunks(size, mesh, keys, labels)
-        ])  # fmt: skip
-        present = np.stack([(labels == k).any((1, 2)) for k in range(len(self.classes))], 1)
-        drawn = (present & ~given.given)[..., None]
+        arrays, tree = jax.tree.flatten((keys, labels))
+        tokens = []
+        for batch, count in chunks(size, mesh, *arrays):
+            of_rows, masks = jax.tree.unflatten(tree, batch)
+            tokens.append(np.asarray(draw(jax.random.wrap_key_data(of_rows), masks))[:count])
+        tokens = np.concatenate(tokens)
+        drawn = (shown_in(labels, len(self.classes)) & ~given.given)[..., None]
         return dataclasses.replace(given, tokens=np.where(drawn, tokens, given.tokens))
 
     @property
@@ -383,7 +390,7 @@ class Synthesizer:
         return dataclasses.replace(
             absent,
             tokens=np.concatenate([absent.tokens, *tokens]),
-            given=np.stack([(labels == k).any((1, 2)) for k in range(len(self.classes))], 1),
+            given=classes_shown(labels, len(self.classes)),
         )
 
     def no_style(self, count: int = 1) -> Style:
@@ -464,10 +471,12 @@ class Synthesizer:
         options: SamplingOptions = SamplingOptions(),  # noqa: B008  a constant
         *,
         style: Style | None = None,
+        masks: UInt8[np.ndarray, "n H W"] | SoftMasks | None = None,
     ) -> dict[str, int]:
-        """Return the memory that a call with `count` label maps needs on each device, in bytes.
+        """Return the memory that a call with `count` masks needs on each device, in bytes.
 
-        Compiles solver and decoder as one program, and keeps it for the call.
+        `masks` are those of the call or some of them, which soft masks are told apart by; None for
+        label maps. Compiles solver and decoder as one program, and keeps it for the call.
 
         Returns:
           "batch": images of one batch, over all local devices; "arguments": weights and inputs;
@@ -476,13 +485,16 @@ class Synthesizer:
         """
         check_kind(options)
         mesh, size = local_mesh(), self._rows(count)
-        variant = _variant(size, options, style)
+        pixels = self.config.image_size
+        masks = np.zeros((1, pixels, pixels), np.uint8) if masks is None else masks
+        variant = _variant(size, options, style, masks)
         if variant not in self._compiled:
-            rows, pixels = batch_sharding(mesh), self.config.image_size
+            rows = batch_sharding(mesh)
             scale = jax.ShapeDtypeStruct((size,), np.float32, sharding=rows)
             options = options.of_images(dict.fromkeys(options.per_image, scale))
             keys = jax.device_put(noise_keys(0, 0, size), rows)
-            labels = jax.ShapeDtypeStruct((size, pixels, pixels), np.uint8, sharding=rows)
+            batch_of = lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=rows)
+            labels = jax.tree.map(batch_of, masks)
             tokens = None
             if style is not None:
                 shape = (size, *style.tokens.shape[1:])
@@ -499,12 +511,29 @@ class Synthesizer:
         }
 
     @no_type_check
-    def check_labels(self, labels: np.ndarray) -> None:
-        """Raises InputError unless these are label maps of the model's classes and size."""
+    def check_masks(self, masks: np.ndarray | SoftMasks) -> None:
+        """Raises InputError unless the model draws from masks of this kind, and they fit it."""
+        if not isinstance(masks, SoftMasks):
+            self.check_labels(masks)
+            return
+        model = generator(self.config)
+        if not model.soft_masks:
+            raise InputError(
+                f"soft masks are given, but {model.name} takes label maps: make them with "
+                "`shapes.transfer` and the synthesizer that draws them"
+            )
+        self.check_labels(masks.labels)
+        for other in masks.mixed:
+            self.check_labels(other.labels)
+
+    @no_type_check
+    def check_labels(self, labels: np.ndarray, name: str = "labels") -> None:
+        """Raises InputError, with this name, unless these are label maps of the model's classes
+        and size."""
         size = self.config.image_size
         if labels.dtype != np.uint8 or labels.shape[1:] != (size, size):
             raise InputError(
-                f"labels are {labels.dtype} of shape {labels.shape}: give uint8 class ids of shape "
+                f"{name} are {labels.dtype} of shape {labels.shape}: give uint8 class ids of shape "
                 f"(batch, {size}, {size})"
             )
         wrong = (labels >= self.config.num_classes) & (labels != UNLABELLED)
@@ -517,7 +546,8 @@ class Synthesizer:
 
 
 def _variant(
-    size: int, options: SamplingOptions, style: Style | None
-) -> tuple[int, PyTreeDef, tuple[str, ...], bool]:
+    size: int, options: SamplingOptions, style: Style | None, masks: np.ndarray | SoftMasks
+) -> Variant:
     """What a compiled program of a batch depends on."""
-    return size, jax.tree.structure(options), tuple(options.per_image), style is not None
+    trees = jax.tree.structure(options), jax.tree.structure(masks)
+    return size, *trees, tuple(options.per_image), style is not None

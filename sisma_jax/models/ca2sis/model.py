@@ -164,20 +164,20 @@ class CA2SIS(nn.Module):
         return no_style(self.style_encoder, self.config.image_size)
 
     def random_styles(
-        self, noise: Float[Array, "b n"], labels: UInt8[Array, "b H W"]
+        self, noise: Float[Array, "b n"], masks: UInt8[Array, "b H W"] | Float[Array, "b H W k"]
     ) -> Float[Array, "b k token"]:
         """Return random style tokens for masks; zeros for classes without pixels.
 
         Args:
           noise: `noise_width` standard normal numbers per image.
-          labels: the masks that will be drawn.
+          masks: those that will be drawn: label maps, or one channel per class.
         """
-        self._check(labels=labels)
+        self._check(**{"labels" if masks.ndim == 3 else "channels": masks})
         width = self.config.noise_width
         if noise.shape[1:] != (width,):
             raise ValueError(f"noise {noise.shape[1:]} does not have the model's size ({width},)")
         tokens = self.mapping(noise)
-        present = has_pixels(labels, self.config.num_classes)
+        present = has_pixels(masks, self.config.num_classes)
         return jnp.where(present[..., None], tokens, jnp.zeros_like(tokens))
 
     def mask_codes(
@@ -227,8 +227,13 @@ class CA2SIS(nn.Module):
         """Raise ValueError unless arguments of these names have the configuration's size."""
         c = self.config
         side = (c.image_size, c.image_size)
-        sizes = dict(images=(*side, IMAGE_CHANNELS), labels=side, masks=(*side, c.drawn_classes))
-        names = dict(images="images", labels="label maps", masks="masks")
+        sizes = dict(
+            images=(*side, IMAGE_CHANNELS),
+            labels=side,
+            masks=(*side, c.drawn_classes),
+            channels=(*side, c.num_classes),
+        )
+        names = dict(images="images", labels="label maps", masks="masks", channels="masks")
         for name, value in arguments.items():
             if value.shape[1:] != sizes[name]:
                 raise ValueError(
@@ -236,10 +241,14 @@ class CA2SIS(nn.Module):
                 )
 
 
-def has_pixels(labels: UInt8[Array, "b H W"], num_classes: int) -> Bool[Array, "b k"]:
-    """Whether each class has a pixel."""
-    classes = jnp.arange(num_classes, dtype=labels.dtype)
-    return jnp.any(labels[..., None] == classes[None, None, None], axis=(1, 2))
+def has_pixels(
+    masks: UInt8[Array, "b H W"] | Float[Array, "b H W k"], num_classes: int
+) -> Bool[Array, "b k"]:
+    """Whether each class has a pixel, in label maps or in one channel per class."""
+    if masks.ndim == 4:
+        return jnp.any(masks > 0, axis=(1, 2))
+    classes = jnp.arange(num_classes, dtype=masks.dtype)
+    return jnp.any(masks[..., None] == classes[None, None, None], axis=(1, 2))
 
 
 def init_params(config: CA2SISConfig, key: PRNGKeyArray) -> dict:
