@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import gradio as gr
+import numpy as np
 from starlette.middleware import Middleware
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.painting import canvas, limits, look, style_panel
+from sisma_jax.painting import canvas, limits, look, shape_panel, style_panel
 from sisma_jax.painting.gate import Gate
 from sisma_jax.painting.handlers import PHOTO_TAB, THUMBNAILS, Handlers, Made, gallery
 from sisma_jax.painting.studio import FACES, Studio
@@ -18,6 +19,8 @@ from sisma_jax.painting.temporary import TemporaryFiles
 
 IN_TURN = {"concurrency_id": "device", "concurrency_limit": 1}
 """Queue options of events that compute: one at a time."""
+LEAST_END = 2
+"""Least end of sliders that begin at 1, which gradio wants even if they are hidden."""
 READ = {"concurrency_id": "uploads", "concurrency_limit": 1}
 """Queue options of events that decode uploads: one picture in memory at a time."""
 
@@ -91,7 +94,13 @@ def build(studio: Studio, files: TemporaryFiles) -> gr.Blocks:
     """
     handlers = Handlers(studio, files)
     sheet = studio.starts.read(0)
-    faces = studio.faces(sheet.labels, studio.options, count=FACES, seed=0)
+    references = studio.first_references(sheet)
+    if studio.draws_styles or references:
+        style = studio.style_of(references, 0.5)
+        count = min(FACES, handlers.most_faces)
+        faces = studio.faces(sheet.labels, studio.options, count=count, seed=0, style=style)
+    else:
+        faces = np.empty((0, studio.size, studio.size, 3), np.uint8)
     first = Made(faces, sheet.labels, seed=0)
     with gr.Blocks(
         title="Paint a mask, see faces", analytics_enabled=False, fill_width=True
@@ -103,10 +112,13 @@ def build(studio: Studio, files: TemporaryFiles) -> gr.Blocks:
             with gr.Column(scale=9, min_width=400):
                 with gr.Tabs() as tabs:
                     with gr.Tab("New faces", id="faces"):
-                        faces = _faces_tab(first)
-                        style = style_panel.lay_out(studio.classes) if studio.has_style else None
+                        faces = _faces_tab(handlers, first)
+                        style = (
+                            style_panel.lay_out(studio, references) if studio.has_style else None
+                        )
                     with gr.Tab("Edit a photo", id=PHOTO_TAB):
                         photo = _photo_tab(studio)
+                shape = shape_panel.lay_out(studio.classes)
                 with gr.Row():
                     settings = _settings(handlers)
         # Hidden, but present in the browser: downloads are fetched through it.
@@ -121,8 +133,10 @@ def build(studio: Studio, files: TemporaryFiles) -> gr.Blocks:
             "show_progress_on": photo.before,
         }  # fmt: skip
         _connect_desk(handlers, desk, downloads)
+        settings += [shape.other, shape.parts, shape.share]
         _connect_faces(handlers, desk, faces, settings, style, taken, downloads)
         _connect_photo(handlers, desk, photo, settings, style, taken, downloads)
+        shape_panel.connect(handlers, desk, shape, READ)
         if style:
             style_panel.connect(handlers, desk, faces, style, READ)
     files.keep_present()
@@ -154,22 +168,27 @@ def _desk(handlers: Handlers, sheet) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def _faces_tab(made: Made) -> SimpleNamespace:
+def _faces_tab(handlers: Handlers, made: Made) -> SimpleNamespace:
+    """The faces; without noise there is one, and neither their number nor a seed."""
+    several = handlers.most_faces > 1
     make = gr.Button("Make faces", variant="primary", elem_id="make")
     shown = gr.Gallery(
         **gallery(made), allow_preview=False, show_label=False, container=False, format="png",
         buttons=[], elem_id="faces",
     )  # fmt: skip
-    note = gr.Markdown("Faces of this mask, each with other noise.", elem_id="faces-note")
+    note = gr.Markdown(look.first_faces(len(made.faces)), elem_id="faces-note")
     with gr.Row():
-        other = gr.Button("Other faces", size="sm", min_width=80)
+        other = gr.Button("Other faces", size="sm", min_width=80, visible=several)
         use = gr.Button("Edit the chosen one", size="sm", min_width=80, elem_id="use-made")
         download = gr.Button("Download", size="sm", min_width=80, elem_id="download-faces")
     with gr.Row():
         count = gr.Slider(
-            1, limits.MOST_FACES, FACES, step=1, label="Faces", buttons=[], elem_id="count",
+            1, max(handlers.most_faces, LEAST_END), min(FACES, handlers.most_faces), step=1,
+            label="Faces", buttons=[], visible=several, elem_id="count",
         )  # fmt: skip
-        seed = gr.Number(0, label="Seed", precision=0, buttons=[], elem_id="seed")
+        seed = gr.Number(
+            0, label="Seed", precision=0, buttons=[], visible=several, elem_id="seed",
+        )  # fmt: skip
     return SimpleNamespace(
         made=gr.State(made), make=make, gallery=shown, note=note, other=other, use=use,
         download=download, count=count, seed=seed,
@@ -205,8 +224,8 @@ def _settings(handlers: Handlers) -> list[gr.Slider]:
     """Solver steps and guidance; hidden if the model has neither."""
     options, visible = handlers.studio.options, not handlers.one_pass
     steps = gr.Slider(
-        1, handlers.most_steps, options.steps, step=1, label="Steps", info="of the solver",
-        buttons=[], min_width=160, elem_id="steps", visible=visible,
+        1, max(handlers.most_steps, LEAST_END), options.steps, step=1, label="Steps",
+        info="of the solver", buttons=[], min_width=160, elem_id="steps", visible=visible,
     )  # fmt: skip
     guidance = gr.Slider(
         0, handlers.most_guidance, options.guidance, step=0.1, label="Guidance",

@@ -22,7 +22,7 @@ from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.models.generators import generator
 from sisma_jax.painting import canvas, limits, look
 from sisma_jax.painting.starts import Subject
-from sisma_jax.painting.studio import Reference, Studio, write_faces, write_photo
+from sisma_jax.painting.studio import Reference, Shape, Studio, write_faces, write_photo
 from sisma_jax.painting.temporary import TemporaryFiles
 from sisma_jax.synthesis.options import SamplingOptions
 
@@ -93,6 +93,8 @@ def chosen_face(made: Made) -> Subject:
     Raises:
       InputError: if none of several faces was clicked.
     """
+    if not len(made.faces):
+        raise InputError("there is no face yet: make one first")
     if made.chosen is None and len(made.faces) > 1:
         raise InputError("no face is chosen: click one of them first")
     return Subject(made.labels, made.faces[made.chosen or 0])
@@ -110,6 +112,8 @@ class Handlers:
         """Whether the model has no solver and no guidance."""
         self.most_steps = 1 if self.one_pass else max(limits.MOST_STEPS, studio.options.steps)
         self.most_guidance = max(limits.MOST_GUIDANCE, studio.options.guidance)
+        self.most_faces = limits.MOST_FACES if studio.draws_styles else 1
+        """The most faces of a request: without random styles or noise all would be equal."""
 
     def labels(self, easel: Any) -> np.ndarray:
         """The painted label map."""
@@ -125,6 +129,11 @@ class Handlers:
                 "style guidance", style_guidance, 0, limits.MOST_STYLE_GUIDANCE
             ),
         )
+
+    def shape(self, other: np.ndarray | None, parts: Sequence[str], share: Any) -> Shape | None:
+        """What parts take the shapes of another mask; None without one."""
+        share = limits.number("share", share, 0, 1)
+        return None if other is None else Shape(other, tuple(parts), share)
 
     # --- The sheet
 
@@ -179,16 +188,18 @@ class Handlers:
 
     @show_errors
     def make(
-        self, easel, count, seed, steps, guidance, progress: gr.Progress = gr.Progress(),  # noqa: B008
+        self, easel, count, seed, steps, guidance, other, parts, share,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
         references: Sequence[Reference] = (), between: float = 1.0, style_guidance: float = 1.0,
     ) -> tuple:  # fmt: skip
         """-> made, gallery, note"""
         begun = time.perf_counter()
         labels = self.labels(easel)
         seed = limits.integer("seed", seed, 0, limits.MOST_SEED)
-        count = limits.integer("the number of faces", count, 1, limits.MOST_FACES)
+        count = limits.integer("the number of faces", count, 1, self.most_faces)
         options = self.options(steps, guidance, style_guidance)
         between = limits.number("between", between, 0, 1)
+        shape = self.shape(other, parts, share)
         progress(0, desc="making faces (longer the first time with other settings)")
         faces = self.studio.faces(
             labels,
@@ -196,9 +207,10 @@ class Handlers:
             count=count,
             seed=seed,
             style=self.studio.style_of(references, between),
+            shape=shape,
             report=lambda done, count: progress((done, count), desc="making faces", unit="faces"),
         )
-        made = Made(faces, labels, seed)
+        made = Made(faces, self.studio.shaped(labels, shape, repair=True)[0], seed)
         return made, gr.Gallery(**gallery(made)), note(made, time.perf_counter() - begun)
 
     @show_errors
@@ -251,21 +263,22 @@ class Handlers:
 
     @show_errors
     def edit(
-        self, easel, subject, steps, guidance,
+        self, easel, subject, steps, guidance, other, parts, share,
         references: Sequence[Reference] = (), between: float = 1.0,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple:  # fmt: skip
         """-> result, its picture, note"""
         begun = time.perf_counter()
         subject, labels = _needed(subject), self.labels(easel)
-        options = self.options(steps, guidance)
+        options, shape = self.options(steps, guidance), self.shape(other, parts, share)
         progress(0, desc="editing (longer the first time with other settings)")
         photo = self.studio.edited(
             subject, labels, options, references=references,
-            between=limits.number("between", between, 0, 1),
+            between=limits.number("between", between, 0, 1), shape=shape,
         )  # fmt: skip
         note = f"Edited in {time.perf_counter() - begun:.1f} s."
-        return Subject(labels, photo), viewed(photo), note
+        shaped = self.studio.shaped(labels, shape, repair=True)[0]
+        return Subject(shaped, photo), viewed(photo), note
 
     @show_errors
     def download_result(self, result: Subject | None) -> str:

@@ -39,11 +39,16 @@ SERVER_FAILED = (
 )
 READY = "Paint the parts to change over the mask, and press *Edit the photo*."
 
-NO_STYLE = "There is no reference: the style of faces is drawn from noise."
+REFERENCES_GIVE_ALL = "References give the style of all painted classes."
 FOUND_REFERENCE = "The face parser has found the reference's mask."
 PAINTED_REFERENCE = (
     "There is no face parser, so the painting is the reference's mask. To paint its own, upload it "
     "in *Edit a photo*, and when it has its mask there, press *Take the mask's own face* here."
+)
+
+NO_SHAPE = (
+    "Parts have the shapes that are painted. To give them those of another mask, take it here, "
+    "then choose or paint the mask that changes."
 )
 
 _SPOKEN = {
@@ -73,12 +78,42 @@ def caption(parts: Iterable[str]) -> str:
     return ", ".join(spoken(parts)) or "all parts"
 
 
-def drawn_from_noise(names: Iterable[str]) -> str:
-    """A sentence on the painted classes that no reference gives."""
+def first_faces(count: int) -> str:
+    """The note below the faces that the page opens with."""
+    if count > 1:
+        return "Faces of this mask, each with other noise."
+    return "The face of this mask in its own style." if count else "There is no face yet."
+
+
+def shapes_taken(*, repaired: bool) -> str:
+    """A note on how faces take the shapes of the other mask."""
+    how = (
+        "the nearest parts fill the places that a part leaves"
+        if repaired
+        else "parts may overlap, and nothing fills the places that they leave"
+    )
+    return (
+        "Faces take the shapes of this mask, part by part where both masks have the part; the "
+        f"painting stays as it is. For this model {how}."
+    )
+
+
+def no_reference(*, draws_styles: bool) -> str:
+    """A sentence on faces without a reference."""
+    if draws_styles:
+        return "There is no reference: the style of faces is drawn from noise."
+    return (
+        "There is no reference, and this model draws faces in the style of one only: take the "
+        "mask's own face, or upload one."
+    )
+
+
+def not_given(names: Iterable[str], instead: str) -> str:
+    """A sentence on the painted classes that no reference gives, and how they are drawn instead."""
     parts = html.escape(", ".join(spoken(names)))
     if not parts:
-        return "References give the style of all painted classes."
-    return f"No reference gives {parts}: drawn from noise."
+        return REFERENCES_GIVE_ALL
+    return f"No reference gives {parts}: {instead}."
 
 
 def easel(classes: ClassSet, size: int) -> dict[str, Any]:

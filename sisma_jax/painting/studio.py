@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
@@ -23,6 +24,8 @@ from sisma_jax.painting.starts import Starts, Subject, find_starts
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.editing import edit
 from sisma_jax.synthesis.options import SamplingOptions
+from sisma_jax.synthesis.shapes import transfer
+from sisma_jax.synthesis.soft_masks import SoftMasks
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -41,6 +44,17 @@ class Reference:
     labels: UInt8[np.ndarray, "h w"]
     parts: tuple[str, ...] = ()
     """Names of the classes that are taken from it; empty for all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Another mask, whose shapes parts take."""
+
+    labels: UInt8[np.ndarray, "h w"]
+    parts: tuple[str, ...] = ()
+    """Names of the classes that take its shapes; empty for all."""
+    share: float = 1.0
+    """0 for the painted shapes to 1 for those of the other mask."""
 
 
 def between_two(references: Sequence[Reference]) -> bool:
@@ -117,6 +131,38 @@ class Studio:
         """Whether the model takes the style of references."""
         return self.synthesizer.has_style
 
+    @property
+    def draws_styles(self) -> bool:
+        """Whether faces without a reference have random styles, so that they differ."""
+        return self.synthesizer.draws_styles
+
+    @property
+    def soft_masks(self) -> bool:
+        """Whether parts take other shapes without a repaired mask."""
+        return generator(self.synthesizer.config).soft_masks
+
+    def first_references(self, sheet: Subject) -> tuple[Reference, ...]:
+        """The references that the page opens with: the face of the first mask, for a model that
+        draws no face without a reference."""
+        if self.draws_styles or sheet.photo is None:
+            return ()
+        return (Reference(sheet.photo, sheet.labels),)
+
+    def shaped(
+        self, labels: UInt8[np.ndarray, "h w"], shape: Shape | None, *, repair: bool = False
+    ) -> UInt8[np.ndarray, "1 h w"] | SoftMasks:
+        """Return a mask with the shapes of another one; as a label map with `repair`.
+
+        Raises:
+          InputError: if one of the two masks lacks a part, or the share is not in [0, 1].
+        """
+        if shape is None:
+            return labels[None]
+        return transfer(
+            self.synthesizer, labels[None], shape.labels[None], shape.parts or None, shape.share,
+            repair=repair,
+        )  # fmt: skip
+
     def faces(
         self,
         labels: UInt8[np.ndarray, "h w"],
@@ -125,18 +171,20 @@ class Studio:
         count: int,
         seed: int,
         style: Style | None = None,
+        shape: Shape | None = None,
         report: Report = lambda done, count: None,
     ) -> UInt8[np.ndarray, "count h w 3"]:
-        """Return `count` faces of one mask. Face i has the noise of (seed, i).
+        """Return `count` faces of one mask, with the shapes of another one if `shape` says so.
 
-        Style guidance has no effect without a style.
+        Face i has the noise of (seed, i). Style guidance has no effect without a style.
 
         Raises:
           InputError: if an argument is out of range.
         """
         if count < 1:
             raise InputError(f"{count} faces are asked for: use at least 1")
-        masks = np.repeat(labels[None], count, axis=0)
+        again = lambda x: np.repeat(x, count, axis=0)
+        masks = jax.tree.map(again, self.shaped(labels, shape))
         made: list[np.ndarray] = []
         if style is None:
             options = options.without_style()
@@ -173,7 +221,7 @@ class Studio:
             style = style.take(face, self.given_by(reference))
         return style.blend(faces[0], 1 - between) if between_two(references) else style
 
-    def drawn_from_noise(
+    def not_given(
         self, references: Sequence[Reference], labels: UInt8[np.ndarray, "h w"]
     ) -> list[str]:
         """The classes of a mask whose style no reference gives."""
@@ -188,8 +236,10 @@ class Studio:
         *,
         references: Sequence[Reference] = (),
         between: float = 1.0,
+        shape: Shape | None = None,
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """Return a photo under the mask `labels`.
+        """Return a photo under the mask `labels`, with the shapes of another one if `shape` says
+        so.
 
         Only the steps and guidance of `options` are used; the solver is that of editing. With style
         conditioning the photo keeps its own style, except for parts that references give.
@@ -197,11 +247,12 @@ class Studio:
         Raises:
           InputError: if `labels` is its own mask, or an argument is out of range.
         """
-        if (subject.labels == labels).all():
+        if (subject.labels == labels).all() and shape is None:
             raise InputError(
                 "the painting is the photo's own mask, so there is nothing to change: paint first"
             )
-        photo, own, wanted = (x[None] for x in (subject.photo, subject.labels, labels))
+        photo, own = subject.photo[None], subject.labels[None]
+        wanted = self.shaped(labels, shape)
         style = self.style_of(references, between)
         if style is not None:
             given = set(self.classes.names) - set(style.missing())

@@ -11,17 +11,23 @@ from typing import Any
 import gradio as gr
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.data.classes import ClassSet
+from sisma_jax.models.generators import generator
 from sisma_jax.painting import limits, look
 from sisma_jax.painting.handlers import Handlers, Made, chosen_face, show_errors, viewed, with_face
 from sisma_jax.painting.starts import Subject
-from sisma_jax.painting.studio import Reference, between_two
+from sisma_jax.painting.studio import Reference, Studio, between_two
+from sisma_jax.synthesis.references import without_one
 
 References = tuple[Reference, ...]
 
 
-def lay_out(classes: ClassSet) -> SimpleNamespace:
-    """Lay out the panel's parts, most of which appear with the first reference."""
+def lay_out(studio: Studio, references: References) -> SimpleNamespace:
+    """Lay out the panel's parts, most of which appear with the first reference.
+
+    `references` are those that the page opens with, none or one of all parts.
+    """
+    some, classes = bool(references), studio.classes
+    one_pass = generator(studio.synthesizer.config).one_pass
     small = {"size": "sm", "min_width": 80}
     slider = {"buttons": [], "min_width": 160}
     with gr.Accordion("Style", elem_id="style"):
@@ -30,13 +36,14 @@ def lay_out(classes: ClassSet) -> SimpleNamespace:
             made = gr.Button("Take the chosen face", elem_id="style-made", **small)
             upload = gr.UploadButton("Upload a reference", elem_id="style-upload", **small)
         gallery = gr.Gallery(
+            pictures(references), selected_index=0 if some else None,
             columns=limits.MOST_REFERENCES, allow_preview=False, show_label=False, container=False,
-            format="png", buttons=[], fit_columns=False, visible=False, elem_id="references",
+            format="png", buttons=[], fit_columns=False, visible=some, elem_id="references",
         )  # fmt: skip
         parts = gr.Dropdown(
             list(zip(look.spoken(classes.names), classes.names, strict=True)), multiselect=True,
             label="Parts", info="of the chosen reference; none: all that it shows",
-            buttons=[], visible=False, elem_id="parts",
+            buttons=[], visible=some, elem_id="parts",
         )  # fmt: skip
         with gr.Row():
             between = gr.Slider(
@@ -46,19 +53,30 @@ def lay_out(classes: ClassSet) -> SimpleNamespace:
             guidance = gr.Slider(
                 0, limits.MOST_STYLE_GUIDANCE, 1, step=0.1, label="Style guidance",
                 info="1: the plain model",
-                interactive=False, elem_id="style-guidance", **slider,
+                interactive=some, visible=not one_pass, elem_id="style-guidance", **slider,
             )  # fmt: skip
-        note = gr.Markdown(look.NO_STYLE, elem_id="style-note")
+        first = look.REFERENCES_GIVE_ALL if some else no_reference(studio)
+        note = gr.Markdown(first, elem_id="style-note")
         with gr.Row():
             remove = gr.Button(
-                "Remove the chosen one", visible=False, elem_id="remove-reference", **small
+                "Remove the chosen one", visible=some, elem_id="remove-reference", **small
             )
             clear = gr.Button("No style", elem_id="no-style", **small)
     return SimpleNamespace(
-        references=gr.State(()), chosen=gr.State(0), sheet=sheet, made=made, upload=upload,
+        references=gr.State(references), chosen=gr.State(0), sheet=sheet, made=made, upload=upload,
         gallery=gallery, parts=parts, between=between, guidance=guidance, note=note, remove=remove,
         clear=clear,
     )  # fmt: skip
+
+
+def no_reference(studio: Studio) -> str:
+    """The note without references."""
+    return look.no_reference(draws_styles=studio.draws_styles)
+
+
+def pictures(references: References) -> list[tuple[Any, str]]:
+    """The gallery of references: pictures with captions."""
+    return [(viewed(reference.image), look.caption(reference.parts)) for reference in references]
 
 
 def connect(
@@ -104,7 +122,7 @@ class StyleHandlers:
     def show(self, references: References, chosen: int, note: str) -> tuple:
         some = bool(references)
         gallery = gr.Gallery(
-            [(viewed(reference.image), look.caption(reference.parts)) for reference in references],
+            pictures(references),
             selected_index=chosen if some else None,
             visible=some,
         )
@@ -118,9 +136,10 @@ class StyleHandlers:
     def note(self, references: References, easel: Any) -> str:
         """The note on the references for the painting."""
         if not references:
-            return look.NO_STYLE
+            return no_reference(self.studio)
         labels = self.handlers.labels(easel)
-        return look.drawn_from_noise(self.studio.drawn_from_noise(references, labels))
+        instead = without_one(self.studio.synthesizer)
+        return look.not_given(self.studio.not_given(references, labels), instead)
 
     def add(self, references: References, easel: Any, subject: Subject, how: str = "") -> tuple:
         if len(references) == limits.MOST_REFERENCES:
@@ -168,4 +187,4 @@ class StyleHandlers:
         return self.show(left, max(len(left) - 1, 0), self.note(left, easel))
 
     def clear(self) -> tuple:
-        return self.show((), 0, look.NO_STYLE)
+        return self.show((), 0, no_reference(self.studio))

@@ -112,11 +112,11 @@ def _moved(
     own, theirs = shown_in(labels, len(classes)), classes_shown(other, len(classes))
     for name in names if len(labels) else ():
         k = classes.names.index(name)
-        for shown, whose in ((own, "masks"), (theirs, "other masks")):
+        for shown, which in ((own, "mask to change"), (theirs, "other mask")):
             if not shown[:, k].any():
                 raise InputError(
-                    f"the {whose} have no pixel of {name}, whose shape is asked for: name parts "
-                    "that both have"
+                    f"no {which} has a pixel of {name}, whose shape is asked for: name parts that "
+                    "both masks have"
                 )
     return own & theirs & chosen
 

@@ -27,7 +27,7 @@ import httpx  # gradio's own
 
 from sisma_jax.painting import app
 
-MAKE = {"count": 2, "seed": 0, "steps": 2, "guidance": 1.0}
+MAKE = {"count": 2, "seed": 0, "steps": 2, "guidance": 1.0, "other": None, "parts": [], "share": 1}
 ACCOUNTS = [("ann", "pässword: 1"), ("bob", "another")]
 
 

@@ -128,10 +128,10 @@ def test_painted_classes_that_no_reference_gives_are_named(studio, references):
     first, second = references
     labels = np.full((SIZE, SIZE), HAIR, np.uint8)
     labels[:4], labels[4:8] = HAT, UNLABELLED
-    assert studio.drawn_from_noise((), labels) == ["hair", "hat"]
-    assert studio.drawn_from_noise((first,), labels) == ["hat"]
-    assert studio.drawn_from_noise((first, second), labels) == []
-    assert studio.drawn_from_noise((with_parts(first, "skin"), second), labels) == ["hair"]
+    assert studio.not_given((), labels) == ["hair", "hat"]
+    assert studio.not_given((first,), labels) == ["hat"]
+    assert studio.not_given((first, second), labels) == []
+    assert studio.not_given((with_parts(first, "skin"), second), labels) == ["hair"]
 
 
 @pytest.mark.slow
@@ -149,10 +149,10 @@ def test_faces_take_the_style_and_its_guidance(studio, references):
 
 
 def test_what_is_said_of_references_has_the_brushes_names():
-    assert look.drawn_from_noise(["hat", "cloth"]) == (
+    assert look.not_given(["hat", "cloth"], "drawn from noise") == (
         "No reference gives hat, clothes: drawn from noise."
     )
-    assert "all painted classes" in look.drawn_from_noise([])
-    assert look.drawn_from_noise(["<b>"]).startswith("No reference gives &lt;b&gt;:")
+    assert "all painted classes" in look.not_given([], "")
+    assert look.not_given(["<b>"], "").startswith("No reference gives &lt;b&gt;:")
     assert look.caption(()) == "all parts" and look.caption(["eye_g", "hair"]) == "glasses, hair"
     assert look.spoken(CELEBAMASK.names) == look.easel(CELEBAMASK, 64)["names"]

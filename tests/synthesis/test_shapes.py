@@ -113,8 +113,8 @@ def test_only_masks_that_have_the_part_change(repairing):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (dict(names=["hat"]), "^the masks have no pixel of hat, whose shape is asked for"),
-        (dict(names=["hair"]), "^the other masks have no pixel of hair, whose shape is asked for"),
+        (dict(names=["hat"]), "^no mask to change has a pixel of hat, whose shape is asked for"),
+        (dict(names=["hair"]), "^no other mask has a pixel of hair, whose shape is asked for"),
         (dict(names=["ear"]), "^'ear' is no class"),
         (dict(share=1.5), r"^share is 1\.5: use 0 \(the mask's own shape\) to 1"),
         (dict(share="half"), "^share is 'half': use a number from 0 to 1"),
@@ -264,7 +264,7 @@ def test_the_command_draws_shapes_of_other_masks(ca2sis, tiny_ca2sis_run, files,
         (("--shape", "hair", "mask1.png", "--shape-share", 2), "^--shape-share is 2: use 0"),
         (("--shape", "hair", "face1.png", "mask1.png"), "^--shape has 3 words"),
         (("--shape", "ear", "mask1.png"), "^--shape ear .*mask1.png: 'ear' is no class"),
-        (("--shape", "hat", "mask1.png"), "^--shape hat .*: the masks have no pixel of hat"),
+        (("--shape", "hat", "mask1.png"), "^--shape hat .*: no mask to change has a pixel of hat"),
         (("--shape", "hair", "wide.png"), "wide.png has 32x16 pixels: crop it to a square"),
         (
             ("--shape", "hair", "mask1.png", "--shape", "hair", "mask2.png"),
