@@ -10,11 +10,11 @@ So channels are exchanged or interpolated, and nothing else changes: a part may 
 and pixels may be left without a class. This is how the published code does it.
 
 Other models draw from label maps, in which every pixel has one class. For them the mask is repaired
-(our choice): a part's own pixels take the nearest of the classes that stay, and the part is painted
-over them in its new shape. A shape between two is where the interpolated signed distance to their
-boundaries is positive (shape-based interpolation: Raya and Udupa, IEEE Transactions on Medical
-Imaging 9, 1990). Parts that no border of the image cuts are moved onto each other before, so that
-a part that is elsewhere in the other mask moves there.
+(our choice): a part's own pixels take the nearest of the classes that stay, small ones aside, and
+the part is painted over them in its new shape. A shape between two is where the interpolated signed
+distance to their boundaries is positive (shape-based interpolation: Raya and Udupa, IEEE
+Transactions on Medical Imaging 9, 1990). If two shapes overlap more with one centre than where they
+are, the shape also moves from one place to the other: an eye does, long hair does not.
 
 Of named parts, those that only one of the two masks has stay as they are.
 """
@@ -33,6 +33,9 @@ from sisma_jax.synthesis.soft_masks import SoftMasks, classes_shown, shown_in
 from sisma_jax.synthesis.styles import chosen_classes
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
+LEAST_FILLING = 0.05
+"""Smallest size of a class, as a share of the area that parts leave, that fills it: hair that goes
+leaves its place to background and skin, and no earring grows over it."""
 Labels = UInt8[np.ndarray, "n H W"]
 Others = UInt8[np.ndarray, "m H W"]
 Part = Bool[np.ndarray, "H W"]
@@ -131,45 +134,68 @@ def _repaired(
     if not ids.size:
         return own
     removed = np.isin(own, ids)
-    stays = ~removed & (own != UNLABELLED)
     filled = own.copy()
-    if stays.any():
+    present, areas = np.unique(own[~removed & (own != UNLABELLED)], return_counts=True)
+    if present.size:
+        large = areas >= min(LEAST_FILLING * removed.sum(), areas.max())
+        fills = ~removed & np.isin(own, present[large])
         nearest = ndimage.distance_transform_edt(
-            ~stays, return_distances=False, return_indices=True
+            ~fills, return_distances=False, return_indices=True
         )
         filled[removed] = own[tuple(nearest)][removed]
-    fields = np.stack([_between(own == k, other == k, share) for k in ids])
-    inside = fields.max(0) > 0
-    filled[inside] = ids[fields.argmax(0)][inside]
+    for k, field in _from_large_to_small(own, other, ids, share):
+        filled[field > 0] = k
     return filled
 
 
 def _whole(
     own: UInt8[np.ndarray, "H W"], other: UInt8[np.ndarray, "H W"], share: float
 ) -> UInt8[np.ndarray, "H W"]:
-    """A mask between two, in which every pixel has the class that it is deepest in."""
+    """A mask between two.
+
+    Where shapes overlap, the smaller part goes before the larger one that it lies on, and where
+    none is, the nearest class fills the gap.
+    """
     if share in (0, 1):
         return other if share else own
     ids = np.union1d(own, other)  # unlabelled pixels are like a class
-    return ids[np.stack([_between(own == k, other == k, share) for k in ids]).argmax(0)]
+    shapes = _from_large_to_small(own, other, ids, share)
+    between = np.array([k for k, _ in shapes])[np.argmax([field for _, field in shapes], 0)]
+    for k, field in shapes:
+        between[field > 0] = k
+    return between
+
+
+def _from_large_to_small(
+    own: UInt8[np.ndarray, "H W"],
+    other: UInt8[np.ndarray, "H W"],
+    ids: np.ndarray,
+    share: float,
+) -> list[tuple[np.integer, Distance]]:
+    """Classes with their signed distances, in the order in which they are painted."""
+    order = sorted(ids, key=lambda k: -((own == k).sum() + (other == k).sum()))
+    return [(k, _between(own == k, other == k, share)) for k in order]
 
 
 def _between(own: Part, other: Part, share: float) -> Distance:
     """The signed distance, positive inside, of a shape between two.
 
-    A part that only one of them has shrinks to its deepest pixel halfway to the other.
+    A part that only one of them has shrinks to its deepest pixel halfway to the other, and outside
+    of it every part of both goes before it.
     """
     if share in (0, 1):
         return _signed_distance(other if share else own)
     if not own.any() or not other.any():
         there = _signed_distance(own if own.any() else other)
         weight = 1 - share if own.any() else share
-        return weight * there - (1 - weight) * there.max()
+        field = weight * there - (1 - weight) * there.max()
+        return np.where(field > 0, field, field - 2 * sum(own.shape))
     a, b = _signed_distance(own), _signed_distance(other)
-    if not _is_cut(own) and not _is_cut(other):
-        way = np.subtract(ndimage.center_of_mass(other), ndimage.center_of_mass(own))
-        a = ndimage.shift(a, share * way, order=1, mode="nearest")
-        b = ndimage.shift(b, (share - 1) * way, order=1, mode="nearest")
+    way = np.subtract(ndimage.center_of_mass(other), ndimage.center_of_mass(own))
+    moved = lambda field, by: ndimage.shift(field, by, order=1, mode="nearest")
+    cut = _is_cut(own) or _is_cut(other)
+    if not cut and (own & (moved(b, -way) > 0)).sum() > (own & other).sum():
+        a, b = moved(a, share * way), moved(b, (share - 1) * way)
     return (1 - share) * a + share * b
 
 

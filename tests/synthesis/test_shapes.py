@@ -70,6 +70,9 @@ def test_a_part_leaves_its_place_to_the_nearest_class_and_is_painted_in_its_new_
     assert (both[0:6, 14:20] == SKIN).all() and (both[0, 28:] == 0).all()
     np.testing.assert_array_equal(transfer(repairing, own, other), other)
     np.testing.assert_array_equal(transfer(repairing, own, own, ["nose", "hair"]), own)
+    ring = mask(hair=((2, 30), (2, 30)), ear_r=((14, 16), (14, 16)))
+    bald = transfer(repairing, ring, mask(hair=((0, 2), (0, 2))), ["hair"])
+    np.testing.assert_array_equal(bald == CLASSES.index("ear_r"), ring == CLASSES.index("ear_r"))
 
 
 def test_a_shape_between_two_lies_between_them_in_size_and_in_place(repairing):
@@ -81,13 +84,16 @@ def test_a_shape_between_two_lies_between_them_in_size_and_in_place(repairing):
         assert np.ptp(columns) + 1 == pytest.approx(sides[1], abs=1)
         assert rows.mean() == pytest.approx((1 - share) * 5.5 + share * 18.5, abs=0.6)
         assert columns.mean() == pytest.approx((1 - share) * 5.5 + share * 22.5, abs=0.6)
+    cap, long = mask(hair=((2, 8), (4, 28))), mask(hair=((2, 28), (4, 12)))
+    halfway = transfer(repairing, cap, long, ["hair"], 0.5) == HAIR  # it stays where both have it
+    assert halfway[0, 3:7, 5:11].all() and not halfway[0, :, 18:].any()
     cut = mask(hair=((0, 4), (0, 32))), mask(hair=((0, 12), (0, 32)))
     half = transfer(repairing, *cut, ["hair"], 0.5)  # it stays at the border that cuts it
     np.testing.assert_array_equal(half, mask(hair=((0, 8), (0, 32))))
 
 
 def test_whole_masks_are_interpolated_without_gaps(repairing):
-    own = mask(skin=((4, 20), (4, 20)), hat=((6, 10), (6, 10)))
+    own = mask(skin=((4, 20), (4, 20)), hat=((6, 14), (6, 14)))
     other = mask(skin=((4, 28), (4, 28)))
     own[0, 31] = other[0, 31] = UNLABELLED
     np.testing.assert_array_equal(transfer(repairing, own, other, share=0.0), own)
@@ -99,6 +105,9 @@ def test_whole_masks_are_interpolated_without_gaps(repairing):
     assert areas[0][HAT] > areas[1][HAT] > 0 == areas[2][HAT]
     assert areas[0][SKIN] < areas[1][SKIN] < areas[2][SKIN] < areas[3][SKIN]
     assert {area[UNLABELLED] for area in areas} == {SIZE}
+    ring = mask(skin=((2, 30), (2, 14)), ear_r=((15, 17), (14, 16)))  # none grows to close a gap
+    made = transfer(repairing, ring, mask(skin=((2, 30), (18, 30))), share=0.25)
+    assert (made == CLASSES.index("ear_r")).sum() <= 4
 
 
 def test_only_masks_that_have_the_part_change(repairing):
@@ -236,6 +245,7 @@ def files(faces, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_draws_shapes_of_other_masks(ca2sis, tiny_ca2sis_run, files, faces, capsys):
     images, labels = faces
     out, face, masks = files / "out", files / "face0.png", files / "mask0.png"
