@@ -531,6 +531,8 @@ class Synthesizer:
         """Raises InputError, with this name, unless these are label maps of the model's classes
         and size."""
         size = self.config.image_size
+        if isinstance(labels, SoftMasks):
+            raise InputError(f"{name} are soft masks, but have to be label maps: give uint8 ids")
         if labels.dtype != np.uint8 or labels.shape[1:] != (size, size):
             raise InputError(
                 f"{name} are {labels.dtype} of shape {labels.shape}: give uint8 class ids of shape "

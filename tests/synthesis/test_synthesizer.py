@@ -74,8 +74,8 @@ def test_a_batch_is_dispatched_before_the_last_is_waited_for_and_no_third(synthe
 
     options, other = SamplingOptions(steps=2), dataclasses.replace(synthesizer)
     program = lambda params, autoencoder, keys, labels, *_: Images(labels)
-    other._compiled[_variant(4, options, None)] = program
     maps = np.arange(14, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(32, 2)
+    other._compiled[_variant(4, options, None, maps)] = program
     batches = other.batches(maps, options)
     made = [next(batches), next(batches)]
     assert log == [
