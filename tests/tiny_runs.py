@@ -108,10 +108,10 @@ def write_tiny_style(folder: Path, workdir: Path) -> None:
 
 CA2SIS = {
     "model.mask_size": SIZE,
-    "model.grid": 8,
+    "model.grid": 16,
     "model.stem_width": 8,
-    "model.widths": "(8, 8, 8)",
-    "model.attention_sizes": "(8,)",
+    "model.widths": "(8, 8)",
+    "model.attention_sizes": "(16,)",
     "model.heads": 1,
     "model.head_width": 8,
     "model.last_heads": 1,

@@ -93,8 +93,8 @@ def shapes_taken(*, repaired: bool) -> str:
         else "parts may overlap, and nothing fills the places that they leave"
     )
     return (
-        "Faces take the shapes of this mask, part by part where both masks have the part; the "
-        f"painting stays as it is. For this model {how}."
+        "Faces take the shapes of this mask: those of the chosen parts where both masks have them, "
+        f"or those of all parts. The painting stays as it is. For this model {how}."
     )
 
 

@@ -169,10 +169,11 @@ def test_ca2sis_draws_from_the_codes_of_both_masks_without_repair(ca2sis, faces,
     made = ca2sis(masks, style=style)
     assert largest_difference(made, drawn(ca2sis, swapped, style.tokens)) <= 1
     assert largest_difference(made, ca2sis(labels, style=style)) > 3
-    masks = transfer(ca2sis, masks, labels[2:], ["nose"], 0.25)
     mixed = swapped.at[:, nose].set(0.75 * codes[:, nose] + 0.25 * codes[2:, nose])
-    made = ca2sis(masks, style=style)
-    assert largest_difference(made, drawn(ca2sis, mixed, style.tokens)) <= 1
+    twice = transfer(ca2sis, masks, labels[2:], ["nose"], 0.25).channels()[..., 1:]
+    np.testing.assert_allclose(
+        apply(ca2sis.config, ca2sis.params, twice, method="mask_codes"), mixed, atol=1e-4
+    )
     masks = transfer(ca2sis, labels, labels[following], share=0.5)
     halfway = 0.5 * (codes + codes[jnp.array(following)])
     made = ca2sis(masks, style=style)
@@ -181,6 +182,7 @@ def test_ca2sis_draws_from_the_codes_of_both_masks_without_repair(ca2sis, faces,
     np.testing.assert_array_equal(repaired == HAIR, labels[following] == HAIR)
 
 
+@pytest.mark.slow  # test_one_pass.py edits a photo, too
 def test_a_photo_keeps_what_is_far_from_its_new_shapes(ca2sis, faces):
     images, labels = faces
     masks = transfer(ca2sis, labels[:1], labels[1:2], ["nose"])
