@@ -65,15 +65,15 @@ def scadm() -> ConfigDict:
 def ca2sis() -> ConfigDict:
     """Defaults of CA2-SIS, those published for 256 pixels."""
     config = _training()
-    config.train.optimizer = "adamw"
-    config.train.betas = (0.0, 0.9)
-    config.train.learning_rate = 1e-4
-    config.train.warmup = 0
-    config.train.schedule = "linear"
+    config.train.optimizer = "adamw"  # Adam, since there is no weight decay
+    config.train.betas = (0.0, 0.9)  # of the generator and the discriminator
+    config.train.learning_rate = 1e-4  # of the generator
+    config.train.warmup = 0  # none, as published
+    config.train.schedule = "linear"  # to 0 in the second half
     config.train.clip = float("inf")  # no limit, as published
 
     config.model = ConfigDict()
-    config.model.kind = "ca2sis"
+    config.model.kind = "ca2sis"  # without this key the model is SISMA
     config.model.num_classes = 19  # of the label maps
     config.model.draw_background = False  # whether class 0 has a mask code, too
     config.model.mask_size = 128  # side to which masks are reduced
@@ -83,7 +83,7 @@ def ca2sis() -> ConfigDict:
     config.model.heads = 8  # of the attentions of all stages but the last
     config.model.head_width = 64  # channels per head
     config.model.last_heads = 4  # of the last stage's attention
-    config.model.last_head_width = 32
+    config.model.last_head_width = 32  # channels per head of the last stage
     config.model.attention_sizes = (16, 32, 64)  # sides of the stages with self-attention
     config.model.norm_groups = 32  # groups of the normalisations
     config.model.style_channels = 4  # channels per class of the style encoder's first convolution
@@ -100,11 +100,12 @@ def ca2sis() -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.styles = "own"  # "random" is the second stage, which trains the mapping network
-    config.loss.adversarial = 1.0  # weights of the terms (sisma_jax/training/adversarial.py)
-    config.loss.feature_matching = 10.0
-    config.loss.perceptual = 10.0
-    config.loss.attention = 1.0
-    config.loss.reconstruction = 0.0  # ours, for short trainings
+    # Weights of the terms of the generator's loss (sisma_jax/training/adversarial.py)
+    config.loss.adversarial = 1.0  # of the discriminator's judgement
+    config.loss.feature_matching = 10.0  # of the distance of the discriminator's features
+    config.loss.perceptual = 10.0  # of the distance of VGG-19's features
+    config.loss.attention = 1.0  # of each class's attention at its own pixels
+    config.loss.reconstruction = 0.0  # of the error of the pixels; ours, for short trainings
     config.loss.diversity = 0.0  # of the second stage: draws faces of one mask apart
     config.loss.perceptual_network = ""  # torchvision's VGG-19 as safetensors; "": no such term
 
@@ -190,7 +191,7 @@ def autoencoder() -> ConfigDict:
     config.loss.adversarial_weight = 0.0  # of a loss against a discriminator; 0: there is none
 
     config.discriminator = _discriminator()
-    config.discriminator.scales = 1
+    config.discriminator.scales = 1  # latent diffusion has one scale
     return config
 
 
@@ -215,8 +216,8 @@ def parser() -> ConfigDict:
     config.augment.zoom = 0.0  # 0.25: scales from 1 / 1.25 to 1.25
     config.augment.shift = 0.0  # share of the picture's side
     config.augment.brightness = 0.0  # share of the range from black to white
-    config.augment.contrast = 0.0
-    config.augment.saturation = 0.0
+    config.augment.contrast = 0.0  # change of the factor of distances from the picture's mean
+    config.augment.saturation = 0.0  # change of the factor of distances from grey
     return config
 
 
@@ -229,7 +230,7 @@ def synthetic_faces() -> ConfigDict:
     data.test_from = 3584  # in a raw folder, ids from here on are test data
     # "exchange": half of the training images are mirrored, with left and right labels exchanged;
     # "plain": mirrored, with these labels left as they are; "none": not mirrored.
-    data.flip = "exchange"
+    data.flip = "exchange"  # or "plain" or "none"
     data.threads = 1  # number of threads that read ahead
     return data
 
