@@ -16,8 +16,8 @@ the style encoder (model.style_grouping "published" mixes them).
 
     variant     parameters
     published   77.2 M   as above; `model` has no latents and no first stage
-    synthetic    6.7 M   synthetic faces of 64 pixels, for two CPU cores
-    64           6.7 M   CelebAMask-HQ at 64 pixels, for two CPU cores (docs/photographs.md)
+    synthetic    4.6 M   synthetic faces of 64 pixels, for two CPU cores
+    64           4.6 M   CelebAMask-HQ at 64 pixels, for two CPU cores (docs/photographs.md)
 
 The second stage trains the mapping network, for faces without a reference, on a finished first one:
 

@@ -2,7 +2,7 @@
 
     from sisma_jax.configs import common
 
-    config = common.sisma()         # or scadm, autoencoder, parser
+    config = common.sisma()         # or scadm, ca2sis, autoencoder, parser
     common.on_celebamask_hq(config)
     config.model.width = 768        # what differs
 
@@ -93,6 +93,7 @@ def ca2sis() -> ConfigDict:
     config.model.style_grouping = "separate"  # "published" mixes classes as the authors' code does
     config.model.noise_width = 16  # numbers from which random styles are made
     config.model.mapping_width = 512  # channels of the network that makes them
+    config.model.output_tanh = True  # False for weights published before December 2023
     config.model.remat = "block"  # "none" recomputes nothing and keeps more
     config.model.dtype = "float32"  # of convolutions and attention; or "bfloat16"
 

@@ -56,7 +56,7 @@ from sisma_jax.synthesis import arguments
 from sisma_jax.synthesis.arguments import FURTHER_OPTIONS
 from sisma_jax.synthesis.checks import check_sampling, default_steps
 from sisma_jax.synthesis.options import STEPS, SamplingOptions, name_fields
-from sisma_jax.synthesis.synthesizer import Synthesizer
+from sisma_jax.synthesis.synthesizer import Synthesizer, draws_styles
 
 METRICS = {
     "fid": ("fid",),
@@ -339,6 +339,11 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
         raise InputError(
             f"--style-guidance is {args.style_guidance}, but no face has a reference style: leave "
             "it out, or use a model with style conditioning and the metric 'style'"
+        )
+    if not draws_styles(config) and "style" not in args.metrics:
+        raise InputError(
+            f"the {generator(model).name} in {args.workdir} draws faces in the style of references "
+            "only: add style to --metrics"
         )
     path = args.data or config.data.path
     if not path:

@@ -59,6 +59,7 @@ from sisma_jax.training.setup import (
     check_folder,
     check_image_size,
     parse_training_command,
+    refuse_sections,
     run_claimed,
 )
 
@@ -249,6 +250,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         with name_fields("samples."):
             check_sampling(model, samples.options)
         hook = load_hook(evaluation)
+        refuse_sections(config, ("loss", "discriminator"), generator(model).name)
         check_folder(run, config)
         say_other_prediction(run, config, model)
         with explaining_scan(model):  # traced if the devices report their memory

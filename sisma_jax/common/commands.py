@@ -32,7 +32,7 @@ COMMANDS = {
     "sisma_jax.cache_latents": Command(
         "encode a data set once, ahead of training", "docs/autoencoder.md"
     ),
-    "sisma_jax.train": Command("train SISMA or SCA-DM", "docs/training.md"),
+    "sisma_jax.train": Command("train SISMA, SCA-DM or CA2-SIS", "docs/training.md"),
     "sisma_jax.sample": Command("generate faces from masks", "docs/sampling.md"),
     "sisma_jax.paint": Command(
         "paint masks and generate faces, in a browser", "docs/editing_and_painting.md"

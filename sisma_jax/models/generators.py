@@ -318,7 +318,7 @@ def model_config(config: ConfigDict) -> Config:
 
 def flow_keys(config: ConfigDict) -> tuple[str, ...]:
     """The keys of the section `flow` that determine what a generator is, and not only how it is
-    trained: the fields of `Diffusion` for SCA-DM, none for SISMA."""
+    trained: the fields of `Diffusion` for SCA-DM, none for the others."""
     if config.get("model", {}).get("kind") != "scadm":
         return ()
     return tuple(field.name for field in dataclasses.fields(Diffusion))

@@ -201,11 +201,19 @@ def check_tensors(
         )
 
 
-def check_published_grouping(source: str | os.PathLike, grouping: str) -> None:
-    """Raise InputError unless a style encoder groups its channels as published weights need it.
+def check_published_style(source: str | os.PathLike, grouping: str, colours: bool) -> None:
+    """Raise InputError unless a style encoder is the one that published weights are for.
 
-    Their tensors have the same shapes for every grouping.
+    Args:
+      source: their file.
+      grouping: how it groups its channels; the tensors have the same shapes for every grouping.
+      colours: whether it reads mean colours, which is unpublished.
     """
+    if colours:
+        raise InputError(
+            f"{source} holds published weights, which have none for the mean colours of "
+            "model.style_colours: set it to False"
+        )
     if grouping != "published":
         raise InputError(
             f"{source} holds published weights, whose style encoder mixes classes, but "

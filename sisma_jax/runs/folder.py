@@ -57,6 +57,7 @@ CHANGEABLE = (
     "checkpoint.",
     "data.path",
     "data.threads",
+    "discriminator.learning_rate",
     "evaluation.",
     "loss.perceptual_linear",
     "loss.perceptual_network",
@@ -377,6 +378,11 @@ class RunFolder:
 
     def _refuse_other_loss(self, perceptual: str | None) -> None:
         begun = read_json(self.perceptual_file)
+        if not begun and perceptual is not None and self.newest_step() is not None:
+            raise InputError(
+                f"{self.path} was trained without the weights of the perceptual loss that "
+                "loss.perceptual_network now names: leave them out, or give --workdir a new folder"
+            )
         if begun and begun["checksum"] != perceptual:
             raise InputError(
                 f"{self.path} was trained with other weights of the perceptual loss "

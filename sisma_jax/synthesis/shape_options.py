@@ -73,7 +73,7 @@ def masks_from(
         shaped: Masks = masks
         for (other, names), words in zip(shapes, args.shape, strict=True):
             try:
-                shaped = transfer(synthesizer, shaped, other, names, share)
+                shaped = transfer(synthesizer, shaped, other, names, share, parts_of=masks)
             except InputError as error:
                 raise InputError(f"--shape {' '.join(words)}: {error}") from error
         sets.append(shaped)

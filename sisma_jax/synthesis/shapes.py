@@ -51,6 +51,7 @@ def transfer(
     share: float = 1.0,
     *,
     repair: bool = False,
+    parts_of: Labels | None = None,
 ) -> Labels | SoftMasks:
     """Return masks whose parts have the shapes of other masks, for this synthesizer.
 
@@ -62,6 +63,8 @@ def transfer(
         those that one of the two masks lacks.
       share: share of the other shape, in [0, 1]; in between, shapes are interpolated.
       repair: return repaired label maps also for a model that draws from channels.
+      parts_of: the masks that say which classes there are, before other parts of them got another
+        shape; None for `labels`. A new part may cover another one, whose shape is still to come.
 
     Returns:
       Masks that the synthesizer and `edit` take: soft masks for a model that draws from channels,
@@ -80,7 +83,8 @@ def transfer(
             f"{len(other)} other masks do not fit {len(labels)} masks: give one for all, or one "
             "each"
         )
-    moved = _moved(synthesizer.classes, labels, other, None if names is None else list(names))
+    own = labels if parts_of is None else parts_of
+    moved = _moved(synthesizer.classes, own, other, None if names is None else list(names))
     other = np.broadcast_to(other, (len(labels), *other.shape[1:]))
     if soft:
         masks = labels if isinstance(labels, SoftMasks) else SoftMasks(labels, ())

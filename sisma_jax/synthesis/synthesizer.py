@@ -14,6 +14,7 @@ import numpy as np
 from jax.stages import Compiled
 from jax.tree_util import PyTreeDef
 from jaxtyping import Float, Float32, UInt8, UInt32
+from ml_collections import ConfigDict
 
 from sisma_jax.common.commands import STYLES_PAGE
 from sisma_jax.common.errors import InputError, whole_number
@@ -51,7 +52,7 @@ from sisma_jax.synthesis.programs import (
     synthesize,
     synthesize_latents,
 )
-from sisma_jax.synthesis.soft_masks import SoftMasks, classes_shown, shown_in
+from sisma_jax.synthesis.soft_masks import SoftMasks, classes_shown
 from sisma_jax.synthesis.styles import Style
 
 Variant = tuple[int, PyTreeDef, PyTreeDef, tuple[str, ...], bool]
@@ -120,8 +121,8 @@ class Synthesizer:
         step, params = averaged_weights(run, abstract_like(shapes, shardings))
         classes = run.classes()
         if generator(config).one_pass:
-            styles = run.config().get("loss", {}).get("styles")
-            return cls(config, params, PIXELS, batch_size, step, classes, False, styles == "random")
+            drawn = draws_styles(run.config())
+            return cls(config, params, PIXELS, batch_size, step, classes, False, drawn)
         autoencoder = load_autoencoder(run.autoencoder, dtype=None)
         autoencoder = jax.device_put(autoencoder, replicated(mesh))
         dropped = run.config().get("flow", {}).get("drop", 0.0) > 0
@@ -333,6 +334,8 @@ class Synthesizer:
     ) -> Style | None:
         """Return the style with random ones for the masks' classes that it lacks.
 
+        Classes that the masks lack, too, have zeros, as in training.
+
         Only models that draw in one pass need this; others draw what is missing themselves.
         """
         if not (generator(self.config).one_pass and self.draws_styles and len(labels)):
@@ -347,8 +350,8 @@ class Synthesizer:
             of_rows, masks = jax.tree.unflatten(tree, batch)
             tokens.append(np.asarray(draw(jax.random.wrap_key_data(of_rows), masks))[:count])
         tokens = np.concatenate(tokens)
-        drawn = (shown_in(labels, len(self.classes)) & ~given.given)[..., None]
-        return dataclasses.replace(given, tokens=np.where(drawn, tokens, given.tokens))
+        drawn = np.where(given.given[..., None], given.tokens, tokens)
+        return dataclasses.replace(given, tokens=drawn)
 
     @property
     def _latent_shape(self) -> tuple[int, int, int]:
@@ -484,6 +487,8 @@ class Synthesizer:
           IN_FLIGHT batches at once; other devices compute them one after another.
         """
         check_kind(options)
+        if style is None and generator(self.config).one_pass:
+            style = self.no_style()  # a call gives this model a random one
         mesh, size = local_mesh(), self._rows(count)
         pixels = self.config.image_size
         masks = np.zeros((1, pixels, pixels), np.uint8) if masks is None else masks
@@ -545,6 +550,12 @@ class Synthesizer:
                 f"label {labels[image, y, x]} of map {image} at pixel ({x}, {y}) is no class: use "
                 f"0..{self.config.num_classes - 1}, or {UNLABELLED} for unlabelled"
             )
+
+
+def draws_styles(config: ConfigDict) -> bool:
+    """Whether the model of a run's config draws faces without a reference."""
+    in_one_pass = generator(model_config(config)).one_pass
+    return not in_one_pass or config.get("loss", {}).get("styles") == "random"
 
 
 def _variant(

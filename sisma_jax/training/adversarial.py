@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, UInt8
 
 from sisma_jax.common.config import check_least
 from sisma_jax.common.errors import InputError
+from sisma_jax.devices.placement import replicate
 from sisma_jax.models.layers.patch_discriminator import (
     DiscriminatorConfig,
     Judgement,
@@ -74,7 +75,7 @@ class AdversarialWeights:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorSection:
-    """The config's section `discriminator`; the defaults are CA2-SIS's."""
+    """The config's section `discriminator`; the defaults are CA2-SIS's. It computes in float32."""
 
     learning_rate: float = 4e-4
     """Its own, with the schedule and the optimizer of `train`."""
@@ -132,7 +133,7 @@ class Discriminator:
         labels: UInt8[Array, "b h w"] | None = None,
     ) -> tuple[Judgement, Judgement]:
         """Judge generated pictures and those of the data, both with the same label maps."""
-        variables = {"params": params, "spectral": spectral}
+        variables = replicate({"params": params, "spectral": spectral})
         of_fake, of_real = self.module.apply(variables, [fake, real], labels)
         return of_fake, of_real
 
@@ -196,12 +197,12 @@ def generator_loss(
       reconstruction: `distance` of the pictures; None leaves (6) out.
 
     Returns:
-      The loss, and the terms that it has without their weights: `adversarial`, `feature_matching`,
+      The loss, and the terms of weights above 0 without these: `adversarial`, `feature_matching`,
       `perceptual`, `attention` and `reconstruction`.
     """
     terms = {
-        "adversarial": hinge_of_generator(fake),
-        "feature_matching": feature_matching(fake, real),
+        "adversarial": hinge_of_generator(fake) if weights.adversarial else None,
+        "feature_matching": feature_matching(fake, real) if weights.feature_matching else None,
         "perceptual": perceptual,
         "attention": attention,
         "reconstruction": reconstruction,

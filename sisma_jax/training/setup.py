@@ -127,6 +127,17 @@ def _name(spec: str) -> str:
     return "-".join(filter(None, (path.stem, variant)))
 
 
+def refuse_sections(config: ConfigDict, names: Sequence[str], model: str) -> None:
+    """Raise InputError if a config has one of these sections, which the training of `model` would
+    ignore."""
+    for name in names:
+        if name in config:
+            raise InputError(
+                f"the config has a section {name!r}, which {model}'s training does not read: "
+                "remove it, or choose another model.kind"
+            )
+
+
 def check_classes(section: str, count: int, sources: Sequence[Source]) -> None:
     """Raise InputError unless the model has as many classes as its data, which are synthetic faces
     yet to be written if there are no sources."""

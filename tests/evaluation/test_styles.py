@@ -131,6 +131,22 @@ def test_a_report_shows_each_thing_one_can_do(report):
     assert "colour error by class" in text and "what changes when one class" in text
 
 
+def test_a_model_of_references_alone_is_scored_in_its_own_style(tiny_ca2sis_run, tmp_path):
+    arguments = "--workdir", tiny_ca2sis_run, "--out", tmp_path / "report", "--count", 3
+    with pytest.raises(InputError, match=r"CA2-SIS in .* of references only: add style to --metr"):
+        call(evaluate.main, *arguments, "--metrics", "ssim")
+    assert not (tmp_path / "report").exists()
+    call(evaluate.main, *arguments, "--metrics", "ssim,style")
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    assert [row["name"] for row in report["rows"] if "ssim" in row["scores"]] == [
+        "tiny-ca2sis, own style, euler 1, guidance 1"
+    ]
+    errors = report["styles"]["tiny-ca2sis"]["colour_errors"]
+    assert errors.keys() == {"own style", "other style"}  # neither noise nor an autoencoder
+    text = (tmp_path / "report/report.md").read_text()
+    assert "a face in its style" in text and "parts of several" not in text
+
+
 def test_tables_leave_out_what_nobody_shows():
     line = {"faces": 2, "inside": 5.0, "near": 1.0, "beyond": None, "colour_before": 9.0,
             "colour_after": 2.0}  # fmt: skip

@@ -1,11 +1,16 @@
 """CA2-SIS's training: the authors' losses, both stages, parts of a batch, runs and their errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sisma_jax.common.config import load_config
 from sisma_jax.common.errors import InputError
+from sisma_jax.devices import sharding
+from sisma_jax.devices.sharding import MeshConfig, make_mesh, put_batch
 from sisma_jax.models.ca2sis import CA2SISConfig, from_torch
 from sisma_jax.models.ca2sis import discriminator as published
 from sisma_jax.models.generators import model_config, parameter_shapes
@@ -18,6 +23,7 @@ from sisma_jax.training.ca2sis.objective import (
     own_attention,
     trainable_ca2sis,
 )
+from sisma_jax.training.program import assemble
 from sisma_jax.training.state import init_state, make_step
 from tests import tiny_runs
 from tests.golden import ca2sis_recipe as recipe
@@ -98,11 +104,36 @@ def test_a_step_in_parts_is_that_of_the_whole_batch():
     (one, metrics), (other, of_parts) = whole(state, batch()), parts(state, batch())
     for name in metrics:
         np.testing.assert_allclose(metrics[name], of_parts[name], rtol=2e-4, err_msg=name)
-    # Adam's first step is the sign of the gradient, so its averages are compared.
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-2)
+    # Adam's first step is the sign of the gradient, so the averages of the gradients are compared.
+    averages = lambda state: (state.opt_state, state.opponents["discriminator"].opt_state)
+    compared = 0
+    for a, b in zip(*(jax.tree.leaves(averages(x)) for x in (one, other)), strict=True):
+        if np.abs(a).max() > 1e-8:  # others are rounding errors of zero, as before a norm
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+            compared += 1
+    assert compared > 100
     norms = "gradient_norm", "discriminator_gradient_norm"
     assert all(metrics[name] > 0 for name in norms)
+
+
+@pytest.mark.slow
+def test_a_step_on_sharded_parameters_is_that_of_one_device(monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 1)
+    config = toy.settings(**SETTINGS)
+    one = trainable_ca2sis(CONFIG, DISCRIMINATOR, LossSection(perceptual=0.0), config, seed=0)
+    found = []
+    for count in (1, 2):
+        mesh = make_mesh(MeshConfig(data=1, fsdp=count), jax.devices()[:count])
+        program = assemble(one, config=config, seed=0, mesh=mesh)
+        with jax.numpy_dtype_promotion("standard"):
+            state, metrics = program.step(
+                program.init(), put_batch(jax.tree.map(np.asarray, batch()), mesh)
+            )
+        found.append({name: float(x) for name, x in metrics.items()})
+    placed = jax.tree.leaves((state.params, state.opponents))
+    assert sum(not x.sharding.is_fully_replicated for x in placed) > 100
+    for name, value in found[0].items():
+        np.testing.assert_allclose(value, found[1][name], rtol=1e-4, err_msg=name)
 
 
 def test_random_styles_train_the_mapping_network_alone():
@@ -118,7 +149,7 @@ def test_random_styles_train_the_mapping_network_alone():
         )
         assert same == (part != "mapping"), part
     assert metrics["diversity"] > 0
-    assert "reconstruction" not in metrics
+    assert not {"reconstruction", "feature_matching"} & metrics.keys()
     np.testing.assert_allclose(
         metrics["loss"],
         metrics["adversarial"] + metrics["attention"] - metrics["diversity"],
@@ -127,14 +158,23 @@ def test_random_styles_train_the_mapping_network_alone():
 
 
 def test_terms_of_weight_zero_are_not_computed():
-    step, state = stepper(LossSection(perceptual=0.0, attention=0.0, reconstruction=2.0))
+    weights = {"perceptual": 0.0, "attention": 0.0, "adversarial": 0.0, "reconstruction": 2.0}
+    step, state = stepper(LossSection(**weights))
     _, metrics = step(state, batch())
-    assert "attention" not in metrics and "perceptual" not in metrics
+    assert not {"attention", "perceptual", "adversarial"} & metrics.keys()
     np.testing.assert_allclose(
         metrics["loss"],
-        metrics["adversarial"] + 10 * metrics["feature_matching"] + 2 * metrics["reconstruction"],
+        0.0 + 10 * metrics["feature_matching"] + 2 * metrics["reconstruction"],
         rtol=1e-5,
     )
+
+
+def test_the_small_variants_have_the_parameters_that_their_config_states():
+    text = (tiny_runs.CONFIGS / "ca2sis.py").read_text("utf-8")
+    for variant in ("synthetic", "64"):
+        shapes = parameter_shapes(model_config(load_config(f"ca2sis:{variant}")))
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        assert re.search(rf"{variant} +{count / 1e6:.1f} M ", text), count
 
 
 def test_own_attention_is_the_mean_share_of_a_pixels_own_class():
@@ -225,6 +265,10 @@ def test_a_run_continues_to_the_bit_and_random_styles_follow(inputs, tmp_path, c
         ({"discriminator.learning_rate": 0.0}, "discriminator.learning_rate is 0.0"),
         ({"loss.perceptual_network": "vgg19.pth"}, "loss.perceptual_network"),
         ({"flow.drop": 0.1}, "flow"),
+        (
+            {"loss.perceptual_network": "vgg19.safetensors", "loss.perceptual": 0.0},
+            "loss.perceptual_network is 'vgg19.safetensors', which loss.perceptual 0 does not use",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(inputs, tmp_path, overrides, message):

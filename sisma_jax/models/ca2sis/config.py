@@ -184,28 +184,6 @@ class CA2SISConfig:
         return cls(**(dict(num_classes=151, draw_background=True) | changes))
 
     @classmethod
-    def small(cls, **changes: Any) -> "CA2SISConfig":
-        """Sizes for images of 64 pixels and trainings of an hour on two CPU cores; unpublished."""
-        sizes = dict(
-            mask_size=64,
-            grid=8,
-            stem_width=256,
-            widths=(128, 64, 32, 32),
-            heads=4,
-            head_width=16,
-            last_heads=2,
-            last_head_width=16,
-            attention_sizes=(8, 16),
-            style_levels=3,
-            style_features=64,
-            style_colours=True,
-            style_grouping="separate",
-            mapping_width=128,
-            remat="none",
-        )
-        return cls(**(sizes | changes))
-
-    @classmethod
     def tiny(cls, **changes: Any) -> "CA2SISConfig":
         """The sizes of the golden values, with published widths, for tests on a CPU."""
         sizes = dict(

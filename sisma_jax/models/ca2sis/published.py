@@ -26,7 +26,7 @@ from sisma_jax.models.state_dicts import (
     style_encoder_layers,
     transformer_layers,
 )
-from sisma_jax.models.weights import check_published_grouping, read_tensors
+from sisma_jax.models.weights import check_published_style, read_tensors
 
 FIRST_STAGE = 2
 """The number of the first stage in the names."""
@@ -67,7 +67,7 @@ def from_torch(
             f"{source} holds CA2-SIS's discriminator (latest_net_D): give its generator, "
             "latest_net_G"
         )
-    check_published_grouping(source, config.style_grouping)
+    check_published_style(source, config.style_grouping, config.style_colours)
     count = len({match[1] for name in tensors if (match := CLASS_OF_MAPPING.match(name))})
     if count and count != config.num_classes:
         raise InputError(

@@ -50,7 +50,6 @@ INSTANCE_NORM_EPSILON = 1e-5
 UNIT_EPSILON = 1e-12
 """Least norm that the power iteration divides by; both are PyTorch's defaults."""
 GAIN = 0.02
-
 """Gain of the Xavier initialisation (Glorot and Bengio, 2010), as in pix2pixHD and SPADE."""
 
 xavier = nn.initializers.variance_scaling(GAIN**2, "fan_avg", "normal")

@@ -25,7 +25,7 @@ from sisma_jax.models.state_dicts import (
     style_encoder_layers,
     transformer_layers,
 )
-from sisma_jax.models.weights import check_published_grouping, read_tensors
+from sisma_jax.models.weights import check_published_style, read_tensors
 
 UNET = "model.diffusion_model."
 AVERAGED = "model_ema.diffusion_model"
@@ -63,7 +63,7 @@ def from_torch(
       InputError: if these are the weights of another model or configuration, or a tensor is missing
         or left over.
     """
-    check_published_grouping(source, config.style_grouping)
+    check_published_style(source, config.style_grouping, config.style_colours)
     tensors = {name: tensors[name] for name in of_scadm([*tensors])}
     first = tensors.get(f"{STYLE_ENCODER}Encoder.first_layer.0.weight")
     if first is not None and first.ndim and first.shape[0] % config.style_channels == 0:

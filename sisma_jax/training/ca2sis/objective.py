@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from sisma_jax.common.config import check_choice, check_least
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import local_path
+from sisma_jax.devices.placement import replicate
 from sisma_jax.models.autoencoder import to_float
 from sisma_jax.models.ca2sis import model as ca2sis
 from sisma_jax.models.ca2sis.config import CA2SISConfig
@@ -77,6 +78,12 @@ class LossSection:
         check_choice(self, "loss", "styles", STYLES)
         check_least(self, "loss", 0, "diversity")
         self.weights  # noqa: B018  raises if a weight is negative
+        if self.perceptual_network and not (self.perceptual and self.compares):
+            why = "loss.perceptual 0" if self.compares else "loss.styles 'random'"
+            raise InputError(
+                f"loss.perceptual_network is {self.perceptual_network!r}, which {why} does not "
+                "use: leave the path empty"
+            )
         if self.diversity and self.styles != "random":
             raise InputError(
                 f"loss.diversity is {self.diversity}, but faces are drawn in their own styles, "
@@ -102,7 +109,7 @@ class LossSection:
         Raises:
           InputError: if the file cannot be used, or the images are too small.
         """
-        if not (self.perceptual and self.perceptual_network and self.compares):
+        if not self.perceptual_network:
             return None
         if size < VGG19.smallest:
             raise InputError(
@@ -190,7 +197,7 @@ def _faces(
     config: CA2SISConfig, loss: LossSection, params: Params, batch: Batch, noise: str = "noise"
 ) -> tuple[Float[Array, "b H W 3"], Logits]:
     """The drawn faces of a batch in [-1, 1], and the logits of their attention."""
-    apply = partial(ca2sis.CA2SIS(config).apply, {"params": params})
+    apply = partial(ca2sis.CA2SIS(config).apply, {"params": replicate(params)})
     if loss.compares:
         styles = apply(to_float(batch["image"]), batch["labels"], method="styles")
     else:

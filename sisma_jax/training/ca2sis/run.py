@@ -22,7 +22,7 @@ from sisma_jax.metrics.image_quality import WINDOW, psnr, ssim
 from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.models.ca2sis.config import CA2SISConfig
 from sisma_jax.models.ca2sis.model import CA2SIS
-from sisma_jax.models.generators import generator, model_config
+from sisma_jax.models.generators import model_config
 from sisma_jax.models.weights import tree_checksum
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
@@ -35,6 +35,7 @@ from sisma_jax.training.setup import (
     check_classes,
     check_folder,
     check_image_size,
+    refuse_sections,
     run_claimed,
 )
 
@@ -78,6 +79,7 @@ def train_ca2sis(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
         samples = section(SamplesSection, config, "samples")
         evaluation = section(EvaluationSection, config, "evaluation")
         check_sections(model, common, loss)
+        refuse_sections(config, ("flow", "autoencoder"), "CA2-SIS")
         check_folder(run, config)
         network = loss.network(data.size)
         sources = data.open_if_there(FIELDS, FIELDS)
@@ -117,9 +119,9 @@ def train_ca2sis(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
                 constants=() if network is None else (network,),
                 feed=common.feed(train_source, config.seed),
                 sample_grid=sample_grid(model, loss, test_source, samples.masks),
-                evaluate=evaluate,
-                evaluate_every=evaluation.every,
-                macs=sum(generator(model).macs()),
+                # The second stage does not change the faces in their own style.
+                evaluate=evaluate if loss.compares else None,
+                evaluate_every=evaluation.every if loss.compares else 0,
                 dtype=model.dtype or "float32",
             ),
         )

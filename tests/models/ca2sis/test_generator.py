@@ -1,7 +1,7 @@
 """CA2-SIS's generator: the authors' values, published sizes and weights, masks and styles, cost."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from sisma_jax.models.ca2sis.model import (
 )
 from sisma_jax.models.layers import style_encoder
 from sisma_jax.models.weights import save_tensors
+from sisma_jax.training.adversarial import attention_loss
 from tests.golden import ca2sis_recipe as recipe
 from tests.golden.files import golden_arrays
 from tests.models.cost.test_cost import contractions
@@ -137,8 +138,19 @@ def test_every_stage_is_the_authors():
             check(seen, f"stage/{name}", 5e-7, np.float64)
 
 
+def weighted_image(images, logits, labels):
+    return jnp.sum(images * recipe.cotangent())
+
+
+def loss_of_attention(images, logits, labels):
+    return attention_loss(logits, labels)
+
+
 @pytest.mark.slow
-def test_gradients_through_recomputed_transformers_are_the_authors():
+@pytest.mark.parametrize(
+    ("kind", "value_of"), [("grad_outw", weighted_image), ("grad_att", loss_of_attention)]
+)
+def test_gradients_through_recomputed_transformers_are_the_authors(kind, value_of):
     places = {
         "encs.encs.0.bias": ("mask_embedder", "linear", "bias"),
         "cross2.transformer_blocks.0.attn2.to_k.weight": (
@@ -154,17 +166,21 @@ def test_gradients_through_recomputed_transformers_are_the_authors():
         images = jnp.asarray(recipe.images(), np.float64)
         labels = jnp.asarray(golden()["tiny/label"])
 
-        def weighted(params):
-            drawn = CA2SIS(TINY).apply({"params": params}, images, labels)
-            return jnp.sum(drawn * recipe.cotangent())
+        def value(params):
+            apply = partial(CA2SIS(TINY).apply, {"params": params})
+            codes = apply(labels, method="mask_codes")
+            styles = apply(images, labels, method="styles")
+            return value_of(*apply(codes, styles, method="draw_with_attention"), labels)
 
-        gradients = jax.jit(jax.grad(weighted))(params)
+        found, gradients = jax.jit(jax.value_and_grad(value))(params)
+        if kind == "grad_att":
+            np.testing.assert_allclose(found, golden()["tiny/att_loss"], rtol=1e-9)
         for name, path in places.items():
             leaf = gradients
             for part in path:
                 leaf = leaf[part]
             leaf = leaf.T if path[-1] == "kernel" else leaf.reshape(-1)
-            check(leaf, f"grad_outw/{name}", 5e-7, np.float64)
+            check(leaf, f"{kind}/{name}", 5e-7, np.float64)
 
 
 @pytest.mark.slow
