@@ -49,14 +49,14 @@ from sisma_jax.evaluation.splits import first_of, open_split
 from sisma_jax.flows import rectified
 from sisma_jax.metrics.frechet import Statistics, load_statistics
 from sisma_jax.models.face_parser import load_parser
-from sisma_jax.models.generators import generator, model_config
+from sisma_jax.models.generators import draws_styles, generator, model_config
 from sisma_jax.models.judges.inception import SCALINGS
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis import arguments
 from sisma_jax.synthesis.arguments import FURTHER_OPTIONS
 from sisma_jax.synthesis.checks import check_sampling, default_steps
 from sisma_jax.synthesis.options import STEPS, SamplingOptions, name_fields
-from sisma_jax.synthesis.synthesizer import Synthesizer, draws_styles
+from sisma_jax.synthesis.synthesizer import Synthesizer
 
 METRICS = {
     "fid": ("fid",),

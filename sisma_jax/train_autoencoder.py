@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
 from sisma_jax.common.config import check_least, check_shares, section
-from sisma_jax.common.errors import InputError
+from sisma_jax.common.errors import InputError, naming
 from sisma_jax.common.files import local_path
 from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch
@@ -134,13 +134,11 @@ class LossConfig:
         linear = None
         if self.perceptual_linear:
             keys, linear = f"{keys} or loss.perceptual_linear", local_path(self.perceptual_linear)
-        try:
+        with naming(keys):
             return load_lpips(
                 local_path(self.perceptual_network), linear,
                 backbones=(VGG16,), levels=self.perceptual_levels,
             )  # fmt: skip
-        except InputError as error:
-            raise InputError(f"{keys}: {error}") from error
 
 
 def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = ()) -> None:

@@ -275,6 +275,37 @@ def section(cls: type[T], config: ConfigDict | dict, name: str) -> T:
         raise InputError(f"the config's section {name!r} is not complete: {error}") from None
 
 
+def check_counts(config: Any, name: str, *lists: str) -> None:
+    """Raise InputError unless all integers of a dataclass are whole numbers of at least 1.
+
+    Args:
+      config: a dataclass.
+      name: name of the config's section, for errors.
+      lists: fields that are tuples of such numbers, none of which may be empty.
+    """
+    counts = [
+        (x.name, getattr(config, x.name)) for x in dataclasses.fields(config) if x.type is int
+    ]
+    counts += [(field, value) for field in lists for value in getattr(config, field)]
+    for field, value in counts:
+        if type(value) is not int or value < 1:
+            raise InputError(f"{name}.{field} is {value!r}: set a whole number of at least 1")
+    for field in lists:
+        if not getattr(config, field):
+            raise InputError(f"{name}.{field} is empty: give at least one number")
+
+
+def check_among(name: str, values: Sequence[int], known: Sequence[int], what: str) -> None:
+    """Raise InputError unless all values of the config's key `name` are known; each is `what`, for
+    instance "the side of a stage"."""
+    for value in values:
+        if value not in known:
+            raise InputError(
+                f"{name} has {value!r}, which is not {what}: choose among "
+                f"{', '.join(map(str, known))}"
+            )
+
+
 def to_json(config: ConfigDict) -> str:
     """Return the resolved config as text, for the run folder."""
     return json.dumps(config.to_dict(), indent=2) + "\n"

@@ -2,7 +2,8 @@
 
 import difflib
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -22,6 +23,16 @@ class InputError(ValueError):
         super().__init__(message)
         self.shared = shared
         self.page = page
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Put `place`, such as an option, and a colon before the message of an InputError."""
+    try:
+        yield
+    except InputError as error:
+        named = f"{place}: {error}"
+        raise InputError(named, shared=error.shared, page=error.page) from error
 
 
 def nearest(word: str, known: Collection[str], least: float = 0.6) -> str | None:

@@ -64,7 +64,7 @@ class MaskNoise:
     kinds: tuple[str, ...]
     """Names in KINDS, which act and are kept in its order."""
     strength: float | int
-    """From 0, which leaves a map as it is, to 1."""
+    """A number in [0, 1]; 0 leaves a map as it is."""
 
     def __post_init__(self) -> None:
         check_kinds(self.kinds)

@@ -70,7 +70,8 @@ SYSTEMS: dict[str, System] = {
     "scadm": (SCADMConfig(), AutoencoderConfig.vq_f4()),
     "ca2sis": (CA2SISConfig(), None),
 }
-"""By `model.kind`: our default for 256 pixels, and the published sizes of the others."""
+"""Configurations that are timed, for each `model.kind`: our default for 256 pixels, and the
+published sizes of the others."""
 OURS, TWIN, THEIRS = "SISMA", "attention twin", "SDM"
 
 

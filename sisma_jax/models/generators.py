@@ -139,6 +139,9 @@ class _FlaxGenerator:
     def no_style(self, params: Params) -> Tokens:
         return self._apply(params, method="no_style")
 
+    def times(self, steps: int) -> Float[np.ndarray, " steps_and_one"] | None:
+        return None
+
     def matrix_axes(self, path: tuple, leaf: Array) -> Any:
         return self.source.matrix_axes(path, leaf)
 
@@ -183,9 +186,6 @@ class CA2SISGenerator(_FlaxGenerator):
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
         return self._apply(params, *encoded, method="draw") - z
 
-    def times(self, steps: int) -> None:
-        return None
-
     def start(self, noise: Array, steps: int) -> Array:
         return jnp.zeros_like(noise)
 
@@ -219,9 +219,6 @@ class SISMAGenerator(_FlaxGenerator):
 
     def velocity(self, params: Params, z: Array, t: Array, encoded: Any) -> Array:
         return self._apply(params, z, t, encoded, method="velocity")
-
-    def times(self, steps: int) -> None:
-        return None
 
     def start(self, noise: Array, steps: int) -> Array:
         return noise
@@ -314,6 +311,13 @@ def model_config(config: ConfigDict) -> Config:
     if not given:
         return model
     return dataclasses.replace(model, diffusion=section(Diffusion, {"flow": given}, "flow"))
+
+
+def draws_styles(config: ConfigDict) -> bool:
+    """Whether the model of a run's config draws what no reference shows: all but a model that draws
+    in one pass and was not trained with random styles."""
+    one_pass = generator(model_config(config)).one_pass
+    return not one_pass or config.get("loss", {}).get("styles") == "random"
 
 
 def flow_keys(config: ConfigDict) -> tuple[str, ...]:

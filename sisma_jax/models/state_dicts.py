@@ -94,6 +94,16 @@ def _ours(leaf: str, shape: tuple[int, ...], tensors: list[np.ndarray]) -> np.nd
     return tensor.transpose(*range(first), *range(first + 2, tensor.ndim), first + 1, first)
 
 
+def to_pytorch_layout(array: Any) -> Any:
+    """Return a parameter without an axis of classes, or its shape's array, in PyTorch's layout."""
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def to_flax_layout(array: np.ndarray) -> np.ndarray:
+    """Return a tensor of PyTorch in our layout; the inverse of `to_pytorch_layout`."""
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
 def _has_classes(leaf: str, shape: tuple[int, ...]) -> bool:
     """Whether the first axis of our parameter is that of the classes."""
     return len(shape) % 2 == 1 if leaf == "kernel" else len(shape) == 2

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
+from sisma_jax.common.commands import STYLES_PAGE
 from sisma_jax.common.errors import InputError, whole_number
+from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.models.autoencoder import Autoencoder
 from sisma_jax.models.generators import Config, generator
 from sisma_jax.synthesis.options import STEPS, SamplingOptions
+from sisma_jax.synthesis.soft_masks import SoftMasks
+from sisma_jax.synthesis.styles import Style
 
 
 def check_autoencoder(config: Config, autoencoder: Autoencoder) -> None:
@@ -84,6 +88,82 @@ def check_counts(options: SamplingOptions, count: int) -> None:
                 f"{name.replace('_', ' ')} has {len(value)} values for {count} label maps: give "
                 "one for all, or one each"
             )
+
+
+def check_without_style(config: Config, options: SamplingOptions, draws_styles: bool) -> None:
+    """Raises InputError if a model cannot make faces without a style in this way.
+
+    Args:
+      config: its configuration.
+      options: how faces are sampled.
+      draws_styles: whether it draws what no reference shows.
+    """
+    model = generator(config)
+    if not draws_styles:
+        raise InputError(
+            f"this {model.name} draws faces in the style of a reference only: give one, or train "
+            "its second stage, which makes random styles",
+            page=STYLES_PAGE,
+        )
+    if options.style_guided and not model.has_style:
+        raise InputError(
+            f"style guidance is {options.style_guidance}, but this model has no style "
+            "conditioning: leave it at 1",
+            page=STYLES_PAGE,
+        )
+    if options.style_guided:
+        raise InputError(
+            f"style guidance is {options.style_guidance}, but there is no style to follow: "
+            "give references, or leave it at 1"
+        )
+
+
+def check_style(style: Style, own: Style, count: int) -> None:
+    """Raises InputError unless a style is of the model with the style `own`, for `count` images."""
+    if style.classes != own.classes or not np.array_equal(style.absent, own.absent):
+        raise InputError(
+            "the style is of another model: make it with `style` of the one that uses it"
+        )
+    if len(style) not in (1, count):
+        raise InputError(
+            f"{len(style)} styles do not fit {count} label maps: give one for all, or one each"
+        )
+
+
+@no_type_check
+def check_masks(config: Config, masks: np.ndarray | SoftMasks) -> None:
+    """Raises InputError unless a model draws from masks of this kind, and they fit it."""
+    if not isinstance(masks, SoftMasks):
+        check_labels(config, masks)
+        return
+    model = generator(config)
+    if not model.soft_masks:
+        raise InputError(
+            f"soft masks are given, but {model.name} takes label maps: make them with "
+            "`shapes.transfer` and the synthesizer that draws them"
+        )
+    for labels in (masks.labels, *(other.labels for other in masks.mixed)):
+        check_labels(config, labels)
+
+
+@no_type_check
+def check_labels(config: Config, labels: np.ndarray, name: str = "labels") -> None:
+    """Raises InputError, with this name, unless label maps have a model's classes and size."""
+    size = config.image_size
+    if isinstance(labels, SoftMasks):
+        raise InputError(f"{name} are soft masks, but have to be label maps: give uint8 ids")
+    if labels.dtype != np.uint8 or labels.shape[1:] != (size, size):
+        raise InputError(
+            f"{name} are {labels.dtype} of shape {labels.shape}: give uint8 class ids of shape "
+            f"(batch, {size}, {size})"
+        )
+    wrong = (labels >= config.num_classes) & (labels != UNLABELLED)
+    if wrong.any():
+        image, y, x = np.argwhere(wrong)[0]
+        raise InputError(
+            f"label {labels[image, y, x]} of map {image} at pixel ({x}, {y}) is no class: use "
+            f"0..{config.num_classes - 1}, or {UNLABELLED} for unlabelled"
+        )
 
 
 @no_type_check

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.tree_util import PyTreeDef
 from jaxtyping import Array, Float, Key, UInt8, UInt32
 
 from sisma_jax.data.classes import UNLABELLED
@@ -19,9 +20,12 @@ from sisma_jax.models.autoencoder import to_float, to_uint8
 from sisma_jax.models.generators import Config, Masks, Params, generator
 from sisma_jax.synthesis.options import CLOSEST, SamplingOptions
 from sisma_jax.synthesis.soft_masks import SoftMasks, as_input
+from sisma_jax.synthesis.styles import Style
 
 Scale = Float[Array, " b"] | Float[Array, ""] | float
 """A guidance: one for each image, or one for all."""
+Variant = tuple[int, PyTreeDef, PyTreeDef, tuple[str, ...], bool]
+"""The result of `variant_of`."""
 
 
 def noise_keys(seed: int | UInt32[np.ndarray, "..."], start: int, count: int) -> Key[Array, " b"]:
@@ -207,3 +211,11 @@ def random_style(config, params, keys, masks):
 def no_style(config, params):
     """Return the style tokens (k, token) of classes without a reference."""
     return generator(config).no_style(params)[0]
+
+
+def variant_of(
+    size: int, options: SamplingOptions, style: Style | None, masks: np.ndarray | SoftMasks
+) -> Variant:
+    """What the compiled program of a batch of `size` masks depends on."""
+    trees = jax.tree.structure(options), jax.tree.structure(masks)
+    return size, *trees, tuple(options.per_image), style is not None

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sisma_jax.common import cli
-from sisma_jax.common.errors import InputError
+from sisma_jax.common.errors import InputError, naming
 from sisma_jax.common.files import local_path
 from sisma_jax.data.image_files import read_picture
 from sisma_jax.synthesis.options import SamplingOptions
@@ -121,10 +121,8 @@ def read_face(path: Path, size: int, option: str) -> UInt8[np.ndarray, "size siz
     Raises:
       InputError: if it cannot be read or has another size; `option` is named.
     """
-    try:
+    with naming(option):
         picture = read_picture(path)
-    except InputError as error:
-        raise InputError(f"{option}: {error}") from error
     if picture.size != (size, size):
         raise InputError(
             f"{option}: {path} has {picture.width}x{picture.height} pixels where the model makes "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from sisma_jax.common.errors import InputError
+from sisma_jax.common.errors import InputError, naming
 from sisma_jax.common.files import local_path
 from sisma_jax.synthesis.references import ReadMask
 from sisma_jax.synthesis.shapes import check_share, transfer
@@ -72,10 +72,8 @@ def masks_from(
     for share in shares:
         shaped: Masks = masks
         for (other, names), words in zip(shapes, args.shape, strict=True):
-            try:
+            with naming(f"--shape {' '.join(words)}"):
                 shaped = transfer(synthesizer, shaped, other, names, share, parts_of=masks)
-            except InputError as error:
-                raise InputError(f"--shape {' '.join(words)}: {error}") from error
         sets.append(shaped)
     shown, every = classes_shown(masks, len(synthesizer.classes)), synthesizer.classes.names
     for name in {name: None for _, names in shapes for name in names or ()}:

@@ -12,13 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
-from jax.tree_util import PyTreeDef
 from jaxtyping import Float, Float32, UInt8, UInt32
-from ml_collections import ConfigDict
 
 from sisma_jax.common.commands import STYLES_PAGE
 from sisma_jax.common.errors import InputError, whole_number
-from sisma_jax.data.classes import CELEBAMASK, UNLABELLED, ClassSet
+from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.devices.sharding import (
     batch_sharding,
     chunks,
@@ -28,7 +26,13 @@ from sisma_jax.devices.sharding import (
     whole_batch,
 )
 from sisma_jax.models.autoencoder import PIXELS, Autoencoder, load_autoencoder
-from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
+from sisma_jax.models.generators import (
+    Config,
+    draws_styles,
+    generator,
+    model_config,
+    parameter_shapes,
+)
 from sisma_jax.runs.checkpoint import abstract_like, averaged_weights
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
@@ -36,27 +40,30 @@ from sisma_jax.synthesis.checks import (
     check_autoencoder,
     check_counts,
     check_kind,
+    check_labels,
+    check_masks,
     check_sampling,
     check_seeds,
+    check_style,
+    check_without_style,
     checked_latents,
     default_steps,
     start_of,
 )
 from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import (
+    Variant,
     decode,
-    encode_style,
     no_style,
     noise_keys,
-    random_style,
     synthesize,
     synthesize_latents,
+    variant_of,
 )
 from sisma_jax.synthesis.soft_masks import SoftMasks, classes_shown
+from sisma_jax.synthesis.style_tokens import random_tokens, reference_tokens
 from sisma_jax.synthesis.styles import Style
 
-Variant = tuple[int, PyTreeDef, PyTreeDef, tuple[str, ...], bool]
-"""What a compiled program depends on (`_variant`)."""
 IN_FLIGHT = 2
 """Batches that are dispatched and not yet fetched, at most; they bound the memory."""
 
@@ -299,7 +306,7 @@ class Synthesizer:
         mesh = local_mesh()
         rows, size = batch_sharding(mesh), self._rows(len(labels))
         if result == "images":
-            variant = _variant(size, options, style, labels)
+            variant = variant_of(size, options, style, labels)
             compiled = None if given else self._compiled.get(variant)
             run = compiled or partial(under_mesh(mesh, synthesize), self.config)
             program = partial(run, self.params, self.autoencoder)
@@ -341,15 +348,8 @@ class Synthesizer:
         if not (generator(self.config).one_pass and self.draws_styles and len(labels)):
             return style
         given = self.no_style(len(labels)) if style is None else style
-        mesh, size = local_mesh(), self._rows(len(labels))
-        draw = partial(under_mesh(mesh, random_style), self.config, self.params)
-        keys = np.asarray(jax.random.key_data(noise_keys(seed, 0, len(labels))))
-        arrays, tree = jax.tree.flatten((keys, labels))
-        tokens = []
-        for batch, count in chunks(size, mesh, *arrays):
-            of_rows, masks = jax.tree.unflatten(tree, batch)
-            tokens.append(np.asarray(draw(jax.random.wrap_key_data(of_rows), masks))[:count])
-        tokens = np.concatenate(tokens)
+        rows = self._rows(len(labels))
+        tokens = random_tokens(self.config, self.params, labels, seed, rows)
         drawn = np.where(given.given[..., None], given.tokens, tokens)
         return dataclasses.replace(given, tokens=drawn)
 
@@ -383,12 +383,8 @@ class Synthesizer:
                 f"references are {images.dtype} of shape {images.shape}: give uint8 of shape "
                 f"{(*labels.shape, 3)}, one for each of their masks"
             )
-        mesh, size = local_mesh(), self._rows(len(images))
-        encode = partial(under_mesh(mesh, encode_style), self.config, self.params)
-        tokens = [
-            np.asarray(encode(*placed))[:count]
-            for placed, count in chunks(size, mesh, images, labels)
-        ]
+        rows = self._rows(len(images))
+        tokens = reference_tokens(self.config, self.params, images, labels, rows)
         absent = self.no_style(0)
         return dataclasses.replace(
             absent,
@@ -434,35 +430,11 @@ class Synthesizer:
                 f"guidance is {options.guidance}, but no mask was dropped in the model's training "
                 "(flow.drop is 0): leave it at 1, and use style guidance where there is a style"
             )
-        if style is None and not self.draws_styles:
-            raise InputError(
-                f"this {generator(self.config).name} draws faces in the style of a reference only: "
-                "give one, or train its second stage, which makes random styles",
-                page=STYLES_PAGE,
-            )
         if style is None:
-            if options.style_guided and not self.has_style:
-                raise InputError(
-                    f"style guidance is {options.style_guidance}, but this model has no style "
-                    "conditioning: leave it at 1",
-                    page=STYLES_PAGE,
-                )
-            if options.style_guided:
-                raise InputError(
-                    f"style guidance is {options.style_guidance}, but there is no style to follow: "
-                    "give references, or leave it at 1"
-                )
-            return
-        self._require_style()
-        own = self.no_style(0)
-        if style.classes != own.classes or not np.array_equal(style.absent, own.absent):
-            raise InputError(
-                "the style is of another model: make it with `style` of the one that uses it"
-            )
-        if len(style) not in (1, count):
-            raise InputError(
-                f"{len(style)} styles do not fit {count} label maps: give one for all, or one each"
-            )
+            check_without_style(self.config, options, self.draws_styles)
+        else:
+            self._require_style()
+            check_style(style, self.no_style(0), count)
 
     def _rows(self, count: int) -> int:
         """Rows of each batch that `count` images are processed in."""
@@ -492,7 +464,7 @@ class Synthesizer:
         mesh, size = local_mesh(), self._rows(count)
         pixels = self.config.image_size
         masks = np.zeros((1, pixels, pixels), np.uint8) if masks is None else masks
-        variant = _variant(size, options, style, masks)
+        variant = variant_of(size, options, style, masks)
         if variant not in self._compiled:
             rows = batch_sharding(mesh)
             scale = jax.ShapeDtypeStruct((size,), np.float32, sharding=rows)
@@ -518,49 +490,10 @@ class Synthesizer:
     @no_type_check
     def check_masks(self, masks: np.ndarray | SoftMasks) -> None:
         """Raises InputError unless the model draws from masks of this kind, and they fit it."""
-        if not isinstance(masks, SoftMasks):
-            self.check_labels(masks)
-            return
-        model = generator(self.config)
-        if not model.soft_masks:
-            raise InputError(
-                f"soft masks are given, but {model.name} takes label maps: make them with "
-                "`shapes.transfer` and the synthesizer that draws them"
-            )
-        self.check_labels(masks.labels)
-        for other in masks.mixed:
-            self.check_labels(other.labels)
+        check_masks(self.config, masks)
 
     @no_type_check
     def check_labels(self, labels: np.ndarray, name: str = "labels") -> None:
         """Raises InputError, with this name, unless these are label maps of the model's classes
         and size."""
-        size = self.config.image_size
-        if isinstance(labels, SoftMasks):
-            raise InputError(f"{name} are soft masks, but have to be label maps: give uint8 ids")
-        if labels.dtype != np.uint8 or labels.shape[1:] != (size, size):
-            raise InputError(
-                f"{name} are {labels.dtype} of shape {labels.shape}: give uint8 class ids of shape "
-                f"(batch, {size}, {size})"
-            )
-        wrong = (labels >= self.config.num_classes) & (labels != UNLABELLED)
-        if wrong.any():
-            image, y, x = np.argwhere(wrong)[0]
-            raise InputError(
-                f"label {labels[image, y, x]} of map {image} at pixel ({x}, {y}) is no class: use "
-                f"0..{self.config.num_classes - 1}, or {UNLABELLED} for unlabelled"
-            )
-
-
-def draws_styles(config: ConfigDict) -> bool:
-    """Whether the model of a run's config draws faces without a reference."""
-    in_one_pass = generator(model_config(config)).one_pass
-    return not in_one_pass or config.get("loss", {}).get("styles") == "random"
-
-
-def _variant(
-    size: int, options: SamplingOptions, style: Style | None, masks: np.ndarray | SoftMasks
-) -> Variant:
-    """What a compiled program of a batch depends on."""
-    trees = jax.tree.structure(options), jax.tree.structure(masks)
-    return size, *trees, tuple(options.per_image), style is not None
+        check_labels(self.config, labels, name)

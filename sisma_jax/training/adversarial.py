@@ -70,7 +70,8 @@ class AdversarialWeights:
     """r in (6), which is ours: short trainings learn colours by it."""
 
     def __post_init__(self) -> None:
-        check_least(self, "loss", 0, *(field.name for field in dataclasses.fields(self)))
+        names = [field.name for field in dataclasses.fields(AdversarialWeights)]
+        check_least(self, "loss", 0, *names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

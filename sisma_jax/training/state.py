@@ -67,7 +67,7 @@ class Opponent:
 
 
 Opponents = Mapping[str, Opponent]
-"""By name; the step updates them in this order."""
+"""Opponents with their names, in the order in which a step updates them."""
 NO_OPPONENTS: Opponents = MappingProxyType({})
 
 

@@ -74,7 +74,7 @@ def test_guidance_is_that_of_times_in_its_interval(synthesizer, labels):
 
 
 def test_a_guided_velocity_is_rescaled_by_the_share_of_the_options(monkeypatch):
-    """By its own formula, in a velocity of two rows with guidances of their own."""
+    """The rescaling has its formula, in a velocity of two rows with different guidances."""
     random = np.random.default_rng(0)
     z, null, *given = random.normal(size=(4, 2, 3, 3, 2)).astype(np.float32)
     given = given[0] + 1

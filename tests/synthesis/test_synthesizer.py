@@ -13,8 +13,7 @@ from sisma_jax import Synthesizer
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder import to_uint8
 from sisma_jax.synthesis.options import SamplingOptions
-from sisma_jax.synthesis.programs import synthesize_latents
-from sisma_jax.synthesis.synthesizer import _variant
+from sisma_jax.synthesis.programs import synthesize_latents, variant_of
 from tests.lowering import equations
 from tests.synthesis.pictures import largest_difference
 
@@ -75,7 +74,7 @@ def test_a_batch_is_dispatched_before_the_last_is_waited_for_and_no_third(synthe
     options, other = SamplingOptions(steps=2), dataclasses.replace(synthesizer)
     program = lambda params, autoencoder, keys, labels, *_: Images(labels)
     maps = np.arange(14, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(32, 2)
-    other._compiled[_variant(4, options, None, maps)] = program
+    other._compiled[variant_of(4, options, None, maps)] = program
     batches = other.batches(maps, options)
     made = [next(batches), next(batches)]
     assert log == [

@@ -24,6 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.autoencoder.model import parameter_shapes
+from sisma_jax.models.state_dicts import to_flax_layout, to_pytorch_layout
 from sisma_jax.models.weights import check_tensors, listed
 
 CLASS_NAME = "AutoencoderKL"
@@ -324,11 +325,3 @@ def pytorch_name(name: str) -> str:
     *modules, leaf = name.split("/")
     counted = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
     return ".".join([*counted, "bias" if leaf == "bias" else "weight"])
-
-
-def to_pytorch_layout(array: Any) -> Any:
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-
-
-def to_flax_layout(array: np.ndarray) -> np.ndarray:
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+from sisma_jax.common.config import check_among, check_counts
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.layers.style_encoder import check_grouping, check_levels
 
@@ -87,22 +88,12 @@ class CA2SISConfig:
     for the type of images and parameters, which may then also be float64."""
 
     def __post_init__(self) -> None:
-        counts = [
-            (field.name, getattr(self, field.name))
-            for field in dataclasses.fields(self)
-            if field.type is int
-        ]
-        counts += [("widths", width) for width in self.widths]
-        for name, value in counts:
-            if type(value) is not int or value < 1:
-                raise InputError(f"model.{name} is {value!r}: set a whole number of at least 1")
+        check_counts(self, "model", "widths")
         if self.num_classes > 255 or self.drawn_classes < 1:
             fewest = 1 if self.draw_background else 2
             raise InputError(
                 f"model.num_classes is {self.num_classes}: choose {fewest} to 255 classes"
             )
-        if not self.widths:
-            raise InputError("model.widths is empty: give at least one stage")
         if self.image_size % self.mask_size:
             raise InputError(
                 f"model.mask_size is {self.mask_size}: choose a divisor of the image's size, "
@@ -115,12 +106,7 @@ class CA2SISConfig:
                     "choose a divisor of model.stem_width and model.widths"
                 )
         sizes = [stage.size for stage in self.stages]
-        for size in self.attention_sizes:
-            if size not in sizes:
-                raise InputError(
-                    f"model.attention_sizes has {size!r}, which is not the side of a stage: choose "
-                    f"among {', '.join(map(str, sizes))}"
-                )
+        check_among("model.attention_sizes", self.attention_sizes, sizes, "the side of a stage")
         check_levels(self.style_levels, self.image_size)
         check_grouping(self.style_grouping)
         if self.remat not in REMATS:

@@ -14,12 +14,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.models.autoencoder.published import to_flax_layout, to_pytorch_layout
 from sisma_jax.models.layers.patch_discriminator import (
     KERNEL,
     DiscriminatorConfig,
     PatchDiscriminator,
 )
+from sisma_jax.models.state_dicts import to_flax_layout, to_pytorch_layout
 from sisma_jax.models.weights import check_tensors, listed
 
 PREFIX = "discriminator_"

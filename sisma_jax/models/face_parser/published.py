@@ -35,6 +35,7 @@ from sisma_jax.models.face_parser.config import FaceParserConfig
 from sisma_jax.models.face_parser.layers import ParserNetwork
 from sisma_jax.models.face_parser.parser import FaceParser, parameter_shapes
 from sisma_jax.models.face_parser.unet import FaceParserUNet
+from sisma_jax.models.state_dicts import to_flax_layout
 from sisma_jax.models.weights import check_tensors, listed, read_tensors
 
 SIZE = 512
@@ -161,6 +162,6 @@ def to_flax(parameter: str, ndim: int, tensors: Mapping[str, np.ndarray]) -> np.
         weight = tensors["weight"]
         if ndim == 2:
             return weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
-        return weight.transpose(2, 3, 1, 0)
+        return to_flax_layout(weight)
     scale = tensors["weight"] / np.sqrt(tensors["running_var"] + np.float32(NORM_EPSILON))
     return scale if parameter == "scale" else tensors["bias"] - tensors["running_mean"] * scale

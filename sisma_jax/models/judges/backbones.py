@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sisma_jax.common.errors import InputError
-from sisma_jax.models.autoencoder.published import to_flax_layout
+from sisma_jax.models.state_dicts import to_flax_layout
 from sisma_jax.models.weights import listed, read_tensors
 
 

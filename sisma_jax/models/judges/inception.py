@@ -24,6 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Num
 
 from sisma_jax.common.errors import InputError
+from sisma_jax.models.state_dicts import to_flax_layout
 from sisma_jax.models.weights import listed, read_tensors
 
 PUBLISHED_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -312,5 +313,5 @@ def folded_unit(tensors: dict[str, np.ndarray], layer: str) -> dict[str, Array]:
         for name in ("weight", "bias", "running_mean", "running_var")
     )
     scale = scale / np.sqrt(variance + NORM_EPSILON)
-    folded = {"kernel": kernel.transpose(2, 3, 1, 0) * scale, "bias": shift - mean * scale}
+    folded = {"kernel": to_flax_layout(kernel) * scale, "bias": shift - mean * scale}
     return {name: jnp.asarray(array, jnp.float32) for name, array in folded.items()}

@@ -27,7 +27,6 @@ from jaxtyping import Array, Float, Num
 
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.autoencoder import to_float
-from sisma_jax.models.autoencoder.published import to_flax_layout
 from sisma_jax.models.judges.backbones import (
     ALEXNET,
     VGG16,
@@ -39,6 +38,7 @@ from sisma_jax.models.judges.backbones import (
     described,
     read_convolutions,
 )
+from sisma_jax.models.state_dicts import to_flax_layout
 from sisma_jax.models.weights import read_tensors
 
 SHIFT = (-0.030, -0.088, -0.188)

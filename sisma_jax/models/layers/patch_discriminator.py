@@ -89,9 +89,9 @@ class Judgement(NamedTuple):
     """What the scales of a discriminator say about a batch of pictures, the finest first."""
 
     features: tuple[tuple[Float[Array, "b _ _ _"], ...], ...]
-    """By scale: the activations of all layers but the last."""
+    """Activations of all layers but the last, of each scale."""
     predictions: tuple[Float[Array, "b _ _ 1"], ...]
-    """By scale: one number per patch, at least float32."""
+    """One number per patch, at least float32, of each scale."""
 
 
 class PatchDiscriminator(nn.Module):

@@ -11,7 +11,6 @@ A model's configuration has these numbers under the names of `sdm.SDMConfig`. Th
 in the details of residual blocks, in attention, and in how the image is halved and doubled.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from sisma_jax.common.config import check_counts
 from sisma_jax.common.errors import InputError
 from sisma_jax.models.layers.spade import Modulation, ResBlock, SPADEOfMask, normalise
 
@@ -33,17 +33,7 @@ def check_sizes(config: Any, section: str, side: str) -> None:
       section: name of the config's section, for errors.
       side: name of the field that every further resolution halves.
     """
-    counts = [
-        (field.name, getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if field.type is int
-    ]
-    counts += [("multipliers", multiplier) for multiplier in config.multipliers]
-    for name, value in counts:
-        if type(value) is not int or value < 1:
-            raise InputError(f"{section}.{name} is {value!r}: set a whole number of at least 1")
-    if not config.multipliers:
-        raise InputError(f"{section}.multipliers is empty: give at least one resolution")
+    check_counts(config, section, "multipliers")
     halvings = len(config.multipliers) - 1
     if getattr(config, side) % 2**halvings:
         raise InputError(

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from sisma_jax.common.config import check_among
 from sisma_jax.common.errors import InputError
 from sisma_jax.flows.diffusion import PUBLISHED, Diffusion
 from sisma_jax.models.layers.style_encoder import check_grouping, check_levels
@@ -57,12 +58,8 @@ class SCADMConfig:
     def __post_init__(self) -> None:
         check_sizes(self, "model", "latent_size")
         sides = tuple(self.latent_size >> level for level in range(len(self.multipliers)))
-        for side in self.attention_sizes:
-            if side not in sides:
-                raise InputError(
-                    f"model.attention_sizes has {side!r}, which is not the side of a resolution: "
-                    f"choose among {', '.join(map(str, sides))}"
-                )
+        name, what = "model.attention_sizes", "the side of a resolution"
+        check_among(name, self.attention_sizes, sides, what)
         check_levels(self.style_levels, self.image_size)
         check_grouping(self.style_grouping)
         if not isinstance(self.diffusion, Diffusion):

@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from sisma_jax.common.config import check_choice, check_least
-from sisma_jax.common.errors import InputError
+from sisma_jax.common.errors import InputError, naming
 from sisma_jax.common.files import local_path
 from sisma_jax.devices.placement import replicate
 from sisma_jax.models.autoencoder import to_float
@@ -58,42 +58,31 @@ Logits = tuple[Float[Array, "b _ _ k"], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossSection:
-    """The config's section `loss`; the defaults are the published values."""
+class LossSection(AdversarialWeights):
+    """The config's section `loss`: the weights of the terms, and what they are computed from."""
 
-    adversarial: float = AdversarialWeights.adversarial
-    feature_matching: float = AdversarialWeights.feature_matching
-    perceptual: float = AdversarialWeights.perceptual
-    attention: float = AdversarialWeights.attention
-    reconstruction: float = AdversarialWeights.reconstruction
-    """These five as in `AdversarialWeights`."""
     perceptual_network: str = ""
     """Path of torchvision's VGG-19 as safetensors; "" leaves the perceptual term out."""
     styles: str = "own"
-    """The styles of the faces that are drawn: "own" (the first stage), or "random"."""
+    """Styles of the faces that are drawn: "own" (the first stage), or "random"."""
     diversity: float = 0.0
     """d of the module docstring, for random styles."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice(self, "loss", "styles", STYLES)
         check_least(self, "loss", 0, "diversity")
-        self.weights  # noqa: B018  raises if a weight is negative
         if self.perceptual_network and not (self.perceptual and self.compares):
             why = "loss.perceptual 0" if self.compares else "loss.styles 'random'"
             raise InputError(
                 f"loss.perceptual_network is {self.perceptual_network!r}, which {why} does not "
                 "use: leave the path empty"
             )
-        if self.diversity and self.styles != "random":
+        if self.diversity and self.compares:
             raise InputError(
                 f"loss.diversity is {self.diversity}, but faces are drawn in their own styles, "
                 "one for each mask: set it to 0, or loss.styles to 'random'"
             )
-
-    @property
-    def weights(self) -> AdversarialWeights:
-        names = [field.name for field in dataclasses.fields(AdversarialWeights)]
-        return AdversarialWeights(**{name: getattr(self, name) for name in names})
 
     @property
     def compares(self) -> bool:
@@ -116,10 +105,8 @@ class LossSection:
                 f"data.size is {size}, but the perceptual term needs {VGG19.smallest} pixels: "
                 "choose a larger size, or set loss.perceptual to 0"
             )
-        try:
+        with naming("loss.perceptual_network"):
             return load_vgg19(local_path(self.perceptual_network))
-        except InputError as error:
-            raise InputError(f"loss.perceptual_network: {error}") from error
 
 
 def trainable_ca2sis(
@@ -218,7 +205,7 @@ def _generator_loss(
         params = {name: x if name == MAPPING else jax.lax.stop_gradient(x)
             for name, x in params.items()}  # fmt: skip
     fake, logits = faces(params, batch)
-    real, weights = to_float(batch["image"]).astype(fake.dtype), loss.weights
+    real, weights = to_float(batch["image"]).astype(fake.dtype), loss
     state, terms = opponents[DISCRIMINATOR], {}
     if network is not None:
         wanted = jax.lax.stop_gradient(network.features(real))
