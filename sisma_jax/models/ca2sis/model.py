@@ -17,13 +17,14 @@ text was not available. `CA2SISConfig` names what departs from it.
 Labels outside 0..num_classes-1 (255: unlabelled) have no class: no mask code and no style.
 """
 
+import math
 from functools import cache
-from math import prod
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
@@ -261,21 +262,28 @@ def init_params(config: CA2SISConfig, key: PRNGKeyArray) -> dict:
     shapes = parameter_shapes(config)
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     kernels = {path[:-1]: leaf for path, leaf in leaves if path[-1].key == "kernel"}
-    keys = jax.random.split(key, len(leaves))
 
-    def new(path: tuple, leaf: jax.ShapeDtypeStruct, key: PRNGKeyArray) -> Array:
-        module, name = path[:-1], path[-1].key
-        if module not in kernels:
-            return jnp.full(leaf.shape, float(name == "scale"))
-        if _starts_at_zero(module):
-            return jnp.zeros(leaf.shape)
+    def limit(path: tuple) -> float | None:
+        """The largest value of a parameter that is drawn; None for norms and for zeros."""
+        module = path[:-1]
+        if module not in kernels or _starts_at_zero(module):
+            return None
         kernel = kernels[module]
         inputs, _ = matrix_axes((*module, jax.tree_util.DictKey("kernel")), kernel)
-        limit = prod(kernel.shape[axis] for axis in inputs) ** -0.5
-        return jax.random.uniform(key, leaf.shape, minval=-limit, maxval=limit)
+        return math.prod(kernel.shape[axis] for axis in inputs) ** -0.5
 
-    drawn = [new(path, leaf, keys[i]) for i, (path, leaf) in enumerate(leaves)]
-    return jax.tree_util.tree_unflatten(tree, drawn)
+    # One draw for all, since hundreds of them take long to compile.
+    limits = [limit(path) for path, _ in leaves]
+    sizes = [leaf.size if most else 0 for most, (_, leaf) in zip(limits, leaves, strict=True)]
+    drawn = jax.random.uniform(key, (sum(sizes),), minval=-1.0)
+    parts = jnp.split(drawn, np.cumsum(sizes)[:-1])
+    new = [
+        most * part.reshape(leaf.shape)
+        if most
+        else jnp.full(leaf.shape, float(path[-1].key == "scale"))
+        for most, part, (path, leaf) in zip(limits, parts, leaves, strict=True)
+    ]
+    return jax.tree_util.tree_unflatten(tree, new)
 
 
 def _starts_at_zero(module: tuple) -> bool:
