@@ -8,7 +8,8 @@ that the regions of the mask explain, the spread over the faces of one mask, col
 (`sisma_jax.evaluation.nearest`), and seconds an image. The same scores of the real test faces, of
 training faces and of the reconstructions by the run's autoencoder bound them. A model with a style
 is also scored with the style of each mask's own face, with SSIM. Guidance is swept at --at-steps
-steps, steps are swept at the guidances of --at-guidance.
+steps, steps are swept at the guidances of --at-guidance. What a model cannot do is left out with a
+note: guidance where no mask was dropped in training, more than one step of CA2-SIS.
 
 Runs whose configs differ only by their seed are one model: means and standard deviations over
 trainings. Generated faces and their scores are kept in --report, so that an interrupted command
@@ -24,7 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import report
-from photo_scores import Benchmark, Trained, combinations, models_of, over_trainings
+from photo_scores import (
+    Benchmark,
+    Trained,
+    combinations,
+    models_of,
+    over_trainings,
+    samplings_of,
+)
 from photo_sheet import (
     SYNTHETIC,
     refuse_masks_of_data,
@@ -184,10 +192,7 @@ def main() -> None:
     keep_compiled_programs()
     runs = load(args.workdirs, args.batch_size)
     models = models_of(runs)
-    for trained in runs:
-        for sampling in samplings:
-            trained.synthesizer.check_options(sampling.options, None, args.count)
-
+    possible = {one.name: samplings_of(one, samplings, args.count) for one in runs}
     first = runs[0]
     size, classes, test_from = (
         first.synthesizer.config.image_size, first.run.classes(), first.config.data.test_from,
@@ -201,8 +206,13 @@ def main() -> None:
     train, labelled = open_fields("train", "image"), open_fields("train", "image", "labels")
     for trained in runs:
         check_training_data(trained.run, labelled)  # checksums of raw folders cover opened fields
-    masks = None
+    masks, on_sheet = None, None
     if args.sheet is not None:
+        options = SamplingOptions(
+            steps=args.at_steps, guidance=args.at_guidance[-1], solver=args.solver
+        )
+        first.synthesizer.check_options(options, None, args.sheet_columns)
+        on_sheet = Sampling(options=options, seed=args.sheet_seed)
         masks = sheet_masks(args.sheet_masks, args.sheet_rows, args.sheet_seed, size, classes)
         splits = [open_fields(split, "labels") for split in ("train", "test")]
         refuse_masks_of_data(masks, splits, classes)
@@ -217,13 +227,14 @@ def main() -> None:
             reference=first_of(open_fields("test", "image", "labels"), args.count),
         ),
         train=train,
-        samplings=samplings,
         spread_masks=args.spread_masks,
         spread_samples=args.spread_samples,
     )
 
     found = {
-        trained.name: benchmark.of_run(trained, speed=args.speed and trained is model[0])
+        trained.name: benchmark.of_run(
+            trained, possible[trained.name], speed=args.speed and trained is model[0]
+        )
         for model in models
         for trained in model
     }
@@ -243,20 +254,11 @@ def main() -> None:
         },
         "real": benchmark.real(labelled, unseen),
         "runs": {
-            trained.name: trained.described()
-            | found[trained.name]
-            | {
-                "samplings": [
-                    {"settings": sampling.settings, "scores": scores}
-                    for sampling, scores in zip(
-                        samplings, found[trained.name]["samplings"], strict=True
-                    )
-                ]
-            }
+            trained.name: trained.described() | found[trained.name]
             for trained in runs
         },
         "models": {
-            model[0].name: over_trainings([found[one.name] for one in model], samplings)
+            model[0].name: over_trainings([found[one.name] for one in model])
             | {"runs": [one.name for one in model]}
             for model in models
         },
@@ -264,26 +266,20 @@ def main() -> None:
     for table in tables(results):
         print(table.markdown())
     if masks is not None:
-        sampling = Sampling(
-            options=SamplingOptions(
-                steps=args.at_steps, guidance=args.at_guidance[-1], solver=args.solver
-            ),
-            seed=args.sheet_seed,
-        )
-        faces = sheet_faces(first.synthesizer, masks, args.sheet_columns, sampling)
+        faces = sheet_faces(first.synthesizer, masks, args.sheet_columns, on_sheet)
         near = benchmark.distances(shrunk(faces.reshape(-1, size, size, 3)))
         near = near.reshape(faces.shape[:2])
         print(sheet_table(near, unseen).markdown())
         results["sheet"] = {
             "run": first.name, "masks": len(masks), "faces_of_a_mask": args.sheet_columns,
-            "settings": sampling.settings, "nearest": quantiles(near.ravel()),
+            "settings": on_sheet.settings, "nearest": quantiles(near.ravel()),
         }  # fmt: skip
     report.write(args.out, ("jax", "jaxlib", "flax"), results)
     if masks is not None:
         refuse_near_faces(near, unseen)
         save_png(Image.fromarray(mask_sheet(masks, faces, classes=classes)), args.sheet)
         print(f"wrote {args.sheet}: {faces.shape[1]} faces of each of {len(masks)} masks, made by "
-              f"{first.name} ({sampling.in_words})")  # fmt: skip
+              f"{first.name} ({on_sheet.in_words})")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -133,7 +133,6 @@ class Benchmark:
     evaluation: Evaluation
     train: Source
     """Training images."""
-    samplings: Sequence[Sampling]
     spread_masks: int
     spread_samples: int
 
@@ -174,47 +173,80 @@ class Benchmark:
         """Scores in the report's table by the key of the pictures."""
         return {row.key: dict(row.scores) for row in self.evaluation.report.table()}
 
-    def of_run(self, trained: Trained, *, speed: bool) -> dict[str, Any]:
-        """Scores of a run: "reconstructions", "samplings" in their order, perhaps "own_style"."""
+    def of_run(
+        self, trained: Trained, samplings: Sequence[Sampling], *, speed: bool
+    ) -> dict[str, Any]:
+        """Scores of a run.
+
+        Returns:
+          "samplings": "settings" and "scores" of each of `samplings`, of none for a model that only
+          draws in the style of references; "own_style": those of the first sampling in the style of
+          each mask's own face, for a model with a style; "reconstructions": scores, for a model
+          with an autoencoder.
+        """
         folder, reference = self.evaluation.report, self.reference
         synthesizer, classes = trained.synthesizer, self.evaluation.classes
         evaluate_run(
             self.evaluation, synthesizer, self.train,
-            name=trained.name, samplings=self.samplings,
+            name=trained.name, samplings=samplings,
             diversity=Diversity(masks=self.spread_masks, samples=self.spread_samples),
             speed=speed, peers=False, style=synthesizer.has_style,
         )  # fmt: skip
         weights, scores = weights_key(synthesizer), self.scores()
-        rebuilt = Reconstructions(reference, synthesizer.autoencoder)
-        found = {
-            "reconstructions": scores[rebuilt.key]
-            | of_regions(rebuilt.read(range(len(reference))), reference.labels, classes),
-            "samplings": [],
-        }
-        faces_of = lambda sampling: GeneratedFaces(
-            folder.images, synthesizer, weights, reference, sampling
-        )
-        queries = []
-        for sampling in self.samplings:
-            faces = faces_of(sampling)
-            some = range(min(self.spread_masks, len(faces)))
-            faces.make(some, self.spread_samples)
-            samples = np.stack([faces.samples(mask, self.spread_samples) for mask in some])
+        found: dict[str, Any] = {}
+        if not generator(synthesizer.config).one_pass:
+            rebuilt = Reconstructions(reference, synthesizer.autoencoder)
+            found["reconstructions"] = scores[rebuilt.key] | of_regions(
+                rebuilt.read(range(len(reference))), reference.labels, classes
+            )
+
+        ways = list(samplings) if synthesizer.draws_styles else []
+        if synthesizer.has_style:
+            ways.append(dataclasses.replace(samplings[0], own_style=True))
+        times = folder.findings("speed")[trained.name]["cases"] if speed else []
+        scored, queries = [], []
+        for sampling in ways:
+            faces = GeneratedFaces(folder.images, synthesizer, weights, reference, sampling)
             images = faces.read(range(len(faces)))
             queries.append(shrunk(images))
-            scored = scores[faces.key] | of_regions(images, reference.labels, classes)
-            scored["spread"] = float(spread(samples).mean())
-            found["samplings"].append(scored)
+            one = scores[faces.key] | of_regions(images, reference.labels, classes)
+            if not sampling.own_style:
+                some = range(min(self.spread_masks, len(faces)))
+                faces.make(some, self.spread_samples)
+                samples = np.stack([faces.samples(mask, self.spread_samples) for mask in some])
+                one["spread"] = float(spread(samples).mean())
+            one |= seconds_per_image(times, sampling.options)
+            scored.append({"settings": sampling.settings, "scores": one})
         distances = self.distances(np.concatenate(queries)).reshape(len(queries), -1)
-        times = folder.findings("speed")[trained.name]["cases"] if speed else []
-        of_samplings = zip(found["samplings"], self.samplings, distances, strict=True)
-        for scored, sampling, near in of_samplings:
-            scored["nearest"] = quantiles(near)
-            scored |= seconds_per_image(times, sampling.options)
+        for one, near in zip(scored, distances, strict=True):
+            one["scores"]["nearest"] = quantiles(near)
         if synthesizer.has_style:
-            own = dataclasses.replace(self.samplings[0], own_style=True)
-            found["own_style"] = scores[faces_of(own).key]
-        return found
+            found["own_style"] = scored.pop()
+        return found | {"samplings": scored}
+
+
+def samplings_of(trained: Trained, samplings: Sequence[Sampling], count: int) -> list[Sampling]:
+    """Those of `samplings` in which a run can make `count` faces, each of the others with a note.
+
+    A model that draws in one pass has a single one, whatever is asked for.
+
+    Raises:
+      InputError: if none is left.
+    """
+    synthesizer = trained.synthesizer
+    if generator(synthesizer.config).one_pass:
+        return [Sampling(options=SamplingOptions(steps=1), seed=samplings[0].seed)]
+    possible = []
+    for sampling in samplings:
+        try:
+            synthesizer.check_options(sampling.options, None, count)
+        except InputError as error:
+            if sampling is samplings[-1] and not possible:
+                raise
+            print(f"note: {trained.name} is not measured with {sampling.in_words}: {error}")
+        else:
+            possible.append(sampling)
+    return possible
 
 
 def seconds_per_image(cases: Sequence[dict[str, Any]], options: SamplingOptions) -> dict[str, Any]:
@@ -232,22 +264,20 @@ def seconds_per_image(cases: Sequence[dict[str, Any]], options: SamplingOptions)
     return {"seconds_per_image": seconds} if seconds else {}
 
 
-def over_trainings(
-    found: Sequence[dict[str, Any]], samplings: Sequence[Sampling]
-) -> dict[str, Any]:
-    """The scores of one model, as `combined` joins those of its trainings."""
-    of = lambda key: combined([one[key] for one in found])
-    model = {
-        "reconstructions": of("reconstructions"),
-        "samplings": [
-            {
-                "settings": sampling.settings,
-                "scores": combined([one["samplings"][k] for one in found]),
-            }
-            for k, sampling in enumerate(samplings)
-        ],
-    }
-    return model | ({"own_style": of("own_style")} if "own_style" in found[0] else {})
+def over_trainings(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The scores of one model, as `combined` joins those that `of_run` returns of its trainings."""
+
+    def joined(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        scores = combined([one["scores"] for one in measured])
+        return {"settings": measured[0]["settings"], "scores": scores}
+
+    samplings = zip(*(one["samplings"] for one in found), strict=True)
+    model: dict[str, Any] = {"samplings": [joined(same) for same in samplings]}
+    if "own_style" in found[0]:
+        model["own_style"] = joined([one["own_style"] for one in found])
+    if "reconstructions" in found[0]:
+        model["reconstructions"] = combined([one["reconstructions"] for one in found])
+    return model
 
 
 def models_of(runs: Sequence[Trained]) -> list[list[Trained]]:

@@ -45,7 +45,7 @@ def _lines(results: dict[str, Any]) -> Iterator[tuple[list[Any], dict[str, Any]]
         yield [name, None, None], combined([scores])
     shown = []  # models of one autoencoder have the same reconstructions
     for name, model in results["models"].items():
-        if model["reconstructions"] not in shown:
+        if "reconstructions" in model and model["reconstructions"] not in shown:
             shown.append(model["reconstructions"])
             yield [f"reconstructions, {name}", None, None], model["reconstructions"]
     for name, model in results["models"].items():
@@ -53,9 +53,9 @@ def _lines(results: dict[str, Any]) -> Iterator[tuple[list[Any], dict[str, Any]]
             how = [sampling["settings"]["steps"], f"{sampling['settings']['guidance']:g}"]
             yield [name, *how], sampling["scores"]
         if "own_style" in model:
-            first = model["samplings"][0]["settings"]
-            how = [first["steps"], f"{first['guidance']:g}"]
-            yield [f"{name}, own style", *how], model["own_style"]
+            how = model["own_style"]["settings"]
+            how = [how["steps"], f"{how['guidance']:g}"]
+            yield [f"{name}, own style", *how], model["own_style"]["scores"]
 
 
 def _cell(scores: dict[str, Any], *path: str, digits: int = 3) -> str | None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -251,10 +252,46 @@ def test_a_style_is_scored_as_the_faces_own_and_other_training_data_are_refused(
     ]  # fmt: skip
     call(bench.main, *command)
     (model,) = figures_of(out)["models"].values()
-    assert {"ssim", "miou", "fd_parser"} <= model["own_style"].keys()
+    own = model["own_style"]
+    assert own["settings"]["own_style"] and own["settings"]["steps"] == 1
+    assert {"ssim", "miou", "fd_parser", "coherence", "nearest"} <= own["scores"].keys()
     assert "ssim" not in model["samplings"][0]["scores"]
 
     run = SimpleNamespace(path="run", data_file=tmp_path / "data.json")
     run.data_file.write_text(json.dumps({"checksum": "of another set"}))
     with pytest.raises(InputError, match="run was trained on other data"):
         bench.check_training_data(run, SimpleNamespace(checksum="of this set"))
+
+
+@pytest.mark.slow
+def test_what_a_model_cannot_do_is_left_out_with_a_note(
+    bench, tiny_run, tiny_ca2sis_run, parser, tmp_path, capsys
+):
+    """A model that draws in one pass, in the style of references alone, and one that has no null
+    mask are measured in what they can do."""
+    unguided = shutil.copytree(tiny_run, tmp_path / "unguided")
+    config = json.loads((unguided / "config.json").read_text())
+    config["flow"]["drop"] = 0.0
+    (unguided / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out.json"
+    command = [
+        "--parser", parser, "--workdirs", unguided, tiny_ca2sis_run, "--steps=1,2",
+        "--guidance=1,2", "--at-guidance=1", "--count=4", "--spread-masks=1", "--spread-samples=2",
+        "--batch-size=4", "--report", tmp_path / "report", "--out", out,
+    ]  # fmt: skip
+    call(bench.main, *command)
+    said, models = capsys.readouterr().out, figures_of(out)["models"]
+    note = r"note: unguided is not measured with euler 2, guidance 2: .* \(flow.drop is 0\)"
+    assert len(re.findall(note, said)) == 1
+    settings = [one["settings"] for one in models["unguided"]["samplings"]]
+    assert [(one["steps"], one["guidance"]) for one in settings] == [(2, 1), (1, 1)]
+
+    model = models[tiny_ca2sis_run.name]
+    assert model["samplings"] == [] and "reconstructions" not in model
+    assert model["own_style"]["settings"]["steps"] == 1
+    scores = model["own_style"]["scores"]
+    assert {"ssim", "miou", "nearest", "seconds_per_image"} <= scores.keys()
+    assert f"| {tiny_ca2sis_run.name}, own style | 1 | 1 |" in said
+
+    with pytest.raises(InputError, match=r"no mask was dropped .* \(flow.drop is 0\)"):
+        call(bench.main, *command, "--guidance=2", "--at-guidance=2")
