@@ -68,7 +68,7 @@ report: demo
 	$(PY) -m sisma_jax.evaluate --workdir runs/demo --out runs/demo/report
 
 test: $(INSTALLED)
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --durations 30
 
 test-kernels: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist loadfile tests/kernels
@@ -77,7 +77,7 @@ test-gpu: $(INSTALLED)
 	JAX_PLATFORMS=cuda $(PY) -m pytest -m gpu -rs tests/kernels/test_on_gpu.py --times $(TIMES)
 
 test-slow: $(INSTALLED)
-	$(PY) -m pytest -n 2 --dist loadfile -m "slow and not night" $(TESTS)
+	$(PY) -m pytest -n 2 --dist loadfile --durations 60 -m "slow and not night" $(TESTS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

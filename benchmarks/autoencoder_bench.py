@@ -108,4 +108,4 @@ def show(row: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -16,6 +16,7 @@ import numpy as np
 import report
 from PIL import Image
 
+from sisma_jax.common import cli
 from sisma_jax.data.contact_sheet import GAP, with_legend
 from sisma_jax.runs.folder import RunFolder
 
@@ -65,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

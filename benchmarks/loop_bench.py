@@ -165,4 +165,4 @@ class Marks:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -177,4 +177,4 @@ def write(args: argparse.Namespace, rows: list[dict], curves: list[dict]) -> Non
 
 if __name__ == "__main__":
     jnp.zeros(()).block_until_ready()  # fail first if the device cannot be used
-    main()
+    cli.run(main)

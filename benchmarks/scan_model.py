@@ -318,4 +318,4 @@ def summary(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

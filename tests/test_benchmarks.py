@@ -37,6 +37,16 @@ def test_commands_are_recorded_without_absolute_paths(monkeypatch):
     assert portable(words) == "python --data faces --out=o.json a=c --n=4,12 d/e"
 
 
+def test_a_mistake_ends_every_command_with_one_sentence():
+    command = [sys.executable, "benchmarks/style_bench.py", "--workdirs", "no-run", "--no-pictures"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: no-run is not a run folder")
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        text = script.read_text()
+        if "report.parser(" in text and "__main__" in text:
+            assert text.endswith("    cli.run(main)\n"), script.name
+
+
 @pytest.mark.slow
 def test_data_bench_measures_every_row(tmp_path):
     out = tmp_path / "data.json"
