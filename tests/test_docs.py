@@ -163,7 +163,7 @@ def test_commands_parse_and_their_configs_load(document, monkeypatch, capsys):
             args, rest = parser_of(program).parse_known_args(words)
         except SystemExit:
             pytest.fail(f"{program} {words}: {capsys.readouterr().err}")
-        if "config" in args:
+        if getattr(args, "config", None):
             load_config(args.config, rest)
         else:
             assert not rest, f"{program} has no {rest}"

@@ -1,5 +1,6 @@
 """Exported folders: they load as the run does, and stand without it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,9 +10,17 @@ import pytest
 
 from sisma_jax import Synthesizer, export, sample
 from sisma_jax.common.errors import InputError
+from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.label_maps import write_label_map
-from sisma_jax.models.autoencoder import load_autoencoder, save_autoencoder
+from sisma_jax.models.autoencoder import AutoencoderConfig, load_autoencoder, save_autoencoder
+from sisma_jax.models.autoencoder.files import save_diffusers
+from sisma_jax.models.ca2sis import CA2SISConfig, load_published
+from sisma_jax.models.scadm.config import SCADMConfig
+from sisma_jax.models.weights import read_tensors, save_tensors
 from tests.autoencoders import SMALL_KL, random_params
+from tests.golden import ca2sis_recipe, scadm_recipe
+from tests.golden.files import golden_arrays
+from tests.models.scadm.test_scadm import golden_tensors
 from tests.tiny_runs import SIZE, call, train_tiny
 
 
@@ -81,6 +90,126 @@ class TestSISMA:
             run_export(tiny_run, exported)
         with pytest.raises(InputError, match="--format own is for autoencoders"):
             run_export(tiny_run, tmp_path / "out", "--format", "own")
+        assert not (tmp_path / "out").exists()
+
+
+def classes_file(path, count):
+    classes = ClassSet(
+        tuple(f"part {k}" for k in range(count)), tuple((k, 0, 0) for k in range(count))
+    )
+    path.write_text(json.dumps(classes.to_json()))
+    return path
+
+
+def sizes(config, *others):
+    """Words that override the sizes of a model in a config."""
+    left_out = {"style_grouping", *others}
+    fields = {key: x for key, x in dataclasses.asdict(config).items() if key not in left_out}
+    return [f"--config.model.{key}={value}" for key, value in fields.items()]
+
+
+class TestPublishedWeights:
+    @pytest.fixture
+    def ca2sis(self, tmp_path):
+        weights = tmp_path / "latest_net_G.safetensors"
+        save_tensors(weights, ca2sis_recipe.tensors(golden_arrays("ca2sis_tiny"), "netG."), {})
+        return ["--weights", weights, "--config", "ca2sis", *sizes(CA2SISConfig.tiny(), "dtype")]
+
+    @pytest.fixture
+    def scadm(self, tmp_path):
+        """A checkpoint without a first stage, and one that holds it."""
+        config = SCADMConfig(**scadm_recipe.SIZES)
+        tensors = golden_tensors()
+        first_stage = AutoencoderConfig(
+            latent_channels=3, block_channels=(32, 32), layers_per_block=1, codebook=8
+        )
+        save_diffusers(tmp_path / "vq", first_stage, random_params(first_stage))
+        file = tmp_path / "vq/diffusion_pytorch_model.safetensors"
+        own = {f"first_stage_model.{name}": x for name, x in read_tensors(file).items()}
+        save_tensors(tmp_path / "alone.safetensors", tensors, {})
+        save_tensors(tmp_path / "both.safetensors", tensors | own, {})
+        left_out = ("remat", "diffusion", "norm_after")
+        return config, ["--config", "scadm", *sizes(config, *left_out)]
+
+    def test_ca2sis(self, ca2sis, tmp_path, capsys):
+        classes, out = classes_file(tmp_path / "classes.json", 5), tmp_path / "out"
+        call(export.main, *ca2sis, "--classes", classes, "--out", out)
+        assert "CA2-SIS of latest_net_G.safetensors" in capsys.readouterr().out
+        loaded = Synthesizer.load(out)
+        assert loaded.config == CA2SISConfig.tiny(dtype="float32")
+        assert loaded.classes == ClassSet.read(classes) and loaded.step == 0
+        expected = load_published(ca2sis[1], loaded.config)
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+        assert not loaded.draws_styles
+        second = tmp_path / "second"
+        call(
+            export.main, *ca2sis, "--classes", classes, "--config.loss.styles=random",
+            "--out", second,
+        )  # fmt: skip
+        assert Synthesizer.load(second).draws_styles
+
+    def test_scadm_with_its_first_stage(self, scadm, tmp_path):
+        config, words = scadm
+        words += ["--classes", classes_file(tmp_path / "classes.json", 5)]
+        call(
+            export.main, *words, "--weights", tmp_path / "both.safetensors", "--out",
+            tmp_path / "both",
+        )  # fmt: skip
+        call(
+            export.main, *words, "--weights", tmp_path / "alone.safetensors", "--autoencoder",
+            tmp_path / "vq", "--out", tmp_path / "alone",
+        )  # fmt: skip
+        one, other = Synthesizer.load(tmp_path / "both"), Synthesizer.load(tmp_path / "alone")
+        assert one.config == other.config
+        assert one.config == dataclasses.replace(config, style_grouping="published")
+        jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+        assert one.autoencoder.checksum() == other.autoencoder.checksum()
+        with pytest.raises(InputError, match=r"vq-f4\.safetensors"):
+            call(
+                export.main, *words, "--weights", tmp_path / "alone.safetensors", "--out",
+                tmp_path / "none",
+            )  # fmt: skip
+        assert not (tmp_path / "none").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--weights", "a.safetensors"], "--config must be given for the published weights"),
+            (
+                ["--weights", "a.safetensors", "--config", "celeba"],
+                "of sisma, of which no weights were published: give --config ca2sis or scadm",
+            ),
+            (
+                ["--weights", "a.safetensors", "--config", "autoencoder"],
+                "is a config of sisma_jax.train_autoencoder",
+            ),
+            (
+                ["--weights", "a.safetensors", "--config", "ca2sis", "--autoencoder", "vq"],
+                "CA2-SIS has no first stage: leave --autoencoder out",
+            ),
+            (["--weights", "a.pth", "--config", "ca2sis"], "is a pickled file"),
+            (
+                ["--weights", "a.safetensors", "--config", "ca2sis", "--format", "own"],
+                "a.safetensors is none: leave it out",
+            ),
+            (["--workdir", "run", "--config", "ca2sis"], "--config is for published --weights"),
+            (
+                ["--workdir", "run", "--config.model.grid=8"],
+                "--config.model.grid=8 is for published --weights",
+            ),
+            (["--workdir", "run", "--weights", "a.safetensors"], "do not go together"),
+            (
+                [
+                    "--weights", "a.safetensors", "--config", "ca2sis",
+                    "--config.model.num_classes=151",
+                ],
+                "model has 151 classes, but there are 19 in --classes",
+            ),
+        ],
+    )  # fmt: skip
+    def test_wrong_input(self, words, message, tmp_path):
+        with pytest.raises(InputError, match=message):
+            call(export.main, *words, "--out", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
