@@ -215,7 +215,7 @@ def run(main: Callable[[], None]) -> None:
         _exit_now(1 if remedy is None else 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        _exit_now(130) if _is_multiprocess() else sys.exit(130)
+        _exit_now(130)  # a compilation in another thread does not survive a regular exit
     except Exception:
         _raise_or_exit()
 

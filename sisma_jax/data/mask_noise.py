@@ -19,6 +19,7 @@ noise its authors used is not known here, and their published code has none.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -73,6 +74,7 @@ class MaskNoise:
         in_order = tuple(kind for kind in KINDS if kind in self.kinds)
         object.__setattr__(self, "kinds", in_order)
 
+    @no_type_check  # wrong arguments raise InputError
     def __call__(self, labels: Labels, *, classes: int, seed: int | Sequence[int]) -> Labels:
         """Return the label map with noise.
 
@@ -83,7 +85,14 @@ class MaskNoise:
           labels: ids below `classes`, and 255 (unlabelled).
           classes: number of classes, from which salt takes wrong labels.
           seed: of this map, one number or several, such as a seed and the index of the map.
+
+        Raises:
+          InputError: the map is not of shape (h, w) and type uint8, is empty, or has an id that is
+            no class; or a seed is no whole number of at least 0.
         """
+        labels = np.asarray(labels)
+        _check_map(labels, classes)
+        _check_seed(seed)
         if self.strength == 0:
             return labels
         known = labels != UNLABELLED
@@ -96,8 +105,31 @@ class MaskNoise:
         return labels
 
 
+def _check_map(labels: np.ndarray, classes: int) -> None:
+    if labels.ndim != 2 or not labels.size or labels.dtype != np.uint8:
+        raise InputError(
+            f"mask noise is added to one label map, but there is an array of shape {labels.shape} "
+            f"and type {labels.dtype}: give uint8 of shape (height, width)"
+        )
+    others = np.setdiff1d(labels, [*range(classes), UNLABELLED])
+    if others.size:
+        raise InputError(
+            f"the label map has the id {others[0]}, but classes is {classes}: give the number of "
+            "all classes"
+        )
+
+
+@no_type_check
+def _check_seed(seed: int | Sequence[int]) -> None:
+    numbers = np.atleast_1d(seed)
+    if not np.issubdtype(numbers.dtype, np.integer) or (numbers < 0).any():
+        raise InputError(f"the seed of mask noise is {seed}: give whole numbers of at least 0")
+
+
 def check_kinds(kinds: Sequence[str]) -> None:
     """Raises InputError unless these are different names in KINDS."""
+    if isinstance(kinds, str):
+        raise InputError(f"the kinds of mask noise are {kinds!r}: give a tuple, ({kinds!r},)")
     for kind in kinds:
         if kind not in KINDS:
             raise InputError(

@@ -8,8 +8,9 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import jax
@@ -19,6 +20,10 @@ from jax.experimental import multihost_utils
 from sisma_jax.common.errors import InputError
 
 MESSAGE_BYTES = 2000
+PATIENCE = 1.0
+"""Seconds after a signal until a line says that the process will stop."""
+GRACE = 5.0
+"""Seconds after a second signal until a process ends that cannot stop by itself."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,12 +148,14 @@ def _everyones(words: str) -> list[str]:
 def stop_requests() -> Iterator[Callable[[int], bool]]:
     """Yield (step) -> whether to save and stop after it because of SIGTERM, SIGINT or SIGHUP.
 
-    A single process stops after the current step, and a second signal has its default effect. With
-    several processes, a signal to any of them stops all, after a step agreed on by JAX's preemption
+    A single process stops after the current step, which it says after `PATIENCE` if the step lasts
+    longer. A second signal has its default effect, during a compilation after `GRACE`. With several
+    processes, a signal to any of them stops all, after a step agreed on by JAX's preemption
     service, which also handles the SIGTERM of clusters. SIGHUP, sent when a terminal closes, stays
     ignored if it already is (nohup). It often arrives twice; the second has no effect.
     """
     received: list[int] = []
+    answered = threading.Event()
     shared = is_multiprocess()
 
     def handle(number: int, frame: Any) -> None:
@@ -162,6 +169,7 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     def stop(step: int) -> bool:
         asked = multihost_utils.reached_preemption_sync_point(step) if shared else bool(received)
         if asked:
+            answered.set()
             names = [signal.Signals(number).name for number in received] or ["asked to stop"]
             print_once(f"{names[0]}: saving step {step}, then stopping")
         return asked
@@ -170,9 +178,52 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
         numbers.append(hangup)
+    acknowledged = nullcontext() if shared else _acknowledged(set(numbers) - {hangup}, answered)
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield stop
+        with acknowledged:
+            yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _acknowledged(numbers: Collection[int], answered: threading.Event) -> Iterator[None]:
+    """Acknowledge these signals where the main thread cannot: print a line `PATIENCE` after the
+    first unless it is `answered`, and end the process `GRACE` after a second one.
+
+    Python calls handlers between instructions of the main thread, which a compilation blocks for
+    minutes. A pipe carries the signals to a thread without delay. It never ends the process of a
+    notebook, nor one that has left the context in the meantime.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    over = threading.Event()
+
+    def listen() -> None:
+        received = 0
+        while number := int.from_bytes(os.read(read, 1)):
+            if number not in numbers:
+                continue
+            received += 1
+            if received == 1:
+                if not answered.wait(PATIENCE):
+                    name = signal.Signals(number).name
+                    with suppress(OSError):  # the terminal may be closed
+                        print(f"{name}: stopping after the step or compilation that is running; "
+                              "a second signal ends the process", flush=True)  # fmt: skip
+            elif not over.wait(GRACE) and "ipykernel" not in sys.modules:
+                with suppress(OSError):
+                    print("interrupted", file=sys.stderr, flush=True)
+                os._exit(128 + number)
+        os.close(read)
+
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        os.close(write)

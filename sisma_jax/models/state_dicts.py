@@ -23,10 +23,31 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sisma_jax.models.weights import check_tensors
+from sisma_jax.common.errors import InputError
+from sisma_jax.models.weights import check_finite, check_tensors, listed
 
 Layers = dict[str, str | tuple[str, ...]]
 """PyTorch's names of layers by ours; a tuple has one name per class."""
+
+
+def arrays(source: str | os.PathLike, tensors: Any) -> dict[str, np.ndarray]:
+    """Return a state dict as arrays, which may also be lists or PyTorch's tensors on the CPU.
+
+    Raises:
+      InputError: if it is no mapping, or a tensor holds other numbers than floats, or such that are
+        not finite; the message names `source`.
+    """
+    if not isinstance(tensors, Mapping):
+        raise InputError(
+            f"{source} is of type {type(tensors).__name__}: give a dict of arrays by their names, "
+            "or read a file by load_published"
+        )
+    found = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    others = [name for name, x in found.items() if not jnp.issubdtype(x.dtype, jnp.floating)]
+    if others:
+        raise InputError(f"{source} has no floats in {listed(others)}: give the trained weights")
+    check_finite(source, found)
+    return found
 
 
 def from_state_dict(

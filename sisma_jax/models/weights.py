@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from sisma_jax.common.config import trained_by
 from sisma_jax.common.errors import InputError
-from sisma_jax.common.files import refuse_lfs_pointer, write_atomically
+from sisma_jax.common.files import local_path, refuse_lfs_pointer, write_atomically
 
 PICKLED = (".bin", ".ckpt", ".pth", ".pt")
 RECIPE = (
@@ -118,7 +118,7 @@ def read_tensors(
       InputError: if the file is missing, pickled, truncated or malformed, or holds numbers that are
         not finite.
     """
-    path = Path(path)
+    path = local_path(path)
     check_weight_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
@@ -128,14 +128,19 @@ def read_tensors(
             f"{path} cannot be read as safetensors ({error}): it is cut short or has another "
             "format, so copy or export it again"
         ) from error
+    check_finite(path, tensors)
+    return tensors
+
+
+def check_finite(source: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise InputError if tensors of `source`, a file or a description, are not finite."""
     broken = listed(
         name
         for name, tensor in tensors.items()
         if jnp.issubdtype(tensor.dtype, jnp.floating) and not np.isfinite(tensor).all()
     )
     if broken:
-        raise InputError(f"{path} holds numbers that are not finite in {broken}: copy it again")
-    return tensors
+        raise InputError(f"{source} holds numbers that are not finite in {broken}: copy it again")
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Noise in label maps: by the seed alone, as strong as stated, on maps of any size and classes."""
 
+import inspect
 import zlib
 
 import numpy as np
@@ -142,7 +143,7 @@ def test_salt_is_a_share_of_cells_with_every_other_class_as_likely():
     count = np.bincount(cells[:, :, 0, :, 0].ravel(), minlength=5)
     expected = 10 * 64 * 128 * 0.1 / 4
     assert (np.abs(count[[0, 1, 3, 4]] - expected) < 5 * np.sqrt(expected)).all()
-    assert (noisy(labels, "salt", classes=1) == labels).all()
+    assert (noisy(np.zeros_like(labels), "salt", classes=1) == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -159,3 +160,24 @@ def test_salt_is_a_share_of_cells_with_every_other_class_as_likely():
 def test_what_is_no_noise_is_refused(kinds, strength, message):
     with pytest.raises(InputError, match=message):
         MaskNoise(kinds, strength)
+
+
+def test_one_word_is_no_tuple_of_kinds():
+    with pytest.raises(InputError, match=r"are 'salt': give a tuple, \('salt',\)"):
+        inspect.unwrap(mask_noise.check_kinds)("salt")
+
+
+@pytest.mark.parametrize(
+    ("labels", "arguments", "message"),
+    [
+        (np.zeros((2, 8, 8), np.uint8), {}, r"shape \(2, 8, 8\) and type uint8: give uint8 of"),
+        (np.zeros((0, 0), np.uint8), {}, r"shape \(0, 0\)"),
+        (np.zeros((8, 8)), {}, "type float64: give uint8 of shape"),
+        (np.full((8, 8), 7, np.uint8), {}, "has the id 7, but classes is 5"),
+        (np.zeros((8, 8), np.uint8), {"seed": -1}, "seed of mask noise is -1: give whole numbers"),
+        (np.zeros((8, 8), np.uint8), {"seed": 0.5}, "seed of mask noise is 0.5"),
+    ],
+)
+def test_what_is_no_map_or_seed_is_refused(labels, arguments, message):
+    with pytest.raises(InputError, match=message):
+        MaskNoise(("salt",), 0.5)(labels, **({"classes": 5, "seed": 0} | arguments))

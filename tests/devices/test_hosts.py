@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import signal
+import subprocess
 import sys
 
 import jax
@@ -92,6 +93,30 @@ def test_a_signal_is_said_by_the_loop_and_not_amidst_whatever_it_interrupts(numb
         assert stop(2)
         assert capsys.readouterr().out == f"{number.name}: saving step 2, then stopping\n"
     assert signal.getsignal(number) == before
+
+
+BUSY = """
+import hashlib
+from sisma_jax.devices import hosts
+
+hosts.PATIENCE = hosts.GRACE = 0.1
+with hosts.stop_requests():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)  # like a compilation, one long call of C
+"""
+
+
+def test_a_signal_during_a_compilation_is_acknowledged_and_a_second_one_ends_the_process():
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=-1, stderr=-1, text=True) as busy:
+        assert busy.stdout.readline() == "ready\n"
+        busy.send_signal(signal.SIGINT)
+        assert busy.stdout.readline().startswith("SIGINT: stopping after the step or compilation")
+        busy.send_signal(signal.SIGINT)
+        try:
+            assert busy.wait(60) == 130
+        finally:
+            busy.kill()
+        assert busy.stderr.read().endswith("interrupted\n")
 
 
 def test_a_terminal_that_closes_says_so_twice_and_nohup_keeps_its_word():

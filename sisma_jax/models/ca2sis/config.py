@@ -112,7 +112,10 @@ class CA2SISConfig:
         if self.remat not in REMATS:
             raise InputError(f"model.remat is {self.remat!r}: choose one of {', '.join(REMATS)}")
         if self.dtype not in (None, "float32", "bfloat16"):
-            raise InputError(f"model.dtype is {self.dtype!r}: choose None, 'float32' or 'bfloat16'")
+            raise InputError(f"model.dtype is {self.dtype!r}: choose 'float32' or 'bfloat16'")
+        for name in ("draw_background", "style_colours", "output_tanh"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"model.{name} is {getattr(self, name)!r}: choose True or False")
 
     @property
     def image_size(self) -> int:

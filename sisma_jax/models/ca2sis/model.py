@@ -173,10 +173,7 @@ class CA2SIS(nn.Module):
           noise: `noise_width` standard normal numbers per image.
           masks: those that will be drawn: label maps, or one channel per class.
         """
-        self._check(**{"labels" if masks.ndim == 3 else "channels": masks})
-        width = self.config.noise_width
-        if noise.shape[1:] != (width,):
-            raise ValueError(f"noise {noise.shape[1:]} does not have the model's size ({width},)")
+        self._check(**{"labels" if masks.ndim == 3 else "channels": masks, "noise": noise})
         tokens = self.mapping(noise)
         present = has_pixels(masks, self.config.num_classes)
         return jnp.where(present[..., None], tokens, jnp.zeros_like(tokens))
@@ -211,21 +208,12 @@ class CA2SIS(nn.Module):
         The attention of a stage is (b, size, size, k): the logits that the image was drawn with,
         scaled, before the softmax, averaged over the heads.
         """
-        c = self.config
-        if mask_codes.shape[1:] != (c.drawn_classes, c.code_width):
-            raise ValueError(
-                f"mask codes {mask_codes.shape[1:]} do not have the model's size "
-                f"{(c.drawn_classes, c.code_width)}"
-            )
-        if styles.shape[1:] != (c.num_classes, c.style_width):
-            raise ValueError(
-                f"styles {styles.shape[1:]} do not have the model's size "
-                f"{(c.num_classes, c.style_width)}"
-            )
+        self._check(mask_codes=mask_codes, styles=styles)
         return self.decoder(mask_codes, styles)
 
     def _check(self, **arguments: Array) -> None:
-        """Raise ValueError unless arguments of these names have the configuration's size."""
+        """Raise ValueError unless arguments of these names have the configuration's size, the same
+        batch, and integers if they are labels, or floats."""
         c = self.config
         side = (c.image_size, c.image_size)
         sizes = dict(
@@ -233,13 +221,24 @@ class CA2SIS(nn.Module):
             labels=side,
             masks=(*side, c.drawn_classes),
             channels=(*side, c.num_classes),
+            mask_codes=(c.drawn_classes, c.code_width),
+            styles=(c.num_classes, c.style_width),
+            noise=(c.noise_width,),
         )
-        names = dict(images="images", labels="label maps", masks="masks", channels="masks")
         for name, value in arguments.items():
+            words = {"labels": "label maps", "channels": "masks"}.get(name, name.replace("_", " "))
             if value.shape[1:] != sizes[name]:
+                wanted = ", ".join(map(str, ("batch", *sizes[name])))
                 raise ValueError(
-                    f"{names[name]} {value.shape[1:]} do not have the model's size {sizes[name]}"
+                    f"{words} of shape {value.shape} do not have the model's ({wanted})"
                 )
+            kind, what = (jnp.integer, "integers") if name == "labels" else (jnp.floating, "floats")
+            if not jnp.issubdtype(value.dtype, kind):
+                raise ValueError(f"{words} are {value.dtype}: give {what}")
+        if len(batches := {name: len(value) for name, value in arguments.items()}) > 1:
+            (one, first), (other, second) = batches.items()
+            if first != second:
+                raise ValueError(f"there are {first} {one} and {second} {other}: give as many")
 
 
 def has_pixels(

@@ -21,6 +21,7 @@ from sisma_jax.models.ca2sis.model import (
 )
 from sisma_jax.models.state_dicts import (
     Layers,
+    arrays,
     from_state_dict,
     residual_layers,
     style_encoder_layers,
@@ -62,6 +63,7 @@ def from_torch(
       InputError: if these are the weights of a discriminator, of another number of classes or of
         another configuration, or a tensor is missing or left over.
     """
+    tensors = arrays(source, tensors)
     if any(name.startswith(DISCRIMINATOR) for name in tensors):
         raise InputError(
             f"{source} holds CA2-SIS's discriminator (latest_net_D): give its generator, "

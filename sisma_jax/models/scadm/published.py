@@ -19,6 +19,7 @@ from sisma_jax.models.scadm.config import SCADMConfig
 from sisma_jax.models.scadm.model import init_params
 from sisma_jax.models.state_dicts import (
     Layers,
+    arrays,
     from_state_dict,
     residual_layers,
     spade_residual_layers,
@@ -64,7 +65,9 @@ def from_torch(
         or left over.
     """
     check_published_style(source, config.style_grouping, config.style_colours)
-    tensors = {name: tensors[name] for name in of_scadm([*tensors])}
+    if isinstance(tensors, Mapping):
+        tensors = {name: tensors[name] for name in of_scadm([*tensors])}
+    tensors = arrays(source, tensors)
     first = tensors.get(f"{STYLE_ENCODER}Encoder.first_layer.0.weight")
     if first is not None and first.ndim and first.shape[0] % config.style_channels == 0:
         count = first.shape[0] // config.style_channels

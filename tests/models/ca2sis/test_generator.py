@@ -381,6 +381,8 @@ def test_published_files_are_read_strictly(tmp_path):
             r"weights for 5 classes, but model\.num_classes is 7: set it to 5",
         ),
         (TINY, {"out_conv.bias": None}, r"missing: out_conv\.bias"),
+        (TINY, {"out_conv.bias": np.full(3, np.nan)}, r"not finite in out_conv\.bias"),
+        (TINY, {"out_conv.bias": np.zeros(3, int)}, r"has no floats in out_conv\.bias"),
         (TINY, {"res6.skip_connection.weight": np.ones((32, 32, 1, 1))}, "left over: res6"),
         (TINY, {"encs.encs.0.weight": np.ones((16, 4))}, r"\(16, 4\) instead of \(16, 1024\)"),
         (
@@ -410,7 +412,7 @@ def test_other_weights_are_refused(config, change, message):
         ({"style_levels": 6}, r"model\.style_levels is 6, which halves images of 64 pixels 7"),
         ({"style_grouping": "mixed"}, r"model\.style_grouping is 'mixed': choose one of separate"),
         ({"remat": "dots"}, r"model\.remat is 'dots': choose one of none, block"),
-        ({"dtype": "float16"}, r"model\.dtype is 'float16': choose None"),
+        ({"dtype": "float16"}, r"model\.dtype is 'float16': choose 'float32'"),
     ],
 )
 def test_sizes_that_make_no_model_are_named(changes, message):
@@ -421,12 +423,12 @@ def test_sizes_that_make_no_model_are_named(changes, message):
 @pytest.mark.parametrize(
     ("method", "shapes", "message"),
     [
-        ("styles", [(1, 4, 4, 3), (1, 4, 4)], r"images \(4, 4, 3\) do not have .* \(8, 8, 3\)"),
-        ("mask_codes", [(1, 4, 4)], r"label maps \(4, 4\) do not have the model's size \(8, 8\)"),
-        ("mask_codes", [(1, 8, 8, 4)], r"masks \(8, 8, 4\) do not have .* \(8, 8, 3\)"),
-        ("draw", [(1, 3, 9), (1, 4, 3)], r"mask codes \(3, 9\) do not have .* \(3, 4\)"),
-        ("draw", [(1, 3, 4), (1, 5, 3)], r"styles \(5, 3\) do not have .* \(4, 3\)"),
-        ("random_styles", [(1, 2), (1, 8, 8)], r"noise \(2,\) does not have .* \(3,\)"),
+        ("styles", [(1, 4, 4, 3), (1, 4, 4)], r"images of shape .* have .* \(batch, 8, 8, 3\)"),
+        ("mask_codes", [(1, 4, 4)], r"label maps of shape \(1, 4, 4\) do not .*\(batch, 8, 8\)"),
+        ("mask_codes", [(1, 8, 8, 4)], r"masks of shape \(1, 8, 8, 4\) .*\(batch, 8, 8, 3\)"),
+        ("draw", [(1, 3, 9), (1, 4, 3)], r"mask codes of shape \(1, 3, 9\) .*\(batch, 3, 4\)"),
+        ("draw", [(1, 3, 4), (1, 5, 3)], r"styles of shape \(1, 5, 3\) .*\(batch, 4, 3\)"),
+        ("random_styles", [(1, 2), (1, 8, 8)], r"noise of shape \(1, 2\) .*\(batch, 3\)"),
     ],
 )
 def test_inputs_of_another_size_are_named(method, shapes, message):
@@ -435,3 +437,17 @@ def test_inputs_of_another_size_are_named(method, shapes, message):
     inputs = list(map(jnp.zeros, shapes, kinds))
     with pytest.raises(ValueError, match=message):
         CA2SIS(MINIMAL).apply({"params": {}}, *inputs, method=method)
+
+
+def test_inputs_of_another_type_and_batch_are_named():
+    """The tests' type checker is stricter, and comes first in the methods."""
+    faces, masks = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 8), jnp.uint8)
+    for images, labels, message in (
+        (faces.astype(jnp.uint8), masks, "images are uint8: give floats"),
+        (faces, masks.astype(bool), "label maps are bool: give integers"),
+        (faces, masks.astype(jnp.float32), "label maps are float32: give integers"),
+        (faces[0], masks, r"images of shape \(8, 8, 3\) do not .* \(batch, 8, 8, 3\)"),
+        (faces.repeat(2, 0), masks, "there are 2 images and 1 labels: give as many"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CA2SIS(MINIMAL)._check(images=images, labels=labels)
