@@ -33,12 +33,6 @@ def get_config(variant: str = "") -> ConfigDict:
         common.on_small_photographs(config, int(variant.removeprefix("celeba-")))
         config.parser.channels = (24, 48, 96, 192, 384)
         config.loss.class_balance = 0.6
-        config.augment.turn = 10.0
-        config.augment.zoom = 0.2
-        config.augment.shift = 0.05
-        config.augment.brightness = 0.1
-        config.augment.contrast = 0.2
-        config.augment.saturation = 0.3
         config.train.steps = 4000
         config.train.log_every = 100
         config.train.sample_every = 2000
