@@ -158,7 +158,7 @@ class Checkpoints:
           InputError: if there are checkpoints, but none is readable and fits, or they have another
             seed or other data.
         """
-        with _Reader(self._path) as reader:
+        with _Reader(self._path, f"delete {self._path} to start again") as reader:
             result = reader.newest_intact(
                 state=ocp.args.StandardRestore(_without_ema(abstract)),
                 ema=ocp.args.StandardRestore(abstract.ema),
@@ -204,9 +204,10 @@ def _without_warnings() -> Iterator[None]:
 class _Reader:
     """Reads steps separately in each process, so that a failure in one does not block others."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, remedy: str) -> None:
+        """Open the folder of a run's steps; `remedy` ends the error if none can be read."""
         alone = jax.process_index()
-        self._path = path.absolute()
+        self._path, self._remedy = path.absolute(), remedy
         with _without_warnings():
             self._manager = ocp.CheckpointManager(
                 self._path,
@@ -263,8 +264,7 @@ class _Reader:
         others = f", nor can {len(failures) - 1} before it" if len(failures) > 1 else ""
         raise InputError(
             f"checkpoint {self._path / str(newest)} cannot be restored ({reason}){others}: use the "
-            "software and the config that it was saved with, or delete "
-            f"{self._path} to start again",
+            f"software and the config that it was saved with, or {self._remedy}",
             shared=True,
         )
 
@@ -283,7 +283,7 @@ def averaged_weights(run: RunFolder, abstract: Params) -> tuple[int, Params]:
         params = load_tree(run.weights_file, abstract)
         step = int(read_metadata(run.weights_file).get("step", 0))
         return step, jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract))
-    with _Reader(run.checkpoints) as reader:
+    with _Reader(run.checkpoints, "give another run") as reader:
         result = reader.newest_intact(ema=ocp.args.StandardRestore(abstract))
     if result is None:
         raise InputError(

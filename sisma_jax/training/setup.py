@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
-from sisma_jax.common.config import load_config, section, split_overrides, split_spec, trained_by
+from sisma_jax.common.config import load_config, section, split_overrides, split_spec
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.config import DataConfig, Feed
@@ -22,6 +22,7 @@ from sisma_jax.devices.hosts import is_first, print_once, together
 from sisma_jax.devices.sharding import MeshConfig, check_batch, make_mesh
 from sisma_jax.runs.checkpoint import CheckpointConfig
 from sisma_jax.runs.folder import CHANGEABLE, RunFolder, changes
+from sisma_jax.training.starting_weights import check_starting_weights
 from sisma_jax.training.state import TrainConfig
 
 LARGEST_SEED = 2**32 - 1
@@ -152,26 +153,11 @@ def check_classes(section: str, count: int, sources: Sequence[Source]) -> None:
 
 def check_folder(run: RunFolder, config: ConfigDict) -> None:
     """Raise InputError if no run of this config can begin or continue in the folder, or if it is to
-    start from a run without weights or with a style encoder of the other grouping."""
+    start from weights that it cannot use (`check_starting_weights`)."""
     if is_first():  # checking the lock takes it for a moment
         run.check(config)
-    init_from = config.train.init_from
-    if not init_from or run.newest_step() is not None:  # not read when a run continues
-        return
-    other = RunFolder(Path(init_from))
-    theirs = other.config(*filter(None, [trained_by(config)]))
-    if not other.weights_file.exists() and other.newest_step() is None:
-        raise InputError(
-            f"train.init_from is {init_from}, which holds no finished checkpoint: give a run or an "
-            "export that has weights"
-        )
-    # The parameters have the same names and shapes for both groupings.
-    groupings = [one.get("model", {}).get("style_grouping", "separate") for one in (theirs, config)]
-    if groupings[0] != groupings[1]:
-        raise InputError(
-            f"train.init_from is {init_from}, whose model.style_grouping is {groupings[0]!r}, but "
-            f"this run's is {groupings[1]!r}: set --config.model.style_grouping={groupings[0]}"
-        )
+    if config.train.init_from and run.newest_step() is None:  # not read when a run continues
+        check_starting_weights(config)
 
 
 def check_image_size(data: DataConfig, factor: int, what: str) -> None:

@@ -5,10 +5,13 @@ import json
 import pytest
 
 from sisma_jax import cache_latents, evaluate, train, train_autoencoder, train_parser
+from sisma_jax.common.config import load_config, to_json
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import lock
 from sisma_jax.data import synthetic
+from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis.synthesizer import Synthesizer
+from sisma_jax.training.setup import check_folder
 from tests.tiny_runs import CONFIGS, SIZE, arguments, call, train_tiny
 
 
@@ -90,6 +93,38 @@ def test_weights_to_start_from_are_looked_for_before_the_hub_is_asked(
             inputs_folder, tmp_path / "run", autoencoder__path="hf://owner/name",
             train__init_from=tmp_path / "empty",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "said"),
+    [
+        ("ca2sis:synthetic", "synthetic", "a run of CA2-SIS, but this one trains SISMA: give a"),
+        ("ca2sis:synthetic", "autoencoder", "is a run of sisma_jax.train: give the folder of a run "
+         "of sisma_jax.train_autoencoder"),
+        ("autoencoder", "autoencoder:celeba-64", "it has autoencoder.latent_channels 4, and this "
+         "run autoencoder.latent_channels 8; set the same"),
+        ("parser --config.parser.channels=(8,16)", "parser", r"has parser.channels \(8, 16\), and"),
+        ("synthetic", "synthetic --config.model.dtype=bfloat16", None),
+        ("autoencoder", "autoencoder --config.autoencoder.norm_groups=4", None),
+    ],
+)  # fmt: skip
+def test_weights_of_other_shapes_are_refused_before_a_run_is_written(theirs, ours, said, tmp_path):
+    def config(command, *overrides):
+        spec, *words = command.split()
+        return load_config(spec, [*words, *overrides])
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(to_json(config(theirs)))
+    (other / "model.safetensors").touch()
+    start = lambda: check_folder(
+        RunFolder(tmp_path / "run"), config(ours, f"--config.train.init_from={other}")
+    )
+    if said is None:
+        start()
+        return
+    with pytest.raises(InputError, match=said):
+        start()
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,11 @@ def test_where_no_checkpoint_is_intact_it_is_said(tiny_run, inputs_folder, tmp_p
     shutil.copytree(tiny_run, run)
     for step in ("4", "6"):
         cut_short(run / "checkpoints" / step)
-    for action in (lambda: train_tiny(inputs_folder, run, train__steps=8), lambda: weights(run)):
-        with pytest.raises(InputError, match=r"checkpoints/6 cannot be .*nor can 1 before"):
+    for action, remedy in (
+        (lambda: train_tiny(inputs_folder, run, train__steps=8), "delete .* to start again"),
+        (lambda: weights(run), "give another run"),
+    ):
+        with pytest.raises(InputError, match=rf"checkpoints/6 cannot be .*nor can 1 .*{remedy}$"):
             action()
     assert not (run / "damaged").exists()
 
