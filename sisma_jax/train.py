@@ -259,7 +259,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         sources = first_stage.open(data, style=generator(model).has_style)
         check_classes("model", model.num_classes, sources)
         check_scan(model)  # takes seconds for a large model
-        has_copy = run.autoencoder.exists()
+        has_copy = run.autoencoder.exists() and not run.is_replaced_by(config)
         autoencoder = (
             load_autoencoder(run.autoencoder, dtype=None) if has_copy else first_stage.load()
         )

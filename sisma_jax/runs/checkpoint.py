@@ -181,7 +181,7 @@ class Checkpoints:
 
     def _put_aside(self, steps: list[int]) -> None:
         if is_first():
-            aside = self._path.parent / "damaged"
+            aside = RunFolder(self._path.parent).damaged
             aside.mkdir(exist_ok=True)
             for step in steps:
                 shutil.rmtree(aside / str(step), ignore_errors=True)

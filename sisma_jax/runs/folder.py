@@ -27,6 +27,7 @@ model.safetensors   weights by the names of parameters.txt; its header has the t
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -184,6 +185,10 @@ class RunFolder:
         return self.path / "diverged"
 
     @property
+    def damaged(self) -> Path:
+        return self.path / "damaged"
+
+    @property
     def lock_file(self) -> Path:
         return self.path / LOCK
 
@@ -236,6 +241,17 @@ class RunFolder:
         names = [path.name for path in self.checkpoints.iterdir()]
         return max((int(name) for name in names if name.isdecimal()), default=None)
 
+    def is_begun(self) -> bool:
+        """Whether the run got beyond its start: it has saved a step or written other results."""
+        results = self.report_file, self.samples, self.diverged, self.damaged, self.parser
+        return self.newest_step() is not None or any(path.exists() for path in results)
+
+    def is_replaced_by(self, config: ConfigDict) -> bool:
+        """Whether `claim` replaces the run by a new one of another config, because it is not
+        begun."""
+        exists = self.config_file.exists() and not self.is_begun()
+        return exists and bool(changes(self.config(), config))
+
     def check(self, config: ConfigDict) -> None:
         """Check in advance, without writing, what `claim` checks, except for checksums and classes.
 
@@ -256,7 +272,8 @@ class RunFolder:
                     f"{self.path} is a run of {begun_by}, which {command} cannot continue: give "
                     "--workdir a new folder"
                 )
-            for key, before, after in fixed_changes(self.config(), config):
+            fixed = fixed_changes(self.config(), config) if self.is_begun() else ()
+            for key, before, after in fixed:
                 if before is None and key in ADDED:
                     raise InputError(
                         f"{self.config_file} is older than {key}, which was always {ADDED[key]!r}, "
@@ -323,6 +340,9 @@ class RunFolder:
     ) -> Iterator[None]:
         """Make this the folder of a new run, or continue its run; hold its lock inside the context.
 
+        A run that is not begun (`is_begun`), for instance because its memory was too small, may
+        have another config, data set, classes and perceptual loss from now on.
+
         Args:
           config: the resolved config.
           data: checksum of the data set, if it has one (`data.checksums`).
@@ -334,7 +354,7 @@ class RunFolder:
             loss, an export or other files, cannot be written, or is in use by another process.
         """
         self.check(config)
-        if self.config_file.exists():
+        if self.config_file.exists() and self.is_begun():
             self._refuse_other_data(data, classes)
             self._refuse_other_loss(perceptual)
             config = self._as_read(config)
@@ -342,6 +362,7 @@ class RunFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 held.enter_context(self._locked())
+                self._remove_start(config)
                 write_atomically(self.config_file, to_json(config).encode())
                 if classes is not None:
                     self.write_classes(classes)
@@ -352,6 +373,15 @@ class RunFolder:
             except OSError as error:
                 raise self._unwritable(error.strerror) from error
             yield
+
+    def _remove_start(self, config: ConfigDict) -> None:
+        """Remove what a run that is not begun has written and `config`'s run would not replace."""
+        if self.is_begun():
+            return
+        if self.is_replaced_by(config):
+            shutil.rmtree(self.autoencoder, ignore_errors=True)  # the copy of its first stage
+        for file in (self.data_file, self.perceptual_file, self.classes_file):
+            file.unlink(missing_ok=True)
 
     def _as_read(self, config: ConfigDict) -> ConfigDict:
         """`config` with the old values of keys whose new values are ignored."""

@@ -106,10 +106,13 @@ def run_claimed(
     with ExitStack() as held:
         with together():
             begun = run.config() if run.config_file.exists() else config
+            replaced = run.is_replaced_by(config)
             if is_first():
                 held.enter_context(
                     run.claim(config, data=data, classes=classes, perceptual=perceptual)
                 )
+        if replaced:
+            print_once(f"{run.path} has no saved step, so a new run replaces the one in it")
         for key, before, after in changes(begun, config):
             ignored = run.not_read(key, after)
             note = f"; {ignored}" if ignored else ""

@@ -19,7 +19,9 @@ from sisma_jax.common.config import (
     trained_by,
 )
 from sisma_jax.common.errors import InputError
+from sisma_jax.common.files import LOCK_FILES
 from sisma_jax.configs import common
+from sisma_jax.data.classes import CELEBAMASK
 from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder.config import AutoencoderConfig
 from sisma_jax.models.generators import model_config
@@ -202,12 +204,40 @@ def test_a_run_folder_refuses_another_config(tmp_path):
         pass
     with run.claim(load_config(spec, ["--config.train.steps=7"])):
         pass
+    (run.checkpoints / "5").mkdir(parents=True)
     with (
         pytest.raises(InputError, match=r"has model.width = 96, but this run has 64"),
         run.claim(load_config(spec, ["--config.model.width=64"])),
     ):
         pass
     assert run.config().train.steps == 7
+
+
+def test_a_run_without_a_saved_step_is_replaced(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    spec = str(CONFIGS / "synthetic.py")
+    narrow, wide = (load_config(spec, [f"--config.model.width={x}"]) for x in (64, 96))
+    with run.claim(narrow, data="a", classes=CELEBAMASK, perceptual="b"):
+        run.checkpoints.mkdir()
+        run.autoencoder.mkdir()
+        with pytest.raises(InputError, match="is in use by"):
+            run.check(wide)
+    assert run.is_replaced_by(wide) and not run.is_replaced_by(narrow)
+    with run.claim(narrow, data="a"):
+        assert run.autoencoder.exists()
+    with run.claim(wide, data="c"):
+        assert run.config().model.width == 96
+        assert {path.name for path in run.path.iterdir()} - {*LOCK_FILES} == {
+            "checkpoints", "config.json", "data.json"
+        }  # fmt: skip
+    with pytest.raises(InputError, match="which sisma_jax.train_parser cannot continue"):
+        run.check(load_config("parser"))
+    for result in (run.checkpoints / "5", run.samples, run.diverged):
+        result.mkdir()
+        assert not run.is_replaced_by(narrow)
+        with pytest.raises(InputError, match="has model.width = 96, but this run has 64"):
+            run.check(narrow)
+        result.rmdir()
 
 
 def test_what_a_continued_run_would_not_read_is_refused_or_said(tmp_path):
