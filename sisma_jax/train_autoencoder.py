@@ -66,6 +66,8 @@ from sisma_jax.training.setup import Sections, check_image_size, parse_training_
 from sisma_jax.training.state import Batch, Metrics, TrainConfig, kernel_axes, make_optimizer
 
 FACES_FOR_STATISTICS = 512
+CHANNELS = 3
+"""Of the pictures of every data set: red, green and blue."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,12 @@ class LossConfig:
                     f"loss.{key} is {path!r}, which loss.perceptual_weight 0 does not use: set a "
                     "weight above 0, or leave the path empty"
                 )
+        if not self.perceptual_weight and self.perceptual_levels != LossConfig.perceptual_levels:
+            raise InputError(
+                f"loss.perceptual_levels is {self.perceptual_levels}, which loss.perceptual_weight "
+                "0 does not use: set a weight above 0, or leave it at "
+                f"{LossConfig.perceptual_levels}"
+            )
 
     def network(self, size: int) -> Lpips | None:
         """Read the network of the perceptual distance; None if there is none.
@@ -153,15 +161,24 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
                 "autoencoder.dtype is 'auto', with which a run would depend on its devices: "
                 "choose 'float32' or 'bfloat16' to train it"
             )
+        if model.image_channels != CHANNELS:
+            raise InputError(
+                f"autoencoder.image_channels is {model.image_channels}, but faces have {CHANNELS}: "
+                f"set it to {CHANNELS}"
+            )
         loss = section(LossConfig, config, "loss")
         section_of_discriminator = None
-        if loss.adversarial_weight:
+        if loss.adversarial_weight or "discriminator" in config:  # which older runs lack
             section_of_discriminator = section(DiscriminatorSection, config, "discriminator")
+        if not loss.adversarial_weight:
+            section_of_discriminator = None  # valid, but not used
         check_image_size(data, model.factor, f"the autoencoder's factor {model.factor}")
         if data.size < WINDOW:
             raise InputError(
                 f"data.size is {data.size}, but SSIM needs {WINDOW} pixels: choose a larger size"
             )
+        if section_of_discriminator is not None:
+            section_of_discriminator.check_size(data.size)
         network = loss.network(data.size)
     train_source, test_source = open_splits(
         run,

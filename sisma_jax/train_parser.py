@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from sisma_jax.common import cli
 from sisma_jax.common.config import check_least, check_shares, section
+from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import UNLABELLED
 from sisma_jax.data.contact_sheet import tile
 from sisma_jax.data.input_pipeline import Source, fixed_batch
@@ -78,6 +79,11 @@ def train_parser(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
         sections = Sections.of(config)
         data, settings = sections.data, sections.train
         model = section(FaceParserConfig, config, "parser")
+        if model.norm == "affine":
+            raise InputError(
+                "parser.norm is 'affine', which stands for the finished batch norms of published "
+                "weights: choose 'group' to train"
+            )
         loss = section(LossConfig, config, "loss")
         augment = AugmentConfig()
         if "augment" in config:  # which configs of older runs lack

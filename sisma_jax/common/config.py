@@ -275,24 +275,26 @@ def section(cls: type[T], config: ConfigDict | dict, name: str) -> T:
         raise InputError(f"the config's section {name!r} is not complete: {error}") from None
 
 
-def check_counts(config: Any, name: str, *lists: str) -> None:
+def check_counts(config: Any, name: str, *lists: str, besides: Collection[str] = ()) -> None:
     """Raise InputError unless all integers of a dataclass are whole numbers of at least 1.
 
     Args:
       config: a dataclass.
       name: name of the config's section, for errors.
       lists: fields that are tuples of such numbers, none of which may be empty.
+      besides: integers that are not checked.
     """
-    counts = [
-        (x.name, getattr(config, x.name)) for x in dataclasses.fields(config) if x.type is int
-    ]
-    counts += [(field, value) for field in lists for value in getattr(config, field)]
-    for field, value in counts:
-        if type(value) is not int or value < 1:
-            raise InputError(f"{name}.{field} is {value!r}: set a whole number of at least 1")
+    is_count = lambda value: type(value) is int and value >= 1
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type is int and field.name not in besides and not is_count(value):
+            raise InputError(f"{name}.{field.name} is {value!r}: set a whole number of at least 1")
     for field in lists:
-        if not getattr(config, field):
+        values = getattr(config, field)
+        if not values:
             raise InputError(f"{name}.{field} is empty: give at least one number")
+        if not all(map(is_count, values)):
+            raise InputError(f"{name}.{field} is {values!r}: give whole numbers of at least 1")
 
 
 def check_among(name: str, values: Sequence[int], known: Sequence[int], what: str) -> None:

@@ -92,6 +92,18 @@ class DiscriminatorSection:
             )
         self.network(1)  # raises if a size is out of range
 
+    def check_size(self, size: int) -> None:
+        """Raise InputError if images of `size` pixels a side cannot be halved by all scales and
+        layers."""
+        halvings = self.scales - 1 + self.layers
+        if size >> halvings < 1:
+            most = size.bit_length() - 1
+            raise InputError(
+                f"discriminator.scales {self.scales} and discriminator.layers {self.layers} halve "
+                f"images {halvings} times, but those of data.size {size} can be halved {most} "
+                "times: choose fewer scales or layers"
+            )
+
     def network(self, num_classes: int) -> DiscriminatorConfig:
         """The sizes of the network that reads label maps of `num_classes` classes; 0 for none."""
         return DiscriminatorConfig(

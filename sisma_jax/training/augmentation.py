@@ -14,12 +14,16 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from sisma_jax.common.config import check_least, check_shares
+from sisma_jax.common.config import check_shares
 from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import UNLABELLED
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey value (ITU-R BT.601)."""
+
+
+MOST_ZOOM = 3
+"""Largest `zoom`, our choice: at four times its size a face shows a sixteenth of itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class AugmentConfig:
     """Angle in degrees, to either side."""
     zoom: float = 0.0
     """Change of the scale: factors are drawn between 1 / (1 + zoom) and 1 + zoom, uniformly in
-    their logarithms."""
+    their logarithms; at most `MOST_ZOOM`."""
     shift: float = 0.0
     """Shift in both directions, as a share of the picture's side, in [0, 1]."""
     brightness: float = 0.0
@@ -41,10 +45,14 @@ class AugmentConfig:
     """Change of the factor of all pixels' distances from their grey values, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        check_least(self, "augment", 0, "zoom")
         check_shares(self, "augment", "shift", "brightness", "contrast", "saturation")
         if not 0 <= self.turn <= 180:
             raise InputError(f"augment.turn is {self.turn}: use 0 to 180 degrees")
+        if not 0 <= self.zoom <= MOST_ZOOM:
+            raise InputError(
+                f"augment.zoom is {self.zoom}: use 0 to {MOST_ZOOM}, with which scales are up to "
+                f"{1 + MOST_ZOOM}"
+            )
 
     @property
     def moves(self) -> bool:

@@ -166,5 +166,7 @@ def check_folder(run: RunFolder, config: ConfigDict) -> None:
 def check_image_size(data: DataConfig, factor: int, what: str) -> None:
     """Raise InputError unless the image size is a multiple of `factor`, which the message calls
     `what`."""
-    if data.size < 1 or data.size % factor:
+    if data.size < 1:
+        raise InputError(f"data.size is {data.size}: choose a multiple of {what} above 0")
+    if data.size % factor:
         raise InputError(f"data.size {data.size} is not a multiple of {what}: choose a multiple")

@@ -230,12 +230,12 @@ def test_a_run_without_a_saved_step_is_replaced(tmp_path):
         assert {path.name for path in run.path.iterdir()} - {*LOCK_FILES} == {
             "checkpoints", "config.json", "data.json"
         }  # fmt: skip
-    with pytest.raises(InputError, match="which sisma_jax.train_parser cannot continue"):
+    with pytest.raises(InputError, match=r"which sisma_jax.train_parser cannot continue"):
         run.check(load_config("parser"))
     for result in (run.checkpoints / "5", run.samples, run.diverged):
         result.mkdir()
         assert not run.is_replaced_by(narrow)
-        with pytest.raises(InputError, match="has model.width = 96, but this run has 64"):
+        with pytest.raises(InputError, match=r"has model.width = 96, but this run has 64"):
             run.check(narrow)
         result.rmdir()
 

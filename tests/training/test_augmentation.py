@@ -80,6 +80,7 @@ def test_draws_reach_their_limits_and_no_further(key):
     [
         ({"turn": 181.0}, "augment.turn is 181.0: use 0 to 180 degrees"),
         ({"zoom": -0.1}, "augment.zoom is -0.1"),
+        ({"zoom": 1e9}, "augment.zoom is 1000000000.0: use 0 to 3, with which scales are up to 4"),
         ({"shift": 1.5}, "augment.shift is 1.5"),
     ],
 )

@@ -272,6 +272,25 @@ def test_random_styles_follow_on_a_finished_run(inputs, tmp_path, whole_run):
         ({"loss.styles": "random"}, "--config.train.init_from"),
         ({"loss.styles": "all"}, "loss.styles"),
         ({"loss.diversity": 1.0}, "loss.diversity is 1.0"),
+        (
+            {"model.widths": (8, 8, 8)},
+            "data.size is 32, but model.grid 16 and the 3 stages of model.widths draw 64 pixels",
+        ),
+        ({"data.size": 0}, "data.size is 0, but model.grid 16 and the 2 stages"),
+        (
+            {f"loss.{x}": 0.0 for x in ("adversarial", "feature_matching", "attention")}
+            | {"loss.reconstruction": 0.0},
+            "no loss, since loss.adversarial, .* are all 0 and loss.perceptual_network is empty",
+        ),
+        (
+            {"loss.styles": "random", "loss.adversarial": 0.0, "loss.attention": 0.0},
+            "loss.diversity are all 0 with loss.styles 'random': set one of them above 0",
+        ),
+        (
+            {"discriminator.scales": 5},
+            "scales 5 and discriminator.layers 2 halve images 6 times, but those of data.size 32 "
+            "can be halved 5 times",
+        ),
         ({"loss.attention": -1.0}, "loss.attention"),
         ({"discriminator.learning_rate": 0.0}, "discriminator.learning_rate is 0.0"),
         ({"loss.perceptual_network": "vgg19.pth"}, "loss.perceptual_network"),

@@ -243,6 +243,7 @@ LINEAR = NETWORK | {"perceptual_linear": "linear.safetensors"}
             "network is 'vgg.safetensors', which loss.perceptual_weight 0 does not use: set a",
         ),
         ({"perceptual_linear": "x"}, "linear is 'x', which loss.perceptual_weight 0 does not use"),
+        ({"perceptual_levels": 3}, "levels is 3, which loss.perceptual_weight 0 does not use"),
         (
             NETWORK | {"perceptual_network": "nowhere.safetensors"},
             "loss.perceptual_network: there is no weight file nowhere.safetensors: check the path",

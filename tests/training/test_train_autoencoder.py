@@ -164,6 +164,16 @@ def test_small_parts_come_closer_where_they_weigh_more(variant, codebook, inputs
         ({"data__size": 8}, "data.size is 8, but SSIM needs 11 pixels"),
         ({"autoencoder__norm_groups": 3}, "autoencoder.norm_groups 3 does not divide"),
         ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
+        (
+            {"data__size": 0},
+            "data.size is 0: choose a multiple of the autoencoder's factor 4 above",
+        ),
+        ({"autoencoder__image_channels": 1}, "image_channels is 1, but faces have 3: set it to 3"),
+        ({"discriminator__scales": 0}, "discriminator.scales is 0: set 1 or more"),
+        (
+            {"loss__adversarial_weight": 0.5, "discriminator__layers": 6},
+            "layers 6 halve images 6 times, but those of data.size 32 can be halved 5 times",
+        ),
         ({"autoencoder__dtype": "auto"}, "dtype is 'auto', .* choose 'float32' or 'bfloat16'"),
     ],
 )

@@ -80,6 +80,7 @@ def test_a_finished_run_continues_to_more_steps(inputs_folder, tmp_path, capsys)
     [
         ({"data__size": 31}, "data.size 31 is not a multiple of 2, which 2 entries"),
         ({"parser__num_classes": 5}, r"has 19 classes: set --config.parser.num_classes=19"),
+        ({"parser__norm": "affine"}, "parser.norm is 'affine', .*: choose 'group' to train"),
         ({"loss__class_balance": 1.5}, "loss.class_balance is 1.5"),
         ({"train__batch_size": 6}, "6 is not divisible by the 4 devices"),
     ],

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sisma_jax.common.config import check_choice
+from sisma_jax.common.config import check_choice, check_counts
 from sisma_jax.common.errors import InputError
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -46,19 +46,7 @@ class AutoencoderConfig:
     only `Autoencoder` takes, is bfloat16 in programs for a GPU or TPU and float32 on a CPU."""
 
     def __post_init__(self) -> None:
-        if not self.block_channels:
-            raise InputError("autoencoder.block_channels is empty: give at least one resolution")
-        counts = [
-            (field.name, getattr(self, field.name))
-            for field in dataclasses.fields(self)
-            if field.type is int and field.name != "codebook"
-        ]
-        counts += [("block_channels", channels) for channels in self.block_channels]
-        for name, value in counts:
-            if type(value) is not int or value < 1:
-                raise InputError(
-                    f"autoencoder.{name} is {value!r}: set a whole number of at least 1"
-                )
+        check_counts(self, "autoencoder", "block_channels", besides=("codebook",))
         if type(self.codebook) is not int or self.codebook < 0:
             raise InputError(
                 f"autoencoder.codebook is {self.codebook!r}: set a whole number of entries, or 0 "

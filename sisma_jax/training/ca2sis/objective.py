@@ -84,6 +84,21 @@ class LossSection(AdversarialWeights):
                 "one for each mask: set it to 0, or loss.styles to 'random'"
             )
 
+        self._refuse_no_terms()
+
+    def _refuse_no_terms(self) -> None:
+        if self.compares:
+            names = ["adversarial", "feature_matching", "attention", "reconstruction"]
+            names += ["perceptual"] if self.perceptual_network else []
+            why = "" if self.perceptual_network else " and loss.perceptual_network is empty"
+        else:
+            names, why = ["adversarial", "attention", "diversity"], " with loss.styles 'random'"
+        if not any(getattr(self, name) for name in names):
+            listed = ", ".join(f"loss.{name}" for name in names)
+            raise InputError(
+                f"the generator has no loss, since {listed} are all 0{why}: set one of them above 0"
+            )
+
     @property
     def compares(self) -> bool:
         """Whether what is drawn is to equal the mask's own face."""

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sisma_jax.common.config import check_least, section
 from sisma_jax.common.errors import InputError
+from sisma_jax.data.config import DataConfig
 from sisma_jax.data.contact_sheet import mask_sheet
 from sisma_jax.data.input_pipeline import Source, fixed_batch, items
 from sisma_jax.data.raw import FIELDS
@@ -34,7 +35,6 @@ from sisma_jax.training.setup import (
     Sections,
     check_classes,
     check_folder,
-    check_image_size,
     refuse_sections,
     run_claimed,
 )
@@ -73,11 +73,13 @@ def train_ca2sis(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
     with together():
         common = Sections.of(config)
         data, settings, mesh = common.data, common.train, common.mesh
+        check_size(config, data)
         model = model_config(config)
         discriminator = section(DiscriminatorSection, config, "discriminator")
         loss = section(LossSection, config, "loss")
         samples = section(SamplesSection, config, "samples")
         evaluation = section(EvaluationSection, config, "evaluation")
+        discriminator.check_size(data.size)
         check_sections(model, common, loss)
         refuse_sections(config, ("flow", "autoencoder"), "CA2-SIS")
         check_folder(run, config)
@@ -127,15 +129,21 @@ def train_ca2sis(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
         )
 
 
+def check_size(config: ConfigDict, data: DataConfig) -> None:
+    """Raise InputError unless the model draws images of the data's size, by which all further sizes
+    in its section go."""
+    sizes = {name: config.model[name] for name in ("grid", "widths") if name in config.model}
+    sizes |= dict(mask_size=1, attention_sizes=(), norm_groups=1, style_levels=1)  # go with any
+    model = section(CA2SISConfig, {"model": sizes}, "model")
+    if data.size != model.image_size:
+        raise InputError(
+            f"data.size is {data.size}, but model.grid {model.grid} and the {len(model.widths)} "
+            f"stages of model.widths draw {model.image_size} pixels: make them agree"
+        )
+
+
 def check_sections(model: CA2SISConfig, common: Sections, loss: LossSection) -> None:
     """Raises InputError if sections of the config do not fit each other."""
-    check_image_size(common.data, model.grid, f"model.grid {model.grid}")
-    if common.data.size != model.image_size:
-        raise InputError(
-            f"data.size is {common.data.size}, but model.grid {model.grid} and the "
-            f"{len(model.widths)} stages of model.widths draw {model.image_size} pixels: make them "
-            "agree"
-        )
     if model.image_size < WINDOW:
         raise InputError(
             f"data.size is {model.image_size}, but SSIM needs {WINDOW} pixels: choose a larger size"

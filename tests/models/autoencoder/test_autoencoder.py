@@ -230,7 +230,7 @@ class TestPosterior:
     ("change", "phrase"),
     [
         (dict(block_channels=()), "block_channels is empty"),
-        (dict(block_channels=(8, 0)), "block_channels is 0"),
+        (dict(block_channels=(8, 0)), r"block_channels is \(8, 0\): give whole numbers"),
         (dict(block_channels=(48,), norm_groups=32), "does not divide the 48"),
         (dict(latent_channels=0), "latent_channels is 0"),
         (dict(fold=3), "fold is 3"),

@@ -402,7 +402,7 @@ def test_other_weights_are_refused(config, change, message):
     ("changes", "message"),
     [
         ({"heads": 0}, r"model\.heads is 0: set a whole number"),
-        ({"widths": (32, 0)}, r"model\.widths is 0: set a whole number"),
+        ({"widths": (32, 0)}, r"model\.widths is \(32, 0\): give whole numbers"),
         ({"widths": ()}, r"model\.widths is empty"),
         ({"num_classes": 1}, r"model\.num_classes is 1: choose 2 to 255 classes"),
         ({"num_classes": 256}, r"model\.num_classes is 256: choose 2 to 255 classes"),

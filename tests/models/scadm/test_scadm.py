@@ -309,7 +309,7 @@ def test_the_hand_counts_of_macs_are_the_programs(config, monkeypatch):
     ("changes", "message"),
     [
         ({"blocks": 0}, r"model\.blocks is 0: set a whole number"),
-        ({"multipliers": (1, 0)}, r"model\.multipliers is 0: set a whole number"),
+        ({"multipliers": (1, 0)}, r"model\.multipliers is \(1, 0\): give whole numbers"),
         ({"multipliers": ()}, r"model\.multipliers is empty"),
         ({"latent_size": 7}, r"model\.latent_size is 7: choose a multiple of 2, because 2"),
         ({"attention_sizes": (4, 16)}, r"model\.attention_sizes has 16, .* choose among 8, 4"),

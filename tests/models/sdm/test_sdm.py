@@ -406,7 +406,7 @@ def test_macs_of_the_published_size():
     ("changes", "message"),
     [
         ({"blocks": 0}, r"sdm\.blocks is 0: set a whole number"),
-        ({"multipliers": (1, 0)}, r"sdm\.multipliers is 0: set a whole number"),
+        ({"multipliers": (1, 0)}, r"sdm\.multipliers is \(1, 0\): give whole numbers"),
         ({"multipliers": ()}, r"sdm\.multipliers is empty"),
         ({"image_size": 15}, r"sdm\.image_size is 15: choose a multiple of 2"),
         ({"norm_groups": 5}, r"sdm\.norm_groups 5 does not divide sdm\.channels 16"),
