@@ -1,7 +1,7 @@
 """Train SISMA, SCA-DM or CA2-SIS: `python -m sisma_jax.train --config configs/synthetic.py`.
 
-`model.kind` chooses SCA-DM with "scadm" and CA2-SIS with "ca2sis", as configs/scadm.py and
-configs/ca2sis.py do.
+The config file chooses the model: SCA-DM in configs/scadm.py, CA2-SIS in configs/ca2sis.py, and
+SISMA in the others (`model.kind`).
 """
 
 import dataclasses
@@ -82,6 +82,11 @@ class FirstStageConfig:
             check_choice(self, "autoencoder", "dtype", DTYPES)
 
     def load(self) -> Autoencoder:
+        if not self.path:
+            raise InputError(
+                "autoencoder.path is empty: give a run of sisma_jax.train_autoencoder, a weight "
+                "file or hf://owner/name"
+            )
         return load_autoencoder(
             self.path, scaling_factor=self.scaling_factor or None, dtype=self.dtype or None
         )

@@ -189,6 +189,11 @@ def split_overrides(words: Sequence[str]) -> tuple[list[tuple[str, str]], list[s
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
+    if key == "model.kind":
+        raise InputError(
+            f"config key 'model.kind' cannot be {text!r}: the config file chooses the model, so "
+            "give that of another one by --config, such as scadm or ca2sis"
+        )
     *parents, last = key.split(".")
     node = config
     for depth, name in enumerate(parents):
@@ -196,7 +201,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
         if not isinstance(node, ConfigDict):
             raise _unknown_key(".".join(parents[: depth + 1]) + f".{last}", flatten(config))
     if last not in node:
-        raise _unknown_key(key, flatten(config))
+        raise _unknown_key(key, flatten(config), _configs_with(key, trained_by(config)))
     old = node[last]
     if isinstance(old, ConfigDict):
         raise InputError(f"config key {key!r} is a section: set one of its keys, {', '.join(old)}")
@@ -226,19 +231,36 @@ _KINDS = {
 }
 
 
-def _unknown_key(key: str, known: Collection[str]) -> InputError:
-    """The error for a key that is not in `known`; it names a similar one, or all of the section."""
+def _configs_with(key: str, command: str | None) -> list[str]:
+    """The installed configs of a command that have a key without naming a variant."""
+    configs = {name: _get_config(name) for name in installed_configs()}
+    return [name for name, x in configs.items() if trained_by(x) == command and key in flatten(x)]
+
+
+def _unknown_key(key: str, known: Collection[str], configs: Sequence[str] = ()) -> InputError:
+    """The error for a key that is not in `known`; it names the configs that have it, a similar key,
+    or all of the section."""
     section, _, last = key.rpartition(".")
     names = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
     same = [other for other in known if other.rpartition(".")[2] == last]
-    if same:  # in another section
+    sections = dict.fromkeys(other.rpartition(".")[0] for other in known if "." in other)
+    if section and section not in sections:
+        near = nearest(section, sections) and nearest(key, known)
+        if not near:
+            return InputError(
+                f"config key {key!r} does not exist, since the config has no section {section!r}: "
+                f"its sections are {', '.join(sections)}"
+            )
+        remedy = f"did you mean {near!r}?"
+    elif configs:
+        remedy = f"give a config that has it by --config, such as {' or '.join(configs)}"
+    elif same:  # in another section
         remedy = f"did you mean {nearest(key, same, least=0.0)!r}?"
     elif near := nearest(last, names):
         remedy = f"did you mean {f'{section}.{near}'.lstrip('.')!r}?"
-    elif section and names:
+    elif section:
         remedy = f"the keys of {section} are {', '.join(names)}"
     else:
-        sections = dict.fromkeys(other.partition(".")[0] for other in known)
         remedy = did_you_mean(key, known, f"the sections are {', '.join(sections)}")
     return InputError(f"config key {key!r} does not exist: {remedy}")
 

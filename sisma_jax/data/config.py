@@ -47,6 +47,7 @@ class DataConfig:
 
     def open(self, split: str, fields: Sequence[str]) -> Source:
         """Open a split; raises InputError if there is no such data."""
+        self._check_path()
         return open_dataset(
             self.path,
             self.size,
@@ -82,6 +83,7 @@ class DataConfig:
         Raises:
           InputError: if `path` cannot be written.
         """
+        self._check_path()
         if not self.synthetic_count or is_prepared(self.path):
             return False
         path = local_path(self.path)
@@ -89,6 +91,13 @@ class DataConfig:
             return True
         begun = synthetic.read_unfinished_settings(path) or {}
         return all(begun.get(name) == x for name, x in self._synthetic_settings().items())
+
+    def _check_path(self) -> None:
+        if not self.path:  # as it may be for cached latents
+            raise InputError(
+                "data.path is empty: give the folder of a data set, raw or prepared by "
+                "sisma_jax.prepare"
+            )
 
     def _synthetic_settings(self) -> dict[str, int]:
         return {"count": self.synthetic_count, "size": self.size, "seed": 0}

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from sisma_jax.common.config import trained_by
+from sisma_jax.common.config import TRAINED_BY, trained_by
 from sisma_jax.common.errors import InputError
 from sisma_jax.common.files import local_path, refuse_lfs_pointer, write_atomically
 
@@ -56,12 +56,17 @@ def check_weight_file(path: Path) -> None:
         raise InputError(f"there is no weight file {path}: check the path")
 
 
-def read_config_file(path: Path, remedy: str) -> Any:
-    """Read the JSON file that describes the weights beside it.
+def read_config_file(path: Path, network: str, remedy: str) -> Any:
+    """Read the JSON file that describes the weights of a network beside it.
+
+    Args:
+      path: the file.
+      network: "autoencoder" or "parser", the section of a config by which it is trained.
+      remedy: end of the message if the file is not JSON.
 
     Raises:
-      InputError: if it is a git-lfs pointer or not JSON, in which case the message ends with
-        `remedy`, or the config of a run, which has no weights beside it.
+      InputError: if it is a git-lfs pointer or not JSON, or the config of a run, which has no
+        weights beside it.
     """
     try:
         fields = json.loads(path.read_bytes())
@@ -69,10 +74,14 @@ def read_config_file(path: Path, remedy: str) -> Any:
         refuse_lfs_pointer(path)
         raise InputError(f"{path} is not JSON ({error}): {remedy}") from error
     if isinstance(fields, dict) and (command := trained_by(fields)):
+        if command == TRAINED_BY[network]:
+            raise InputError(
+                f"{path.parent} is a run of {command} that is not finished and so has no "
+                f"{network}/ yet: finish it with the same command, or give another run"
+            )
         raise InputError(
-            f"{path.parent} is a run of {command}, which does not hold the weights that are asked "
-            "for: if its training is not finished, finish it with the same command; otherwise give "
-            "the folder of another run"
+            f"{path.parent} is a run of {command} without {network}/ in it: give the folder of a "
+            f"run of {TRAINED_BY[network]}"
         )
     return fields
 

@@ -308,6 +308,8 @@ class RunFolder:
             return f"it is ignored: the run uses its own copy, {self.autoencoder}"
         if key == "train.init_from" and step is not None:
             return f"it is ignored: the run continues from its own step {step}"
+        if key == "train.steps" and step is not None and value < step:
+            return f"it is ignored: the run is at step {step} already"
         if key == "train.profile_at" and step is not None and 0 < value <= step:
             return f"nothing is traced: the run continues from step {step}"
         return ""

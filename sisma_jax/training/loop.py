@@ -92,7 +92,8 @@ def train(
         # Steps are saved before evaluation and sampling, which a stop may have prevented.
         evaluated = not start or _evaluated_and_sampled(run, config, task, start)
         if start >= config.steps and evaluated:
-            print_once(f"{run.path} is trained: step {start} of {config.steps}")
+            of = f" of {start}" if start == config.steps else f", beyond train.steps {config.steps}"
+            print_once(f"{run.path} is trained: step {start}{of}")
             return state
         if start:
             print_once(f"continuing {run.path} at step {start}")

@@ -73,13 +73,31 @@ def test_variants_and_overrides(config_file):
         (["--config.seed"], "has no value: write --config.seed=VALUE"),
         (["--seed=3"], "'--seed=3' does not override a config: write --config"),
         (["--config.train.heads=3"], "the keys of train are flip, rate, sizes, steps"),
-        (["--config.data.rate=3"], "did you mean 'train.rate'?"),
-        (["--config.zzz.qqq=3"], "the sections are name, seed, train"),
+        (["--config.data.rate=3"], "the config has no section 'data': its sections are train"),
+        (["--config.name.rate=3"], "the config has no section 'name': its sections are train"),
+        (["--config.rate=3"], "did you mean 'train.rate'?"),
+        (["--config.qqq=3"], "the sections are train"),
     ],
 )
 def test_wrong_overrides_are_refused(config_file, overrides, message):
     with pytest.raises(InputError, match=message):
         load_config(config_file, overrides)
+
+
+@pytest.mark.parametrize(
+    ("spec", "override", "message"),
+    [
+        ("synthetic", "model.style=mamba", "give .* such as celeba_style or synthetic_style$"),
+        ("synthetic", "model.widths=(8,8)", "by --config, such as ca2sis$"),
+        ("synthetic", "model.kind=scadm", "the config file chooses the model"),
+        ("ca2sis", "model.kind=scadm", "the config file chooses the model"),
+        ("ca2sis", "autoencoder.path=x", "no section 'autoencoder': its sections are checkpoint, "),
+        ("scadm", "loss.styles=own", "no section 'loss': its sections are .*, flow, "),
+    ],
+)
+def test_a_key_of_other_configs_is_not_taken_for_a_misspelt_one(spec, override, message):
+    with pytest.raises(InputError, match=message):
+        load_config(spec, [f"--config.{override}"])
 
 
 def test_wrong_files_and_variants_are_refused(config_file, tmp_path):
@@ -264,6 +282,8 @@ def test_what_a_continued_run_would_not_read_is_refused_or_said(tmp_path):
     assert run.not_read("train.profile_at", 12) == (
         "nothing is traced: the run continues from step 12"
     )
+    assert run.not_read("train.steps", 11) == "it is ignored: the run is at step 12 already"
+    assert not run.not_read("train.steps", 12)
     assert not run.not_read("train.profile_at", 13) + run.not_read("train.profile_at", 0)
     assert run.not_read("autoencoder.path", "b").endswith(f"its own copy, {run.autoencoder}")
 

@@ -225,7 +225,9 @@ CHECKS = {
     ("check", "overrides", "message"),
     [
         ("splits", {"data__path": "nowhere"}, "nowhere"),
+        ("splits", {"data__path": ""}, "data.path is empty"),
         ("splits", {"data__test_from": 500}, "test"),
+        ("first stage", {"autoencoder__path": ""}, "autoencoder.path is empty"),
         ("first stage", {"autoencoder__path": "nowhere"}, "no autoencoder at nowhere"),
         ("first stage", {"autoencoder__dtype": "half"}, "autoencoder.dtype is 'half': choose one"),
         (

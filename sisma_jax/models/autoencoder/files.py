@@ -164,7 +164,7 @@ def _published_file(folder: Path) -> Path:
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    fields = read_config_file(path, "copy or export it again")
+    fields = read_config_file(path, "autoencoder", "copy or export it again")
     if not isinstance(fields, dict):
         raise InputError(f"{path} holds no configuration: copy or export it again")
     return fields

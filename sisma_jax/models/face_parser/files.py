@@ -114,7 +114,7 @@ def _load_folder(folder: Path) -> FaceParser:
 
 def _read_fields(path: Path) -> dict[str, Any]:
     """The content of `save_parser`'s config.json, without the model's name."""
-    fields = read_config_file(path, "copy the parser again")
+    fields = read_config_file(path, "parser", "copy the parser again")
     model = fields.pop("model", None) if isinstance(fields, dict) else None
     if model != FaceParserUNet.__name__:
         raise InputError(

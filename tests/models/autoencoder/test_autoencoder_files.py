@@ -143,14 +143,16 @@ class TestFiles:
             load_autoencoder(folder)
 
     @pytest.mark.parametrize(
-        ("config", "command"),
-        [("autoencoder", r"sisma_jax\.train_autoencoder"), ("parser", r"sisma_jax\.train_parser")],
+        ("config", "said"),
+        [
+            ("autoencoder", "train_autoencoder that is not finished .*: finish it with the same"),
+            ("parser", "train_parser without autoencoder/ in it: give .* a run of .*_autoencoder$"),
+            ("ca2sis", "train without autoencoder/ in it: give .* a run of .*train_autoencoder$"),
+        ],
     )
-    def test_a_run_without_an_autoencoder_is_named(self, config, command, tmp_path):
+    def test_a_run_without_an_autoencoder_is_named(self, config, said, tmp_path):
         (tmp_path / "config.json").write_text(to_json(load_config(config)))
-        with pytest.raises(
-            InputError, match=f"is a run of {command}, which does not hold the weights"
-        ):
+        with pytest.raises(InputError, match=rf"is a run of sisma_jax\.{said}"):
             load_autoencoder(tmp_path)
 
     def test_its_weight_file_stands_for_the_folder(self, folder):

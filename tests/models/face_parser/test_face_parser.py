@@ -319,9 +319,7 @@ class TestFiles:
 
     def test_an_unfinished_run(self, tmp_path):
         (tmp_path / "config.json").write_text(to_json(load_config("parser")))
-        with pytest.raises(
-            InputError, match=r"train_parser, which does not hold the weights.*finish"
-        ):
+        with pytest.raises(InputError, match=r"train_parser that is not finished .*: finish it"):
             load_parser(tmp_path)
 
     @pytest.mark.parametrize("name", ["nothing", "."])
