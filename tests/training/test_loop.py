@@ -349,6 +349,8 @@ def test_a_run_that_was_saved_and_not_looked_at_is_not_finished(tmp_path, capsys
     capsys.readouterr()
     toy.run(tmp_path, task_changes=task)
     assert "is trained: step 6 of 6" in capsys.readouterr().out and len(asked) == 2
+    toy.run(tmp_path, task_changes=task, steps=3)
+    assert "is trained: step 6, beyond train.steps 3\n" in capsys.readouterr().out
 
 
 def test_what_is_evaluated_is_saved_before(tmp_path):

@@ -17,6 +17,7 @@ from sisma_jax.common.config import load_config, section, to_json
 from sisma_jax.common.errors import InputError, RunError
 from sisma_jax.data.config import DataConfig
 from sisma_jax.data.raw import FIELDS
+from sisma_jax.models.autoencoder import load_autoencoder
 from sisma_jax.models.generators import model_config
 from sisma_jax.runs.folder import RunFolder, fixed_changes
 from sisma_jax.synthesis.synthesizer import Synthesizer
@@ -109,6 +110,28 @@ def test_a_finished_run_is_left_as_it_is(tiny_run, inputs_folder, capsys):
     train_tiny(inputs_folder, tiny_run)
     assert "is trained: step 6 of 6" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in tiny_run.glob("checkpoints/*/*")}
+
+
+def test_a_start_that_failed_is_corrected_in_the_same_folder(
+    inputs_folder, tmp_path, monkeypatch, capsys
+):
+    def fail(*, run, **options):
+        run.checkpoints.mkdir(exist_ok=True)
+        raise RunError("the devices' memory is too small")
+
+    monkeypatch.setattr(train, "train", fail)
+    monkeypatch.setattr(train, "check_scan", lambda model: None)
+    shutil.copytree(inputs_folder / "autoencoder", tmp_path / "other")
+    for changes in ({"model__width": 32}, {"autoencoder__path": tmp_path / "other"}):
+        with pytest.raises(RunError, match="too small"):
+            train_tiny(inputs_folder, tmp_path / "run", **changes)
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'run'} has no saved step, so a new run replaces the one in it\n" in said
+    assert "changed in this run: model.width from 32 to 16\n" in said
+    assert "ignored" not in said
+    config = RunFolder(tmp_path / "run").config()
+    assert (config.model.width, config.autoencoder.path) == (16, str(tmp_path / "other"))
+    assert load_autoencoder(tmp_path / "run").config.block_channels == (8,)
 
 
 @pytest.mark.slow
