@@ -196,7 +196,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def _refuse_options_of_runs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Raises InputError for options and metrics that need a model."""
-    defaults = parser.parse_args(["--images", "", "--out", ""])
+    defaults = parser.parse_args(["--images", ".", "--out", "."])
     for name in OF_RUNS if args.data is not None else (*OF_RUNS, *OF_DATA):
         if getattr(args, name) != getattr(defaults, name):
             option = f"--{name.replace('_', '-')}"

@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         "python -m sisma_jax.sample --workdir runs/demo --masks masks/ --out faces/ --per-mask 4",
     )
     parser.add_argument(
-        "--workdir", type=cli.path, required=True, help="run folder of a trained model"
+        "--workdir", type=cli.path, required=True, help="run folder (or export) of a trained model"
     )
     parser.add_argument(
         "--masks",

@@ -54,6 +54,10 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are `InputError`, so that each is one sentence with a remedy
     and the command's page; its help shows defaults and ends with an example.
 
+    An option that keeps one value, or one list of values, is refused where it is given twice: the
+    last would silently replace the others. So are empty values, which would be the current folder
+    or no value at all.
+
     Messages of a type (`argparse.ArgumentTypeError`) continue the option's name: "is 'a': give b".
     """
 
@@ -75,6 +79,14 @@ class Parser(argparse.ArgumentParser):
         )
         self.register("type", int, _whole_number)
         self.register("type", float, _number)
+        for action in (None, "store"):
+            self.register("action", action, _StoreOnce)
+        self.given: set[str] = set()
+        """The options of `_StoreOnce` among the words that are being parsed."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = set()
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, others = self.parse_known_args(args, namespace)
@@ -118,11 +130,31 @@ class Parser(argparse.ArgumentParser):
             return f"{option} {takes}: write {option} {values}"
         return f"{option} {reason}"
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """As argparse, without empty values."""
+        if not arg_string:
+            raise argparse.ArgumentError(action, "is empty: give a value, or leave the option out")
+        return super()._get_value(action, arg_string)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As argparse, with a sentence that ends with the choices."""
         if action.choices is not None and value not in action.choices:
             choices = ", ".join(map(str, action.choices))
             raise argparse.ArgumentError(action, f"is {value!r}: choose one of {choices}")
+
+
+class _StoreOnce(argparse.Action):
+    """Stores the value of an option of a `Parser`, or its values, and refuses the option's second
+    occurrence."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        if option_string in parser.given:
+            several = self.nargs in ("+", "*")
+            remedy = f"give all its values after one {option_string}" if several else "give it once"
+            raise argparse.ArgumentError(self, f"is given twice: {remedy}")
+        if option_string is not None:
+            parser.given.add(option_string)
+        setattr(namespace, self.dest, values)
 
 
 def _whole_number(text: str) -> int:
@@ -140,7 +172,13 @@ def _number(text: str) -> float:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside every option; line breaks of description and example kept."""
+    """Defaults beside every option; line breaks of description and example kept. The values of an
+    option that takes several are shown by all their names, none as if it might be left out."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str | None) -> str:
+        if action.nargs == "+" and isinstance(action.metavar, tuple):
+            return " ".join(action.metavar)
+        return super()._format_args(action, default_metavar)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.const is True:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--part",
         action="append",
         nargs="+",
-        metavar=("CLASSES", "FACE MASK"),
+        metavar=("CLASSES", "FACE", "MASK"),
         help="comma-separated classes, then the face that gives their style and its mask; may be "
         "given several times",
     )

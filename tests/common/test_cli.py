@@ -219,6 +219,14 @@ def test_paths_are_options_that_refuse_addresses(name):
         ("prepare", "--split offical", "--split is 'offical': choose one of sis, official"),
         ("prepare", "--crop=yes", "--crop takes no value: write --crop alone"),
         ("inspect_data", "--count", "--count takes one argument: write --count COUNT"),
+        ("sample", "--seed 1 --seed 2", "--seed is given twice: give it once"),
+        (
+            "sample",
+            "--reference a b --reference c d",
+            "--reference is given twice: give all its values after one --reference",
+        ),
+        ("evaluate", "--steps=5 --steps=10", "--steps is given twice: give it once"),
+        ("train", "--workdir=", "--workdir is empty: give a value, or leave the option out"),
         ("doctor", "--wieghts=x", "option '--wieghts' does not exist: did you mean '--weights'?"),
         ("doctor", "--zzz", "option '--zzz' does not exist: leave it out"),
         ("doctor", "a b", "argument 'a' belongs to no option: leave it out, or quote the value"),
@@ -233,6 +241,12 @@ def test_a_wrong_option_is_one_sentence_with_its_remedy(name, words, message, mo
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
     assert error.endswith(f" (see --help, or {COMMANDS[f'sisma_jax.{name}'].page})\n")
+
+
+def test_no_value_of_several_seems_to_be_left_out_at_will():
+    text = parser_of("sisma_jax.sample").format_help()
+    for shown in ("--reference FACE MASK", "--part CLASSES FACE MASK", "--shape CLASSES MASK"):
+        assert f"  {shown}" in text
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
