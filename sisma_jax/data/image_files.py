@@ -185,6 +185,8 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
             yield image
     except InputError:
         raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path} does not exist: check the path") from error
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{path} cannot be read as {_kind(path, content)} (its header names more pixels than "

@@ -302,7 +302,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    assert "No such file" in refusal(tmp_path / "a.png")
+    assert "a.png does not exist: check the path" in refusal(tmp_path / "a.png")
     assert "directory" in refusal(tmp_path)
 
 

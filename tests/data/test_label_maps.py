@@ -297,7 +297,7 @@ class TestRefusing:
         assert refused > 100
 
     def test_a_missing_file_and_a_folder(self, tmp_path):
-        assert "No such file" in refusal(tmp_path / "none.png")
+        assert "none.png does not exist: check" in refusal(tmp_path / "none.png")
         assert "directory" in refusal(tmp_path)
 
 
