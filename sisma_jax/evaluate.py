@@ -11,6 +11,7 @@ finished faces and measurements are kept.
 
 import argparse
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -49,12 +50,12 @@ from sisma_jax.evaluation.splits import first_of, open_split
 from sisma_jax.flows import rectified
 from sisma_jax.metrics.frechet import Statistics, load_statistics
 from sisma_jax.models.face_parser import load_parser
-from sisma_jax.models.generators import draws_styles, generator, model_config
+from sisma_jax.models.generators import draws_styles, generator, learns_null_mask, model_config
 from sisma_jax.models.judges.inception import SCALINGS
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis import arguments
 from sisma_jax.synthesis.arguments import FURTHER_OPTIONS
-from sisma_jax.synthesis.checks import check_sampling, default_steps
+from sisma_jax.synthesis.checks import check_mask_guidance, check_sampling, default_steps
 from sisma_jax.synthesis.options import STEPS, SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -234,9 +235,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     with name_fields("--"):
         SamplingOptions(style_guidance=args.style_guidance)
-    arguments.check_guidance(args, [*args.guidance, args.style_guidance])
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f"--seed is {args.seed}: use 0..{2**32 - 1}")
+    arguments.check_numbers(args)
     only_of_images = {
         "--reference": args.reference, "--masks": args.masks, "--classes": args.classes,
     }  # fmt: skip
@@ -328,7 +327,10 @@ def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation
     samplings = samplings_of(args, default_steps(model))
     with name_fields("--"):
         for sampling in samplings:
-            check_sampling(model, sampling.options)
+            options = sampling.options
+            check_sampling(model, replace(options, style_guidance=args.style_guidance))
+            check_mask_guidance(options, learns_null_mask(config))
+    arguments.check_guidance(args, [*args.guidance, args.style_guidance], config)
     has_style = generator(model).has_style
     if "style" in args.asked and not has_style:
         raise InputError(

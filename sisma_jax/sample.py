@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sisma_jax.common import cli
-from sisma_jax.common.errors import InputError
+from sisma_jax.common.errors import InputError, counted
 from sisma_jax.common.files import flush_all, is_new_or_empty, why_unwritable
 from sisma_jax.common.progress import bar
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
@@ -28,10 +28,10 @@ from sisma_jax.data.label_maps import collect_masks, read_with_share, resize_nea
 from sisma_jax.data.label_values import Reading
 from sisma_jax.data.mask_options import add_mask_options
 from sisma_jax.flows import rectified
-from sisma_jax.models.generators import model_config
+from sisma_jax.models.generators import draws_styles, learns_null_mask, model_config
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.synthesis import arguments, references, shape_options
-from sisma_jax.synthesis.checks import default_steps
+from sisma_jax.synthesis.checks import check_request, default_steps
 from sisma_jax.synthesis.options import STEPS, SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -78,7 +78,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--allow-unlabelled",
         action="store_true",
-        help="accept 255 (or mid grey) in masks: the model decides what is there",
+        help="accept 255 (or mid grey) in masks, also in those of --reference, --part, --towards "
+        "and --shape: the model decides what is there, and a reference gives no style there",
     )
     arguments.add_arguments(parser)
     references.add_arguments(parser)
@@ -120,53 +121,57 @@ def read_masks(
             labels = resize_nearest(labels, size)
         masks.append(labels)
     for old, count in resized.items():
-        print(f"note: {count} masks of {old}x{old} pixels were resized to {size}x{size} (nearest)")
+        what = f"{counted(count, 'mask')} of {old}x{old} pixels"
+        print(f"note: resized {what} to {size}x{size} (nearest)")
     if any(shares):
         print(
-            f"note: {np.mean(shares):.2%} of the pixels of {len(paths)} masks took the nearest "
-            "class colour"
+            f"note: {np.mean(shares):.2%} of the pixels of {counted(len(paths), 'mask')} took the "
+            "nearest class colour"
         )
     return np.stack(masks)
-
-
-def default_steps_of(workdir: Path) -> int:
-    """The number of solver steps of a run's model where none is asked for."""
-    return default_steps(model_config(RunFolder(workdir).config("sisma_jax.train")))
 
 
 def main() -> None:
     args = parse_arguments()
     if args.per_mask < 1:
         raise InputError(f"--per-mask is {args.per_mask}: use at least 1")
+    arguments.check_numbers(args)
     reading = Reading(args.class_order, args.allow_unlabelled, args.nearest_colour)
+    run = RunFolder(args.workdir)
+    config = run.config("sisma_jax.train")
+    model, classes = model_config(config), run.classes()
+    steps = default_steps(model) if args.steps is None and args.times is None else args.steps
     options = arguments.options_from(
         args,
-        steps=default_steps_of(args.workdir)
-        if args.steps is None and not args.times
-        else args.steps,
+        steps=steps,
         solver=args.solver,
         guidance=args.guidance,
         style_guidance=args.style_guidance,
     )
-    arguments.check_guidance(args, [args.guidance, args.style_guidance])
+    with name_fields("--"):
+        check_request(
+            model,
+            options,
+            in_style=args.reference is not None or args.part is not None,
+            null_mask=learns_null_mask(config),
+            draws_styles=draws_styles(config),
+        )
+    arguments.check_guidance(args, [args.guidance, args.style_guidance], config)
     check_output(args.out)
     paths = collect_masks(args.masks)
     twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
     if twice:
         raise InputError(f"two masks are named {twice[0]!r}: rename one, faces take their names")
-
-    synthesizer = Synthesizer.load(args.workdir, batch_size=args.batch_size)
-    read = partial(
-        read_masks,
-        size=synthesizer.config.image_size,
-        classes=synthesizer.classes,
-        reading=reading,
-    )
+    read = partial(read_masks, size=model.image_size, classes=classes, reading=reading)
     masks = read(paths)
     read_one = lambda path: read([path])[0]
+    given, shares = shape_options.shapes_from(args, classes, read_one)
+    asked = references.references_from(args, model.image_size, classes, read_one)
+
+    synthesizer = Synthesizer.load(args.workdir, batch_size=args.batch_size)
     stems = [path.stem for path in paths]
-    shapes = shape_options.masks_from(args, synthesizer, masks, stems, read_one)
-    styles = references.styles_from(args, synthesizer, read_one)
+    shapes = shape_options.masks_from(given, shares, synthesizer, masks, stems)
+    styles = references.styles_of(asked, synthesizer)
     references.print_missing(synthesizer, styles[0], masks)
     if args.per_mask > 1 and not synthesizer.draws_styles:
         print(f"note: nothing is drawn from noise, so the {args.per_mask} faces per mask are equal")

@@ -46,6 +46,11 @@ def did_you_mean(word: str, known: Collection[str], otherwise: str) -> str:
     return f"did you mean {near!r}?" if near else otherwise
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, whose plural ends in s: "1 mask", "2 masks"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def whole_number(value: Any, name: str) -> int:
     """Return an integer (also NumPy's or JAX's, or a 0-d array) as a Python int.
 

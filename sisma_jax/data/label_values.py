@@ -130,7 +130,7 @@ class Values:
         if value == UNLABELLED:
             raise InputError(
                 f"mask {self.path} holds {UNLABELLED} (unlabelled) at pixel ({x}, {y}): give the "
-                "pixel a class, or allow unlabelled pixels"
+                "pixel a class, or allow unlabelled pixels (--allow-unlabelled)"
             )
         raise InputError(
             f"mask {self.path} holds the value {value} at pixel ({x}, {y}), but class ids run from "

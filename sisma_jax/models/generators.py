@@ -320,6 +320,13 @@ def draws_styles(config: ConfigDict) -> bool:
     return not one_pass or config.get("loss", {}).get("styles") == "random"
 
 
+def learns_null_mask(config: ConfigDict) -> bool:
+    """Whether the training of a run's config sometimes drops the mask, as guidance by the mask
+    needs."""
+    one_pass = generator(model_config(config)).one_pass
+    return not one_pass and config.get("flow", {}).get("drop", 0.0) > 0
+
+
 def flow_keys(config: ConfigDict) -> tuple[str, ...]:
     """The keys of the section `flow` that determine what a generator is, and not only how it is
     trained: the fields of `Diffusion` for SCA-DM, none for the others."""

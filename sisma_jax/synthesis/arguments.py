@@ -4,7 +4,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from sisma_jax.common.errors import InputError
+from sisma_jax.models.generators import generator, learns_null_mask, model_config
 from sisma_jax.synthesis.options import ALWAYS, SamplingOptions, name_fields
 
 FURTHER_OPTIONS = ("times", "shift", "guidance_interval", "guidance_rescale")
@@ -64,8 +67,27 @@ def options_from(args: argparse.Namespace, **values: Any) -> SamplingOptions:
     return options
 
 
-def check_guidance(args: argparse.Namespace, guidances: Sequence[float]) -> None:
-    """Raises InputError for options of guidance where each of the guidances is 1."""
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises InputError if --seed or --batch-size is out of range."""
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed is {args.seed}: use 0..{2**32 - 1}")
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size is {args.batch_size}: use at least 1")
+
+
+def check_guidance(
+    args: argparse.Namespace, guidances: Sequence[float], config: ConfigDict
+) -> None:
+    """Raises InputError for options of guidance where each of the guidances is 1.
+
+    Call it after the checks of what the model is given, which a model of one pass does not pass
+    with such options.
+
+    Args:
+      args: parsed options of `add_arguments`.
+      guidances: those that are asked for.
+      config: the run's config, which says what guidance its model can have.
+    """
     if any(scale != 1 for scale in guidances):
         return
     first, last = args.guidance_interval
@@ -74,7 +96,11 @@ def check_guidance(args: argparse.Namespace, guidances: Sequence[float]) -> None
         ("rescale", f"{args.guidance_rescale:g}", args.guidance_rescale != 0),
     ):
         if given:
-            raise InputError(
-                f"--guidance-{option} is {value}, but there is no guidance: give --guidance or "
-                "--style-guidance, or leave it out"
+            possible = [
+                *(["--guidance"] if learns_null_mask(config) else []),
+                *(["--style-guidance"] if generator(model_config(config)).has_style else []),
+            ]
+            remedy = (
+                f"give {' or '.join(possible)}, or leave it out" if possible else "leave it out"
             )
+            raise InputError(f"--guidance-{option} is {value}, but there is no guidance: {remedy}")

@@ -51,6 +51,51 @@ def check_sampling(config: Config, options: SamplingOptions) -> None:
         )
 
 
+def check_request(
+    config: Config,
+    options: SamplingOptions,
+    *,
+    in_style: bool,
+    null_mask: bool,
+    draws_styles: bool,
+) -> None:
+    """Raises InputError if a model cannot make faces in this way, as far as can be told without its
+    weights.
+
+    Args:
+      config: its configuration.
+      options: how faces are sampled.
+      in_style: whether references give a style.
+      null_mask: whether its training sometimes dropped the mask.
+      draws_styles: whether it draws what no reference shows.
+    """
+    check_sampling(config, options)
+    check_mask_guidance(options, null_mask)
+    if in_style:
+        require_style(config)
+    else:
+        check_without_style(config, options, draws_styles)
+
+
+def check_mask_guidance(options: SamplingOptions, null_mask: bool) -> None:
+    """Raises InputError for guidance by the mask of a model that knows no null mask."""
+    if options.guided and not null_mask:
+        raise InputError(
+            f"guidance is {options.guidance}, but no mask was dropped in the model's training "
+            "(flow.drop is 0): leave it at 1, and use style guidance where there is a style"
+        )
+
+
+def require_style(config: Config) -> None:
+    """Raises InputError unless a model has style conditioning."""
+    if not generator(config).has_style:
+        raise InputError(
+            "this model has no style conditioning, so it takes no references: train one with "
+            "model.style, as configs/synthetic_style.py does",
+            page=STYLES_PAGE,
+        )
+
+
 def _check_one_pass(name: str, options: SamplingOptions) -> None:
     plain = SamplingOptions(steps=1)
     for field in dataclasses.fields(options):
@@ -217,10 +262,17 @@ def start_of(
     """Return what solvers start from in place of seeds, by name; {} if neither is given.
 
     Raises:
-      InputError: if both are given, or one does not fit.
+      InputError: if both are given, one does not fit, or the model draws in one pass.
     """
     given = {"noise": noise, "latents": latents}
     given = {name: value for name, value in given.items() if value is not None}
+    model = generator(config)
+    if given and model.one_pass:
+        are, them = ("are", "them") if "latents" in given else ("is", "it")
+        raise InputError(
+            f"{' and '.join(given)} {are} given, but {model.name} draws in one pass, which starts "
+            f"from neither noise nor latents: leave {them} out"
+        )
     if len(given) > 1:
         raise InputError("noise and latents are given, but a solver starts from one: leave one out")
     return {name: checked_latents(name, value, config, count) for name, value in given.items()}

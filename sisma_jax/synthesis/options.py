@@ -4,7 +4,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +42,8 @@ class SamplingOptions:
     """
 
     steps: int | None = None
-    """Number of solver steps, at least 1. None, which becomes a number: that of `times`, or STEPS.
-    """
+    """Number of solver steps, at least 1. None, which becomes a number: that of `times`, or STEPS;
+    a model with a smaller maximum (`generators.Generator.most_steps`) then takes its maximum."""
     solver: str = "euler"
     """One of `rectified.SOLVERS`; "midpoint" and "heun" take two velocities per step."""
     guidance: float | Sequence[float] = 1.0
@@ -63,6 +63,9 @@ class SamplingOptions:
     guidance_rescale: float = 0.0
     """Share, in [0, 1], of the rescaling of guided velocities against over-exposure
     (`diffusion.rescale_guidance`); 0 for none. Without guidance it has no effect."""
+
+    _steps_by_default: ClassVar[bool] = False
+    """Whether neither steps nor times were given."""
 
     def __post_init__(self) -> None:
         times = None if self.times is None else _checked_times(self.times)
@@ -86,6 +89,7 @@ class SamplingOptions:
         own = {
             "steps": steps, "times": times, "shift": shift, "guidance_interval": interval,
             "guidance_rescale": _checked_rescale(self.guidance_rescale),
+            "_steps_by_default": self.steps is None and times is None,
         }  # fmt: skip
         _set(self, own | scales)
 
@@ -137,7 +141,11 @@ class SamplingOptions:
 
     def without_style(self) -> "SamplingOptions":
         """The options for faces without a style, which no style guidance applies to."""
-        return dataclasses.replace(self, style_guidance=1.0)
+        return _set(copy.copy(self), {"style_guidance": 1.0})
+
+    def by_default(self, steps: int) -> "SamplingOptions":
+        """The options with this number of steps if neither it nor times were given."""
+        return _set(copy.copy(self), {"steps": steps}) if self._steps_by_default else self
 
     def check_ends(
         self, *, from_noise: bool = True, to_data: bool = True, remedy: str = "begin at 0"

@@ -1,6 +1,8 @@
 """Reference faces from files, and the styles that the command line asks for."""
 
 import argparse
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,10 +10,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sisma_jax.common import cli
-from sisma_jax.common.errors import InputError, naming
+from sisma_jax.common.errors import InputError, counted, naming
 from sisma_jax.common.files import local_path
+from sisma_jax.data.classes import ClassSet
 from sisma_jax.data.image_files import read_picture
 from sisma_jax.synthesis.options import SamplingOptions
+from sisma_jax.synthesis.soft_masks import classes_shown
 from sisma_jax.synthesis.styles import Style, chosen_classes
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
@@ -49,10 +53,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def styles_from(
-    args: argparse.Namespace, synthesizer: Synthesizer, read_mask: ReadMask
-) -> list[Style | None]:
-    """The styles that the options ask for, in order; [None] if they ask for none.
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A face and its mask."""
+
+    path: Path
+    """File of the face."""
+    image: UInt8[np.ndarray, "H W 3"]
+    labels: UInt8[np.ndarray, "H W"]
+
+
+@dataclasses.dataclass(frozen=True)
+class References:
+    """What the options ask for."""
+
+    whole: Reference | None
+    """The face that gives the style of all classes."""
+    parts: tuple[tuple[tuple[str, ...], Reference], ...]
+    """Names of classes, and the face that gives their style."""
+    end: Reference | None
+    """The face that styles are interpolated to."""
+    count: int
+    """Number of interpolated styles."""
+    interpolated: tuple[str, ...] | None
+    """Names of the classes that are interpolated; None for all."""
+
+    def __bool__(self) -> bool:
+        return self.whole is not None or bool(self.parts)
+
+
+def references_from(
+    args: argparse.Namespace, size: int, classes: ClassSet, read_mask: ReadMask
+) -> References:
+    """Read the references that the options ask for. Needs no weights, so that what cannot be used
+    is refused before they are read.
+
+    Prints which classes cannot be interpolated because one of the faces does not show them.
+
+    Args:
+      args: parsed options of `add_arguments`.
+      size: side of the model's pictures.
+      classes: the model's classes.
+      read_mask: file -> label map of the model's size.
 
     Raises:
       InputError: if options do not go together, or a reference does not fit the model.
@@ -66,53 +108,102 @@ def styles_from(
                 raise InputError(f"{option} goes with --towards, a second face: give one")
     elif args.reference is None:
         raise InputError("--towards needs a face to begin with: give --reference")
-    if args.reference is None and args.part is None:
-        return [None]
-
-    read = lambda words, option: read_reference(synthesizer, words, option, read_mask)
-    style = synthesizer.no_style()
-    if args.reference is not None:
-        style = read(args.reference, "--reference")
-    for words in args.part or ():
-        names = words[0].split(",")
-        chosen_classes(synthesizer.classes, names)
-        face = read([local_path(word) for word in words[1:]], f"--part {words[0]}")
-        for name in names:
-            if name in face.missing():
-                print(f"note: {words[1]} shows no {name}, which is then {without_one(synthesizer)}")
-        style = style.take(face, names)
-    if args.towards is None:
-        return [style]
     count = 5 if args.interpolate is None else args.interpolate
     if count < 2:
         raise InputError(f"--interpolate is {count}: use at least 2, the two ends")
-    names = None if args.interpolate_classes is None else args.interpolate_classes.split(",")
-    end = read(args.towards, "--towards")
-    return [style.blend(end, float(share), names) for share in np.linspace(0, 1, count)]
+    names_of = [_names(f"--part {words[0]}", words[0], classes) for words in args.part or ()]
+    check_once("--part", [name for names in names_of for name in names], "style", "face")
+    interpolated = None
+    if args.interpolate_classes is not None:
+        interpolated = _names("--interpolate-classes", args.interpolate_classes, classes)
+
+    def read(option: str, paths: Sequence[Path] | None) -> Reference | None:
+        if paths is None:
+            return None
+        if len(paths) != 2:
+            raise InputError(
+                f"{option} has {counted(len(paths), 'file')}: give the face and its mask, which "
+                "says where its parts are"
+            )
+        face, mask = paths
+        image = read_face(face, size, option)
+        with naming(option):
+            return Reference(face, image, read_mask(mask))
+
+    asked = References(
+        whole=read("--reference", args.reference),
+        parts=tuple(
+            (names, read(f"--part {words[0]}", [local_path(word) for word in words[1:]]))
+            for names, words in zip(names_of, args.part or (), strict=True)
+        ),
+        end=read("--towards", args.towards),
+        count=count,
+        interpolated=interpolated,
+    )
+    if asked.end is not None:
+        _check_interpolated(asked, classes)
+    return asked
 
 
-def read_reference(
-    synthesizer: Synthesizer, words: Sequence[Path], option: str, read_mask: ReadMask
-) -> Style:
-    """Encode the style of one face.
+def _names(option: str, text: str, classes: ClassSet) -> tuple[str, ...]:
+    """Comma-separated names of classes; raises InputError, with this option, for any other."""
+    names = tuple(text.split(","))
+    with naming(option):
+        chosen_classes(classes, names)
+    return names
 
-    Args:
-      synthesizer: the model that encodes it.
-      words: paths of the face and its mask.
-      option: name of the option, for errors.
-      read_mask: file -> label map of the model's size.
 
-    Raises:
-      InputError: if one is missing or does not fit the model.
-    """
-    if len(words) != 2:
+def check_once(option: str, names: Sequence[str], what: str, source: str) -> None:
+    """Raises InputError, with this option, if a class gets its `what` from two of `source`."""
+    for name, number in Counter(names).items():
+        if number > 1:
+            raise InputError(f"{option} has {name} twice: take its {what} from one {source}")
+
+
+def _check_interpolated(asked: References, classes: ClassSet) -> None:
+    """Print which of the classes to interpolate keep their style, since a face lacks them; raise
+    InputError if all do."""
+    shown = lambda face: classes_shown(face.labels[None], len(classes))[0]
+    begins, ends = shown(asked.whole), shown(asked.end)
+    for names, face in asked.parts:
+        begins = np.where(chosen_classes(classes, names), shown(face), begins)
+    given = {name: both for name, *both in zip(classes.names, begins, ends, strict=True)}
+    names = classes.names if asked.interpolated is None else asked.interpolated
+    if not any(all(given[name]) for name in names):
+        which = "" if asked.interpolated is None else f"--interpolate-classes {','.join(names)}: "
+        common = [name for name, both in given.items() if all(both)]
+        remedy = f"name some of {', '.join(common)}" if common else "give other faces"
         raise InputError(
-            f"{option} has {len(words)} files: give the face and its mask, which says where its "
-            "parts are"
+            f"{which}the faces of --reference and --towards have none of these classes in common, "
+            f"so that all pictures would be equal: {remedy}"
         )
-    face, mask = words
-    image = read_face(face, synthesizer.config.image_size, option)
-    return synthesizer.style(image[None], read_mask(mask)[None])
+    for name in asked.interpolated or ():
+        if not all(given[name]):
+            option = "--towards" if given[name][0] else "--reference"
+            print(f"note: the face of {option} shows no {name}, whose style is not interpolated")
+
+
+def styles_of(asked: References, synthesizer: Synthesizer) -> list[Style | None]:
+    """The styles that were asked for, in order; [None] if there are none.
+
+    Prints which classes of --part a face does not show.
+    """
+    if not asked:
+        return [None]
+    encode = lambda face: synthesizer.style(face.image[None], face.labels[None])
+    style = synthesizer.no_style() if asked.whole is None else encode(asked.whole)
+    for names, reference in asked.parts:
+        face = encode(reference)
+        for name in names:
+            if name in face.missing():
+                shown = f"{reference.path} shows no {name}"
+                print(f"note: {shown}, which is then {without_one(synthesizer)}")
+        style = style.take(face, names)
+    if asked.end is None:
+        return [style]
+    end = encode(asked.end)
+    shares = np.linspace(0, 1, asked.count)
+    return [style.blend(end, float(share), asked.interpolated) for share in shares]
 
 
 def read_face(path: Path, size: int, option: str) -> UInt8[np.ndarray, "size size 3"]:

@@ -1,6 +1,7 @@
 """Shapes of parts from mask files, as the command line asks for them."""
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,9 +9,11 @@ from jaxtyping import UInt8
 
 from sisma_jax.common.errors import InputError, naming
 from sisma_jax.common.files import local_path
-from sisma_jax.synthesis.references import ReadMask
+from sisma_jax.data.classes import ClassSet
+from sisma_jax.synthesis.references import ReadMask, check_once
 from sisma_jax.synthesis.shapes import check_share, transfer
 from sisma_jax.synthesis.soft_masks import SoftMasks, classes_shown
+from sisma_jax.synthesis.styles import chosen_classes
 from sisma_jax.synthesis.synthesizer import Synthesizer
 
 Masks = UInt8[np.ndarray, "n H W"] | SoftMasks
@@ -37,16 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def masks_from(
-    args: argparse.Namespace,
-    synthesizer: Synthesizer,
-    masks: UInt8[np.ndarray, "n H W"],
-    stems: Sequence[str],
-    read_mask: ReadMask,
-) -> list[Masks]:
-    """The masks that the options ask for, one set for each share; [masks] if they ask for none.
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The shapes that one --shape gives."""
 
-    Prints which of the masks, by the stems of their files, keep the shape of a part that they lack.
+    words: str
+    """The option as it was given."""
+    mask: UInt8[np.ndarray, "1 H W"]
+    names: list[str] | None
+    """Names of classes; None for all."""
+
+
+def shapes_from(
+    args: argparse.Namespace, classes: ClassSet, read_mask: ReadMask
+) -> tuple[list[Shapes], list[float]]:
+    """Read the masks that the options ask for, and the shares. Needs no weights, so that what
+    cannot be used is refused before they are read.
 
     Raises:
       InputError: if options do not go together, or a mask or a class does not fit.
@@ -54,46 +63,67 @@ def masks_from(
     if args.shape is None:
         if args.shape_share is not None:
             raise InputError("--shape-share goes with --shape, a mask that gives shapes: give one")
-        return [masks]
+        return [], [1.0]
     shares = [1.0] if args.shape_share is None else args.shape_share
     for share in shares:
         check_share("--shape-share", share)
-    shapes: list[tuple[UInt8[np.ndarray, "1 H W"], list[str] | None]] = []
+    shapes: list[Shapes] = []
     for words in args.shape:
+        option = f"--shape {' '.join(words)}"
         if len(words) > 2:
             raise InputError(
                 f"--shape has {len(words)} words: give comma-separated classes and a mask, or a "
                 "mask alone"
             )
-        names = None if len(words) == 1 else words[0].split(",")
-        shapes.append((read_mask(local_path(words[-1]))[None], names))
-    _check_once([names for _, names in shapes])
+        mask, names = local_path(words[-1]), words[0].split(",")
+        if len(words) == 1:
+            if {*names} <= {*classes.names} and not mask.exists():
+                raise InputError(f"{option} has classes, but no mask: write {option} MASK")
+            names = None
+        with naming(option):
+            if names is not None:
+                chosen_classes(classes, names)
+            shapes.append(Shapes(option, read_mask(mask)[None], names))
+    if len(shapes) > 1 and any(shape.names is None for shape in shapes):
+        raise InputError(
+            "--shape with a mask alone gives the shapes of all classes: leave the others out, or "
+            "name its classes, too"
+        )
+    named = [name for shape in shapes for name in shape.names or ()]
+    check_once("--shape", named, "shape", "mask")
+    return shapes, shares
+
+
+def masks_from(
+    shapes: Sequence[Shapes],
+    shares: Sequence[float],
+    synthesizer: Synthesizer,
+    masks: UInt8[np.ndarray, "n H W"],
+    stems: Sequence[str],
+) -> list[Masks]:
+    """The masks with these shapes, one set for each share; [masks] if there are no shapes.
+
+    Prints which of the masks, by the stems of their files, keep the shape of a part that they lack.
+
+    Raises:
+      InputError: if none of the masks has a class, or the shapes' mask lacks it.
+    """
+    if not shapes:
+        return [masks]
     sets: list[Masks] = []
     for share in shares:
         shaped: Masks = masks
-        for (other, names), words in zip(shapes, args.shape, strict=True):
-            with naming(f"--shape {' '.join(words)}"):
-                shaped = transfer(synthesizer, shaped, other, names, share, parts_of=masks)
+        for shape in shapes:
+            with naming(shape.words):
+                shaped = transfer(
+                    synthesizer, shaped, shape.mask, shape.names, share, parts_of=masks
+                )
         sets.append(shaped)
     shown, every = classes_shown(masks, len(synthesizer.classes)), synthesizer.classes.names
-    for name in {name: None for _, names in shapes for name in names or ()}:
+    for name in (name for shape in shapes for name in shape.names or ()):
         lacking = [
             stem for stem, k in zip(stems, shown[:, every.index(name)], strict=True) if not k
         ]
         if lacking:
             print(f"note: {', '.join(lacking)} without {name}, whose shape stays as it is there")
     return sets
-
-
-def _check_once(named: Sequence[Sequence[str] | None]) -> None:
-    """Raises InputError if two masks give the shape of one class."""
-    if len(named) > 1 and None in named:
-        raise InputError(
-            "--shape with a mask alone gives the shapes of all classes: leave the others out, or "
-            "name its classes, too"
-        )
-    seen: set[str] = set()
-    for name in (name for names in named for name in names or ()):
-        if name in seen:
-            raise InputError(f"--shape has {name} twice: take its shape from one mask")
-        seen.add(name)

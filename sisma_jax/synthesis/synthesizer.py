@@ -14,7 +14,6 @@ import numpy as np
 from jax.stages import Compiled
 from jaxtyping import Float, Float32, UInt8, UInt32
 
-from sisma_jax.common.commands import STYLES_PAGE
 from sisma_jax.common.errors import InputError, whole_number
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.devices.sharding import (
@@ -30,6 +29,7 @@ from sisma_jax.models.generators import (
     Config,
     draws_styles,
     generator,
+    learns_null_mask,
     model_config,
     parameter_shapes,
 )
@@ -42,12 +42,12 @@ from sisma_jax.synthesis.checks import (
     check_kind,
     check_labels,
     check_masks,
-    check_sampling,
+    check_request,
     check_seeds,
     check_style,
-    check_without_style,
     checked_latents,
     default_steps,
+    require_style,
     start_of,
 )
 from sisma_jax.synthesis.options import SamplingOptions
@@ -132,8 +132,8 @@ class Synthesizer:
             return cls(config, params, PIXELS, batch_size, step, classes, False, drawn)
         autoencoder = load_autoencoder(run.autoencoder, dtype=None)
         autoencoder = jax.device_put(autoencoder, replicated(mesh))
-        dropped = run.config().get("flow", {}).get("drop", 0.0) > 0
-        return cls(config, params, autoencoder, batch_size, step, classes, dropped)
+        null_mask = learns_null_mask(run.config())
+        return cls(config, params, autoencoder, batch_size, step, classes, null_mask)
 
     @no_type_check  # wrong arguments raise InputError
     def __call__(
@@ -169,8 +169,6 @@ class Synthesizer:
         Raises:
           InputError: if an argument is out of range, or label maps or styles do not fit the model.
         """
-        if steps is None and times is None:
-            steps = default_steps(self.config)
         options = SamplingOptions(
             steps=steps, solver=solver, guidance=guidance, style_guidance=style_guidance,
             guidance_interval=guidance_interval, times=times, shift=shift,
@@ -233,7 +231,8 @@ class Synthesizer:
         """Return scaled latents at all times of the solver: its start first, `latents` last."""
         start = {"seed": seed, "noise": noise, "latents": latents}
         batches = self._checked_batches("trajectory", labels, options, style=style, **start)
-        none = np.empty((0, options.steps + 1, *self._latent_shape), np.float32)
+        steps = self._with_steps(options).steps
+        none = np.empty((0, steps + 1, *self._latent_shape), np.float32)
         return np.concatenate([none, *batches])
 
     @no_type_check
@@ -275,6 +274,7 @@ class Synthesizer:
         """`_batches`, after checks of its arguments."""
         self.check_masks(labels)
         check_seeds(seed, len(labels))
+        options = self._with_steps(options)
         self.check_options(options, style, len(labels))
         options.check_ends(
             from_noise=latents is None,
@@ -284,11 +284,6 @@ class Synthesizer:
         start = start_of(self.config, noise, latents, len(labels))
         if style is not None and len(style) != len(labels):
             style = style.repeat(len(labels))
-        if start and generator(self.config).one_pass:
-            raise InputError(
-                f"{' and '.join(start)} is given, but {generator(self.config).name} starts from "
-                "none: leave it out"
-            )
         style = self.with_random_style(style, labels, np.asarray(seed, np.uint32))
         return self._batches(result, labels, options, np.asarray(seed, np.uint32), style, start)
 
@@ -376,7 +371,7 @@ class Synthesizer:
           InputError: if they do not fit the model or each other, or the model has no style
             conditioning.
         """
-        self._require_style()
+        require_style(self.config)
         self.check_labels(labels)
         if images.dtype != np.uint8 or images.shape != (*labels.shape, 3):
             raise InputError(
@@ -398,7 +393,7 @@ class Synthesizer:
         Raises:
           InputError: if the model has no style conditioning.
         """
-        self._require_style()
+        require_style(self.config)
         absent = self._absent
         return Style(
             np.repeat(absent[None], count, axis=0),
@@ -411,30 +406,26 @@ class Synthesizer:
     def _absent(self) -> Float[np.ndarray, "k token"]:
         return np.asarray(no_style(self.config, self.params))
 
-    def _require_style(self) -> None:
-        if not self.has_style:
-            raise InputError(
-                "this model has no style conditioning, so it takes no references: train one with "
-                "model.style, as configs/synthetic_style.py does",
-                page=STYLES_PAGE,
-            )
-
     @no_type_check
     def check_options(self, options: SamplingOptions, style: Style | None, count: int) -> None:
         """Raises InputError if the model cannot make `count` faces in this way and style."""
-        check_kind(options)
-        check_sampling(self.config, options)
+        options = self._with_steps(options)
+        check_request(
+            self.config,
+            options,
+            in_style=style is not None,
+            null_mask=self.trained_with_null_mask,
+            draws_styles=self.draws_styles,
+        )
         check_counts(options, count)
-        if options.guided and not self.trained_with_null_mask:
-            raise InputError(
-                f"guidance is {options.guidance}, but no mask was dropped in the model's training "
-                "(flow.drop is 0): leave it at 1, and use style guidance where there is a style"
-            )
-        if style is None:
-            check_without_style(self.config, options, self.draws_styles)
-        else:
-            self._require_style()
+        if style is not None:
             check_style(style, self.no_style(0), count)
+
+    @no_type_check
+    def _with_steps(self, options: SamplingOptions) -> SamplingOptions:
+        """The options with the model's own number of steps if none was given."""
+        check_kind(options)
+        return options.by_default(default_steps(self.config))
 
     def _rows(self, count: int) -> int:
         """Rows of each batch that `count` images are processed in."""
@@ -458,7 +449,7 @@ class Synthesizer:
           "temporary": the peak of the rest for a batch, as XLA planned it. A CPU may compute
           IN_FLIGHT batches at once; other devices compute them one after another.
         """
-        check_kind(options)
+        options = self._with_steps(options)
         if style is None and generator(self.config).one_pass:
             style = self.no_style()  # a call gives this model a random one
         mesh, size = local_mesh(), self._rows(count)

@@ -18,6 +18,7 @@ from sisma_jax.models import SISMAConfig
 from sisma_jax.models.autoencoder import load_autoencoder
 from sisma_jax.models.ca2sis import CA2SIS
 from sisma_jax.synthesis.editing import edit
+from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.shapes import transfer
 from tests.synthesis.pictures import largest_difference
 from tests.tiny_runs import SIZE, call, write_tiny_ca2sis
@@ -247,6 +248,17 @@ def test_the_second_stage_draws_what_no_reference_gives_from_noise(ca2sis, faces
 
 
 # --- The command
+
+
+def test_a_model_of_one_pass_takes_its_own_number_of_steps_and_no_start(ca2sis, faces):
+    images, labels = faces
+    none = {"style": ca2sis.style(images[:1], labels[:1])[:0]}
+    shape = (0, 2, *images.shape[1:])
+    assert ca2sis.trajectory(labels[:0], SamplingOptions(), **none).shape == shape
+    with pytest.raises(InputError, match=r"^steps is 25, but CA2-SIS draws in one pass"):
+        ca2sis.latents(labels[:0], SamplingOptions(steps=25), **none)
+    with pytest.raises(InputError, match=r"^noise is given, but CA2-SIS .*: leave it out$"):
+        ca2sis.latents(labels[:0], SamplingOptions(), noise=np.zeros(3), **none)
 
 
 @pytest.fixture

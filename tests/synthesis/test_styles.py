@@ -253,7 +253,7 @@ def test_references_that_cannot_be_used_are_refused_in_one_sentence(
     large, other = files / "large.png", files / "face.gif"
     Image.new("RGB", (48, 48)).save(large)
     for run, options, said in [
-        (tiny_style_run, ("--reference", face), "--reference has 1 files: give the face and its"),
+        (tiny_style_run, ("--reference", face), "--reference has 1 file: give the face and its"),
         (
             tiny_style_run,
             ("--reference", large, mask),
@@ -262,10 +262,10 @@ def test_references_that_cannot_be_used_are_refused_in_one_sentence(
         (
             tiny_style_run,
             ("--reference", other, mask),
-            r"--reference: .*face\.gif cannot be read as a picture",
+            r"--reference: .*face\.gif does not exist: check the path",
         ),
         (tiny_style_run, ("--part", "ear", face, mask), "'ear' is no class"),
-        (tiny_style_run, ("--part", "hair", face), "--part hair has 1 files"),
+        (tiny_style_run, ("--part", "hair", face), "--part hair has 1 file:"),
         (tiny_style_run, ("--towards", face, mask), "--towards needs a face to begin with"),
         (tiny_style_run, ("--interpolate", 3), "--interpolate goes with --towards"),
         (tiny_style_run, ("--style-guidance", 2), "^--style-guidance is 2.0, but there is no"),
