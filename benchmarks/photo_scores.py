@@ -235,7 +235,8 @@ def samplings_of(trained: Trained, samplings: Sequence[Sampling], count: int) ->
     """
     synthesizer = trained.synthesizer
     if generator(synthesizer.config).one_pass:
-        return [Sampling(options=SamplingOptions(steps=1), seed=samplings[0].seed)]
+        options = SamplingOptions(steps=1)
+        return [Sampling(options=options, seed=samplings[0].seed, one_pass=True)]
     possible = []
     for sampling in samplings:
         try:

@@ -324,7 +324,8 @@ def main() -> None:
 def _evaluate_run(args: argparse.Namespace, evaluation: Callable[..., Evaluation]) -> None:
     config = RunFolder(args.workdir).config("sisma_jax.train")
     model = model_config(config)
-    samplings = samplings_of(args, default_steps(model))
+    one_pass = generator(model).one_pass
+    samplings = samplings_of(args, default_steps(model), one_pass=one_pass)
     with name_fields("--"):
         for sampling in samplings:
             options = sampling.options
@@ -409,12 +410,15 @@ def _evaluate_images(args: argparse.Namespace, evaluation: Callable[..., Evaluat
     )
 
 
-def samplings_of(args: argparse.Namespace, steps: int = STEPS) -> list[Sampling]:
+def samplings_of(
+    args: argparse.Namespace, steps: int = STEPS, *, one_pass: bool = False
+) -> list[Sampling]:
     """Every combination of --solver, --guidance and --steps, without a style.
 
     Args:
       args: the options.
       steps: the number of steps where neither it nor times are asked for.
+      one_pass: whether the model draws in one pass.
 
     Raises:
       InputError: if a value is out of range.
@@ -425,7 +429,7 @@ def samplings_of(args: argparse.Namespace, steps: int = STEPS) -> list[Sampling]
         for guidance in args.guidance
         for number in args.steps or [None if args.times else steps]
     ]
-    return [Sampling(options=one, seed=args.seed) for one in options]
+    return [Sampling(options=one, seed=args.seed, one_pass=one_pass) for one in options]
 
 
 def reading_of(args: argparse.Namespace) -> Reading:

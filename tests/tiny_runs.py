@@ -1,7 +1,9 @@
 """A data set, a first stage and a run small enough to train within a test, made once a session."""
 
+import itertools
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -87,6 +89,13 @@ def call(main, *arguments: object) -> None:
             main()
     finally:
         sys.argv = before
+
+
+def overridden(settings: Sequence[object], options: Sequence[object]) -> list[object]:
+    """Pairs of an option and its value, without those that `options` give anew; and `options`."""
+    pairs = zip(settings[::2], settings[1::2], strict=True)
+    kept = [pair for pair in pairs if pair[0] not in options]
+    return [*itertools.chain.from_iterable(kept), *options]
 
 
 def train_tiny(folder: Path, workdir: Path, **overrides: object) -> None:

@@ -91,10 +91,11 @@ class Evaluation:
             self._check_statistics()
         if self.save_statistics is not None:
             if self.networks.inception is None:
-                raise InputError(
-                    f"--save-statistics {self.save_statistics} needs Inception's weights and fid "
-                    f"among --metrics: {self.networks.missing.get('fid', 'add it')}"
-                )
+                if "fid" in self.networks.missing:
+                    needs = f"Inception's weights: {self.networks.missing['fid']}"
+                else:
+                    needs = "fid among --metrics: add it there"
+                raise InputError(f"--save-statistics {self.save_statistics} needs {needs}")
             if self.reference is None:
                 raise InputError(
                     f"--save-statistics {self.save_statistics} would copy --reference: leave it out"
@@ -421,7 +422,7 @@ def time_synthesis(
 def show(evaluation: Evaluation, name: str, faces: GeneratedFaces, train: Source | None) -> None:
     """Put sheets of samples and of nearest training faces into the report."""
     reference, report = evaluation.reference, evaluation.report
-    how = f"{name}, {faces.sampling.name}"
+    how = f"{name}, {faces.sampling.in_words}"
     shown = range(min(SHOWN_MASKS, len(faces)))
     faces.make(shown, SHOWN_SAMPLES)
     samples = np.stack([faces.samples(mask, SHOWN_SAMPLES) for mask in shown])

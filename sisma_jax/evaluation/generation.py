@@ -41,6 +41,9 @@ class Sampling:
     seed: int
     own_style: bool = False
     """Whether each face takes the style of the face that its mask belongs to."""
+    one_pass: bool = False
+    """Whether the model draws in one pass, without a solver and without guidance. `settings` are
+    those of its only options then."""
 
     @property
     def name(self) -> str:
@@ -53,11 +56,13 @@ class Sampling:
     @property
     def in_words(self) -> str:
         options, own = self.options, "own style, " if self.own_style else ""
+        seed = f", seed {self.seed}" if self.seed else ""
+        if self.one_pass:
+            return f"{own}one pass{seed}"
         style = f", of the style {options.style_guidance:g}" if options.style_guided else ""
         for setting, value in self._further_settings.items():
             numbers = value if isinstance(value, list) else [value]
             style += f", {setting.replace('_', ' ')} {' '.join(f'{x:g}' for x in numbers)}"
-        seed = f", seed {self.seed}" if self.seed else ""
         return f"{own}{options.solver} {options.steps}, guidance {options.guidance:g}{style}{seed}"
 
     @property

@@ -42,6 +42,14 @@ FINDINGS = ("memorisation", "styles", "speed", "peers")
 KINDS = ("real", "reconstruction", "synthesis", "pictures", NOISE)
 """Kinds of rows, in the order of the table."""
 
+DETERMINED_BY = {
+    "reference": "--data and --count (or --reference)",
+    "face parser": "--parser",
+    "Inception": "--weights and --fid-resize",
+    "LPIPS": "--weights and --lpips-network",
+}
+"""The options that determine what all rows of a report share, by its names in the protocol."""
+
 SMALLEST_WIDTH = 800
 """Target width of pictures on the page, which are enlarged by an integer factor."""
 
@@ -126,9 +134,9 @@ class ReportFolder:
                 merged[name] = value
             elif value is not None and merged[name] != value:
                 raise InputError(
-                    f"the report in {self.path} was made with the {name} {value} where this "
-                    f"command has {merged[name]}: give --out a new folder, or what the report was "
-                    "made with"
+                    f"all rows of a report share one {name}, but that of {self.path} is {value!r} "
+                    f"where this command has {merged[name]!r}: give {DETERMINED_BY[name]} as for "
+                    "the report, or give --out a new folder"
                 )
         with ExitStack() as held:
             try:

@@ -19,7 +19,7 @@ from sisma_jax.evaluation.scoring import Row
 from sisma_jax.evaluation.tables import score_table
 from sisma_jax.metrics.frechet import load_statistics, save_statistics, statistics
 from tests.evaluation.parsers import write_parser
-from tests.tiny_runs import SIZE, call
+from tests.tiny_runs import SIZE, call, overridden
 
 
 def write_pictures(folder, names, seed=0):
@@ -155,7 +155,7 @@ def test_what_cannot_be_measured_is_refused(arguments, message, folders, tmp_pat
     (tmp_path / "fake/4.png").rename(tmp_path / "fake/other.png")
     (tmp_path / "real/4.png").unlink()
     with pytest.raises(InputError, match=message):
-        call(evaluate.main, *folders, *arguments)
+        call(evaluate.main, *overridden(folders, arguments))
     assert not (tmp_path / "report").exists()
 
 

@@ -26,7 +26,7 @@ from sisma_jax.synthesis.synthesizer import Synthesizer
 from tests.datasets import TOY
 from tests.evaluation.parsers import write_parser
 from tests.evaluation.test_judges import Arrays
-from tests.tiny_runs import SIZE, call
+from tests.tiny_runs import SIZE, call, overridden
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,11 @@ def parser(tmp_path_factory):
 
 
 def run(workdir, parser, out, *more, metrics="miou,ssim"):
-    call(
-        evaluate.main, "--workdir", workdir, "--out", out, "--parser", parser, "--steps", 1,
-        *(["--metrics", metrics] if metrics else []), *more,
-    )  # fmt: skip
+    settings = [
+        "--workdir", workdir, "--out", out, "--parser", parser, "--steps", 1,
+        *(["--metrics", metrics] if metrics else []),
+    ]  # fmt: skip
+    call(evaluate.main, *overridden(settings, more))
     return json.loads((out / "report.json").read_text())
 
 
@@ -125,7 +126,7 @@ def test_two_commands_do_not_write_at_once(tmp_path):
         folder.claim({"reference": "a"}),
     ):
         pass
-    with pytest.raises(InputError, match="was made with the reference a where this command has b"):
+    with pytest.raises(InputError, match=r"share one reference, .* 'a' where .* has 'b'"):
         folder.claim({"reference": "b"}).__enter__()
 
 
@@ -154,6 +155,8 @@ def test_the_description_of_a_sampling_is_that_of_earlier_reports():
     assert str(own.settings) == str(settings)
     assert own.name == "heun12-g1-seed0-style-s2"
     assert own.in_words == "own style, heun 12, guidance 1, of the style 2"
+    once = Sampling(options=SamplingOptions(steps=1), seed=3, own_style=True, one_pass=True)
+    assert once.in_words == "own style, one pass, seed 3" and once.settings["steps"] == 1
 
 
 def test_times_and_the_interval_of_guidance_are_in_the_description_of_a_sampling():

@@ -16,7 +16,7 @@ from sisma_jax.evaluation import networks
 from sisma_jax.metrics import confusion_matrix, mean_iou, pixel_accuracy
 from sisma_jax.synthesis.synthesizer import Synthesizer
 from tests.evaluation.parsers import write_parser
-from tests.tiny_runs import SIZE, call
+from tests.tiny_runs import SIZE, call, overridden
 
 NOISE = "--mask-noise", "jitter,salt+jitter", "--noise-strengths", "0.5,1"
 
@@ -42,10 +42,10 @@ def drawn(monkeypatch):
 
 
 def evaluate_tiny(run, parser, out, *more, metrics="fd,miou,acc"):
-    call(
-        evaluate.main, "--workdir", run, "--out", out, "--parser", parser, "--steps", 1,
-        "--metrics", metrics, *more,
-    )  # fmt: skip
+    settings = [
+        "--workdir", run, "--out", out, "--parser", parser, "--steps", 1, "--metrics", metrics,
+    ]  # fmt: skip
+    call(evaluate.main, *overridden(settings, more))
     return json.loads((out / "report.json").read_text())
 
 

@@ -135,11 +135,14 @@ def test_a_model_of_references_alone_is_scored_in_its_own_style(tiny_ca2sis_run,
     arguments = "--workdir", tiny_ca2sis_run, "--out", tmp_path / "report", "--count", 3
     with pytest.raises(InputError, match=r"CA2-SIS in .* of references only: add style to --metr"):
         call(evaluate.main, *arguments, "--metrics", "ssim")
+    for option, value in (("guidance-rescale", 0.7), ("style-guidance", 2.0), ("guidance", 1.5)):
+        with pytest.raises(InputError, match=f"^--{option} is {value}, but CA2-SIS draws in one"):
+            call(evaluate.main, *arguments, f"--{option}", value)
     assert not (tmp_path / "report").exists()
     call(evaluate.main, *arguments, "--metrics", "ssim,style")
     report = json.loads((tmp_path / "report/report.json").read_text())
     assert [row["name"] for row in report["rows"] if "ssim" in row["scores"]] == [
-        "tiny-ca2sis, own style, euler 1, guidance 1"
+        "tiny-ca2sis, own style, one pass"
     ]
     errors = report["styles"]["tiny-ca2sis"]["colour_errors"]
     assert errors.keys() == {"own style", "other style"}  # neither noise nor an autoencoder
