@@ -1,6 +1,7 @@
 """Paint masks in a browser and generate faces: `python -m sisma_jax.paint --workdir runs/demo`."""
 
 import argparse
+import errno
 import importlib.util
 import ipaddress
 import signal
@@ -52,7 +53,21 @@ def check_address(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise InputError(
+                f"--host {host} is no address ({error.strerror}): give one of this machine's, such "
+                "as 127.0.0.1, or 0.0.0.0 for all of them"
+            ) from error
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise InputError(
+                    f"--host {host} is no address of this machine: give one that is, such as "
+                    "127.0.0.1, or 0.0.0.0 for all of them"
+                ) from error
+            if error.errno == errno.EACCES:
+                raise InputError(
+                    f"--port {port} needs the rights of an administrator: give a port from 1024"
+                ) from error
             raise InputError(
                 f"port {port} of {host} cannot be used ({error.strerror}): end what uses it, or "
                 "give another --port or --host"

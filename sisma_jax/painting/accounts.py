@@ -23,10 +23,14 @@ def read_accounts(path: Path) -> list[tuple[str, str]]:
     except UnicodeDecodeError:
         raise InputError(f"--auth {path} is not UTF-8 text: save it as UTF-8") from None
     except OSError as error:
+        if ":" in str(path):  # a password may be in it
+            raise InputError(
+                "--auth has user:password where the name of a file of such lines is needed: write "
+                "them into a file, since a password on the command line would be visible to "
+                "everyone on this machine"
+            ) from None
         raise InputError(
-            f"--auth names a file of lines user:password, and this one cannot be read "
-            f"({error.strerror}); a password on the command line would be visible to everyone on "
-            "this machine"
+            f"--auth {path} cannot be read ({error.strerror}): name a file of lines user:password"
         ) from None
     # Windows keeps permissions elsewhere; a pipe has no other readers.
     others = stat.S_IRWXG | stat.S_IRWXO

@@ -25,6 +25,8 @@ def test_a_password_on_the_command_line_is_refused_and_not_repeated(tmp_path):
     with pytest.raises(InputError, match="on the command line would be visible") as error:
         read_accounts(tmp_path / "ann:secret")
     assert "secret" not in str(error.value)
+    with pytest.raises(InputError, match=r"--auth .*/nothere cannot be read .*: name a file of li"):
+        read_accounts(tmp_path / "nothere")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

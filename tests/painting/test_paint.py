@@ -26,8 +26,10 @@ def test_a_port_in_use_is_refused(tmp_path):
 
 
 def test_an_address_of_another_machine_is_refused():
-    with pytest.raises(InputError, match=r"port 7860 of 203\.0\.113\.1 .*another --port or --host"):
+    with pytest.raises(InputError, match=r"--host 203\.0\.113\.1 is no address of this machine: "):
         paint.check_address("203.0.113.1", 7860)
+    with pytest.raises(InputError, match=r"--host 999\.1\.1\.1 is no address \(.*\): give one of"):
+        paint.check_address("999.1.1.1", 7860)
 
 
 def test_where_gradio_is_missing_the_extra_is_named(tmp_path, monkeypatch):
@@ -41,7 +43,7 @@ def test_where_gradio_is_missing_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_who_may_log_in_is_read_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(paint, "check_address", lambda host, port: None)
-    with pytest.raises(InputError, match="--auth names a file of lines user:password"):
+    with pytest.raises(InputError, match="--auth has user:password where the name of a file"):
         call(paint.main, "--workdir", tmp_path, "--auth", "ann:secret")
 
 
