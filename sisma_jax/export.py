@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from sisma_jax.common import cli
 from sisma_jax.common.config import load_config, split_overrides, to_json, trained_by
 from sisma_jax.common.errors import InputError
-from sisma_jax.common.files import is_new_or_empty, whole_folder, why_unwritable
+from sisma_jax.common.files import check_output_folder, whole_folder
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.devices.sharding import local_mesh, replicated
 from sisma_jax.models.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
@@ -209,10 +209,7 @@ def main() -> None:
             f"--format {args.format} is for autoencoders, but {args.workdir or args.weights} is "
             "none: leave it out"
         )
-    if not is_new_or_empty(args.out):
-        raise InputError(f"{args.out} is not empty: give --out a new or empty folder")
-    if (reason := why_unwritable(args.out)) is not None:
-        raise InputError(f"--out {args.out} cannot be written ({reason}): name another folder")
+    check_output_folder("--out", args.out)
     if args.weights is not None:
         config = load_config(args.config, args.overrides, command=command)
         classes = CELEBAMASK if args.classes is None else ClassSet.read(args.classes)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from sisma_jax.common import cli
 from sisma_jax.common.errors import InputError, counted
-from sisma_jax.common.files import flush_all, is_new_or_empty, why_unwritable
+from sisma_jax.common.files import check_output_folder, flush_all
 from sisma_jax.common.progress import bar
 from sisma_jax.data.classes import CELEBAMASK, ClassSet
 from sisma_jax.data.image_files import save_png
@@ -87,14 +87,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_output(folder: Path) -> None:
-    """Raises InputError unless `folder` is new or empty, and can be written."""
-    if (reason := why_unwritable(folder)) is not None:
-        raise InputError(f"--out {folder} cannot be written ({reason}): name another folder")
-    if not is_new_or_empty(folder):
-        raise InputError(f"output folder {folder} is not empty: give --out a new or empty one")
-
-
 def read_masks(
     paths: list[Path],
     size: int,
@@ -157,7 +149,7 @@ def main() -> None:
             draws_styles=draws_styles(config),
         )
     arguments.check_guidance(args, [args.guidance, args.style_guidance], config)
-    check_output(args.out)
+    check_output_folder("--out", args.out)
     paths = collect_masks(args.masks)
     twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
     if twice:

@@ -88,6 +88,10 @@ class TestSISMA:
     def test_wrong_input(self, tiny_run, exported, tmp_path):
         with pytest.raises(InputError, match="is not empty"):
             run_export(tiny_run, exported)
+        with pytest.raises(
+            InputError, match=r"--out .*\.safetensors cannot be written \(it is a f"
+        ):
+            run_export(tiny_run, exported / "model.safetensors")
         with pytest.raises(InputError, match="--format own is for autoencoders"):
             run_export(tiny_run, tmp_path / "out", "--format", "own")
         assert not (tmp_path / "out").exists()
@@ -187,7 +191,7 @@ class TestPublishedWeights:
                 ["--weights", "a.safetensors", "--config", "ca2sis", "--autoencoder", "vq"],
                 "CA2-SIS has no first stage: leave --autoencoder out",
             ),
-            (["--weights", "a.pth", "--config", "ca2sis"], "is a pickled file"),
+            (["--weights", "a.pth", "--config", "ca2sis"], "there is no weight file a.pth: check"),
             (
                 ["--weights", "a.safetensors", "--config", "ca2sis", "--format", "own"],
                 "a.safetensors is none: leave it out",

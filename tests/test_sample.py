@@ -10,7 +10,7 @@ from sisma_jax.common.errors import InputError
 from sisma_jax.data.classes import CELEBAMASK, CLASSES
 from sisma_jax.data.label_maps import colourise, read_label_map, write_label_map
 from sisma_jax.synthesis import references
-from tests.tiny_runs import call
+from tests.tiny_runs import call, overridden
 
 
 @pytest.fixture
@@ -28,7 +28,8 @@ def read(folder):
 
 
 def run(workdir, masks, out, *more):
-    call(sample.main, "--workdir", workdir, "--masks", masks, "--out", out, "--steps", 2, *more)
+    settings = "--workdir", workdir, "--masks", masks, "--out", out, "--steps", 2
+    call(sample.main, *overridden(settings, more))
     return read(out)
 
 
@@ -87,7 +88,7 @@ def test_wrong_input_is_refused_and_nothing_is_written(tiny_run, masks, tmp_path
     for arguments, message in [
         ((tiny_run, masks / "none.png", out), "none.png does not exist"),
         ((tmp_path / "none", masks, out), "is not a run folder"),
-        ((tiny_run, masks, tiny_run), "is not empty: give --out"),
+        ((tiny_run, masks, tiny_run), "is not empty: name a new"),
         ((tiny_run, masks, out, "--per-mask", 0), "--per-mask is 0"),
         ((tiny_run, masks, out, "--batch-size", 0), "^--batch-size is 0: use at least 1"),
         ((tiny_run, masks, out, "--seed", -1), r"^--seed is -1: use 0\.\.4294967295$"),
@@ -119,10 +120,7 @@ def test_wrong_input_is_refused_and_nothing_is_written(tiny_run, masks, tmp_path
             call(sample.main, "--workdir", tiny_run, "--masks", masks, "--out", out, *arguments)
     assert not out.exists()
     with pytest.raises(InputError, match="two masks are named 'a'"):
-        call(
-            sample.main, "--workdir", tiny_run, "--out", out,
-            "--masks", masks / "a.png", masks / "sub" / "a.png",
-        )  # fmt: skip
+        run(tiny_run, masks / "a.png", out, "--masks", masks / "a.png", masks / "sub" / "a.png")
 
 
 def test_what_cannot_be_is_refused_before_weights_are_read(

@@ -199,10 +199,21 @@ def is_new_or_empty(folder: Path, besides: tuple[str, ...] = ()) -> bool:
 def why_unwritable(folder: Path) -> str | None:
     """The reason why a folder, which may not exist yet, cannot be written, as far as can be told
     without writing; None if there is none."""
+    if folder.is_file():
+        return "it is a file"
     place = next((x for x in (folder, *folder.parents) if x.exists()), folder)
     if not place.is_dir():
         return os.strerror(errno.ENOTDIR)
     return None if os.access(place, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+
+
+def check_output_folder(option: str, folder: Path) -> None:
+    """Raises InputError unless the folder that an option names is new or empty, and can be
+    written."""
+    if (reason := why_unwritable(folder)) is not None:
+        raise InputError(f"{option} {folder} cannot be written ({reason}): name another folder")
+    if not is_new_or_empty(folder):
+        raise InputError(f"{option} {folder} is not empty: name a new or an empty folder")
 
 
 def check_output_file(option: str, path: Path) -> None:

@@ -410,6 +410,7 @@ class Synthesizer:
     def check_options(self, options: SamplingOptions, style: Style | None, count: int) -> None:
         """Raises InputError if the model cannot make `count` faces in this way and style."""
         options = self._with_steps(options)
+        check_counts(options, count)
         check_request(
             self.config,
             options,
@@ -417,7 +418,6 @@ class Synthesizer:
             null_mask=self.trained_with_null_mask,
             draws_styles=self.draws_styles,
         )
-        check_counts(options, count)
         if style is not None:
             check_style(style, self.no_style(0), count)
 

@@ -17,7 +17,7 @@ from sisma_jax.synthesis.options import SamplingOptions
 from sisma_jax.synthesis.programs import noise_keys, synthesize_latents
 from sisma_jax.synthesis.styles import Style
 from sisma_jax.training.objective import FlowConfig, draw, losses
-from tests.tiny_runs import SIZE, call
+from tests.tiny_runs import SIZE, call, overridden
 
 HAIR, HAT = CLASSES.index("hair"), CLASSES.index("hat")
 
@@ -215,7 +215,8 @@ def files(faces, tmp_path):
 def make(run, files, *options):
     out = files / f"out{len(list(files.glob('out*')))}"
     masks = files / "mask0.png"
-    call(sample.main, "--workdir", run, "--masks", masks, "--out", out, "--steps", 2, *options)
+    settings = "--workdir", run, "--masks", masks, "--out", out, "--steps", 2
+    call(sample.main, *overridden(settings, options))
     return {path.stem: np.asarray(Image.open(path)) for path in out.glob("*.png")}
 
 
