@@ -344,7 +344,9 @@ def from_json(path: Path) -> ConfigDict:
     try:
         return ConfigDict(json.loads(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
-        why = "it is a file" if path.parent.is_file() else f"it has no {path.name}"
+        folder = path.parent
+        why = "it does not exist" if not folder.exists() else f"it has no {path.name}"
+        why = "it is a file" if folder.is_file() else why
         raise InputError(
             f"{path.parent} is not a run folder, {why}: give the --workdir of a training run"
         ) from None

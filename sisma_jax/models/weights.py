@@ -41,6 +41,8 @@ def check_weight_file(path: Path) -> None:
     Raises:
       InputError: if `path` is missing, pickled, a git-lfs pointer, or not named .safetensors.
     """
+    if not path.is_file():
+        raise InputError(f"there is no weight file {path}: check the path")
     refuse_lfs_pointer(path)
     if path.suffix in PICKLED:
         recipe = RECIPE.replace("OLD", str(path)).replace(
@@ -52,8 +54,6 @@ def check_weight_file(path: Path) -> None:
         )
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is not a weight file: give one whose name ends in .safetensors")
-    if not path.is_file():
-        raise InputError(f"there is no weight file {path}: check the path")
 
 
 def read_config_file(path: Path, network: str, remedy: str) -> Any:

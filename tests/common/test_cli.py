@@ -156,7 +156,6 @@ def test_the_console_script_knows_its_version(sisma, capsys):
         ("train", ["--config", "none.py"], "none.py does not exist"),
         ("sample", ["--workdir", "none", "--masks", "none", "--out", "none"], "none"),
         ("demo", ["--workdir", "none"], "none is not a run folder"),
-        ("export", ["--workdir", "none", "--out", "out"], "none is not a run folder"),
         ("prepare", ["--source", "none", "--out", "out"], "none is not a folder"),
         (
             "cache_latents",
@@ -167,6 +166,11 @@ def test_the_console_script_knows_its_version(sisma, capsys):
         ("inspect_data", ["--data", "none", "--out", "."], "--out . cannot be written (it is a fo"),
         ("inspect_data", ["--data", __file__], "test_cli.py is a file: give the folder of a data"),
         ("prepare", ["--source", __file__, "--out", "out"], "is a file: name the folder of a data"),
+        (
+            "export",
+            ["--workdir", "none", "--out", "out"],
+            "none is not a run folder, it does not exist: give",
+        ),
         (
             "export",
             ["--workdir", __file__, "--out", "out"],

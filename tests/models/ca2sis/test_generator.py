@@ -363,8 +363,12 @@ def test_published_files_are_read_strictly(tmp_path):
     save_tensors(path, tensors(), {})
     loaded = load_published(path, TINY)
     jax.tree.map(np.testing.assert_array_equal, loaded, from_torch(tensors(), TINY))
+    pickled = path.with_suffix(".pth")
+    with pytest.raises(InputError, match=r"there is no weight file .*latest_net_G\.pth: check the"):
+        load_published(pickled, TINY)
+    pickled.touch()
     with pytest.raises(InputError, match=r"latest_net_G\.pth is a pickled file"):
-        load_published(path.with_suffix(".pth"), TINY)
+        load_published(pickled, TINY)
 
 
 @pytest.mark.parametrize(

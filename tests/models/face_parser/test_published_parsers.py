@@ -141,6 +141,7 @@ class TestRefusals:
             load({name: np.zeros((4, 4), np.float32) for name in names})
 
     def test_pickled_weights_come_with_the_recipe(self, tmp_path):
+        (tmp_path / "79999_iter.pth").touch()
         with pytest.raises(InputError, match=r"79999_iter\.pth is a pickled file.*convert it once"):
             load_parser(tmp_path / "79999_iter.pth")
 
