@@ -27,7 +27,15 @@ from sisma_jax.models.autoencoder import (
     to_float,
 )
 from tests.datasets import COUNT, SIZE, TEST_FROM, write_raw
-from tests.tiny_runs import CONFIGS, STYLE, arguments, call, train_tiny, train_tiny_style
+from tests.tiny_runs import (
+    CONFIGS,
+    STYLE,
+    arguments,
+    call,
+    overridden,
+    train_tiny,
+    train_tiny_style,
+)
 
 HALF = dict(rtol=2e-3, atol=2e-3)
 """What float16 keeps of numbers of about 1."""
@@ -48,8 +56,8 @@ def other_faces(folder):
 
 
 def write_cache(data, autoencoder, out, *options):
-    command = ["--data", data, "--autoencoder", autoencoder, "--out", out]
-    call(cache_latents.main, *command, "--batch-size", 4, *options)
+    command = ["--data", data, "--autoencoder", autoencoder, "--out", out, "--batch-size", 4]
+    call(cache_latents.main, *overridden(command, options))
     return out
 
 

@@ -17,6 +17,7 @@ from sisma_jax.data.input_pipeline import open_dataset
 from sisma_jax.data.layouts import survey
 from sisma_jax.data.prepared import PreparedDataset
 from tests.datasets import SIZE, TOY, write_toy
+from tests.tiny_runs import overridden
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def call(source, *options):
         words = ["--source", source, "--out", tmp_path / "out", "--size", SIZE, "--workers", 1]
-        monkeypatch.setattr(sys, "argv", ["prepare", *map(str, [*words, *options])])
+        monkeypatch.setattr(sys, "argv", ["prepare", *map(str, overridden(words, options))])
         prepare.main()
         return json.loads((tmp_path / "out/dataset.json").read_text()), capsys.readouterr().out
 

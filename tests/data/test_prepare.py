@@ -18,6 +18,7 @@ from sisma_jax.data.input_pipeline import open_dataset, training_stream
 from sisma_jax.data.prepared import PreparedDataset
 from sisma_jax.data.raw import RawFaces
 from tests.datasets import COUNT, SIZE, TEST_FROM, write_packed, write_raw, write_toy
+from tests.tiny_runs import overridden
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,9 @@ def damaged(raw, tmp_path):
 
 
 def run(source, out, *options, monkeypatch, test_from=TEST_FROM):
-    command = ["prepare", "--source", source, "--out", out, "--size", SIZE, "--workers", 1]
-    command += ["--test-from", test_from, "--shard-size", 6, *options]
+    settings = ["--source", source, "--out", out, "--size", SIZE, "--workers", 1]
+    settings += ["--test-from", test_from, "--shard-size", 6]
+    command = ["prepare", *overridden(settings, options)]
     monkeypatch.setattr(sys, "argv", [str(word) for word in command])
     prepare.main()
     return json.loads((out / "dataset.json").read_text())
