@@ -85,6 +85,7 @@ def get_config(variant: str = "published") -> ConfigDict:
 
     if variant == "64":
         common.generator_on_small_photographs(config, 64)
+        config.samples.guidance = 1.0  # masks are never dropped
         config.train.optimizer = "adamw"
         config.train.learning_rate = 2e-3
         config.train.ema_decay = 0.998

@@ -40,11 +40,17 @@ from sisma_jax.models.autoencoder import (
     to_uint8,
 )
 from sisma_jax.models.autoencoder.config import DTYPES
-from sisma_jax.models.generators import Config, generator, model_config, parameter_shapes
+from sisma_jax.models.generators import (
+    Config,
+    generator,
+    learns_null_mask,
+    model_config,
+    parameter_shapes,
+)
 from sisma_jax.models.scadm.config import SCADMConfig
 from sisma_jax.runs.folder import RunFolder
 from sisma_jax.runs.state import Params
-from sisma_jax.synthesis.checks import check_autoencoder, check_sampling
+from sisma_jax.synthesis.checks import check_autoencoder, check_mask_guidance, check_sampling
 from sisma_jax.synthesis.options import SamplingOptions, name_fields
 from sisma_jax.synthesis.synthesizer import Synthesizer
 from sisma_jax.training.ca2sis.run import train_ca2sis
@@ -254,6 +260,7 @@ def train_sisma(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] = 
         check_sections(model, data)
         with name_fields("samples."):
             check_sampling(model, samples.options)
+            check_mask_guidance(samples.options, learns_null_mask(config))
         hook = load_hook(evaluation)
         refuse_sections(config, ("loss", "discriminator"), generator(model).name)
         check_folder(run, config)

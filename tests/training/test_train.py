@@ -196,6 +196,10 @@ def test_where_no_checkpoint_is_intact_it_is_said(tiny_run, inputs_folder, tmp_p
         ({"evaluation__hook": "no_such:thing"}, "evaluation.hook 'no_such:thing' cannot be im"),
         ({"train__init_from": "nowhere"}, "nowhere is not a run folder"),
         ({"flow__drop": 1.5}, "flow.drop is 1.5"),
+        (
+            {"flow__drop": 0.0, "samples__guidance": 2.0},
+            "samples.guidance is 2.0, but no mask was dropped",
+        ),
         ({"samples__solver": "rk4"}, "samples.solver 'rk4' is unknown"),
         ({"autoencoder__path": "nowhere"}, "no autoencoder at nowhere"),
     ],
