@@ -299,7 +299,7 @@ def test_fid_and_its_statistics_in_and_out(run, report, weights, tmp_path):
     assert row["scores"] == {"fid": rows[OURS]["scores"]["fid"]}
     # Other ones do not enter the same table.
     (weights / networks.INCEPTION.file).write_text("3")
-    with pytest.raises(InputError, match=r"made with the Inception resized by tf1 \w{12} where"):
+    with pytest.raises(InputError, match=r"is 'resized by tf1 \w{12}' where"):
         run("--weights", weights, metrics=every)
 
 

@@ -62,7 +62,7 @@ def below_a_file(folder):
         ({"train__profile_at": 7}, None, "profile_at is 7, but training ends at step 6"),
         ({"evaluation__hook": "json:dumps"}, None, "with evaluation.every 0 it is never called"),
         ({}, not_a_run, "run is not empty and holds no run"),
-        ({}, below_a_file, r"run cannot be written \(Not a directory\)"),
+        ({}, below_a_file, r"run cannot be written \(it is a file\)"),
     ],
 )
 def test_all_that_is_here_is_looked_at_before_the_hub_is_asked(

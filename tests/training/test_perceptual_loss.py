@@ -172,6 +172,7 @@ def test_a_run_belongs_to_the_weights_of_its_loss(
     _, metrics = jax.eval_shape(tasks[0].trainable.loss_fn, params, batch, network)
     assert metrics.keys() == {"kl", "reconstruction", "psnr", "perceptual"}
 
+    (folder / "checkpoints" / "1").mkdir(parents=True)  # without a step the run begins anew
     vgg.rename(moved)
     refused = r"trained with other weights of the perceptual loss \(\w{8}\) than .* original files"
     with pytest.raises(InputError, match=refused):
@@ -218,6 +219,7 @@ def test_older_runs_continue_without_it_only(tmp_path):
     assert len(older.loss) == 3
     run = RunFolder(tmp_path)
     run.config_file.write_text(to_json(older))
+    (run.checkpoints / "1").mkdir(parents=True)
     run.check(config)
     config.loss.perceptual_weight = 0.5
     with pytest.raises(InputError, match=r"_weight, which was always 0\.0, but this run has 0\.5"):

@@ -97,9 +97,11 @@ class TestFiles:
 
     @pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pth", ".pt"])
     def test_pickled_files_are_refused(self, tmp_path, suffix):
+        weights = tmp_path / f"weights{suffix}"
+        weights.touch()
         for read in (load_autoencoder, lambda path: load_tree(path, {})):
             with pytest.raises(InputError, match=r"convert it once.*weights_only=True"):
-                read(tmp_path / f"weights{suffix}")
+                read(weights)
 
     @pytest.mark.parametrize(
         ("change", "phrase"),
