@@ -61,7 +61,7 @@ def get_config(variant: str = "large") -> ConfigDict:
         common.generator_on_small_photographs(config, int(variant))
         config.model.depth = 6
         config.model.remat = "names"
-        config.train.steps = 24_000
+        config.train.steps = 16_000
         config.train.ema_decay = 0.998
         return config
     common.generator_on_celebamask_hq(config)
