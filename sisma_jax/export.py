@@ -104,8 +104,8 @@ def export_sisma(run: RunFolder, out: Path) -> str:
     first_stage = None
     if not generator(model).one_pass:
         first_stage = load_autoencoder(run.autoencoder, dtype=None)
-    what = _write_export(out, config, run.classes(), params, first_stage, {"step": str(step)})
-    return f"{generator(model).name} at step {step}{what}"
+    _write_export(out, config, run.classes(), params, first_stage, {"step": str(step)})
+    return _in_words(f"{generator(model).name} at step {step}", first_stage)
 
 
 def _write_export(
@@ -115,8 +115,8 @@ def _write_export(
     params: Params,
     first_stage: Autoencoder | None,
     about: dict[str, str],
-) -> str:
-    """Write an exported folder; return words on its first stage."""
+) -> None:
+    """Write an exported folder; the header of its weights also has `about`."""
     with whole_folder(out) as folder:
         written = RunFolder(folder)
         written.config_file.write_text(to_json(config), "utf-8")
@@ -125,7 +125,10 @@ def _write_export(
             save_autoencoder(written.autoencoder, first_stage.config, first_stage.params)
         name = generator(model_config(config)).name
         save_tree(written.weights_file, params, {"model": name} | about)
-    return "" if first_stage is None else ", with its autoencoder"
+
+
+def _in_words(model: str, first_stage: Autoencoder | None) -> str:
+    return model if first_stage is None else f"{model}, with its autoencoder"
 
 
 def export_published(
@@ -160,7 +163,6 @@ def export_published(
     one_pass = generator(model).one_pass
     if one_pass and autoencoder is not None:
         raise InputError(f"{generator(model).name} has no first stage: leave --autoencoder out")
-    params = PUBLISHED[kind](weights, model)
     first_stage = None
     if not one_pass:
         found = weights if _holds_first_stage(weights) else config.autoencoder.path
@@ -168,8 +170,9 @@ def export_published(
             autoencoder or found, scaling_factor=config.autoencoder.scaling_factor or None
         )
         check_autoencoder(model, first_stage)
-    what = _write_export(out, config, classes, params, first_stage, {"source": weights.name})
-    return f"{generator(model).name} of {weights.name}{what}"
+    params = PUBLISHED[kind](weights, model)
+    _write_export(out, config, classes, params, first_stage, {"source": weights.name})
+    return _in_words(f"{generator(model).name} of {weights.name}", first_stage)
 
 
 def _holds_first_stage(weights: Path) -> bool:

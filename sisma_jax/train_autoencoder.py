@@ -67,7 +67,7 @@ from sisma_jax.training.state import Batch, Metrics, TrainConfig, kernel_axes, m
 
 FACES_FOR_STATISTICS = 512
 CHANNELS = 3
-"""Of the pictures of every data set: red, green and blue."""
+"""The channels of every picture in a data set: red, green and blue."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,10 +168,10 @@ def train_autoencoder(config: ConfigDict, workdir: str | Path, watch: Sequence[L
             )
         loss = section(LossConfig, config, "loss")
         section_of_discriminator = None
-        if loss.adversarial_weight or "discriminator" in config:  # which older runs lack
+        if loss.adversarial_weight:
             section_of_discriminator = section(DiscriminatorSection, config, "discriminator")
-        if not loss.adversarial_weight:
-            section_of_discriminator = None  # valid, but not used
+        elif "discriminator" in config:  # which older runs lack
+            section(DiscriminatorSection, config, "discriminator")  # raises if it is invalid
         check_image_size(data, model.factor, f"the autoencoder's factor {model.factor}")
         if data.size < WINDOW:
             raise InputError(

@@ -7,6 +7,7 @@ in any process ends all of them with one sentence.
 import argparse
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -194,16 +195,16 @@ def _acknowledged(numbers: Collection[int], answered: threading.Event) -> Iterat
     first unless it is `answered`, and end the process `GRACE` after a second one.
 
     Python calls handlers between instructions of the main thread, which a compilation blocks for
-    minutes. A pipe carries the signals to a thread without delay. It never ends the process of a
+    minutes. Sockets carry the signals to a thread without delay. It never ends the process of a
     notebook, nor one that has left the context in the meantime.
     """
-    read, write = os.pipe()
-    os.set_blocking(write, False)
+    receiver, sender = socket.socketpair()  # on Windows, pipes cannot be set to not block
+    sender.setblocking(False)
     over = threading.Event()
 
     def listen() -> None:
         received = 0
-        while number := int.from_bytes(os.read(read, 1)):
+        while number := int.from_bytes(receiver.recv(1)):
             if number not in numbers:
                 continue
             received += 1
@@ -217,13 +218,13 @@ def _acknowledged(numbers: Collection[int], answered: threading.Event) -> Iterat
                 with suppress(OSError):
                     print("interrupted", file=sys.stderr, flush=True)
                 os._exit(128 + number)
-        os.close(read)
+        receiver.close()
 
-    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=listen, daemon=True).start()
     try:
         yield
     finally:
         over.set()
         signal.set_wakeup_fd(before)
-        os.close(write)
+        sender.close()

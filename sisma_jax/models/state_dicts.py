@@ -15,7 +15,7 @@ k classes are k groups of a convolution, or k layers, for which the table has k 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -30,19 +30,26 @@ Layers = dict[str, str | tuple[str, ...]]
 """PyTorch's names of layers by ours; a tuple has one name per class."""
 
 
-def arrays(source: str | os.PathLike, tensors: Any) -> dict[str, np.ndarray]:
-    """Return a state dict as arrays, which may also be lists or PyTorch's tensors on the CPU.
+def arrays(
+    source: str | os.PathLike, tensors: Any, choose: Callable[[list[str]], Iterable[str]] = list
+) -> dict[str, np.ndarray]:
+    """Return a state dict as arrays.
+
+    Args:
+      source: the file, or what else holds the tensors, for messages.
+      tensors: arrays, lists or PyTorch's tensors on the CPU by name.
+      choose: selects the names to return; all by default.
 
     Raises:
-      InputError: if it is no mapping, or a tensor holds other numbers than floats, or such that are
-        not finite; the message names `source`.
+      InputError: if it is no mapping, or a chosen tensor holds numbers that are no floats or not
+        finite.
     """
     if not isinstance(tensors, Mapping):
         raise InputError(
             f"{source} is of type {type(tensors).__name__}: give a dict of arrays by their names, "
             "or read a file by load_published"
         )
-    found = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    found = {name: np.asarray(tensors[name]) for name in choose([*tensors])}
     others = [name for name, x in found.items() if not jnp.issubdtype(x.dtype, jnp.floating)]
     if others:
         raise InputError(f"{source} has no floats in {listed(others)}: give the trained weights")

@@ -1,6 +1,7 @@
 """The configuration of CA2-SIS's generator."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sisma_jax.common.config import check_among, check_counts
@@ -27,6 +28,11 @@ class Stage(NamedTuple):
     def inner_width(self) -> int:
         """Channels between the linear maps of its transformer."""
         return self.heads * self.head_width
+
+
+def drawn_size(grid: int, widths: Sequence[int]) -> int:
+    """The side of images drawn by stages of these widths; each but the first doubles `grid`."""
+    return grid * 2 ** (len(widths) - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +126,7 @@ class CA2SISConfig:
     @property
     def image_size(self) -> int:
         """Height and width of images and label maps."""
-        return self.grid * 2 ** (len(self.widths) - 1)
+        return drawn_size(self.grid, self.widths)
 
     @property
     def latent_size(self) -> int:

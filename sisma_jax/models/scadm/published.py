@@ -65,9 +65,7 @@ def from_torch(
         or left over.
     """
     check_published_style(source, config.style_grouping, config.style_colours)
-    if isinstance(tensors, Mapping):
-        tensors = {name: tensors[name] for name in of_scadm([*tensors])}
-    tensors = arrays(source, tensors)
+    tensors = arrays(source, tensors, of_scadm)
     first = tensors.get(f"{STYLE_ENCODER}Encoder.first_layer.0.weight")
     if first is not None and first.ndim and first.shape[0] % config.style_channels == 0:
         count = first.shape[0] // config.style_channels

@@ -21,7 +21,7 @@ from sisma_jax.devices.hosts import is_first, print_once, together
 from sisma_jax.devices.sharding import fill_up, local_copy
 from sisma_jax.metrics.image_quality import WINDOW, psnr, ssim
 from sisma_jax.models.autoencoder import to_float, to_uint8
-from sisma_jax.models.ca2sis.config import CA2SISConfig
+from sisma_jax.models.ca2sis.config import CA2SISConfig, drawn_size
 from sisma_jax.models.ca2sis.model import CA2SIS
 from sisma_jax.models.generators import model_config
 from sisma_jax.models.weights import tree_checksum
@@ -130,15 +130,13 @@ def train_ca2sis(config: ConfigDict, workdir: str | Path, watch: Sequence[Log] =
 
 
 def check_size(config: ConfigDict, data: DataConfig) -> None:
-    """Raise InputError unless the model draws images of the data's size, by which all further sizes
-    in its section go."""
-    sizes = {name: config.model[name] for name in ("grid", "widths") if name in config.model}
-    sizes |= dict(mask_size=1, attention_sizes=(), norm_groups=1, style_levels=1)  # go with any
-    model = section(CA2SISConfig, {"model": sizes}, "model")
-    if data.size != model.image_size:
+    """Raise InputError unless the model draws images of the data's size, on which the checks of its
+    other sizes depend."""
+    grid, widths = config.model.grid, config.model.widths
+    if widths and data.size != (drawn := drawn_size(grid, widths)):
         raise InputError(
-            f"data.size is {data.size}, but model.grid {model.grid} and the {len(model.widths)} "
-            f"stages of model.widths draw {model.image_size} pixels: make them agree"
+            f"data.size is {data.size}, but model.grid {grid} and the {len(widths)} stages of "
+            f"model.widths draw {drawn} pixels: make them agree"
         )
 
 
